@@ -1,0 +1,318 @@
+"""The one table of configuration keys, and the reader that turns YAML and the command line into a checked Config.
+
+Precedence: command line > YAML > default. The parser, the validation, --help, --print_config and
+docs/configuration.md are all made from KEYS.
+"""
+
+import argparse
+import difflib
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import yaml
+
+import plugins
+from config_keys import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
+from speaker_lists import UsageError
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value as somebody wrote it, and where."""
+
+    value: object
+    where: str  # "configs/x.yaml:14" or "command line"
+
+    @property
+    def from_command_line(self):
+        return self.where == "command line"
+
+
+class Config(SimpleNamespace):
+    """Resolved configuration: one attribute for each key, plug-in keys included."""
+
+    def values(self) -> dict:
+        """All keys and values as a plain dict, in table order, plug-in keys last."""
+        return dict(vars(self))
+
+
+def key_text(setting: Setting, name: str) -> str:
+    """Name a key the way the user wrote it, with its place."""
+    return f"command line: --{name}" if setting.from_command_line else f"{setting.where}: {name}"
+
+
+def coerce(key: Key, setting: Setting):
+    """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
+    place = key_text(setting, key.name)
+    value = to_type(key.type, setting.value, place)
+    if key.choices and value not in key.choices:
+        raise UsageError(f"{place}: must be one of {', '.join(map(str, key.choices))}; got '{value}'")
+    if key.low is not None and value < key.low:
+        raise UsageError(f"{place}: must be at least {key.low}, got {value}")
+    if key.above is not None and value <= key.above:
+        raise UsageError(f"{place}: must be above {key.above}, got {value}")
+    if key.high is not None and value > key.high:
+        raise UsageError(f"{place}: must be at most {key.high}, got {value}")
+    return value
+
+
+def to_type(kind, value, place: str):
+    """Convert to ``kind``; YAML's '5e-5', '\"8888\"' and an empty text value are understood."""
+    wrong = UsageError(f"{place}: expected {TYPE_NAMES.get(kind, kind)}, got '{value}'")
+    if kind is str:
+        if value is None:
+            return ""
+        if isinstance(value, (list, dict)):
+            raise wrong
+        return str(value)
+    if value is None or value == "":
+        raise UsageError(f"{place}: has no value; expected {TYPE_NAMES[kind]}")
+    if kind is bool:
+        text = str(value).strip().lower()
+        if isinstance(value, (list, dict, float)) or text not in TRUE + FALSE:
+            raise wrong
+        return text in TRUE
+    if isinstance(value, (bool, list, dict)):
+        raise wrong
+    try:
+        number = float(value)
+        if kind is int:
+            whole = int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+            if whole != number and not isinstance(value, int):
+                raise wrong
+            return whole
+    except (ValueError, OverflowError, TypeError):
+        raise wrong from None
+    if not math.isfinite(number):
+        raise UsageError(f"{place}: must be a finite number, got {value}")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader; top-level pairs are built one at a time so that each keeps its line."""
+
+
+def read_yaml(path: str) -> dict[str, Setting]:
+    """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key."""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            loader = _Loader(f.read())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UsageError(f"{path}: not a UTF-8 text file") from error
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise UsageError(f"{path}:{root.start_mark.line + 1}: expected 'key: value' lines")
+        settings = {}
+        for key_node, value_node in root.value:
+            place = f"{path}:{key_node.start_mark.line + 1}"
+            name = str(loader.construct_object(key_node, deep=True))
+            if name in settings:
+                raise UsageError(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
+            settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
+        return settings
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(f"command line: {message}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser from KEYS; values stay text here and are checked by ``coerce``."""
+    parser = _Parser(
+        prog="trainSpeakerNet.py",
+        description="Train and evaluate a speaker-verification model.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
+    groups = {}
+    for key in KEYS.values():
+        group = groups.setdefault(key.group, parser.add_argument_group(key.group))
+        text = key.describe().replace("%", "%%")
+        if key.type is bool:
+            group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=text)
+            group.add_argument(
+                f"--no-{key.name}", dest=key.name, action="store_const", const="false", help=argparse.SUPPRESS
+            )
+        else:
+            group.add_argument(f"--{key.name}", metavar=key.type.__name__.upper(), help=text)
+    parser.add_argument("--print_config", action="store_true", help="check everything, print the configuration, stop")
+    return parser
+
+
+def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
+    """Read the command line to ({key: Setting}, print_config); keys the table lacks are kept for the plug-ins."""
+    known, rest = build_parser().parse_known_args(argv)
+    values = vars(known)
+    print_config = values.pop("print_config", False)
+    settings = {name: Setting(value, "command line") for name, value in values.items()}
+    position = 0
+    while position < len(rest):
+        word, position = rest[position], position + 1
+        if not word.startswith("--"):
+            raise UsageError(f"command line: unexpected argument '{word}'")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if position < len(rest) and not rest[position].startswith("--"):
+                value, position = rest[position], position + 1
+            else:
+                name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
+        if name in settings:
+            raise UsageError(f"command line: --{name} is given twice")
+        settings[name] = Setting(_yaml_scalar(value), "command line")
+    return settings, print_config
+
+
+def _yaml_scalar(text: str):
+    """Read a plug-in's value as YAML would, so that the command line and the file mean the same."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+# ---------------------------------------------------------------------------------------------------- resolution
+
+
+def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
+    """Read, merge and check the configuration.
+
+    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config). Checks that need the
+    lists or the audio files are ``preflight.check_paths``'s.
+    """
+    command_line, print_config = read_command_line(argv)
+    notes = []
+    written = {}
+    if "config" in command_line:
+        settings = read_yaml(to_type(str, command_line["config"].value, "command line: --config"))
+        settings.pop("run_info", None)  # what a run adds to result/config.yaml, so that the file can be used again
+        written = _rename_aliases(settings, notes)
+    for name, setting in _rename_aliases(command_line, notes).items():
+        if name in written and name != "config":
+            old = written[name]
+            notes.append(f"{name}: {setting.value} (command line) overrides {old.value} ({old.where})")
+        written[name] = setting
+    for name, setting in written.items():
+        if name in REFUSED:
+            raise UsageError(f"{_unknown_place(setting, name)} is not supported: {REFUSED[name]}")
+    values = {name: key.default for name, key in KEYS.items()}
+    values.update({name: coerce(KEYS[name], s) for name, s in written.items() if name in KEYS})
+    _resolve_plugin_keys(values, written, notes)
+    return Config(**values), written, notes, print_config
+
+
+def _rename_aliases(settings: dict, notes: list) -> dict:
+    renamed = {}
+    for name, setting in settings.items():
+        target = ALIASES.get(name, name)
+        if target != name:
+            notes.append(f"{_unknown_place(setting, name)} is an old name, read as '{target}'")
+        if target in renamed or (target != name and target in settings):
+            raise UsageError(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
+        renamed[target] = setting
+    return renamed
+
+
+def _unknown_place(setting: Setting, name: str) -> str:
+    return f"command line: '--{name}'" if setting.from_command_line else f"{setting.where}: '{name}'"
+
+
+def chosen_plugins(values: dict) -> dict[str, plugins.Declaration]:
+    """Find the declarations of the plug-ins that the configuration names; UsageError where one does not exist."""
+    found = {}
+    for folder, key in plugins.CHOSEN_BY.items():
+        name = values[key]
+        if not name:
+            if values["eval"] and folder != "models":
+                continue  # evaluation needs the model's weights only
+            raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
+        declared = plugins.declaration(folder, name)
+        if declared is None:
+            raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
+        found[folder] = declared
+    return found
+
+
+def _resolve_plugin_keys(values: dict, written: dict, notes: list):
+    """Give plug-in keys their values; refuse keys that neither the table nor a chosen plug-in knows."""
+    try:
+        found = chosen_plugins(values)
+    except UsageError as error:
+        name = str(error).split(":")[0]
+        raise UsageError(f"{written[name].where}: {error}" if name in written else str(error)) from None
+    declared = {}
+    for declaration in found.values():
+        for name, default in declaration.keys.items():
+            if name not in declared or declared[name] in (None, plugins.UNKNOWN):
+                declared[name] = default
+    for name, setting in written.items():
+        if name in KEYS:
+            continue
+        if name in declared:
+            values[name] = _plugin_value(name, setting, declared[name])
+        elif values["allow_unknown"]:
+            notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
+        else:
+            raise UsageError(_unknown_message(name, setting, declared))
+    for declaration in found.values():
+        for name in declaration.required:
+            if name not in values and name not in KEYS and name not in RUNTIME_KEYS:
+                raise UsageError(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
+    for name in sorted(MODEL_KEYS & set(written)):
+        if name not in declared and not values["eval"]:
+            notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+# Keys that the trainer works out and hands to plug-ins beside the configuration.
+RUNTIME_KEYS = ("steps_per_epoch",)
+
+
+def _plugin_value(name: str, setting: Setting, default):
+    kind = type(default)
+    if kind in (bool, int, float, str):
+        return to_type(kind, setting.value, key_text(setting, name))
+    if default is None and isinstance(setting.value, str):
+        try:
+            return float(setting.value)  # '5e-5', which YAML reads as text
+        except ValueError:
+            return setting.value
+    return setting.value
+
+
+def _suggest(name: str, names) -> str:
+    lower = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f" - did you mean '{lower[close[0]]}'?" if close else ""
+
+
+def _unknown_message(name: str, setting: Setting, declared) -> str:
+    suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
+    if setting.from_command_line:
+        suggestion = suggestion.replace("mean '", "mean '--")
+        return f"command line: unknown key '--{name}'{suggestion}"
+    return f"{setting.where}: unknown key '{name}'{suggestion}"
+
+
+def to_yaml(values: dict) -> str:
+    """Write a configuration as YAML that ``read_yaml`` reads back to the same values."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,123 @@
+"""Find plug-ins by file name, read what they declare without importing them, and call them with the keys they take."""
+
+import ast
+import importlib
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+# What a plug-in file of each folder must define, and the configuration key that chooses it.
+ENTRY = {"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"}
+CHOSEN_BY = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
+UNKNOWN = object()  # a default that is an expression, not a literal
+
+
+@dataclass
+class Declaration:
+    """What a plug-in says of itself in its source: its keyword arguments with defaults, and class constants."""
+
+    path: Path
+    keys: dict = field(default_factory=dict)
+    required: list = field(default_factory=list)
+    constants: dict = field(default_factory=dict)
+
+
+def available(folder: str) -> list[str]:
+    """List the plug-in names of a folder: the files that define its entry point."""
+    return sorted(p.stem for p in (ROOT / folder).glob("*.py") if _entry_node(_parse(p), ENTRY[folder]) is not None)
+
+
+def declaration(folder: str, name: str) -> Declaration | None:
+    """Read the declaration of a plug-in from its source; None where there is no such plug-in file."""
+    path = ROOT / folder / f"{name}.py"
+    if not name.isidentifier() or not path.is_file():
+        return None
+    tree = _parse(path)
+    entry = _entry_node(tree, ENTRY[folder])
+    if entry is None:
+        return None
+    found = Declaration(path)
+    function = _callable_of(entry)
+    if function is not None:
+        keys, required, takes_all = _arguments(function)
+        found.keys.update(keys)
+        found.required = required[1:] if folder in ("optimizer", "scheduler") else required
+        for key in required[: 1 if folder in ("optimizer", "scheduler") else 0]:
+            found.keys.pop(key)
+        if takes_all:  # MainModel(**kwargs) hands them on to a class or function of the same file
+            for node in tree.body:
+                inner = _callable_of(node)
+                if node is not entry and inner is not None:
+                    found.keys = {**_arguments(inner)[0], **found.keys}
+    if isinstance(entry, ast.ClassDef):
+        found.constants = _constants(entry)
+    return found
+
+
+def load(folder: str, name: str):
+    """Import a plug-in and return its entry point."""
+    return getattr(importlib.import_module(f"{folder}.{name}"), ENTRY[folder])
+
+
+def call(entry, values: dict, *leading):
+    """Call a plug-in with the keys its signature names, or with all of them where it takes ``**kwargs``."""
+    parameters = inspect.signature(entry).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return entry(*leading, **values)
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][len(leading) :]
+    return entry(*leading, **{name: values[name] for name in names if name in values})
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _entry_node(tree: ast.Module, name: str):
+    """The top-level node that binds ``name``: a class, a function, an assignment or an import."""
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return node
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node
+        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
+            return node
+    return None
+
+
+def _callable_of(node) -> ast.FunctionDef | None:
+    if isinstance(node, ast.FunctionDef):
+        return node
+    if isinstance(node, ast.ClassDef):
+        return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    return None
+
+
+def _arguments(function: ast.FunctionDef):
+    """Return ({name: default}, [names without default], takes **kwargs) of a function, without ``self``."""
+    a = function.args
+    positional = a.posonlyargs + a.args
+    if positional and positional[0].arg == "self":
+        positional = positional[1:]
+    defaults = [None] * (len(positional) - len(a.defaults)) + list(a.defaults)
+    pairs = list(zip(positional, defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+    keys = {arg.arg: UNKNOWN if default is None else _literal(default) for arg, default in pairs}
+    return keys, [arg.arg for arg, default in pairs if default is None], a.kwarg is not None
+
+
+def _literal(node):
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNKNOWN
+
+
+def _constants(node: ast.ClassDef) -> dict:
+    """Class-level ``name = literal`` assignments."""
+    return {
+        target.id: _literal(statement.value)
+        for statement in node.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }

@@ -1,0 +1,68 @@
+"""Read train and trial lists, with line numbers in every complaint."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+TRIAL_LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
+
+
+class UsageError(Exception):
+    """A mistake of the user: one line on stderr, exit status 2."""
+
+
+def _lines(path):
+    """Yield (line number, columns) of the non-empty lines; accepts CRLF and a byte-order mark."""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            for number, line in enumerate(f, 1):
+                columns = line.split()
+                if columns:
+                    yield number, columns
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
+        raise UsageError(f"{path}: cannot read the list: {reason}") from error
+
+
+def read_train_list(path):
+    """Read ``speaker relative/path`` lines.
+
+    Returns (sorted speaker names, label of each utterance (N,) int64, paths, line
+    numbers). Labels count the sorted speakers from 0, as voxceleb_trainer does.
+    """
+    names, paths, numbers = [], [], []
+    for number, columns in _lines(path):
+        if len(columns) != 2:
+            raise UsageError(f"{path}:{number}: expected 'speaker path', got {len(columns)} column(s)")
+        names.append(columns[0])
+        paths.append(columns[1])
+        numbers.append(number)
+    if not paths:
+        raise UsageError(f"{path}: the train list is empty")
+    speakers, labels = np.unique(np.array(names), return_inverse=True)
+    return speakers.tolist(), labels.astype(np.int64), paths, numbers
+
+
+def read_trials(path):
+    """Read ``label pathA pathB`` lines; returns (labels (N,) int64, first paths, second paths)."""
+    labels, first, second = [], [], []
+    for number, columns in _lines(path):
+        if len(columns) != 3:
+            raise UsageError(f"{path}:{number}: expected 'label pathA pathB', got {len(columns)} column(s)")
+        label = TRIAL_LABELS.get(columns[0])
+        if label is None:
+            raise UsageError(f"{path}:{number}: the label must be 0, 1, nontarget or target, got '{columns[0]}'")
+        labels.append(label)
+        first.append(columns[1])
+        second.append(columns[2])
+    if not labels:
+        raise UsageError(f"{path}: the trial list is empty")
+    if len(set(labels)) == 1:
+        raise UsageError(f"{path}: all {len(labels)} trials have label {labels[0]}; error rates need both classes")
+    return np.array(labels, dtype=np.int64), first, second
+
+
+def list_hash(path) -> str:
+    """SHA-256 of a list file, to record which list a score was made with."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
