@@ -70,17 +70,17 @@ class SERes2Block(nn.Module):
 class ECAPA_TDNN(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
-    def __init__(self, nOut, channels, n_mels, global_context, frontend):
+    def __init__(self, nOut, channels, aggregate, n_mels, global_context, frontend):
         super().__init__()
         self.frontend = frontend
         self.layer1 = ConvReluBN(n_mels, channels, kernel_size=5)
         self.layer2 = SERes2Block(channels, 3, 2)
         self.layer3 = SERes2Block(channels, 3, 3)
         self.layer4 = SERes2Block(channels, 3, 4)
-        self.conv = nn.Conv1d(channels * 3, 1536, 1)
-        self.pool = AttentiveStatistics(1536, global_context=global_context)
-        self.bn = nn.BatchNorm1d(1536 * 2)
-        self.linear = nn.Linear(1536 * 2, nOut)
+        self.conv = nn.Conv1d(channels * 3, aggregate, 1)
+        self.pool = AttentiveStatistics(aggregate, global_context=global_context)
+        self.bn = nn.BatchNorm1d(aggregate * 2)
+        self.linear = nn.Linear(aggregate * 2, nOut)
 
     def forward(self, x):
         x = self.layer1(self.frontend(x))  # (B, channels, frames)
@@ -94,14 +94,18 @@ class ECAPA_TDNN(nn.Module):
 def MainModel(
     nOut=192,
     channels=512,
+    aggregate=1536,
     n_mels=80,
     global_context=True,
     frontend="fbank",
     input_norm="mean",
     spec_augment=(0, 0),
 ):
-    """Build the model; ``channels`` is 512 or 1024 in the published results and must be a multiple of 8."""
+    """Build the model; ``channels`` is 512 or 1024 in the published results and must be a multiple of 8.
+
+    ``aggregate`` is the width that the concatenated blocks are projected to before pooling.
+    """
     if channels % 8:
         raise ValueError(f"channels: ECAPA_TDNN needs a multiple of 8, got {channels}")
     features = FrontEnd(frontend, n_mels, input_norm, spec_augment=tuple(spec_augment))
-    return ECAPA_TDNN(nOut, channels, n_mels, global_context, features)
+    return ECAPA_TDNN(nOut, channels, aggregate, n_mels, global_context, features)

@@ -1,0 +1,249 @@
+"""Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
+from augmentation import AugmentWAV
+from speaker_lists import read_train_list
+
+SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
+REPLACEMENT_TRIES = 20  # other utterances tried in place of an unreadable one
+
+
+class TrainDataset(Dataset):
+    """Rows of crops: item (epoch, ((utterance, copy), ...)) -> (audio (M, samples), label, provenance, events)."""
+
+    def __init__(self, config):
+        self.list_path, self.root = config.train_list, config.train_path
+        self.speakers, labels, paths, lines = read_train_list(config.train_list)
+        # Arrays, not lists of objects: forked workers would copy such lists page by page.
+        self.labels, self.lines = labels, np.array(lines, dtype=np.int64)
+        self.paths = np.array([p.encode() for p in paths])
+        self.order = np.argsort(labels, kind="stable")
+        self.starts = np.searchsorted(labels[self.order], np.arange(len(self.speakers) + 1))
+        self.samples = samples_of(config.max_frames)
+        self.seed = config.seed
+        self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
+        self.augmenter = None
+        if config.augment:
+            self.augmenter = AugmentWAV(config.musan_path, config.rir_path, config.augment_prob)
+
+    def __len__(self):
+        return len(self.paths)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: speakers, times the speeds that make new speakers of them."""
+        return len(self.speakers) * len(self.speeds)
+
+    def utterances_of(self, speaker: int) -> np.ndarray:
+        """Utterance numbers of a speaker."""
+        return self.order[self.starts[speaker] : self.starts[speaker + 1]]
+
+    def path(self, utterance: int) -> str:
+        """Path of an utterance as the list gives it."""
+        return self.paths[utterance].decode()
+
+    def __getitem__(self, item):
+        epoch, row = item
+        first, copy = row[0]
+        speed = np.random.default_rng([self.seed, epoch, first, copy, 1]).integers(len(self.speeds))
+        crops, provenance, events = [], [], []
+        for utterance, copy in row:
+            rng = np.random.default_rng([self.seed, epoch, utterance, copy])
+            crop, info = self._crop(int(utterance), self.speeds[speed], rng, events)
+            crops.append(crop)
+            provenance.append(info)
+        label = int(self.labels[first]) + int(speed) * len(self.speakers)
+        return np.stack(crops), label, provenance, events
+
+    def _crop(self, utterance, speed, rng, events):
+        """Read and augment one crop; an unreadable file gives way to another of its speaker."""
+        wanted = utterance
+        for _ in range(REPLACEMENT_TRIES):
+            path = str(Path(self.root, self.path(utterance)))
+            try:
+                x, start, rate, channels = read_audio(path, self.samples, rng.random(), speed)
+            except AudioError as error:
+                events.append(("unreadable", path, int(self.lines[utterance]), str(error)))
+                utterance = int(rng.choice(self.utterances_of(self.labels[wanted])))
+                continue
+            if rate != SAMPLE_RATE:
+                events.append(("resampled", path, rate, ""))
+            if channels > 1:
+                events.append(("mixed down", path, channels, ""))
+            info = {"path": path, "line": int(self.lines[utterance]), "start": start, "rate": rate}
+            info.update(speed=float(speed), utterance=utterance, augment=[])
+            if self.augmenter is not None:
+                x, info["augment"], unusable = self.augmenter.augment(x, rng)
+                events.extend(("unusable", file, 0, reason) for file, reason in unusable)
+            return x, info
+        # Silence of the right shape; the caller ends the run, for a whole speaker cannot be read.
+        events.append(("speaker", self.speakers[self.labels[wanted]], 0, "none of the files tried can be read"))
+        return np.zeros(self.samples, np.float32), {"path": path, "line": int(self.lines[wanted]), "augment": []}
+
+
+def collate(rows):
+    """Rows -> {data (M, B, samples) float32, label (B,) int64, files [M B dicts], events}."""
+    crops, labels, provenance, events = zip(*rows)
+    return {
+        "data": torch.from_numpy(np.stack(crops, axis=1)),
+        "label": torch.tensor(labels, dtype=torch.int64),
+        "files": [info for utterance in zip(*provenance) for info in utterance],
+        "events": [event for row in events for event in row],
+    }
+
+
+class SpeakerBatchSampler:
+    """Batches in which a speaker stands once, in an order drawn from (seed, epoch).
+
+    An utterance whose speaker is already in a batch goes to another batch, none is dropped: each speaker's rows are
+    dealt to the batches that have the fewest rows so far, ties at random, so batches differ by at most one row. Only
+    where a speaker has more rows than there are batches does it stand twice, or, for losses that compare rows
+    (``distinct``), are its surplus rows left to another epoch. Under several processes a batch is dealt over the ranks.
+    """
+
+    def __init__(self, dataset, config, distinct: bool, rank: int = 0, world: int = 1):
+        self.dataset, self.distinct, self.rank, self.world = dataset, distinct, rank, world
+        self.seed, self.per_row = config.seed, config.nPerSpeaker
+        self.max_utterances = config.max_seg_per_spk
+        rows = [self._rows_of(len(dataset.utterances_of(s))) for s in range(len(dataset.speakers))]
+        self.batches = max(1, -(-sum(rows) // (config.batch_size * world)))
+        self.surplus = sum(max(0, r - self.batches) for r in rows) if distinct else 0
+        self.epoch, self.first = 1, 0
+
+    def _rows_of(self, utterances: int) -> int:
+        return -(-min(utterances, self.max_utterances) // self.per_row)
+
+    def set_position(self, epoch: int, first: int = 0):
+        """Choose the epoch, and the batch to begin with."""
+        self.epoch, self.first = epoch, first
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        for batch in self.plan(self.epoch)[self.first :]:
+            yield [(self.epoch, row) for row in batch[self.rank :: self.world]]
+
+    def plan(self, epoch: int) -> list[list[tuple]]:
+        """All batches of an epoch, each a list of rows ((utterance, copy), ...)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        batches = [[] for _ in range(self.batches)]
+        fill = np.zeros(self.batches, np.int64)
+        for speaker in rng.permutation(len(self.dataset.speakers)):
+            rows = self._speaker_rows(speaker, rng)
+            if self.distinct:
+                rows = rows[: self.batches]
+            for begin in range(0, len(rows), self.batches):
+                part = rows[begin : begin + self.batches]
+                emptiest = np.argsort(fill + rng.random(self.batches), kind="stable")[: len(part)]
+                fill[emptiest] += 1
+                for batch, row in zip(emptiest, part):
+                    batches[batch].append(row)
+        return batches
+
+    def _speaker_rows(self, speaker, rng):
+        """Rows of ``per_row`` utterances of one speaker; the last is filled up with others of the same speaker."""
+        chosen = rng.permutation(self.dataset.utterances_of(speaker))[: self.max_utterances]
+        missing = -len(chosen) % self.per_row
+        filled = np.concatenate([chosen, np.resize(chosen, missing)]) if missing else chosen
+        rows = []
+        for begin in range(0, len(filled), self.per_row):
+            row = filled[begin : begin + self.per_row].tolist()
+            rows.append(tuple((u, begin + i if begin + i >= len(chosen) else 0) for i, u in enumerate(row)))
+        return rows
+
+
+def _outlive_signals(worker):
+    """Leave Ctrl-C and SIGTERM to the main process, which saves its state and then ends its workers.
+
+    A signal to the whole process group must not take the workers away under a step; ten seconds are enough for one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
+
+
+def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool):
+    """Build a DataLoader whose results do not depend on the number of workers."""
+    options = {}
+    if workers:
+        options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": config.persistent_workers}
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=collate_fn,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # its own, so that starting workers draws nothing from the model's generator
+        **options,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
+
+
+class TestDataset(Dataset):
+    """Batches of whole files of equal length, or of ``num_eval`` evenly spaced crops a file.
+
+    Item i is batch i of ``plan``, a list of file numbers: (file numbers, audio (files, crops, samples), problems).
+    """
+
+    __test__ = False
+
+    def __init__(self, files: list[str], root: str, eval_frames: int, num_eval: int, batch_size: int):
+        self.files, self.root = files, root
+        self.crop = samples_of(eval_frames) if eval_frames else 0
+        self.num_eval = num_eval if eval_frames else 1
+        with ThreadPoolExecutor(8) as pool:
+            lengths = list(pool.map(self._length, files))
+        self.problems = {i: text for i, text in enumerate(lengths) if isinstance(text, str)}
+        self.plan = self._plan([0 if i in self.problems else n for i, n in enumerate(lengths)], batch_size)
+
+    def _length(self, file):
+        try:
+            return audio_length(Path(self.root, file))
+        except AudioError as error:
+            return str(error)
+
+    def _plan(self, lengths, batch_size):
+        groups = {}
+        for index, length in enumerate(lengths):
+            if length:
+                groups.setdefault(self.crop or max(length, MIN_SAMPLES), []).append(index)
+        plan = []
+        for length in sorted(groups, reverse=True):  # longest first: running out of memory shows at once
+            size = max(1, min(batch_size, 10 * batch_size * SAMPLE_RATE // (length * self.num_eval)))
+            members = groups[length]
+            plan += [members[i : i + size] for i in range(0, len(members), size)]
+        return plan
+
+    def __len__(self):
+        return len(self.plan)
+
+    def __getitem__(self, batch):
+        read, audio, problems = [], [], {}
+        for index in self.plan[batch]:
+            try:
+                x, *_ = read_audio(Path(self.root, self.files[index]))
+            except AudioError as error:
+                problems[index] = str(error)
+                continue
+            audio.append(self._crops(x))
+            read.append(index)
+        return read, torch.from_numpy(np.stack(audio)) if audio else torch.empty(0), problems
+
+    def _crops(self, x):
+        if not self.crop:
+            return wrap_pad(x, MIN_SAMPLES)[None]
+        x = wrap_pad(x, self.crop)
+        starts = np.linspace(0, len(x) - self.crop, self.num_eval).astype(np.int64)
+        return np.stack([x[s : s + self.crop] for s in starts])

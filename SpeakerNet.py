@@ -1,0 +1,555 @@
+"""SpeakerNet (model and loss) and ModelTrainer (the one training loop, fp32, bf16 and fp16 alike).
+
+python trainSpeakerNet.py --config configs/demo.yaml                                  # CPU or one GPU
+python trainSpeakerNet.py --config configs/ResNet34_AAM.yaml --mixedprec              # 16 bit
+torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml             # two processes
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import checkpoint
+import plugins
+from DatasetLoader import collate, make_loader
+from evaluation import describe
+from speaker_lists import UsageError
+
+
+class SpeakerNet(nn.Module):
+    """Model and loss as one module: (data, label) -> (loss, accuracy in %); (data) -> embeddings."""
+
+    def __init__(self, values: dict):
+        super().__init__()
+        self.per_row = values["nPerSpeaker"]
+        self.__S__ = plugins.call(plugins.load("models", values["model"]), values)
+        self.__L__ = plugins.call(plugins.load("loss", values["trainfunc"]), values) if values["trainfunc"] else None
+
+    @property
+    def loss(self):
+        """The loss module, None where only the model was built."""
+        return self.__L__
+
+    def forward(self, data, label=None):
+        """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
+        embeddings = self.__S__(data.reshape(-1, data.shape[-1]))
+        if label is None:
+            return embeddings
+        embeddings = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
+        embeddings = embeddings[0] if self.per_row == 1 else embeddings.transpose(0, 1)  # (B, D) or (B, M, D)
+        return self.__L__(embeddings, label)
+
+
+class LossScaler:
+    """Loss scale for fp16 gradients; its state is in torch's GradScaler form.
+
+    Only steps that were taken make the scale grow. A benign overflow is retried at a lower scale by the trainer; a
+    fault of the data never lowers it. The scale stays between 2^-10 and 2^24.
+    """
+
+    FLOOR, CEILING, GROWTH_INTERVAL = 2.0**-10, 2.0**24, 2000
+
+    def __init__(self, enabled: bool):
+        self.enabled, self.scale, self.good_steps = enabled, 2.0**16 if enabled else 1.0, 0
+
+    def retries(self):
+        """Lower scales to retry an overflow at."""
+        scales = [self.scale / 2**power for power in (1, 2, 4, 8, 16)] if self.enabled else []
+        return [s for s in scales if s >= self.FLOOR]
+
+    def stepped(self, scale: float):
+        """Take note of a step taken at ``scale``."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if scale == self.scale else 1
+        self.scale = scale
+        if self.good_steps >= self.GROWTH_INTERVAL:
+            self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
+
+    def state_dict(self) -> dict:
+        """State under the names of torch's GradScaler."""
+        state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
+        return {**state, "growth_interval": self.GROWTH_INTERVAL, "_growth_tracker": self.good_steps}
+
+    def load_state_dict(self, state: dict):
+        """Take over a saved state; a scale that is not above 0 is refused."""
+        if self.enabled and state:
+            if not 0 < state["scale"] < math.inf:
+                raise UsageError(f"the checkpoint's loss scale is {state['scale']}; start from another checkpoint")
+            self.scale = min(max(float(state["scale"]), self.FLOOR), self.CEILING)
+            self.good_steps = int(state["_growth_tracker"])
+
+
+@dataclass
+class Attempt:
+    """What one forward and backward pass of a window of batches gave."""
+
+    loss: float
+    accuracy: float
+    norm: float
+    loss_finite: bool  # on all ranks
+    finite: bool  # loss and gradient norm, on all ranks
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; the state has been saved."""
+
+
+class Finished(Exception):
+    """The run is over before max_epoch: early stopping (status 0) or nan_patience (status 3)."""
+
+    def __init__(self, lines, status):
+        super().__init__(lines)
+        self.lines, self.status = lines, status
+
+
+class ModelTrainer:
+    """Trains a SpeakerNet: the step, the epochs, evaluation, saving and resuming."""
+
+    def __init__(self, config, ranks, dataset, sampler, evaluator, files):
+        self.config, self.ranks, self.dataset, self.sampler = config, ranks, dataset, sampler
+        self.evaluator, self.files = evaluator, files
+        self.device = ranks.device
+        torch.manual_seed(config.seed)
+        self.network = SpeakerNet(config.values()).to(self.device)
+        torch.manual_seed(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
+        self.amp_dtype = choose_amp_dtype(config, self.device)
+        self.scaler = LossScaler(self.amp_dtype is torch.float16)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.accumulation = config.gradient_accumulation_steps
+        values = {**config.values(), "steps_per_epoch": -(-len(sampler) // self.accumulation)}
+        self.optimizer = plugins.call(plugins.load("optimizer", config.optimizer), values, self.parameters)
+        self.scheduler, self.scheduler_unit = plugins.call(
+            plugins.load("scheduler", config.scheduler), values, self.optimizer
+        )
+        if self.scheduler_unit not in ("epoch", "iteration"):
+            raise UsageError(
+                f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {self.scheduler_unit}"
+            )
+        if config.compile_model:
+            self.network.__S__.compile()
+        self.parallel = self.network
+        if ranks.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.parallel = nn.parallel.DistributedDataParallel(self.network, device_ids=ids)
+        pin = config.pin_memory and self.device.type == "cuda"
+        self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin)
+        self.epoch, self.batch, self.trained = 1, 0, False
+        self.step, self.nonfinite_in_a_row = 0, 0
+        self.totals = new_totals()
+        self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
+        self.bad_files, self.converted = {}, {}
+        self.signal, self.last_save = None, time.monotonic()
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    def train_step(self, window) -> Attempt | None:
+        """Train on a window of batches; a non-finite step leaves no trace and returns None.
+
+        Order: forward, backward, unscale, one norm over all gradients, one finite check agreed over the ranks, clip,
+        step, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
+        """
+        if hasattr(self.network.loss, "set_epoch"):
+            self.network.loss.set_epoch(self.epoch + self.batch / len(self.sampler))
+        rng = draw_state(self.device)
+        buffers = [b.clone() for b in self.network.buffers()]
+        for scale in [self.scaler.scale, *self.scaler.retries()]:
+            attempt = self.attempt(window, scale)
+            if attempt.finite:
+                break
+            with torch.no_grad():
+                for buffer, before in zip(self.network.buffers(), buffers):
+                    buffer.copy_(before)
+            restore_draw_state(rng, self.device)
+            if not attempt.loss_finite:
+                break
+        if not attempt.finite:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.on_nonfinite_step(window, attempt)
+            return None
+        if self.config.grad_clip and attempt.norm > self.config.grad_clip:
+            torch._foreach_mul_(
+                [p.grad for p in self.parameters if p.grad is not None], self.config.grad_clip / attempt.norm
+            )
+        self.optimizer.step()
+        self.scaler.stepped(scale)
+        if self.scheduler_unit == "iteration":
+            self.scheduler.step()
+        self.step += 1
+        self.nonfinite_in_a_row = 0
+        return attempt
+
+    def attempt(self, window, scale: float) -> Attempt:
+        """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once."""
+        self.optimizer.zero_grad(set_to_none=True)
+        results = []
+        for index, batch in enumerate(window):
+            last = index == len(window) - 1
+            together = contextlib.nullcontext() if last or self.ranks.world == 1 else self.parallel.no_sync()
+            with together:
+                data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
+                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                    loss, accuracy = self.parallel(data, label)
+                (loss * (scale / len(window))).backward()
+            results.append(torch.stack([loss.detach().float(), as_scalar(accuracy, loss)]))
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if scale != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / scale)
+        norm = nn.utils.get_total_norm(gradients)
+        results = torch.stack(results)  # (batches, 2)
+        bad = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite()]).float()
+        self.ranks.maximum(bad)
+        loss, accuracy, norm, loss_bad, norm_bad = torch.cat([results.mean(dim=0), norm.float()[None], bad]).tolist()
+        return Attempt(loss, accuracy, norm, not loss_bad, not (loss_bad or norm_bad))
+
+    def on_nonfinite_step(self, window, attempt: Attempt):
+        """Report a step that was not taken. The model is as it was before the window."""
+        self.totals["skipped"] += len(window)
+        self.nonfinite_in_a_row += 1
+        what = f"gradient norm is {attempt.norm}" if attempt.loss_finite else f"loss is {attempt.loss}"
+        batches = f"batch {self.batch - len(window) + 1}" + (f" to {self.batch}" if len(window) > 1 else "")
+        self.say(f"skipped {batches} of epoch {self.epoch}: {what}; weights, buffers and optimizer are unchanged")
+        if self.nonfinite_in_a_row >= self.config.nan_patience:
+            self.save_last()
+            raise Finished(
+                [
+                    f"{self.nonfinite_in_a_row} non-finite steps in a row (nan_patience), the last: {what}",
+                    f"the state before them is in {self.files.model / 'last.model'}",
+                    "check the data and the learning rate, then run the same command again to continue",
+                ],
+                3,
+            )
+
+    # ---------------------------------------------------------------------------------------------- the epochs
+
+    def run(self):
+        """Train to ``max_epoch``; raises Finished or Interrupted where it stops before."""
+        self.catch_signals()
+        while self.epoch <= self.config.max_epoch:
+            if not self.trained:
+                self.train_epoch()
+                self.finish_epoch()
+            if self.epoch % self.config.test_interval == 0 or self.epoch == self.config.max_epoch:
+                self.save_last()
+                self.evaluate()
+            self.epoch, self.batch, self.trained = self.epoch + 1, 0, False
+            self.totals = new_totals()
+            self.save_last()
+            self.stop_early()
+
+    def train_epoch(self):
+        """Train on the batches of the epoch that are left."""
+        self.network.train()
+        self.sampler.set_position(self.epoch, self.batch)
+        window, waiting = [], time.perf_counter()
+        progress = self.progress_bar()
+        for batch in self.loader if self.batch < len(self.sampler) else ():
+            self.totals["waited"] += time.perf_counter() - waiting
+            window.append(batch)
+            self.batch += 1
+            self.note_events(batch["events"])
+            if len(window) == self.accumulation or self.batch == len(self.sampler):
+                attempt = self.train_step(window)
+                self.count(window, attempt)
+                window = []
+                self.save_if_due()
+            self.totals["seconds"] += time.perf_counter() - waiting
+            waiting = time.perf_counter()
+            self.show(progress)
+        progress.close()
+
+    def count(self, window, attempt):
+        """Add a step that was taken to the epoch's means."""
+        if attempt is not None:
+            utterances = sum(batch["data"].shape[0] * batch["data"].shape[1] for batch in window)
+            self.totals["utterances"] += utterances
+            self.totals["loss"] += attempt.loss * utterances
+            self.totals["accuracy"] += attempt.accuracy * utterances
+
+    def finish_epoch(self):
+        """Step the schedule and write the epoch's line everywhere."""
+        self.trained = True
+        lr = self.optimizer.param_groups[0]["lr"]
+        if self.scheduler_unit == "epoch":
+            self.scheduler.step()
+        loss, accuracy, speed, wait = self.means()
+        skipped = f"  skipped batches {self.totals['skipped']}" if self.totals["skipped"] else ""
+        self.say(
+            f"Epoch {self.epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %  lr {lr:.3g}"
+            f"  {speed:.0f} utt/s  data wait {wait:.0f} %{skipped}"
+        )
+        self.files.event(
+            "epoch",
+            epoch=self.epoch,
+            step=self.step,
+            train_loss=loss,
+            train_acc=accuracy,
+            lr=lr,
+            utt_per_s=speed,
+            data_wait_pct=wait,
+            skipped_batches=self.totals["skipped"],
+        )
+        self.files.score_line(
+            f"Epoch {self.epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {loss:f}, LR {lr:f}"
+            + (f", skipped {self.totals['skipped']}" if self.totals["skipped"] else "")
+        )
+        for tag, value in (
+            ("Train/Loss", loss),
+            ("Train/Accuracy", accuracy),
+            ("Train/LR", lr),
+            ("Train/UttPerS", speed),
+        ):
+            self.files.scalar(tag, value, self.epoch)
+        self.files.scalar("Train/SkippedBatches", self.totals["skipped"], self.epoch)
+        self.report_conversions()
+
+    def means(self):
+        """Loss, accuracy in %, utterances a second over all ranks, and % of time spent waiting for data."""
+        t, world = self.totals, self.ranks.world
+        n = t["utterances"]
+        values = (t["loss"] / n, t["accuracy"] / n) if n else (math.nan, math.nan)
+        return (*values, world * n / max(t["seconds"], 1e-9), 100 * t["waited"] / max(t["seconds"], 1e-9))
+
+    def evaluate(self):
+        """Evaluate, write the checkpoint of the epoch, keep the best."""
+        result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
+        if result.get("stopped"):
+            raise Interrupted(self.signal)
+        for line in describe(result, self.config):
+            self.say(line)
+        write_evaluation(self.files, self.evaluator, result, self.config, self.step)
+        improved = not result["failed"] and (self.best["eer"] is None or result["eer"] < self.best["eer"])
+        if improved:
+            self.best = {"eer": result["eer"], "epoch": self.epoch, "threshold": result["threshold"], "waited": 0}
+        else:
+            self.best["waited"] += 1
+        self.save_epoch(result, improved)
+
+    def stop_early(self):
+        """End the run where ``patience`` evaluations brought nothing better."""
+        if self.config.patience and self.best["waited"] >= self.config.patience:
+            line = f"Early stopping at epoch {self.epoch - 1}."
+            previous = self.files.scores.read_text(encoding="utf-8") if self.files.scores.is_file() else ""
+            if line not in previous:
+                self.files.score_line(line)
+            raise Finished([f"{line} Best EER {self.best['eer']} at epoch {self.best['epoch']}"], 0)
+
+    # ------------------------------------------------------------------------------------------ save and resume
+
+    def state(self) -> dict:
+        """Everything that makes the next step identical."""
+        return {
+            "format_version": checkpoint.FORMAT_VERSION,
+            "model_state_dict": self.network.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scheduler_state_dict": {k: v for k, v in self.scheduler.state_dict().items() if not callable(v)},
+            "scaler_state_dict": self.scaler.state_dict(),
+            "rng_state": self.ranks.gather(checkpoint.rng_state(self.device)),
+            "sampler_state": {"epoch": self.epoch, "batch": self.batch, "trained": self.trained},
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "totals": self.totals,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "bad_files": self.bad_files,
+            "file_sizes": self.files.sizes(),
+            "config": self.config.values(),
+        }
+
+    def save_last(self):
+        """Write model/last.model."""
+        state = self.state()
+        if self.ranks.main:
+            checkpoint.save(state, self.files.model / "last.model")
+        self.last_save = time.monotonic()
+
+    def save_epoch(self, result, improved: bool):
+        """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
+        state = self.state()
+        if not self.ranks.main:
+            return
+        names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
+        for name in names:
+            checkpoint.save(state, self.files.model / f"{name}.model")
+            eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
+            (self.files.model / f"{name}.eer").write_text(eer)
+        if improved:
+            (self.files.model / "model_best.threshold").write_text(f"{result['threshold']:.6f}")
+            self.evaluator.draw(self.files.result, result)
+
+    def save_if_due(self):
+        """Save inside an epoch by steps or minutes, and on a signal; the ranks agree first."""
+        steps, minutes = self.config.save_interval_steps, self.config.save_interval_minutes
+        due = bool(steps) and self.step % steps == 0
+        due |= bool(minutes) and time.monotonic() - self.last_save >= 60 * minutes
+        wish = torch.tensor([float(due), float(self.signal or 0)], device=self.device)
+        due, number = self.ranks.maximum(wish).tolist()
+        if due or number:
+            self.save_last()
+        if number:
+            raise Interrupted(int(number))
+
+    def resume(self) -> bool:
+        """Continue from model/last.model where there is one."""
+        path = self.files.model / "last.model"
+        if not self.ranks.from_main(path.is_file()):
+            return False
+        state = checkpoint.load(path)
+        faults = checkpoint.load_weights(self.network, checkpoint.weights_of(state, path))
+        differing = faults["model"] + faults["loss"]
+        if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
+            reason = differing[0] if differing else f"format {state.get('format_version')}"
+            raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
+        self.optimizer.load_state_dict(state["optimizer_state_dict"])
+        self.scheduler.load_state_dict(state["scheduler_state_dict"])
+        self.scaler.load_state_dict(state["scaler_state_dict"])
+        self.apply_new_learning_rate(state["config"].get("lr"))
+        position = state["sampler_state"]
+        self.epoch, self.batch, self.trained = position["epoch"], position["batch"], position["trained"]
+        self.step, self.best, self.totals = state["step"], state["best"], state["totals"]
+        self.nonfinite_in_a_row, self.bad_files = state["nonfinite_in_a_row"], state["bad_files"]
+        if len(state["rng_state"]) == self.ranks.world:
+            checkpoint.restore_rng(state["rng_state"][self.ranks.rank], self.device)
+        self.files.cut_back(state["file_sizes"])
+        where = f"batch {self.batch} of epoch {self.epoch}" if self.batch else f"the start of epoch {self.epoch}"
+        self.say(f"resuming from {path}: {where}, step {self.step}")
+        for name, value in self.config.values().items():
+            if name in state["config"] and state["config"][name] != value and name != "config":
+                self.say(f"  {name}: {state['config'][name]} before, {value} now")
+        return True
+
+    def apply_new_learning_rate(self, old):
+        """Scale the restored rates where the configuration's lr was changed between the runs."""
+        if old and old != self.config.lr:
+            factor = self.config.lr / old
+            for group in self.optimizer.param_groups:
+                group["lr"] *= factor
+                if "initial_lr" in group:
+                    group["initial_lr"] *= factor
+            if hasattr(self.scheduler, "base_lrs"):
+                self.scheduler.base_lrs = [lr * factor for lr in self.scheduler.base_lrs]
+
+    def catch_signals(self):
+        """Turn the first SIGINT or SIGTERM into a clean stop; a second one acts at once."""
+
+        def remember(number, frame):
+            self.signal = number
+            signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the signal may take loader processes too: finish the step
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, remember)
+
+    def close(self):
+        """End the loader processes."""
+        self.loader = self.evaluator.loader = None
+
+    # ------------------------------------------------------------------------------------------------- reporting
+
+    def note_events(self, events):
+        """Name unreadable files once, count conversions, and end the run above ``max_bad_files_pct``."""
+        for kind, path, number, reason in events:
+            if kind in ("resampled", "mixed down"):
+                self.converted.setdefault((kind, number), set()).add(path)
+            elif path not in self.bad_files:
+                self.bad_files[path] = reason
+                line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
+                self.say(f"{kind}: {path}{line}: {reason}")
+        limit = self.config.max_bad_files_pct / 100 * len(self.dataset)
+        dead = any(event[0] == "speaker" for event in events)
+        if events and (dead or len(self.bad_files) > limit):
+            listing = [f"  {path}: {reason}" for path, reason in self.bad_files.items()]
+            share = 100 * len(self.bad_files) / len(self.dataset)
+            head = f"{len(self.bad_files)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
+            raise Finished([head, *listing], 2)
+
+    def report_conversions(self):
+        """Say once how many files were resampled or mixed down."""
+        for (kind, number), paths in sorted(self.converted.items()):
+            if paths is not None:
+                unit = "Hz" if kind == "resampled" else "channels"
+                self.say(f"{kind}: {len(paths)} files of {number} {unit}, the first {sorted(paths)[0]}")
+                self.converted[kind, number] = set()
+
+    def say(self, text: str):
+        """Print a line from the main process, above the progress bar."""
+        if self.ranks.main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def progress_bar(self):
+        """A bar on a terminal, nothing in a log file."""
+        hidden = not self.ranks.main or not sys.stderr.isatty()
+        return tqdm(
+            total=len(self.sampler),
+            initial=self.batch,
+            desc=f"epoch {self.epoch}",
+            leave=False,
+            disable=hidden,
+            unit="batch",
+        )
+
+    def show(self, progress):
+        """Advance the bar."""
+        if not progress.disable:
+            loss, accuracy, speed, wait = self.means()
+            skipped = f" skipped {self.totals['skipped']}" if self.totals["skipped"] else ""
+            text = f"loss {loss:.3f} acc {accuracy:.1f}% {speed:.0f} utt/s wait {wait:.0f}%{skipped}"
+            progress.set_postfix_str(text, refresh=False)
+            progress.update()
+
+
+def draw_state(device) -> list[torch.Tensor]:
+    """State of torch's generators that a forward pass may draw from."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def restore_draw_state(state, device):
+    """Put torch's generators back."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def new_totals() -> dict:
+    """Sums of an epoch."""
+    return {"loss": 0.0, "accuracy": 0.0, "utterances": 0, "skipped": 0, "seconds": 0.0, "waited": 0.0}
+
+
+def as_scalar(value, like) -> torch.Tensor:
+    """Accuracy as plug-ins return it (0-dim or (1,) tensor, or a number) -> 0-dim float tensor beside the loss."""
+    return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())
+
+
+def choose_amp_dtype(config, device):
+    """The autocast type, None for fp32."""
+    if not config.mixedprec:
+        return None
+    if config.amp_dtype == "auto":
+        supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if supported else torch.float16
+    return getattr(torch, config.amp_dtype)
+
+
+def write_evaluation(files, evaluator, result: dict, config, step: int):
+    """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
+    if not files.main:
+        return
+    epoch = result["epoch"]
+    evaluator.write_trials(files.result, result)
+    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files")}
+    files.event("eval", epoch=epoch, step=step, **values)
+    if result["failed"]:
+        files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")
+        return
+    dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
+    files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
+    for tag, value in (("Val/EER", result["eer"]), ("Val/MinDCF", dcf)):
+        files.scalar(tag, value, epoch)

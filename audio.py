@@ -1,0 +1,78 @@
+"""Read audio as 16 kHz mono float32, only the part that is used."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+SAMPLE_RATE = 16000
+MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
+
+NORMAL = Fraction(1)
+
+
+class AudioError(Exception):
+    """A file that cannot be used, with the reason."""
+
+
+def samples_of(frames: int) -> int:
+    """Samples that give ``frames`` windows of 25 ms every 10 ms, as voxceleb_trainer counts them."""
+    return frames * 160 + 240
+
+
+def _open(path):
+    try:
+        audio = soundfile.SoundFile(path)
+    except (OSError, RuntimeError, TypeError) as error:  # soundfile's own error is a RuntimeError
+        raise AudioError(str(error)) from error
+    if audio.frames <= 0:
+        audio.close()
+        raise AudioError("no samples")
+    return audio
+
+
+def _ratio(rate: int, speed: Fraction) -> Fraction:
+    """Output samples for each sample of the file."""
+    return Fraction(SAMPLE_RATE, rate) / speed
+
+
+def audio_length(path) -> int:
+    """Samples of a file at 16 kHz, from its header alone."""
+    with _open(path) as audio:
+        return math.ceil(audio.frames * _ratio(audio.samplerate, NORMAL))
+
+
+def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:
+    """Repeat a short signal up to ``samples``."""
+    return np.pad(x, (0, samples - len(x)), "wrap") if len(x) < samples else x
+
+
+def read_audio(path, samples: int = 0, position: float = 0.0, speed: Fraction = NORMAL, first_channel=False):
+    """Read a crop as 16 kHz mono float32.
+
+    ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop; ``speed`` above 1 is faster.
+    Several channels are averaged, or with ``first_channel`` the first is taken.
+    Returns (x (samples,) float32, first sample in the file at its own rate, the file's rate, its channels).
+    Raises AudioError for an unreadable, empty or truncated file.
+    """
+    with _open(path) as audio:
+        rate, channels, total = audio.samplerate, audio.channels, audio.frames
+        ratio = _ratio(rate, speed)
+        wanted = min(math.ceil(samples / ratio), total) if samples else total
+        start = int(position * (total - wanted + 1))
+        try:
+            if start:
+                audio.seek(start)
+            x = audio.read(wanted, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise AudioError(str(error)) from error
+    if len(x) < wanted:
+        raise AudioError(f"truncated: the header promises {total} samples, reading ends at {start + len(x)}")
+    x = x[:, 0] if channels == 1 or first_channel else x.mean(axis=1)
+    if ratio != 1:
+        x = resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+    if samples:
+        x = wrap_pad(x, samples)[:samples]
+    return np.ascontiguousarray(x), start, rate, channels

@@ -1,0 +1,112 @@
+"""Write checkpoints so that a crash leaves the old or the new one, and read those of other trainers."""
+
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speaker_lists import UsageError
+
+FORMAT_VERSION = 1
+MODEL, LOSS = "__S__.", "__L__."
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def save(state, path):
+    """Write ``state`` by torch.save to a temporary name, flush it to the disk, then rename it to ``path``."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path) -> dict:
+    """Read a checkpoint with restricted loading; UsageError where the file is missing, damaged or not a state."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch passes on what its unpickler raises, of no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {reason}") from error
+    if not isinstance(state, dict):
+        raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
+    return state
+
+
+def weights_of(state: dict, path) -> dict[str, torch.Tensor]:
+    """Return {name: tensor} with `__S__.` and `__L__.` prefixes from any of the known layouts.
+
+    Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
+    ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's.
+    """
+    for key in ("model_state_dict", "model", "state_dict"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    weights = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+        weights[name if name.startswith((MODEL, LOSS)) else MODEL + name] = tensor
+    if not weights:
+        raise UsageError(f"{path}: holds no tensors")
+    return weights
+
+
+def load_weights(network, weights: dict) -> dict[str, list[str]]:
+    """Copy the weights that fit by name and shape.
+
+    Returns lines on the rest: ``model`` (missing or of another shape), ``loss`` (likewise), ``unused`` (of the file).
+    """
+    own = network.state_dict()
+    faults = {"model": [], "loss": [], "unused": sorted(set(weights) - set(own))}
+    fitting = {}
+    for name, tensor in own.items():
+        part = faults["model" if name.startswith(MODEL) else "loss"]
+        if name not in weights:
+            part.append(f"{name}: not in the file")
+        elif weights[name].shape != tensor.shape:
+            part.append(f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model")
+        else:
+            fitting[name] = weights[name]
+    network.load_state_dict(fitting, strict=False)
+    return faults
+
+
+def rng_state(device) -> dict:
+    """Every random generator's state as plain types."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict, device):
+    """Put every random generator back to a saved state."""
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

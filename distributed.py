@@ -1,0 +1,83 @@
+"""What a process knows of the others: rank, world size, and the few collectives the trainer needs."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+
+class Ranks:
+    """This process among all; a single process needs no process group and every collective is the identity."""
+
+    def __init__(self, config):
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        use_gpu = config.device != "cpu" and torch.cuda.is_available()
+        index = int(os.environ.get("LOCAL_RANK", "0")) if self.world > 1 else config.gpu_id
+        self.device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
+        if use_gpu:
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            dist.init_process_group("nccl" if use_gpu else "gloo")
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def maximum(self, tensor):
+        """Reduce a tensor in place to its maximum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def sum(self, tensor):
+        """Reduce a tensor in place to its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_main(self, value):
+        """Give every rank the main process's object."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Collect an object of each rank, in rank order."""
+        if self.world == 1:
+            return [value]
+        boxes = [None] * self.world
+        dist.all_gather_object(boxes, value)
+        return boxes
+
+    def share_buffers(self, module):
+        """Give every rank the main process's buffers, so that all evaluate the same model."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def close(self):
+        """Leave the process group."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def launch_all_gpus(config, argv):
+    """Replace this process by torchrun with one process for each GPU, where `distributed` asks for it."""
+    if not config.distributed or "WORLD_SIZE" in os.environ or config.device == "cpu" or torch.cuda.device_count() < 2:
+        return
+    count = str(torch.cuda.device_count())
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", config.port]
+    os.execv(sys.executable, [sys.executable, *command, *argv])

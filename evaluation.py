@@ -1,0 +1,203 @@
+"""Embed the files of a trial list, score the trials, and say what can be said of them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import plots
+from DatasetLoader import TestDataset, make_loader
+from speaker_lists import UsageError, read_trials
+from tuneThreshold import ComputeEER, evaluation_metrics
+
+SCORE_CHUNK = 65536  # trials scored at a time: bounds memory, not results
+
+
+def collate_one(items):
+    """A loader item is a whole batch already."""
+    return items[0]
+
+
+class Evaluator:
+    """A trial list ready to be scored with any state of the network."""
+
+    def __init__(self, config, ranks):
+        self.config, self.ranks = config, ranks
+        labels, first, second = read_trials(config.test_list)
+        if config.max_test_pairs and config.max_test_pairs < len(labels):
+            chosen = balanced_subset(labels, config.max_test_pairs, config.seed)
+            labels = labels[chosen]
+            first, second = [first[i] for i in chosen], [second[i] for i in chosen]
+        self.labels, self.first, self.second = labels, first, second
+        self.files = sorted(set(first) | set(second))
+        number = {file: i for i, file in enumerate(self.files)}
+        self.pairs = np.array([[number[a], number[b]] for a, b in zip(first, second)])
+        self.dataset = TestDataset(
+            self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size
+        )
+        # The plan of batches is the same under any number of processes; each takes every world-th batch.
+        mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
+        workers = min(config.nDataLoaderThread, max(len(mine), 1))
+        self.loader = make_loader(self.dataset, mine, collate_one, config, workers, pin=False)
+
+    @torch.inference_mode()
+    def embed(self, network, should_stop=lambda: False):
+        """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
+
+        Returns (embeddings, {file number: reason}).
+        """
+        network.eval()
+        embeddings, problems = None, dict(self.dataset.problems)
+        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
+        for read, audio, unreadable in progress:
+            problems.update(unreadable)
+            if should_stop():
+                break
+            if not read:
+                continue
+            files, crops, samples = audio.shape
+            out = network(audio.reshape(files * crops, samples).to(self.ranks.device)).float().cpu()
+            if embeddings is None:
+                embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
+            embeddings[read] = out.reshape(files, crops, -1)
+        embeddings = self._merge(embeddings)
+        for found in self.ranks.gather(problems):
+            problems.update(found)
+        embeddings[sorted(problems)] = float("nan")
+        return embeddings, problems
+
+    def _merge(self, embeddings):
+        """Put the ranks' parts together: each file was embedded by one rank, the others hold zeros."""
+        shapes = [s for s in self.ranks.gather(None if embeddings is None else tuple(embeddings.shape)) if s]
+        if not shapes:
+            raise UsageError(f"{self.config.test_list}: none of the {len(self.files)} test files can be read")
+        if embeddings is None:
+            embeddings = torch.zeros(shapes[0])
+        return self.ranks.sum(embeddings.to(self.ranks.device)).cpu()
+
+    def run(self, network, epoch: int, should_stop=lambda: False) -> dict:
+        """Evaluate on all ranks; every rank returns the same result (without scores on ranks other than the main one).
+
+        The result holds the figures of ``evaluation_metrics`` and ``epoch``, ``nan_scores``, ``nan_files``, ``failed``
+        (a reason, or None) and on the main rank ``scores`` (N,) float64.
+        """
+        self.ranks.share_buffers(network)
+        embeddings, problems = self.embed(network, should_stop)
+        if self.ranks.any(should_stop()):
+            return {"epoch": epoch, "stopped": True}
+        result = None
+        if self.ranks.main:
+            normalize = getattr(network.loss, "test_normalize", True)
+            scores = score_pairs(embeddings, self.pairs, self.config.score_mode, normalize)
+            result = self.summarise(scores, embeddings, problems, epoch)
+        shared = self.ranks.from_main({k: v for k, v in result.items() if k != "scores"} if result else None)
+        return result or shared
+
+    def summarise(self, scores, embeddings, problems: dict, epoch: int) -> dict:
+        """Turn scores (N,) into a result; non-finite ones are counted, traced to files, and bound the EER."""
+        finite = np.isfinite(scores)
+        lost = int((~finite).sum())
+        bad_files = np.flatnonzero(~torch.isfinite(embeddings).flatten(1).all(dim=1).numpy())
+        spoiled = np.bincount(self.pairs[~finite].ravel(), minlength=len(self.files))
+        result = {"epoch": epoch, "nan_scores": lost, "scores": scores, "failed": None}
+        result["nan_files"] = [
+            {"path": self.files[i], "trials": int(spoiled[i]), "reason": problems.get(i, "non-finite embedding")}
+            for i in bad_files
+        ]
+        result["nan_targets"] = int(self.labels[~finite].sum())
+        c = self.config
+        share = 100 * lost / len(scores)
+        left = np.unique(self.labels[finite])
+        if len(left) < 2:
+            result["failed"] = "all scores are non-finite" if not len(left) else "one class of trials is left"
+        else:
+            result.update(
+                evaluation_metrics(scores[finite], self.labels[finite], c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
+            )
+            if lost:
+                worst = np.where(finite, scores, np.where(self.labels == 1, *_beyond(scores[finite])))
+                result["eer_worst"] = ComputeEER(worst, self.labels)[0]
+            if share > c.max_nan_score_pct:
+                result["failed"] = (
+                    f"{share:.1f} % of the scores are non-finite (max_nan_score_pct {c.max_nan_score_pct:g})"
+                )
+        return result
+
+    def write_trials(self, folder, result):
+        """Write trials_epoch_N.txt and, where scores are non-finite, nan_trials_epoch_N.txt; older ones are removed."""
+        folder, finite = Path(folder), np.isfinite(result["scores"])
+        for old in [*folder.glob("trials_epoch_*.txt"), *folder.glob("nan_trials_epoch_*.txt")]:
+            old.unlink()
+        for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
+            if chosen.any():
+                with open(folder / f"{name}_epoch_{result['epoch']}.txt", "w", encoding="utf-8") as f:
+                    for i in np.flatnonzero(chosen):
+                        f.write(f"{float(result['scores'][i])!r} {self.labels[i]} {self.first[i]} {self.second[i]}\n")
+
+    def draw(self, folder, result) -> list[Path]:
+        """Write the pictures of a result."""
+        finite = np.isfinite(result["scores"])
+        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result)
+
+
+def _beyond(scores):
+    """Scores that make a target and a nontarget trial an error at every threshold."""
+    return scores.min() - 1.0, scores.max() + 1.0
+
+
+def balanced_subset(labels, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` trials at random, half of each class as far as there are that many; indices in list order."""
+    rng = np.random.default_rng(seed)
+    targets, nontargets = (rng.permutation(np.flatnonzero(labels == value)) for value in (1, 0))
+    half = min(len(targets), max(count // 2, count - len(nontargets), 1))
+    return np.sort(np.concatenate([targets[:half], nontargets[: count - half]]))
+
+
+def score_pairs(embeddings, pairs, mode: str = "cosine", normalize: bool = True) -> np.ndarray:
+    """Score pairs (N, 2) of rows of embeddings (files, crops, D) -> (N,) float64.
+
+    'cosine': mean cosine over all pairs of crops. 'euclidean': minus the mean distance over all pairs of crops, of
+    length-normalised embeddings where ``normalize`` (voxceleb_trainer's score). A zero embedding scores 0.
+    """
+    x = embeddings.double()
+    if mode == "cosine":
+        x = F.normalize(x, dim=2).mean(dim=1)  # the mean of products is the product of means
+    elif normalize:
+        x = F.normalize(x, dim=2)
+    scores = np.empty(len(pairs))
+    for begin in range(0, len(pairs), SCORE_CHUNK if mode == "cosine" else 2048):
+        part = slice(begin, begin + (SCORE_CHUNK if mode == "cosine" else 2048))
+        a, b = (x[torch.from_numpy(pairs[part, side])] for side in (0, 1))
+        scores[part] = ((a * b).sum(dim=1) if mode == "cosine" else -torch.cdist(a, b).mean(dim=(1, 2))).numpy()
+    return scores
+
+
+def describe(result: dict, config) -> list[str]:
+    """Say an evaluation in lines for the terminal."""
+    lines = []
+    for file in result["nan_files"][:10]:
+        lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
+    if len(result["nan_files"]) > 10:
+        lines.append(f"... and {len(result['nan_files']) - 10} more files")
+    if result["nan_scores"]:
+        lines.append(
+            f"{result['nan_scores']} scores are non-finite ({result['nan_targets']} of target trials): "
+            f"result/nan_trials_epoch_{result['epoch']}.txt"
+        )
+    if result["failed"]:
+        return [*lines, f"Epoch {result['epoch']}  evaluation failed: {result['failed']}"]
+    p = config.dcf_p_target
+    eer = f"EER {result['eer']:.2f} % (95 % CI {result['eer_low']:.2f} to {result['eer_high']:.2f})"
+    if result["nan_scores"]:
+        eer = (
+            f"EER {result['eer']:.2f} % without the removed trials, {result['eer_worst']:.2f} % counting them as errors"
+        )
+    dcf = "  ".join(f"minDCF({prior:g}) {result[f'min_dcf_{prior:g}']:.4f}" for prior in sorted({0.01, p}))
+    lines.append(f"Epoch {result['epoch']}  {eer}  {dcf}")
+    lines.append(
+        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold)"
+        f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
+    )
+    return lines

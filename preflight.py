@@ -1,0 +1,93 @@
+"""Checks across keys that need the lists and folders but nothing slow."""
+
+from pathlib import Path
+
+import plugins
+from speaker_lists import UsageError, read_train_list, read_trials
+
+MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
+
+
+def check_paths(config, written: dict):
+    """Check lists, folders, classes, batch size and loss against each other; UsageError names the key and its place."""
+
+    def refuse(key, text):
+        place = f"{written[key].where}: {key}" if key in written and not written[key].from_command_line else None
+        place = place or (f"command line: --{key}" if key in written else key)
+        raise UsageError(f"{place}: {text}")
+
+    def existing(key, folder):
+        path = Path(getattr(config, key))
+        if not (path.is_dir() if folder else path.is_file()):
+            refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
+
+    existing("test_list", False)
+    existing("test_path", True)
+    _, first, second = read_trials(config.test_list)
+    check_files(config.test_list, config.test_path, "test_path", sorted(set(first) | set(second)), refuse)
+    if config.initial_model:
+        existing("initial_model", False)
+    if config.eval:
+        if not config.initial_model:
+            refuse("initial_model", "eval needs a checkpoint to evaluate")
+        return
+    existing("train_list", False)
+    existing("train_path", True)
+    speakers, _, paths, _ = read_train_list(config.train_list)
+    check_files(config.train_list, config.train_path, "train_path", paths, refuse)
+    check_classes(config, len(speakers), refuse)
+    check_loss(config, len(speakers), refuse)
+    if config.augment:
+        check_augmentation(config, refuse)
+
+
+def check_files(list_path, root, key, paths, refuse):
+    """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
+    step = max(1, len(paths) // MANY_FILES)
+    sample = paths[::step]
+    if not any(Path(root, path).is_file() for path in sample):
+        refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
+
+
+def check_classes(config, speakers: int, refuse):
+    """Count the classes of the train list into ``nClasses``, or check a given number."""
+    classes = speakers * (3 if config.speed_perturb else 1)
+    if config.nClasses and config.nClasses < classes:
+        refuse(
+            "nClasses", f"{config.nClasses} is fewer than the {classes} classes of '{config.train_list}'; 0 counts them"
+        )
+    config.nClasses = config.nClasses or classes
+
+
+def check_loss(config, speakers: int, refuse):
+    """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares."""
+    low, high = plugins.declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
+    if config.nPerSpeaker < low or (high is not None and config.nPerSpeaker > high):
+        wanted = f"{low}" if high == low else f"at least {low}"
+        refuse(
+            "nPerSpeaker",
+            f"loss '{config.trainfunc}' (trainfunc) takes {wanted} utterances a row, not {config.nPerSpeaker}",
+        )
+    if config.nPerSpeaker > 1 and config.batch_size > speakers:
+        refuse(
+            "batch_size", f"{config.batch_size} rows of different speakers, but '{config.train_list}' has {speakers}"
+        )
+    if speakers < 2:
+        refuse("train_list", "needs utterances of at least 2 speakers")
+
+
+def check_augmentation(config, refuse):
+    """Check that there is something to augment with, in every category."""
+    if not config.musan_path and not config.rir_path:
+        refuse("augment", "needs musan_path or rir_path")
+    for key in ("musan_path", "rir_path"):
+        path = getattr(config, key)
+        if path and not Path(path).is_dir():
+            refuse(key, f"no such folder: '{path}'")
+    from augmentation import AugmentWAV
+
+    try:
+        AugmentWAV(config.musan_path, config.rir_path)
+    except UsageError as error:
+        key, text = str(error).split(": ", 1)
+        refuse(key, text)

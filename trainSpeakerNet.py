@@ -1,0 +1,163 @@
+"""Train a speaker-verification model from a YAML configuration, or evaluate one.
+
+python trainSpeakerNet.py --config configs/demo.yaml                                        # CPU or one GPU
+torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/ResNet34_AAM.yaml           # several processes
+python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps/demo/model/model_best.model
+"""
+
+import os
+import sys
+
+from config import load_config, to_yaml
+from preflight import check_paths
+from speaker_lists import UsageError
+
+
+def main(argv=None) -> int:
+    """Run the command line; returns the exit status (DESIGN 3.8)."""
+    argv = sys.argv[1:] if argv is None else argv
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config, written, notes, print_config = load_config(argv)
+        check_paths(config, written)
+        if print_config:
+            print(to_yaml(config.values()), end="")
+        if first:
+            for note in notes:
+                print(note, file=sys.stderr if print_config else sys.stdout)
+        return 0 if print_config else run(config, argv)
+    except UsageError as error:
+        if first:
+            print(error, file=sys.stderr)
+        return 2
+
+
+def run(config, argv) -> int:
+    """Train or evaluate with a checked configuration."""
+    import torch
+
+    from distributed import Ranks, launch_all_gpus
+
+    launch_all_gpus(config, [sys.argv[0], *argv])
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device: cuda is not available on this machine")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision("high")
+    ranks = Ranks(config)
+    try:
+        return evaluate(config, ranks) if config.eval else train(config, ranks)
+    finally:
+        ranks.close()
+
+
+def train(config, ranks) -> int:
+    """Train, or continue a run."""
+    from DatasetLoader import SpeakerBatchSampler, TrainDataset
+    from evaluation import Evaluator
+    from run_files import RunFiles
+    from SpeakerNet import Finished, Interrupted, ModelTrainer
+
+    dataset = TrainDataset(config)
+    sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1, ranks.rank, ranks.world)
+    evaluator = Evaluator(config, ranks)
+    files = RunFiles(config, ranks.main)
+    trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
+    describe_run(trainer)
+    if not trainer.resume() and config.initial_model:
+        load_initial(trainer.network, config, trainer.say)
+    files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
+    try:
+        if trainer.epoch > config.max_epoch:
+            trainer.say(f"epoch {config.max_epoch} of {config.max_epoch} is already done")
+        else:
+            trainer.stop_early()
+        trainer.run()
+    except Interrupted as stop:
+        trainer.say(f"stopped by signal {stop.args[0]}; run the same command again to continue")
+        return 128 + stop.args[0]
+    except Finished as end:
+        for line in end.lines:
+            trainer.say(line) if end.status == 0 else print(line, file=sys.stderr)
+        if end.status:
+            return end.status
+    finally:
+        trainer.close()
+        files.close()
+    best = trainer.best
+    if best["eer"] is not None:
+        trainer.say(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
+        pictures = ", ".join(str(files.result / name) for name in ("det.png", "roc.png", "scores.png"))
+        trainer.say(f"pictures: {pictures}")
+    return 0
+
+
+def describe_run(trainer):
+    """Print what will be trained."""
+    c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
+    size = sum(p.numel() for p in trainer.network.__S__.parameters())
+    precision = "float32" if trainer.amp_dtype is None else str(trainer.amp_dtype).removeprefix("torch.")
+    trainer.say(
+        f"{c.model} ({size:,} parameters), {c.trainfunc}, {precision} on {trainer.device}, "
+        f"{trainer.ranks.world} process(es)"
+    )
+    trainer.say(
+        f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
+        f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
+    )
+    if sampler.surplus:
+        trainer.say(f"{sampler.surplus} rows of speakers with more rows than there are batches wait for another epoch")
+
+
+def evaluate(config, ranks) -> int:
+    """Score the trials with ``initial_model``."""
+    import checkpoint
+    from evaluation import Evaluator, describe
+    from run_files import RunFiles
+    from SpeakerNet import SpeakerNet, write_evaluation
+
+    state = checkpoint.load(config.initial_model)
+    network = SpeakerNet({**config.values(), "trainfunc": ""}).to(ranks.device)
+    faults = checkpoint.load_weights(network, checkpoint.weights_of(state, config.initial_model))
+    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
+    if faults["model"] or unused:
+        matched = len(network.state_dict()) - len(faults["model"])
+        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
+        raise UsageError(
+            f"{config.initial_model}: {matched} of {len(network.state_dict())} tensors of {config.model} match,"
+            f" {len(unused)} of the file are unknown to it: {listing}"
+        )
+    evaluator = Evaluator(config, ranks)
+    files = RunFiles(config, ranks.main)
+    epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0
+    result = evaluator.run(network, epoch)
+    if ranks.main:
+        print(f"{config.initial_model} on {config.test_list}:")
+        for line in describe(result, config):
+            print(line)
+        step = state.get("step") if isinstance(state.get("step"), int) else 0
+        write_evaluation(files, evaluator, result, config, step)
+        if not result["failed"]:
+            print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result))))
+    files.close()
+    return 0
+
+
+def load_initial(network, config, say):
+    """Start from the weights of ``initial_model``; what does not fit is listed and starts fresh."""
+    import checkpoint
+
+    state = checkpoint.load(config.initial_model)
+    faults = checkpoint.load_weights(network, checkpoint.weights_of(state, config.initial_model))
+    total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
+    if len(misses) == total:
+        raise UsageError(f"{config.initial_model}: none of its tensors fits {config.model}")
+    say(f"initial_model {config.initial_model}: {total - len(misses)} of {total} tensors loaded")
+    for line in misses:
+        say(f"  starts fresh: {line}")
+    for name in faults["unused"]:
+        say(f"  not used: {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
