@@ -117,9 +117,9 @@ class ModelTrainer:
         self.config, self.ranks, self.dataset, self.sampler = config, ranks, dataset, sampler
         self.evaluator, self.files = evaluator, files
         self.device = ranks.device
-        torch.manual_seed(config.seed)
+        checkpoint.seed_everything(config.seed)
         self.network = SpeakerNet(config.values()).to(self.device)
-        torch.manual_seed(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
+        checkpoint.seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         self.amp_dtype = choose_amp_dtype(config, self.device)
         self.scaler = LossScaler(self.amp_dtype is torch.float16)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]

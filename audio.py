@@ -11,6 +11,8 @@ SAMPLE_RATE = 16000
 MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
 
 NORMAL = Fraction(1)
+# An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
+MP3_PREROLL = 10 * 1152
 
 
 class AudioError(Exception):
@@ -62,10 +64,11 @@ def read_audio(path, samples: int = 0, position: float = 0.0, speed: Fraction = 
         ratio = _ratio(rate, speed)
         wanted = min(math.ceil(samples / ratio), total) if samples else total
         start = int(position * (total - wanted + 1))
+        preroll = min(start, MP3_PREROLL) if audio.format == "MP3" else 0
         try:
             if start:
-                audio.seek(start)
-            x = audio.read(wanted, dtype="float32", always_2d=True)
+                audio.seek(start - preroll)
+            x = audio.read(preroll + wanted, dtype="float32", always_2d=True)[preroll:]
         except (OSError, RuntimeError) as error:
             raise AudioError(str(error)) from error
     if len(x) < wanted:

@@ -87,6 +87,13 @@ def load_weights(network, weights: dict) -> dict[str, list[str]]:
     return faults
 
 
+def seed_everything(seed: int):
+    """Seed every global random generator; plug-ins may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def rng_state(device) -> dict:
     """Every random generator's state as plain types."""
     name, keys, position, has_gauss, gauss = np.random.get_state()

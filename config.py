@@ -177,8 +177,6 @@ def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
                 value, position = rest[position], position + 1
             else:
                 name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
-        if name in settings:
-            raise UsageError(f"command line: --{name} is given twice")
         settings[name] = Setting(_yaml_scalar(value), "command line")
     return settings, print_config
 
@@ -208,7 +206,7 @@ def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
         settings.pop("run_info", None)  # what a run adds to result/config.yaml, so that the file can be used again
         written = _rename_aliases(settings, notes)
     for name, setting in _rename_aliases(command_line, notes).items():
-        if name in written and name != "config":
+        if name in written and name != "config" and str(written[name].value) != str(setting.value):
             old = written[name]
             notes.append(f"{name}: {setting.value} (command line) overrides {old.value} ({old.where})")
         written[name] = setting
@@ -255,9 +253,14 @@ def chosen_plugins(values: dict) -> dict[str, plugins.Declaration]:
 
 def _resolve_plugin_keys(values: dict, written: dict, notes: list):
     """Give plug-in keys their values; refuse keys that neither the table nor a chosen plug-in knows."""
+    foreign = [name for name in written if name not in KEYS]
     try:
         found = chosen_plugins(values)
     except UsageError as error:
+        everybody = {n for f in plugins.ENTRY for p in plugins.available(f) for n in plugins.declaration(f, p).keys}
+        for name in foreign:  # a misspelt key first: it may be why the plug-in is not chosen
+            if name not in everybody and not values["allow_unknown"]:
+                raise UsageError(_unknown_message(name, written[name], everybody)) from None
         name = str(error).split(":")[0]
         raise UsageError(f"{written[name].where}: {error}" if name in written else str(error)) from None
     declared = {}
@@ -265,9 +268,8 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
         for name, default in declaration.keys.items():
             if name not in declared or declared[name] in (None, plugins.UNKNOWN):
                 declared[name] = default
-    for name, setting in written.items():
-        if name in KEYS:
-            continue
+    for name in foreign:
+        setting = written[name]
         if name in declared:
             values[name] = _plugin_value(name, setting, declared[name])
         elif values["allow_unknown"]:

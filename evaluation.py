@@ -46,7 +46,7 @@ class Evaluator:
     def embed(self, network, should_stop=lambda: False):
         """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
 
-        Returns (embeddings, {file number: reason}).
+        Returns (embeddings, {file number: reason}), or None where ``should_stop`` said so.
         """
         network.eval()
         embeddings, problems = None, dict(self.dataset.problems)
@@ -62,6 +62,8 @@ class Evaluator:
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
             embeddings[read] = out.reshape(files, crops, -1)
+        if self.ranks.any(should_stop()):
+            return None
         embeddings = self._merge(embeddings)
         for found in self.ranks.gather(problems):
             problems.update(found)
@@ -84,9 +86,10 @@ class Evaluator:
         (a reason, or None) and on the main rank ``scores`` (N,) float64.
         """
         self.ranks.share_buffers(network)
-        embeddings, problems = self.embed(network, should_stop)
-        if self.ranks.any(should_stop()):
+        embedded = self.embed(network, should_stop)
+        if embedded is None:
             return {"epoch": epoch, "stopped": True}
+        embeddings, problems = embedded
         result = None
         if self.ranks.main:
             normalize = getattr(network.loss, "test_normalize", True)

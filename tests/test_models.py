@@ -1,0 +1,228 @@
+"""Models, front end and losses against published counts and independent formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchaudio
+
+from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
+from models import ECAPA_TDNN, ResNet34, ResNetSE34L, ResNetSE34V2
+from models.frontend import FrontEnd
+from models.pooling import ASP, SAP, TSTP, AttentiveStatistics
+
+COUNTS = [  # field.md 2.3
+    (1_404_054, ResNetSE34L, {"nOut": 256, "encoder_type": "SAP"}),
+    (1_436_822, ResNetSE34L, {"nOut": 256, "encoder_type": "ASP"}),
+    (1_437_078, ResNetSE34L, {"nOut": 512, "encoder_type": "SAP"}),
+    (1_502_614, ResNetSE34L, {"nOut": 512, "encoder_type": "ASP"}),
+    (6_979_916, ResNetSE34V2, {"nOut": 512, "n_mels": 64, "encoder_type": "SAP"}),
+    (8_028_492, ResNetSE34V2, {"nOut": 512, "n_mels": 64, "encoder_type": "ASP"}),
+    (7_373_644, ResNetSE34V2, {"nOut": 512, "n_mels": 80, "encoder_type": "SAP"}),
+    (8_684_364, ResNetSE34V2, {"nOut": 512, "n_mels": 80, "encoder_type": "ASP"}),
+    (6_634_336, ResNet34, {}),
+    (5_797_504, ECAPA_TDNN, {"channels": 512, "global_context": False}),
+    (6_190_720, ECAPA_TDNN, {"channels": 512}),
+    (14_263_872, ECAPA_TDNN, {"channels": 1024, "global_context": False}),
+    (14_657_088, ECAPA_TDNN, {"channels": 1024}),
+]
+
+
+@pytest.mark.parametrize("count, module, keys", COUNTS)
+def test_parameter_counts(count, module, keys):
+    assert sum(p.numel() for p in module.MainModel(**keys).parameters()) == count
+
+
+def test_fbank_is_kaldis():
+    x = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    ours = FrontEnd("fbank", 80, "mean")(x)
+    for row, features in zip(x, ours):
+        kaldi = torchaudio.compliance.kaldi.fbank(
+            row[None] * 32768, num_mel_bins=80, dither=0.0, window_type="hamming", use_energy=False
+        )
+        assert torch.allclose(features.T, kaldi - kaldi.mean(dim=0), atol=2e-3)
+
+
+def test_logmel_is_voxceleb_trainers():
+    x = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    frames = torch.stft(
+        x, 512, 160, 400, torch.hamming_window(400), center=True, pad_mode="reflect", return_complex=True
+    )
+    filters = torchaudio.functional.melscale_fbanks(257, 0.0, 8000.0, 40, 16000)
+    mel = (frames.abs() ** 2).transpose(1, 2) @ filters
+    expected = F.instance_norm((mel + 1e-6).log().transpose(1, 2))
+    assert torch.allclose(FrontEnd("logmel", 40, "meanvar", True)(x), expected, atol=1e-4)
+
+
+def test_front_end_is_fp32_under_autocast():
+    x = 1e-3 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    for kind in ("logmel", "fbank"):
+        front = FrontEnd(kind, 40, "mean", preemphasis=True)
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert torch.equal(front(x), FrontEnd(kind, 40, "mean", preemphasis=True)(x.clone()))
+            assert front(x).dtype is torch.float32
+        assert torch.allclose(front(x), FrontEnd(kind, 40, "mean", preemphasis=True)(x))
+
+
+def test_spec_augment_masks_in_training_only():
+    front = FrontEnd("fbank", 40, "mean", spec_augment=(8, 20))
+    x = 0.1 * torch.randn(3, 16000)
+    torch.manual_seed(0)
+    masked, clean = front.train()(x), front.eval()(x)
+    assert torch.equal(clean, FrontEnd("fbank", 40, "mean").train()(x))
+    changed = masked != clean
+    assert changed.any(dim=(1, 2)).any() and changed.float().mean() < 0.7
+
+
+def test_poolings_against_numpy():
+    x = torch.randn(2, 6, 30, generator=torch.Generator().manual_seed(0))
+    mean, deviation = np.mean(x.numpy(), 2), np.std(x.numpy(), 2, ddof=1)
+    assert np.allclose(TSTP()(x).numpy(), np.concatenate([mean, deviation], 1), atol=1e-5)
+    for pooling in (SAP(6), ASP(6), AttentiveStatistics(6, 4), AttentiveStatistics(6, 4, global_context=False)):
+        out = pooling(x)
+        bound = x.abs().amax(dim=2)
+        assert (out[:, :6].abs() <= bound + 1e-5).all()
+    asp = ASP(6)
+    weights = torch.softmax((torch.tanh(asp.linear(x.transpose(1, 2))) @ asp.attention).squeeze(2), dim=1)
+    mu = (x * weights[:, None]).sum(2)
+    sigma = ((x**2 * weights[:, None]).sum(2) - mu**2).sqrt()
+    assert torch.allclose(asp(x), torch.cat([mu, sigma], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", [TSTP(), SAP(8), ASP(8), AttentiveStatistics(8, 4)])
+@pytest.mark.parametrize("frames", [1, 2, 50])
+@pytest.mark.parametrize("value", [0.0, 300.0, 60000.0])
+def test_poolings_survive_constant_input_and_fp16(pooling, frames, value):  # nan.md F11, F19, F20, F45
+    x = torch.full((2, 8, frames), value, dtype=torch.float16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = pooling(x)
+    out.float().sum().backward()
+    assert out.isfinite().all() and x.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------- losses
+
+
+def cosines(x, w):
+    x, w = x / np.linalg.norm(x, axis=1, keepdims=True), w / np.linalg.norm(w, axis=1, keepdims=True)
+    return x @ w.T
+
+
+def cross_entropy(logits, label):
+    return float(np.mean([np.log(np.exp(row - row[y]).sum()) for row, y in zip(logits, label)]))
+
+
+def margin_case(seed=0, rows=12):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, 6)), rng.integers(0, 4, rows)
+
+
+def test_amsoftmax_formula():
+    x, label = margin_case()
+    loss = amsoftmax.LossFunction(6, 4, margin=0.25, scale=12.0)
+    logits = cosines(x, loss.weight.detach().double().numpy())
+    logits[np.arange(12), label] -= 0.25
+    value, accuracy = loss(torch.tensor(x).float(), torch.tensor(label))
+    assert float(value) == pytest.approx(cross_entropy(12 * logits, label), rel=1e-5)
+    assert float(accuracy) == pytest.approx(100 * np.mean(logits.argmax(1) == label))
+
+
+@pytest.mark.parametrize("easy", [False, True])
+def test_aamsoftmax_formula(easy):
+    x, label = margin_case(1, 60)
+    loss = aamsoftmax.LossFunction(6, 4, margin=0.4, scale=9.0, easy_margin=easy)
+    logits = cosines(x, loss.weight.detach().double().numpy())
+    for row, y in enumerate(label):
+        c = logits[row, y]
+        if easy:
+            logits[row, y] = math.cos(math.acos(c) + 0.4) if c > 0 else c
+        else:
+            logits[row, y] = math.cos(math.acos(c) + 0.4) if math.acos(c) < math.pi - 0.4 else c - (1 - math.cos(0.4))
+    value, _ = loss(torch.tensor(x).float(), torch.tensor(label))
+    assert float(value) == pytest.approx(cross_entropy(9 * logits, label), rel=1e-4)
+
+
+def test_aamsoftmax_is_continuous_at_the_switch():  # field.md 2.6
+    loss = aamsoftmax.LossFunction(2, 2, margin=0.3, scale=1.0)
+    loss.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    values = [
+        float(loss(torch.tensor([[math.cos(t), math.sin(t)]]), torch.tensor([0]))[0])
+        for t in np.pi - 0.3 + np.array([-1e-4, 1e-4])
+    ]
+    assert abs(values[0] - values[1]) < 1e-3
+
+
+@pytest.mark.parametrize("module", [amsoftmax, aamsoftmax])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("size", [2, 8, 192])
+def test_margin_heads_at_a_class_centre(module, factor, size):  # nan.md F30, F31; field.md 2.6
+    torch.manual_seed(0)
+    loss = module.LossFunction(size, 50, margin=0.2, scale=30.0)
+    x = (factor * loss.weight.detach()[:40]).clone().requires_grad_()
+    for label in (torch.arange(40), (torch.arange(40) + 1) % 50):
+        value, _ = loss(x, label)
+        value.backward()
+        assert value.isfinite() and x.grad.isfinite().all() and loss.weight.grad.isfinite().all()
+
+
+def test_margin_ramp_follows_wespeaker():
+    loss = aamsoftmax.LossFunction(4, 3, margin=0.2, margin_start_epoch=20, margin_end_epoch=40)
+    seen = []
+    for epoch in (1, 20, 30, 39.999, 40, 100):
+        loss.set_epoch(epoch)
+        seen.append(loss.margin)
+    half = 0.2 * (1 - math.exp(0.5 * math.log(1e-3)))
+    assert seen == [0, 0, pytest.approx(half), pytest.approx(0.2, rel=2e-3), 0.2, 0.2]
+
+
+def pairs(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(5, 3, 6))
+
+
+def test_angleproto_and_proto_formulas():
+    x = pairs()
+    cosine = cosines(x[:, 0], x[:, 1:].mean(1))
+    value, accuracy = angleproto.LossFunction()(torch.tensor(x).float())
+    assert float(value) == pytest.approx(cross_entropy(10 * cosine - 5, range(5)), rel=1e-5)
+    assert float(accuracy) == pytest.approx(100 * np.mean(cosine.argmax(1) == np.arange(5)))
+    distance = ((x[:, 0][:, None] - x[:, 1:].mean(1)[None]) ** 2).sum(2)
+    assert float(proto.LossFunction()(torch.tensor(x).float())[0]) == pytest.approx(
+        cross_entropy(-distance, range(5)), rel=1e-5
+    )
+
+
+def test_ge2e_formula():
+    x = pairs(1)
+    logits, label = [], []
+    for j in range(5):
+        for i in range(3):
+            centroids = x.mean(1)
+            centroids[j] = np.delete(x[j], i, 0).mean(0)
+            logits.append(10 * cosines(x[j, i][None], centroids)[0] - 5)
+            label.append(j)
+    assert float(ge2e.LossFunction()(torch.tensor(x).float())[0]) == pytest.approx(
+        cross_entropy(logits, label), rel=1e-5
+    )
+
+
+def test_triplet_formula_with_the_hardest_negative():
+    x = pairs(2)[:, :2]
+    loss, _ = triplet.LossFunction(margin=0.3, hard_rank=1, hard_prob=1.0)(torch.tensor(x).float())
+    unit = x / np.linalg.norm(x, axis=2, keepdims=True)
+    expected = []
+    for i in range(5):
+        distance = ((unit[i, 0] - unit[:, 1]) ** 2).sum(1)
+        nearest = min(distance[j] for j in range(5) if j != i)
+        expected.append(max(0, distance[i] - nearest + 0.3))
+    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_softmaxproto_is_the_sum_of_its_parts():
+    torch.manual_seed(0)
+    loss = softmaxproto.LossFunction(6, 7)
+    x, label = torch.randn(5, 2, 6), torch.arange(5)
+    both = loss.softmax(x.reshape(10, 6), label.repeat_interleave(2))[0] + loss.angleproto(x)[0]
+    assert torch.allclose(loss(x, label)[0], both)

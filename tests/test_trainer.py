@@ -1,0 +1,209 @@
+"""The training step: order, clipping, accumulation, precision, and steps that leave no trace."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from SpeakerNet import Finished, LossScaler
+
+PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
+
+
+@pytest.fixture(params=PRECISIONS, ids=["fp32", "bf16", "fp16"])
+def trainer(request, settings, tools):
+    mixed, dtype = request.param
+    return tools.build(settings, mixedprec=mixed, amp_dtype=dtype)
+
+
+def poisoned(batch):
+    bad = {**batch, "data": batch["data"].clone()}
+    bad["data"][0, 1, 100] = math.nan
+    return bad
+
+
+def test_a_step_changes_weights_once_and_reports_finite_numbers(trainer, tools):
+    before = tools.snapshot(trainer)["network"]
+    attempt = trainer.train_step(tools.batches(trainer)[:1])
+    assert attempt.finite and math.isfinite(attempt.loss) and attempt.norm > 0 and trainer.step == 1
+    steps = {float(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
+    after = tools.snapshot(trainer)["network"]
+    assert steps == {1.0} and any(not torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("kind", ["data", "loss", "gradient"])
+def test_a_nonfinite_step_leaves_no_trace(trainer, tools, kind, monkeypatch):  # bugs 20, 21
+    batches = tools.batches(trainer)
+    trainer.train_step(batches[:1])
+    twin = copy.deepcopy(trainer.network.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
+    before = tools.snapshot(trainer)
+    window = [poisoned(batches[1])] if kind == "data" else [batches[1]]
+    handle = None
+    if kind == "loss":
+        handle = trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.inf, o[1]))
+    if kind == "gradient":
+        handle = trainer.network.__S__.linear.weight.register_hook(lambda g: g * math.nan)
+    assert trainer.train_step(window) is None
+    if handle:
+        handle.remove()
+    tools.assert_same(before, tools.snapshot(trainer))
+    assert trainer.totals["skipped"] == 1 and trainer.step == 1
+    assert all(p.grad is None for p in trainer.parameters)
+    trainer.train_step(batches[2:3])
+    with_fault = tools.snapshot(trainer)
+    trainer.network.load_state_dict(twin[0])  # the run in which that batch was never drawn
+    trainer.optimizer.load_state_dict(twin[1])
+    trainer.scaler.load_state_dict(before["scaler"])
+    torch.set_rng_state(before["rng"])
+    for _ in range(2):
+        trainer.scheduler.last_epoch -= 0
+    trainer.scheduler.last_epoch = 0
+    trainer.scheduler.step()
+    trainer.step = 1
+    trainer.train_step(batches[2:3])
+    tools.assert_same(with_fault, tools.snapshot(trainer))
+
+
+def test_loss_only_checks_are_not_enough(settings, tools):  # bug 20
+    trainer = tools.build(settings)
+    batches = tools.batches(trainer)
+    trainer.network.__S__.linear.bias.register_hook(lambda g: g * math.inf)
+    assert trainer.train_step(batches[:1]) is None
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
+
+
+def test_fp16_overflow_is_retried_and_trained_on(settings, tools, capsys):  # nan.md F47
+    trainer = tools.build(settings, mixedprec="true", amp_dtype="float16")
+    trainer.scaler.scale = 2.0**24
+    assert trainer.train_step(tools.batches(trainer)[:1]).finite
+    assert trainer.scaler.scale < 2.0**24 and trainer.totals["skipped"] == 0 and trainer.step == 1
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_retries_do_not_move_batch_norm_twice(settings, tools):
+    results = []
+    for scale in (2.0**24, None):
+        trainer = tools.build(settings, mixedprec="true", amp_dtype="float16")
+        trainer.scaler.scale = scale or results[0][1]
+        trainer.train_step(tools.batches(trainer)[:1])
+        results.append((tools.snapshot(trainer)["network"], trainer.scaler.scale))
+    assert all(torch.equal(results[0][0][k], results[1][0][k]) for k in results[0][0])
+
+
+def test_bad_data_never_reaches_the_scaler(settings, tools):  # nan.md F48
+    trainer = tools.build(settings, mixedprec="true", amp_dtype="float16", nan_patience=1000)
+    batches = tools.batches(trainer)
+    trainer.train_step(batches[:1])
+    scale = trainer.scaler.scale
+    for _ in range(200):
+        trainer.train_step([poisoned(batches[1])])
+    assert trainer.scaler.scale == scale and trainer.train_step(batches[2:3]).finite
+
+
+def test_scaler_grows_has_bounds_and_refuses_zero():
+    from speaker_lists import UsageError
+
+    scaler = LossScaler(True)
+    for _ in range(LossScaler.GROWTH_INTERVAL):
+        scaler.stepped(scaler.scale)
+    assert scaler.scale == 2.0**17
+    scaler.stepped(2.0**10)
+    assert scaler.scale == 2.0**10
+    scaler.scale = LossScaler.FLOOR * 2
+    assert min(scaler.retries()) >= LossScaler.FLOOR
+    with pytest.raises(UsageError, match=r"loss scale is 0\.0"):
+        scaler.load_state_dict({"scale": 0.0, "_growth_tracker": 0})
+
+
+def test_clipping_bounds_the_gradient_and_0_is_off(settings, tools):  # bug 26
+    norms = {}
+    for clip in (0.01, 0):
+        trainer = tools.build(settings, grad_clip=clip, optimizer="sgd", momentum=0)
+        seen = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda t=trainer, s=step, n=seen: (
+            n.append(float(torch.nn.utils.get_total_norm([p.grad for p in t.parameters]))),
+            s(),
+        )
+        attempt = trainer.train_step(tools.batches(trainer)[:1])
+        norms[clip] = (seen[0], attempt.norm)
+    assert norms[0.01][0] == pytest.approx(0.01, rel=1e-4) and norms[0.01][1] > 0.02
+    assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-5)
+
+
+def test_accumulation_is_the_mean_of_its_batches_and_steps_the_tail(settings, tools):  # bug 25
+    trainer = tools.build(settings, gradient_accumulation_steps=3, nDataLoaderThread=0)
+    batches = tools.batches(trainer)
+    parts = []
+    for batch in batches[:2]:
+        trainer.network.train()
+        trainer.attempt([batch], 1.0)
+        parts.append([p.grad.clone() for p in trainer.parameters])
+    trainer.attempt(batches[:2], 1.0)
+    for a, b, p in zip(*parts, trainer.parameters):
+        assert torch.allclose((a + b) / 2, p.grad, atol=1e-5)
+    count = len(trainer.sampler)
+    assert count % 3 != 0
+    trainer.train_epoch()
+    assert trainer.step == -(-count // 3)
+
+
+def test_an_epoch_without_a_finite_step_is_no_division_by_zero(settings, tools):  # bug 23
+    trainer = tools.build(settings)
+    trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
+    trainer.train_epoch()
+    trainer.finish_epoch()
+    event = json.loads(trainer.files.metrics.read_text().splitlines()[-1])
+    assert event["train_loss"] is None and event["skipped_batches"] == len(trainer.sampler)
+
+
+def test_skipped_batches_are_left_out_of_the_means(settings, tools):
+    trainer = tools.build(settings)
+    values = []
+    for index, batch in enumerate(tools.batches(trainer)):
+        window = [poisoned(batch)] if index == 1 else [batch]
+        attempt = trainer.train_step(window)
+        trainer.count(window, attempt)
+        if attempt:
+            values.append((attempt.loss, batch["data"].shape[1]))
+    expected = sum(loss * n for loss, n in values) / sum(n for _, n in values)
+    assert trainer.means()[0] == pytest.approx(expected)
+
+
+def test_nan_patience_ends_the_run_with_status_3_and_a_good_state(settings, tools):
+    trainer = tools.build(settings, nan_patience=2)
+    trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
+    with pytest.raises(Finished) as end:
+        trainer.train_epoch()
+    assert end.value.status == 3 and len(end.value.lines) == 3
+    state = torch.load(trainer.files.model / "last.model", weights_only=True)
+    assert all(t.isfinite().all() for t in state["model_state_dict"].values())
+
+
+def test_margin_follows_the_epoch(settings, tools):
+    trainer = tools.build(settings, margin=0.2, margin_start_epoch=1, margin_end_epoch=2)
+    trainer.train_epoch()
+    assert 0 < trainer.network.loss.margin < 0.2
+    trainer.epoch, trainer.batch = 2, 0
+    trainer.train_epoch()
+    assert trainer.network.loss.margin == 0.2
+
+
+def test_unreadable_files_are_named_and_replaced_until_there_are_too_many(settings, tools, data, tmp_path, capsys):
+    import shutil
+
+    wav = tmp_path / "wav"
+    shutil.copytree(data / "wav", wav)
+    victim = sorted(wav.glob("train*/**/*.flac"))[3]
+    victim.write_bytes(b"")
+    trainer = tools.build(settings, train_path=wav, max_bad_files_pct=10)
+    trainer.train_epoch()
+    out = capsys.readouterr().out
+    assert out.count(str(victim)) == 1 and list(trainer.bad_files) == [str(victim)]
+    assert trainer.totals["utterances"] == 30
+    strict = tools.build(settings, train_path=wav, save_path=tmp_path / "strict")
+    with pytest.raises(Finished) as end:
+        strict.train_epoch()
+    assert end.value.status == 2 and str(victim) in "\n".join(end.value.lines)
