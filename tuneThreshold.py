@@ -1,9 +1,13 @@
 """Scores -> EER, minDCF, actDCF, Cllr and thresholds. Numbers only: numpy, scipy and scikit-learn, no torch.
 
+python tuneThreshold.py exps/demo/result/trials_epoch_12.txt                # the figures of a trials file again
+python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --prefix 2     # and by the first 2 letters of path A
+
 A trial is accepted where its score is at least the threshold. Equal scores are one threshold. Non-finite scores are
 left out, and how many is printed; no trials, one class or a label other than 0 and 1 is a ValueError.
 """
 
+import argparse
 import sys
 
 import numpy as np
@@ -175,3 +179,39 @@ def evaluation_metrics(scores, labels, p_target=0.05, c_miss=1.0, c_fa=1.0) -> d
     result["cllr"] = float(ComputeCllr(llrs, labels))
     result["trials"], result["targets"] = len(labels), int(labels.sum())
     return result
+
+
+def read_trials_file(path):
+    """Read ``score label pathA pathB`` lines; returns (scores, labels, first paths)."""
+    with open(path, encoding="utf-8") as f:
+        rows = [line.split() for line in f]
+    return np.array([float(r[0]) for r in rows]), np.array([int(r[1]) for r in rows]), [r[2] for r in rows]
+
+
+def main(argv=None) -> int:
+    """Print the figures of a trials file, pooled and by the beginning of the first path."""
+    parser = argparse.ArgumentParser(description="Print the error rates of a trials file (score label pathA pathB).")
+    parser.add_argument("file")
+    parser.add_argument(
+        "--prefix", type=int, default=0, help="group by this many letters of path A (default 0: pooled only)"
+    )
+    parser.add_argument("--p_target", type=float, default=0.05, help="prior of a target trial (default 0.05)")
+    args = parser.parse_args(argv)
+    try:
+        scores, labels, first = read_trials_file(args.file)
+        groups = {"pooled": np.ones(len(scores), bool)}
+        for name in sorted({path[: args.prefix] for path in first}) if args.prefix else ():
+            groups[name] = np.array([path.startswith(name) for path in first])
+        for name, chosen in groups.items():
+            r = evaluation_metrics(scores[chosen], labels[chosen], args.p_target)
+            dcf = f"minDCF({args.p_target:g}) {r[f'min_dcf_{args.p_target:g}']:.4f}"
+            interval = f"(95 % CI {r['eer_low']:.2f} to {r['eer_high']:.2f})"
+            print(f"{name:>8}  EER {r['eer']:5.2f} % {interval}  {dcf}  Cllr {r['cllr']:.4f}  {r['trials']} trials")
+    except (OSError, ValueError, IndexError) as error:
+        print(f"{args.file}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
