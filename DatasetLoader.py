@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from augmentation import AugmentWAV
-from speaker_lists import read_train_list
+from speaker_lists import Finished, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 REPLACEMENT_TRIES = 20  # other utterances tried in place of an unreadable one
@@ -99,6 +99,39 @@ def collate(rows):
         "files": [info for utterance in zip(*provenance) for info in utterance],
         "events": [event for row in events for event in row],
     }
+
+
+class FileEvents:
+    """What the loader had to say of files: names each once, and ends a run with too many bad ones."""
+
+    def __init__(self, config, total: int, say):
+        self.config, self.total, self.say = config, total, say
+        self.bad, self.converted = {}, {}
+
+    def note(self, events):
+        """Name unreadable files once, count conversions, and end the run above ``max_bad_files_pct``."""
+        for kind, path, number, reason in events:
+            if kind in ("resampled", "mixed down"):
+                self.converted.setdefault((kind, number), set()).add(path)
+            elif path not in self.bad:
+                self.bad[path] = reason
+                line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
+                self.say(f"{kind}: {path}{line}: {reason}")
+        limit = self.config.max_bad_files_pct / 100 * self.total
+        dead = any(event[0] == "speaker" for event in events)
+        if events and (dead or len(self.bad) > limit):
+            listing = [f"  {path}: {reason}" for path, reason in self.bad.items()]
+            share = 100 * len(self.bad) / self.total
+            head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
+            raise Finished([head, *listing], 2)
+
+    def report_conversions(self):
+        """Say once how many files were resampled or mixed down."""
+        for (kind, number), paths in sorted(self.converted.items()):
+            if paths is not None:
+                unit = "Hz" if kind == "resampled" else "channels"
+                self.say(f"{kind}: {len(paths)} files of {number} {unit}, the first {sorted(paths)[0]}")
+                self.converted[kind, number] = set()
 
 
 class SpeakerBatchSampler:

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 import checkpoint
 import plugins
-from DatasetLoader import collate, make_loader
+import precision
+import training_state
+from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe
-from speaker_lists import UsageError
+from speaker_lists import Finished, UsageError
 
 
 class SpeakerNet(nn.Module):
@@ -47,46 +49,6 @@ class SpeakerNet(nn.Module):
         return self.__L__(embeddings, label)
 
 
-class LossScaler:
-    """Loss scale for fp16 gradients; its state is in torch's GradScaler form.
-
-    Only steps that were taken make the scale grow. A benign overflow is retried at a lower scale by the trainer; a
-    fault of the data never lowers it. The scale stays between 2^-10 and 2^24.
-    """
-
-    FLOOR, CEILING, GROWTH_INTERVAL = 2.0**-10, 2.0**24, 2000
-
-    def __init__(self, enabled: bool):
-        self.enabled, self.scale, self.good_steps = enabled, 2.0**16 if enabled else 1.0, 0
-
-    def retries(self):
-        """Lower scales to retry an overflow at."""
-        scales = [self.scale / 2**power for power in (1, 2, 4, 8, 16)] if self.enabled else []
-        return [s for s in scales if s >= self.FLOOR]
-
-    def stepped(self, scale: float):
-        """Take note of a step taken at ``scale``."""
-        if not self.enabled:
-            return
-        self.good_steps = self.good_steps + 1 if scale == self.scale else 1
-        self.scale = scale
-        if self.good_steps >= self.GROWTH_INTERVAL:
-            self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
-
-    def state_dict(self) -> dict:
-        """State under the names of torch's GradScaler."""
-        state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
-        return {**state, "growth_interval": self.GROWTH_INTERVAL, "_growth_tracker": self.good_steps}
-
-    def load_state_dict(self, state: dict):
-        """Take over a saved state; a scale that is not above 0 is refused."""
-        if self.enabled and state:
-            if not 0 < state["scale"] < math.inf:
-                raise UsageError(f"the checkpoint's loss scale is {state['scale']}; start from another checkpoint")
-            self.scale = min(max(float(state["scale"]), self.FLOOR), self.CEILING)
-            self.good_steps = int(state["_growth_tracker"])
-
-
 @dataclass
 class Attempt:
     """What one forward and backward pass of a window of batches gave."""
@@ -102,14 +64,6 @@ class Interrupted(Exception):
     """A signal asked the run to stop; the state has been saved."""
 
 
-class Finished(Exception):
-    """The run is over before max_epoch: early stopping (status 0) or nan_patience (status 3)."""
-
-    def __init__(self, lines, status):
-        super().__init__(lines)
-        self.lines, self.status = lines, status
-
-
 class ModelTrainer:
     """Trains a SpeakerNet: the step, the epochs, evaluation, saving and resuming."""
 
@@ -120,8 +74,8 @@ class ModelTrainer:
         checkpoint.seed_everything(config.seed)
         self.network = SpeakerNet(config.values()).to(self.device)
         checkpoint.seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
-        self.amp_dtype = choose_amp_dtype(config, self.device)
-        self.scaler = LossScaler(self.amp_dtype is torch.float16)
+        self.amp_dtype = precision.choose_amp_dtype(config, self.device)
+        self.scaler = precision.LossScaler(self.amp_dtype is torch.float16)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.accumulation = config.gradient_accumulation_steps
         values = {**config.values(), "steps_per_epoch": -(-len(sampler) // self.accumulation)}
@@ -145,7 +99,7 @@ class ModelTrainer:
         self.step, self.nonfinite_in_a_row = 0, 0
         self.totals = new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
-        self.bad_files, self.converted = {}, {}
+        self.file_events = FileEvents(config, len(dataset), self.say)
         self.signal, self.last_save = None, time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ the step
@@ -157,8 +111,9 @@ class ModelTrainer:
         step, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
         """
         if hasattr(self.network.loss, "set_epoch"):
-            self.network.loss.set_epoch(self.epoch + self.batch / len(self.sampler))
-        rng = draw_state(self.device)
+            done = max(self.batch - len(window), 0) / len(self.sampler)
+            self.network.loss.set_epoch(self.epoch + done)
+        rng = precision.draw_state(self.device)
         buffers = [b.clone() for b in self.network.buffers()]
         for scale in [self.scaler.scale, *self.scaler.retries()]:
             attempt = self.attempt(window, scale)
@@ -167,7 +122,7 @@ class ModelTrainer:
             with torch.no_grad():
                 for buffer, before in zip(self.network.buffers(), buffers):
                     buffer.copy_(before)
-            restore_draw_state(rng, self.device)
+            precision.restore_draw_state(rng, self.device)
             if not attempt.loss_finite:
                 break
         if not attempt.finite:
@@ -254,7 +209,7 @@ class ModelTrainer:
             self.totals["waited"] += time.perf_counter() - waiting
             window.append(batch)
             self.batch += 1
-            self.note_events(batch["events"])
+            self.file_events.note(batch["events"])
             if len(window) == self.accumulation or self.batch == len(self.sampler):
                 attempt = self.train_step(window)
                 self.count(window, attempt)
@@ -308,7 +263,7 @@ class ModelTrainer:
         ):
             self.files.scalar(tag, value, self.epoch)
         self.files.scalar("Train/SkippedBatches", self.totals["skipped"], self.epoch)
-        self.report_conversions()
+        self.file_events.report_conversions()
 
     def means(self):
         """Loss, accuracy in %, utterances a second over all ranks, and % of time spent waiting for data."""
@@ -343,36 +298,16 @@ class ModelTrainer:
 
     # ------------------------------------------------------------------------------------------ save and resume
 
-    def state(self) -> dict:
-        """Everything that makes the next step identical."""
-        return {
-            "format_version": checkpoint.FORMAT_VERSION,
-            "model_state_dict": self.network.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "scheduler_state_dict": {k: v for k, v in self.scheduler.state_dict().items() if not callable(v)},
-            "scaler_state_dict": self.scaler.state_dict(),
-            "rng_state": self.ranks.gather(checkpoint.rng_state(self.device)),
-            "sampler_state": {"epoch": self.epoch, "batch": self.batch, "trained": self.trained},
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-            "totals": self.totals,
-            "nonfinite_in_a_row": self.nonfinite_in_a_row,
-            "bad_files": self.bad_files,
-            "file_sizes": self.files.sizes(),
-            "config": self.config.values(),
-        }
-
     def save_last(self):
         """Write model/last.model."""
-        state = self.state()
+        state = training_state.capture(self)
         if self.ranks.main:
             checkpoint.save(state, self.files.model / "last.model")
         self.last_save = time.monotonic()
 
     def save_epoch(self, result, improved: bool):
         """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
-        state = self.state()
+        state = training_state.capture(self)
         if not self.ranks.main:
             return
         names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
@@ -396,46 +331,6 @@ class ModelTrainer:
         if number:
             raise Interrupted(int(number))
 
-    def resume(self) -> bool:
-        """Continue from model/last.model where there is one."""
-        path = self.files.model / "last.model"
-        if not self.ranks.from_main(path.is_file()):
-            return False
-        state = checkpoint.load(path)
-        faults = checkpoint.load_weights(self.network, checkpoint.weights_of(state, path))
-        differing = faults["model"] + faults["loss"]
-        if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
-            reason = differing[0] if differing else f"format {state.get('format_version')}"
-            raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
-        self.optimizer.load_state_dict(state["optimizer_state_dict"])
-        self.scheduler.load_state_dict(state["scheduler_state_dict"])
-        self.scaler.load_state_dict(state["scaler_state_dict"])
-        self.apply_new_learning_rate(state["config"].get("lr"))
-        position = state["sampler_state"]
-        self.epoch, self.batch, self.trained = position["epoch"], position["batch"], position["trained"]
-        self.step, self.best, self.totals = state["step"], state["best"], state["totals"]
-        self.nonfinite_in_a_row, self.bad_files = state["nonfinite_in_a_row"], state["bad_files"]
-        if len(state["rng_state"]) == self.ranks.world:
-            checkpoint.restore_rng(state["rng_state"][self.ranks.rank], self.device)
-        self.files.cut_back(state["file_sizes"])
-        where = f"batch {self.batch} of epoch {self.epoch}" if self.batch else f"the start of epoch {self.epoch}"
-        self.say(f"resuming from {path}: {where}, step {self.step}")
-        for name, value in self.config.values().items():
-            if name in state["config"] and state["config"][name] != value and name != "config":
-                self.say(f"  {name}: {state['config'][name]} before, {value} now")
-        return True
-
-    def apply_new_learning_rate(self, old):
-        """Scale the restored rates where the configuration's lr was changed between the runs."""
-        if old and old != self.config.lr:
-            factor = self.config.lr / old
-            for group in self.optimizer.param_groups:
-                group["lr"] *= factor
-                if "initial_lr" in group:
-                    group["initial_lr"] *= factor
-            if hasattr(self.scheduler, "base_lrs"):
-                self.scheduler.base_lrs = [lr * factor for lr in self.scheduler.base_lrs]
-
     def catch_signals(self):
         """Turn the first SIGINT or SIGTERM into a clean stop; a second one acts at once."""
 
@@ -452,31 +347,6 @@ class ModelTrainer:
         self.loader = self.evaluator.loader = None
 
     # ------------------------------------------------------------------------------------------------- reporting
-
-    def note_events(self, events):
-        """Name unreadable files once, count conversions, and end the run above ``max_bad_files_pct``."""
-        for kind, path, number, reason in events:
-            if kind in ("resampled", "mixed down"):
-                self.converted.setdefault((kind, number), set()).add(path)
-            elif path not in self.bad_files:
-                self.bad_files[path] = reason
-                line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
-                self.say(f"{kind}: {path}{line}: {reason}")
-        limit = self.config.max_bad_files_pct / 100 * len(self.dataset)
-        dead = any(event[0] == "speaker" for event in events)
-        if events and (dead or len(self.bad_files) > limit):
-            listing = [f"  {path}: {reason}" for path, reason in self.bad_files.items()]
-            share = 100 * len(self.bad_files) / len(self.dataset)
-            head = f"{len(self.bad_files)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
-            raise Finished([head, *listing], 2)
-
-    def report_conversions(self):
-        """Say once how many files were resampled or mixed down."""
-        for (kind, number), paths in sorted(self.converted.items()):
-            if paths is not None:
-                unit = "Hz" if kind == "resampled" else "channels"
-                self.say(f"{kind}: {len(paths)} files of {number} {unit}, the first {sorted(paths)[0]}")
-                self.converted[kind, number] = set()
 
     def say(self, text: str):
         """Print a line from the main process, above the progress bar."""
@@ -506,18 +376,6 @@ class ModelTrainer:
             progress.update()
 
 
-def draw_state(device) -> list[torch.Tensor]:
-    """State of torch's generators that a forward pass may draw from."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-def restore_draw_state(state, device):
-    """Put torch's generators back."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
 def new_totals() -> dict:
     """Sums of an epoch."""
     return {"loss": 0.0, "accuracy": 0.0, "utterances": 0, "skipped": 0, "seconds": 0.0, "waited": 0.0}
@@ -526,16 +384,6 @@ def new_totals() -> dict:
 def as_scalar(value, like) -> torch.Tensor:
     """Accuracy as plug-ins return it (0-dim or (1,) tensor, or a number) -> 0-dim float tensor beside the loss."""
     return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())
-
-
-def choose_amp_dtype(config, device):
-    """The autocast type, None for fp32."""
-    if not config.mixedprec:
-        return None
-    if config.amp_dtype == "auto":
-        supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if supported else torch.float16
-    return getattr(torch, config.amp_dtype)
 
 
 def write_evaluation(files, evaluator, result: dict, config, step: int):

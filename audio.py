@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -28,7 +29,8 @@ def _open(path):
     try:
         audio = soundfile.SoundFile(path)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own error is a RuntimeError
-        raise AudioError(str(error)) from error
+        reason = getattr(error, "error_string", str(error)) if Path(path).is_file() else "no such file"
+        raise AudioError(reason) from error
     if audio.frames <= 0:
         audio.close()
         raise AudioError("no samples")
@@ -70,7 +72,7 @@ def read_audio(path, samples: int = 0, position: float = 0.0, speed: Fraction = 
                 audio.seek(start - preroll)
             x = audio.read(preroll + wanted, dtype="float32", always_2d=True)[preroll:]
         except (OSError, RuntimeError) as error:
-            raise AudioError(str(error)) from error
+            raise AudioError(getattr(error, "error_string", str(error))) from error
     if len(x) < wanted:
         raise AudioError(f"truncated: the header promises {total} samples, reading ends at {start + len(x)}")
     x = x[:, 0] if channels == 1 or first_channel else x.mean(axis=1)

@@ -12,6 +12,14 @@ class UsageError(Exception):
     """A mistake of the user: one line on stderr, exit status 2."""
 
 
+class Finished(Exception):
+    """The run is over before max_epoch: early stopping (status 0) or nan_patience (status 3)."""
+
+    def __init__(self, lines, status):
+        super().__init__(lines)
+        self.lines, self.status = lines, status
+
+
 def _lines(path):
     """Yield (line number, columns) of the non-empty lines; accepts CRLF and a byte-order mark."""
     try:

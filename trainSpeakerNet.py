@@ -10,7 +10,7 @@ import sys
 
 from config import load_config, to_yaml
 from preflight import check_paths
-from speaker_lists import UsageError
+from speaker_lists import Finished, UsageError
 
 
 def main(argv=None) -> int:
@@ -56,7 +56,8 @@ def train(config, ranks) -> int:
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from evaluation import Evaluator
     from run_files import RunFiles
-    from SpeakerNet import Finished, Interrupted, ModelTrainer
+    from SpeakerNet import Interrupted, ModelTrainer
+    from training_state import resume
 
     dataset = TrainDataset(config)
     sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1, ranks.rank, ranks.world)
@@ -64,7 +65,7 @@ def train(config, ranks) -> int:
     files = RunFiles(config, ranks.main)
     trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
     describe_run(trainer)
-    if not trainer.resume() and config.initial_model:
+    if not resume(trainer) and config.initial_model:
         load_initial(trainer.network, config, trainer.say)
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
     try:

@@ -112,9 +112,8 @@ def main() -> int:
         rows = batches[0]["data"].shape[0] * batches[0]["data"].shape[1]
         for extra, seen in zip(variants, seconds):
             median = float(np.median(np.concatenate(seen)))
-            print(
-                f"{' '.join(extra) or 'training'}: {1 / median:.2f} steps/s, {rows / median:.0f} utterances/s ({rows} a step)"
-            )
+            name = " ".join(extra) or "training"
+            print(f"{name}: {1 / median:.2f} steps/s, {rows / median:.0f} utterances/s ({rows} a step)")
         if args.compare:
             ratios = [np.median(b) / np.median(a) for a, b in zip(*seconds)]
             print(f"time of B over A: {np.median(ratios):.3f} (pairs {min(ratios):.3f} to {max(ratios):.3f})")

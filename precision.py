@@ -1,0 +1,69 @@
+"""Numeric precision of training: the autocast type, the loss scale of fp16, and the generators a retry must rewind."""
+
+import math
+
+import torch
+
+from speaker_lists import UsageError
+
+
+def choose_amp_dtype(config, device):
+    """The autocast type, None for fp32."""
+    if not config.mixedprec:
+        return None
+    if config.amp_dtype == "auto":
+        supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if supported else torch.float16
+    return getattr(torch, config.amp_dtype)
+
+
+class LossScaler:
+    """Loss scale for fp16 gradients; its state is in torch's GradScaler form.
+
+    Only steps that were taken make the scale grow. A benign overflow is retried at a lower scale by the trainer; a
+    fault of the data never lowers it. The scale stays between 2^-10 and 2^24.
+    """
+
+    FLOOR, CEILING, GROWTH_INTERVAL = 2.0**-10, 2.0**24, 2000
+
+    def __init__(self, enabled: bool):
+        self.enabled, self.scale, self.good_steps = enabled, 2.0**16 if enabled else 1.0, 0
+
+    def retries(self):
+        """Lower scales to retry an overflow at."""
+        scales = [self.scale / 2**power for power in (1, 2, 4, 8, 16)] if self.enabled else []
+        return [s for s in scales if s >= self.FLOOR]
+
+    def stepped(self, scale: float):
+        """Take note of a step taken at ``scale``."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if scale == self.scale else 1
+        self.scale = scale
+        if self.good_steps >= self.GROWTH_INTERVAL:
+            self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
+
+    def state_dict(self) -> dict:
+        """State under the names of torch's GradScaler."""
+        state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
+        return {**state, "growth_interval": self.GROWTH_INTERVAL, "_growth_tracker": self.good_steps}
+
+    def load_state_dict(self, state: dict):
+        """Take over a saved state; a scale that is not above 0 is refused."""
+        if self.enabled and state:
+            if not 0 < state["scale"] < math.inf:
+                raise UsageError(f"the checkpoint's loss scale is {state['scale']}; start from another checkpoint")
+            self.scale = min(max(float(state["scale"]), self.FLOOR), self.CEILING)
+            self.good_steps = int(state["_growth_tracker"])
+
+
+def draw_state(device) -> list[torch.Tensor]:
+    """State of torch's generators that a forward pass may draw from."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def restore_draw_state(state, device):
+    """Put torch's generators back."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,81 @@
+"""Everything that makes the next training step identical: capture it, and continue from it."""
+
+from pathlib import Path
+
+import checkpoint
+from speaker_lists import UsageError
+
+
+def capture(trainer) -> dict:
+    """Collect the state of a trainer; a collective under several processes."""
+    return {
+        "format_version": checkpoint.FORMAT_VERSION,
+        "model_state_dict": trainer.network.state_dict(),
+        "optimizer_state_dict": trainer.optimizer.state_dict(),
+        "scheduler_state_dict": {k: v for k, v in trainer.scheduler.state_dict().items() if not callable(v)},
+        "scaler_state_dict": trainer.scaler.state_dict(),
+        "rng_state": trainer.ranks.gather(checkpoint.rng_state(trainer.device)),
+        "sampler_state": {"epoch": trainer.epoch, "batch": trainer.batch, "trained": trainer.trained},
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "best": trainer.best,
+        "totals": trainer.totals,
+        "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
+        "bad_files": trainer.file_events.bad,
+        "file_sizes": trainer.files.sizes(),
+        "config": trainer.config.values(),
+    }
+
+
+def resume(trainer) -> bool:
+    """Continue from model/last.model where there is one, else from the newest model0*.model of an older run."""
+    path = trainer.files.model / "last.model"
+    if not trainer.ranks.from_main(path.is_file()):
+        older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
+        return continue_older(trainer, older[-1]) if older else False
+    state = checkpoint.load(path)
+    faults = checkpoint.load_weights(trainer.network, checkpoint.weights_of(state, path))
+    differing = faults["model"] + faults["loss"]
+    if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
+        reason = differing[0] if differing else f"format {state.get('format_version')}"
+        raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
+    trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
+    trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
+    trainer.scaler.load_state_dict(state["scaler_state_dict"])
+    apply_new_learning_rate(trainer, state["config"].get("lr"))
+    position = state["sampler_state"]
+    trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
+    trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
+    trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
+    if len(state["rng_state"]) == trainer.ranks.world:
+        checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
+    trainer.files.cut_back(state["file_sizes"])
+    where = f"batch {trainer.batch} of" if trainer.batch else "the start of"
+    trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
+    for name, value in trainer.config.values().items():
+        if name in state["config"] and state["config"][name] != value and name != "config":
+            trainer.say(f"  {name}: {state['config'][name]} before, {value} now")
+    return True
+
+
+def continue_older(trainer, path: str) -> bool:
+    """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
+    faults = checkpoint.load_weights(trainer.network, checkpoint.weights_of(checkpoint.load(path), path))
+    differing = faults["model"] + faults["loss"]
+    if differing:
+        raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
+    trainer.epoch = int(Path(path).stem[5:]) + 1
+    trainer.say(f"continuing at epoch {trainer.epoch} with the weights of {path}; optimizer and schedule start fresh")
+    return True
+
+
+def apply_new_learning_rate(trainer, old):
+    """Scale the restored rates where the configuration's lr was changed between the runs."""
+    if old and old != trainer.config.lr:
+        factor = trainer.config.lr / old
+        for group in trainer.optimizer.param_groups:
+            group["lr"] *= factor
+            if "initial_lr" in group:
+                group["initial_lr"] *= factor
+        if hasattr(trainer.scheduler, "base_lrs"):
+            trainer.scheduler.base_lrs = [lr * factor for lr in trainer.scheduler.base_lrs]
