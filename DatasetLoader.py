@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from augmentation import AugmentWAV
-from speaker_lists import Finished, read_train_list
+from speaker_lists import Finished, UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 REPLACEMENT_TRIES = 20  # other utterances tried in place of an unreadable one
@@ -149,6 +149,13 @@ class SpeakerBatchSampler:
         self.max_utterances = config.max_seg_per_spk
         rows = [self._rows_of(len(dataset.utterances_of(s))) for s in range(len(dataset.speakers))]
         self.batches = max(1, -(-sum(rows) // (config.batch_size * world)))
+        if sum(rows) // self.batches // world < 2 <= config.batch_size:  # an odd row: three together, not one alone
+            self.batches = max(1, sum(rows) // (2 * world))
+        if sum(rows) // self.batches // world < 2:
+            raise UsageError(
+                f"batch_size: {config.batch_size} leaves a process batches of one row ({sum(rows)} rows, {world} "
+                "process(es)); batch normalisation needs two"
+            )
         self.surplus = sum(max(0, r - self.batches) for r in rows) if distinct else 0
         self.epoch, self.first = 1, 0
 

@@ -100,7 +100,7 @@ class ModelTrainer:
         self.totals = new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
         self.file_events = FileEvents(config, len(dataset), self.say)
-        self.signal, self.last_save = None, time.monotonic()
+        self.signal, self.last_save, self.profiler = None, time.monotonic(), None
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -189,7 +189,8 @@ class ModelTrainer:
         self.catch_signals()
         while self.epoch <= self.config.max_epoch:
             if not self.trained:
-                self.train_epoch()
+                with self.files.profiler(self.config.enable_profiling and self.step == 0) as self.profiler:
+                    self.train_epoch()
                 self.finish_epoch()
             if self.epoch % self.config.test_interval == 0 or self.epoch == self.config.max_epoch:
                 self.save_last()
@@ -214,6 +215,8 @@ class ModelTrainer:
                 attempt = self.train_step(window)
                 self.count(window, attempt)
                 window = []
+                if self.profiler is not None:
+                    self.profiler.step()
                 self.save_if_due()
             self.totals["seconds"] += time.perf_counter() - waiting
             waiting = time.perf_counter()
@@ -300,10 +303,16 @@ class ModelTrainer:
 
     def save_last(self):
         """Write model/last.model."""
-        state = training_state.capture(self)
-        if self.ranks.main:
-            checkpoint.save(state, self.files.model / "last.model")
+        self.save(training_state.capture(self), "last.model")
         self.last_save = time.monotonic()
+
+    def save(self, state: dict, name: str):
+        """Write a checkpoint, but never one with non-finite weights over a good one."""
+        bad = checkpoint.nonfinite_tensors(state["model_state_dict"])
+        if bad:
+            self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
+        elif self.ranks.main:
+            checkpoint.save(state, self.files.model / name)
 
     def save_epoch(self, result, improved: bool):
         """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
@@ -312,7 +321,7 @@ class ModelTrainer:
             return
         names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
         for name in names:
-            checkpoint.save(state, self.files.model / f"{name}.model")
+            self.save(state, f"{name}.model")
             eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
             (self.files.model / f"{name}.eer").write_text(eer)
         if improved:

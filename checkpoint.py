@@ -87,6 +87,11 @@ def load_weights(network, weights: dict) -> dict[str, list[str]]:
     return faults
 
 
+def nonfinite_tensors(weights: dict) -> list[str]:
+    """Names of the tensors that hold a NaN or Inf."""
+    return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+
+
 def seed_everything(seed: int):
     """Seed every global random generator; plug-ins may draw from any of them."""
     torch.manual_seed(seed)

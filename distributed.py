@@ -76,7 +76,10 @@ class Ranks:
 
 def launch_all_gpus(config, argv):
     """Replace this process by torchrun with one process for each GPU, where `distributed` asks for it."""
-    if not config.distributed or "WORLD_SIZE" in os.environ or config.device == "cpu" or torch.cuda.device_count() < 2:
+    if not config.distributed or "WORLD_SIZE" in os.environ:
+        return
+    if config.device == "cpu" or torch.cuda.device_count() < 2:
+        print("distributed: fewer than two GPUs here, running one process (torchrun starts several on CPUs too)")
         return
     count = str(torch.cuda.device_count())
     command = ["-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", config.port]

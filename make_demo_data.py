@@ -39,18 +39,18 @@ def draw_speaker(rng) -> dict:
     return {
         "pitch": rng.normal(205, 24) if high else rng.normal(118, 17),
         "pitch_range": rng.uniform(0.05, 0.2),
-        "tract": rng.normal(1.16, 0.05) if high else rng.normal(1.0, 0.05),
+        "tract": rng.normal(1.16, 0.06) if high else rng.normal(1.0, 0.06),
         "formant_shift": np.clip(rng.normal(1, [0.04, 0.05, 0.06, 0.06, 0.06]), 0.85, 1.15),
         "upper": rng.normal([3500, 4500], [150, 200]),
         "bandwidth": rng.uniform(0.7, 1.5),
-        "tilt": rng.uniform(0.6, 0.97),
+        "tilt": rng.uniform(0.5, 0.97),
         "open": rng.uniform(0.45, 0.75),
         "breath": rng.uniform(0.01, 0.2),
         "jitter": rng.uniform(0.002, 0.02),
         "shimmer": rng.uniform(0.01, 0.12),
         "rate": rng.uniform(0.8, 1.25),
         "sibilance": rng.normal(1, 0.12),
-        "vowels": rng.normal(1, 0.05, VOWELS.shape),  # the speaker's accent
+        "vowels": rng.normal(1, 0.06, VOWELS.shape),  # the speaker's accent
     }
 
 
@@ -101,12 +101,15 @@ def glottis(speaker, samples: int, rng):
 
 
 def tract_response(formants, bandwidth: float):
-    """Magnitude (frequencies, frames) of a cascade of resonances at formants (frames, 5)."""
+    """Magnitude (frequencies, frames) of a cascade of resonances at formants (frames, 5).
+
+    Each resonance is 1 at 0 Hz and far above its centre: the formants left out would hold the spectrum up there.
+    """
     f = np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None]
     response = np.ones((len(f), len(formants)))
     for k, width in enumerate((70, 90, 140, 220, 300)):
         centre, b = formants[:, k], width * bandwidth
-        response *= centre**2 / np.sqrt((centre**2 - f**2) ** 2 + (b * f) ** 2)
+        response *= (centre**2 + f**2) / np.sqrt((centre**2 - f**2) ** 2 + (b * f) ** 2)
     return response
 
 
@@ -135,13 +138,13 @@ def draw_session(rng) -> dict:
     decay, samples = rng.uniform(0.08, 0.5), int(0.4 * RATE)
     tail = rng.normal(0, 1, samples) * np.exp(-6.9 * np.arange(samples) / RATE / decay)
     room = np.concatenate([[1.0], tail * rng.uniform(0.01, 0.08)])
-    response = np.interp(np.linspace(0, 1, 129), np.linspace(0, 1, 7), rng.normal(0, 5, 7))
+    response = np.interp(np.linspace(0, 1, 129), np.linspace(0, 1, 7), rng.normal(0, 3.5, 7))
     microphone = np.roll(np.fft.irfft(10 ** (response / 20)), 128) * np.hanning(256)
     colour = rng.uniform(-0.3, 0.95)
     return {
         "impulse": fftconvolve(room, microphone),
         "colour": colour,
-        "snr": rng.uniform(8, 25),
+        "snr": rng.uniform(12, 30),
         "hum": rng.random() < 0.3,
     }
 
@@ -192,10 +195,10 @@ def main(argv=None) -> int:
     """Write the data set; does nothing where it is complete already."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="data/demo", help="folder to write (default data/demo)")
-    parser.add_argument("--speakers", type=int, default=60, help="training speakers (default 60)")
+    parser.add_argument("--speakers", type=int, default=110, help="training speakers (default 110)")
     parser.add_argument("--trial_speakers", type=int, default=24, help="other speakers, for the trials (default 24)")
-    parser.add_argument("--utterances", type=int, default=10, help="utterances of each (default 10)")
-    parser.add_argument("--seconds", type=float, default=2.5, help="mean length of an utterance (default 2.5)")
+    parser.add_argument("--utterances", type=int, default=8, help="utterances of each (default 8)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="mean seconds of an utterance (default 2.0)")
     parser.add_argument("--nontargets", type=int, default=3000, help="nontarget trials (default 3000)")
     parser.add_argument("--seed", type=int, default=1, help="seed (default 1)")
     args = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """The files of a run below save_path: scores.txt, metrics.jsonl, config.yaml, TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
@@ -85,6 +86,16 @@ class RunFiles:
 
                 self._board = SummaryWriter(self.logs, purge_step=step)
             self._board.add_scalar(tag, value, step)
+
+    def profiler(self, wanted: bool):
+        """Context of torch's profiler for steps 10 to 20, its trace in logs/; gives None where it is not wanted."""
+        if not (wanted and self.main):
+            return contextlib.nullcontext()
+        from torch import profiler
+
+        schedule = profiler.schedule(wait=9, warmup=1, active=10, repeat=1)
+        trace = profiler.tensorboard_trace_handler(str(self.logs))
+        return profiler.profile(schedule=schedule, on_trace_ready=trace, record_shapes=True)
 
     def close(self):
         """Flush TensorBoard."""

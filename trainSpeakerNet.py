@@ -118,7 +118,7 @@ def evaluate(config, ranks) -> int:
     from SpeakerNet import SpeakerNet, write_evaluation
 
     state = checkpoint.load(config.initial_model)
-    network = SpeakerNet({**config.values(), "trainfunc": ""}).to(ranks.device)
+    network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)
     faults = checkpoint.load_weights(network, checkpoint.weights_of(state, config.initial_model))
     unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
     if faults["model"] or unused:

@@ -219,7 +219,12 @@ def test_no_utterance_is_dropped_and_speakers_stand_apart(counts, batch_size):  
     plan = sampler.plan(1)
     assert sorted(u for batch in plan for row in batch for u, _ in row) == list(range(sum(counts)))
     sizes = [len(batch) for batch in plan]
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1 and len(plan) == len(sampler)
+    assert (
+        min(sizes) >= 2
+        and max(sizes) <= max(batch_size, 3)
+        and max(sizes) - min(sizes) <= 1
+        and len(plan) == len(sampler)
+    )
     most = -(-max(counts) // len(plan))  # 1 where it is possible at all
     for batch in plan:
         speakers = collections.Counter(sampler.dataset.labels[row[0][0]] for row in batch)

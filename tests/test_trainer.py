@@ -177,6 +177,31 @@ def test_nan_patience_ends_the_run_with_status_3_and_a_good_state(settings, tool
     assert all(t.isfinite().all() for t in state["model_state_dict"].values())
 
 
+def test_bad_weights_are_never_written_over_good_ones(settings, tools, capsys):
+    trainer = tools.build(settings)
+    trainer.save_last()
+    good = (trainer.files.model / "last.model").read_bytes()
+    trainer.network.__S__.linear.bias.data[0] = math.nan
+    trainer.save_last()
+    assert (trainer.files.model / "last.model").read_bytes() == good
+    assert "last.model is not written: 1 tensors are not finite, the first __S__.linear.bias" in capsys.readouterr().out
+
+
+def test_batches_of_one_row_are_refused_before_batch_norm_does(settings, tools):  # nan.md F26
+    from speaker_lists import UsageError
+
+    with pytest.raises(UsageError, match="batch_size: 1 leaves a process batches of one row"):
+        tools.build(settings, batch_size=1)
+
+
+def test_profiling_writes_a_trace(settings, tools):  # bug 36
+    trainer = tools.build(
+        settings, enable_profiling=True, max_seg_per_spk=500, batch_size=2, max_epoch=1, test_interval=1
+    )
+    trainer.run()
+    assert list(trainer.files.logs.glob("*.pt.trace.json"))
+
+
 def test_margin_follows_the_epoch(settings, tools):
     trainer = tools.build(settings, margin=0.2, margin_start_epoch=1, margin_end_epoch=2)
     trainer.train_epoch()
