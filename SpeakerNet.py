@@ -24,6 +24,8 @@ from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe
 from speaker_lists import Finished, UsageError
 
+LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
+
 
 class SpeakerNet(nn.Module):
     """Model and loss as one module: (data, label) -> (loss, accuracy in %); (data) -> embeddings."""
@@ -100,7 +102,8 @@ class ModelTrainer:
         self.totals = new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
         self.file_events = FileEvents(config, len(dataset), self.say)
-        self.signal, self.last_save, self.profiler = None, time.monotonic(), None
+        self.signal, self.profiler = None, None
+        self.last_save = self.last_line = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -376,11 +379,16 @@ class ModelTrainer:
         )
 
     def show(self, progress):
-        """Advance the bar."""
-        if not progress.disable:
-            loss, accuracy, speed, wait = self.means()
-            skipped = f" skipped {self.totals['skipped']}" if self.totals["skipped"] else ""
-            text = f"loss {loss:.3f} acc {accuracy:.1f}% {speed:.0f} utt/s wait {wait:.0f}%{skipped}"
+        """Advance the bar; in a log file, print a line a minute."""
+        if progress.disable and time.monotonic() - self.last_line < LOG_SECONDS:
+            return
+        loss, accuracy, speed, wait = self.means()
+        skipped = f" skipped {self.totals['skipped']}" if self.totals["skipped"] else ""
+        text = f"loss {loss:.3f} acc {accuracy:.1f}% {speed:.0f} utt/s wait {wait:.0f}%{skipped}"
+        if progress.disable:
+            self.last_line = time.monotonic()
+            self.say(f"  epoch {self.epoch} batch {self.batch}/{len(self.sampler)}  {text}")
+        else:
             progress.set_postfix_str(text, refresh=False)
             progress.update()
 

@@ -36,13 +36,16 @@ def load(path) -> dict:
     except OSError as error:
         raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: damaged, or not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path}: damaged, or not a checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch passes on what its unpickler raises, of no common class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {reason}") from error
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
     return state
+
+
+def _first_line(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def weights_of(state: dict, path) -> dict[str, torch.Tensor]:
