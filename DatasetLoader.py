@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from augmentation import AugmentWAV
-from speaker_lists import Finished, UsageError, read_train_list
+from speaker_lists import UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 REPLACEMENT_TRIES = 20  # other utterances tried in place of an unreadable one
@@ -102,11 +102,11 @@ def collate(rows):
 
 
 class FileEvents:
-    """What the loader had to say of files: names each once, and ends a run with too many bad ones."""
+    """What the loader had to say of files: names each once; ``too_many`` says when to end the run."""
 
     def __init__(self, config, total: int, say):
         self.config, self.total, self.say = config, total, say
-        self.bad, self.converted = {}, {}
+        self.bad, self.converted, self.dead_speaker = {}, {}, False
 
     def note(self, events):
         """Name unreadable files once, count conversions, and end the run above ``max_bad_files_pct``."""
@@ -117,13 +117,17 @@ class FileEvents:
                 self.bad[path] = reason
                 line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
                 self.say(f"{kind}: {path}{line}: {reason}")
-        limit = self.config.max_bad_files_pct / 100 * self.total
-        dead = any(event[0] == "speaker" for event in events)
-        if events and (dead or len(self.bad) > limit):
-            listing = [f"  {path}: {reason}" for path, reason in self.bad.items()]
-            share = 100 * len(self.bad) / self.total
-            head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
-            raise Finished([head, *listing], 2)
+                self.dead_speaker |= kind == "speaker"
+
+    def too_many(self) -> bool:
+        """Whether this process has met more bad files than ``max_bad_files_pct`` allows."""
+        return self.dead_speaker or len(self.bad) > self.config.max_bad_files_pct / 100 * self.total
+
+    def verdict(self) -> list[str]:
+        """Why the run ends, with every bad file."""
+        share = 100 * len(self.bad) / self.total
+        head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
+        return [head, *(f"  {path}: {reason}" for path, reason in self.bad.items())]
 
     def report_conversions(self):
         """Say once how many files were resampled or mixed down."""
@@ -148,16 +152,26 @@ class SpeakerBatchSampler:
         self.seed, self.per_row = config.seed, config.nPerSpeaker
         self.max_utterances = config.max_seg_per_spk
         rows = [self._rows_of(len(dataset.utterances_of(s))) for s in range(len(dataset.speakers))]
-        self.batches = max(1, -(-sum(rows) // (config.batch_size * world)))
-        if sum(rows) // self.batches // world < 2 <= config.batch_size:  # an odd row: three together, not one alone
-            self.batches = max(1, sum(rows) // (2 * world))
-        if sum(rows) // self.batches // world < 2:
-            raise UsageError(
-                f"batch_size: {config.batch_size} leaves a process batches of one row ({sum(rows)} rows, {world} "
-                "process(es)); batch normalisation needs two"
-            )
+        self.batches = self._count_batches(rows, config.batch_size)
         self.surplus = sum(max(0, r - self.batches) for r in rows) if distinct else 0
         self.epoch, self.first = 1, 0
+
+    def _count_batches(self, rows: list[int], batch_size: int) -> int:
+        """As few batches as ``batch_size`` allows, fewer where a process would be left with a single row."""
+
+        def smallest(batches):
+            used = sum(min(r, batches) for r in rows) if self.distinct else sum(rows)
+            return used // batches // self.world
+
+        batches = max(1, -(-sum(rows) // (batch_size * self.world)))
+        while batches > 1 and smallest(batches) < 2 <= batch_size:
+            batches -= 1
+        if smallest(batches) < 2:
+            raise UsageError(
+                f"batch_size: {batch_size} leaves a process batches of one row ({sum(rows)} rows of {len(rows)} "
+                f"speakers, {self.world} process(es)); batch normalisation needs two"
+            )
+        return batches
 
     def _rows_of(self, utterances: int) -> int:
         return -(-min(utterances, self.max_utterances) // self.per_row)

@@ -33,8 +33,8 @@ class SpeakerNet(nn.Module):
     def __init__(self, values: dict):
         super().__init__()
         self.per_row = values["nPerSpeaker"]
-        self.__S__ = plugins.call(plugins.load("models", values["model"]), values)
-        self.__L__ = plugins.call(plugins.load("loss", values["trainfunc"]), values) if values["trainfunc"] else None
+        self.__S__ = plugins.build("models", values["model"], values)
+        self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
 
     @property
     def loss(self):
@@ -81,10 +81,8 @@ class ModelTrainer:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.accumulation = config.gradient_accumulation_steps
         values = {**config.values(), "steps_per_epoch": -(-len(sampler) // self.accumulation)}
-        self.optimizer = plugins.call(plugins.load("optimizer", config.optimizer), values, self.parameters)
-        self.scheduler, self.scheduler_unit = plugins.call(
-            plugins.load("scheduler", config.scheduler), values, self.optimizer
-        )
+        self.optimizer = plugins.build("optimizer", config.optimizer, values, self.parameters)
+        self.scheduler, self.scheduler_unit = plugins.build("scheduler", config.scheduler, values, self.optimizer)
         if self.scheduler_unit not in ("epoch", "iteration"):
             raise UsageError(
                 f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {self.scheduler_unit}"
@@ -94,7 +92,9 @@ class ModelTrainer:
         self.parallel = self.network
         if ranks.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = nn.parallel.DistributedDataParallel(self.network, device_ids=ids)
+            self.parallel = nn.parallel.DistributedDataParallel(
+                self.network, device_ids=ids, find_unused_parameters=config.find_unused_parameters
+            )
         pin = config.pin_memory and self.device.type == "cuda"
         self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin)
         self.epoch, self.batch, self.trained = 1, 0, False
@@ -172,13 +172,16 @@ class ModelTrainer:
         self.totals["skipped"] += len(window)
         self.nonfinite_in_a_row += 1
         what = f"gradient norm is {attempt.norm}" if attempt.loss_finite else f"loss is {attempt.loss}"
+        if self.ranks.world > 1 and math.isfinite(attempt.loss if not attempt.loss_finite else attempt.norm):
+            what = "a loss on another process is not finite"
         batches = f"batch {self.batch - len(window) + 1}" + (f" to {self.batch}" if len(window) > 1 else "")
         self.say(f"skipped {batches} of epoch {self.epoch}: {what}; weights, buffers and optimizer are unchanged")
         if self.nonfinite_in_a_row >= self.config.nan_patience:
+            in_a_row, self.nonfinite_in_a_row = self.nonfinite_in_a_row, 0  # the next call starts counting anew
             self.save_last()
             raise Finished(
                 [
-                    f"{self.nonfinite_in_a_row} non-finite steps in a row (nan_patience), the last: {what}",
+                    f"{in_a_row} non-finite steps in a row (nan_patience), the last: {what}",
                     f"the state before them is in {self.files.model / 'last.model'}",
                     "check the data and the learning rate, then run the same command again to continue",
                 ],
@@ -214,6 +217,9 @@ class ModelTrainer:
             window.append(batch)
             self.batch += 1
             self.file_events.note(batch["events"])
+            if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
+                self.batch -= len(window)
+                self.save_if_due()
             if len(window) == self.accumulation or self.batch == len(self.sampler):
                 attempt = self.train_step(window)
                 self.count(window, attempt)
@@ -282,7 +288,8 @@ class ModelTrainer:
         """Evaluate, write the checkpoint of the epoch, keep the best."""
         result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
         if result.get("stopped"):
-            raise Interrupted(self.signal)
+            number = torch.tensor(float(self.signal or 0), device=self.device)
+            raise Interrupted(int(self.ranks.maximum(number)))
         for line in describe(result, self.config):
             self.say(line)
         write_evaluation(self.files, self.evaluator, result, self.config, self.step)
@@ -309,13 +316,14 @@ class ModelTrainer:
         self.save(training_state.capture(self), "last.model")
         self.last_save = time.monotonic()
 
-    def save(self, state: dict, name: str):
-        """Write a checkpoint, but never one with non-finite weights over a good one."""
+    def save(self, state: dict, name: str) -> bool:
+        """Write a checkpoint, but never one with non-finite weights over a good one; returns whether it was written."""
         bad = checkpoint.nonfinite_tensors(state["model_state_dict"])
         if bad:
             self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         elif self.ranks.main:
             checkpoint.save(state, self.files.model / name)
+        return not bad
 
     def save_epoch(self, result, improved: bool):
         """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
@@ -324,7 +332,8 @@ class ModelTrainer:
             return
         names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
         for name in names:
-            self.save(state, f"{name}.model")
+            if not self.save(state, f"{name}.model"):
+                return
             eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
             (self.files.model / f"{name}.eer").write_text(eer)
         if improved:
@@ -332,12 +341,18 @@ class ModelTrainer:
             self.evaluator.draw(self.files.result, result)
 
     def save_if_due(self):
-        """Save inside an epoch by steps or minutes, and on a signal; the ranks agree first."""
+        """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
         steps, minutes = self.config.save_interval_steps, self.config.save_interval_minutes
         due = bool(steps) and self.step % steps == 0
         due |= bool(minutes) and time.monotonic() - self.last_save >= 60 * minutes
-        wish = torch.tensor([float(due), float(self.signal or 0)], device=self.device)
-        due, number = self.ranks.maximum(wish).tolist()
+        wish = torch.tensor(
+            [due, self.signal or 0, self.file_events.too_many()], dtype=torch.float32, device=self.device
+        )
+        due, number, bad = self.ranks.maximum(wish).tolist()
+        if bad:
+            for found in self.ranks.gather(self.file_events.bad):
+                self.file_events.bad.update(found)
+            raise Finished(self.file_events.verdict(), 2)
         if due or number:
             self.save_last()
         if number:
@@ -347,8 +362,12 @@ class ModelTrainer:
         """Turn the first SIGINT or SIGTERM into a clean stop; a second one acts at once."""
 
         def remember(number, frame):
-            self.signal = number
-            signal.signal(number, signal.SIG_DFL)
+            now = time.monotonic()
+            if self.signal is not None and now - self.signalled > 2:  # launchers send a signal twice in an instant
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            if self.signal is None:
+                self.signal, self.signalled = number, now
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the signal may take loader processes too: finish the step
 
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,8 +1,8 @@
 """Read audio as 16 kHz mono float32, only the part that is used."""
 
 import math
+import os
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -29,7 +29,7 @@ def _open(path):
     try:
         audio = soundfile.SoundFile(path)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own error is a RuntimeError
-        reason = getattr(error, "error_string", str(error)) if Path(path).is_file() else "no such file"
+        reason = getattr(error, "error_string", str(error)) if os.path.isfile(path) else "no such file"
         raise AudioError(reason) from error
     if audio.frames <= 0:
         audio.close()

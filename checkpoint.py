@@ -48,11 +48,12 @@ def _first_line(error) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def weights_of(state: dict, path) -> dict[str, torch.Tensor]:
+def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
     """Return {name: tensor} with `__S__.` and `__L__.` prefixes from any of the known layouts.
 
     Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
-    ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's.
+    ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
+    network, are kept as they are.
     """
     for key in ("model_state_dict", "model", "state_dict"):
         if isinstance(state.get(key), dict):
@@ -62,20 +63,22 @@ def weights_of(state: dict, path) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             continue
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+        if name not in own and MODEL + name not in own:
+            for wrapper in WRAPPERS:
+                name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
         weights[name if name.startswith((MODEL, LOSS)) else MODEL + name] = tensor
     if not weights:
         raise UsageError(f"{path}: holds no tensors")
     return weights
 
 
-def load_weights(network, weights: dict) -> dict[str, list[str]]:
-    """Copy the weights that fit by name and shape.
+def load_weights(network, state: dict, path) -> dict[str, list[str]]:
+    """Copy the weights of a checkpoint that fit by name and shape.
 
     Returns lines on the rest: ``model`` (missing or of another shape), ``loss`` (likewise), ``unused`` (of the file).
     """
     own = network.state_dict()
+    weights = weights_of(state, path, own)
     faults = {"model": [], "loss": [], "unused": sorted(set(weights) - set(own))}
     fitting = {}
     for name, tensor in own.items():

@@ -122,9 +122,9 @@ def read_yaml(path: str) -> dict[str, Setting]:
                 raise UsageError(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
             settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
         return settings
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar that looks like a date and is none
+        mark = getattr(error, "problem_mark", None) or loader.get_mark()
+        line = f":{mark.line + 1}" if isinstance(error, yaml.YAMLError) else ""
         raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
@@ -293,6 +293,11 @@ def _plugin_value(name: str, setting: Setting, default):
     kind = type(default)
     if kind in (bool, int, float, str):
         return to_type(kind, setting.value, key_text(setting, name))
+    if kind in (tuple, list):
+        if not isinstance(setting.value, (list, tuple)) or len(setting.value) != len(default):
+            place = key_text(setting, name)
+            raise UsageError(f"{place}: expected a list of {len(default)}, as {list(default)}; got '{setting.value}'")
+        return list(setting.value)
     if default is None and isinstance(setting.value, str):
         try:
             return float(setting.value)  # '5e-5', which YAML reads as text

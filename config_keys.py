@@ -47,7 +47,7 @@ KEYS = _table(
             _k("save_path", str, "exps/exp1", "folder of the run: model/, result/, logs/, debug_nan/"),
             _k("initial_model", str, "", "checkpoint to start from, or to evaluate with --eval"),
             _k("eval", bool, False, "evaluate initial_model on the trials and stop"),
-            _k("seed", int, 10, "seed of every random draw", low=0),
+            _k("seed", int, 10, "seed of every random draw", low=0, high=2**62),
             _k(
                 "device",
                 str,
@@ -58,6 +58,7 @@ KEYS = _table(
             _k("gpu_id", int, 0, "index of the GPU for a single process", low=0),
             _k("distributed", bool, False, "start one process for each GPU of this machine (torchrun does this too)"),
             _k("port", str, "8888", "port for the processes that `distributed` starts"),
+            _k("find_unused_parameters", bool, False, "several processes: let a model leave parameters unused"),
             _k("threads", int, 0, "CPU threads for the model, 0 leaves it to torch", low=0),
             _k("allow_unknown", bool, False, "ignore unknown keys of old files instead of refusing them"),
         ],

@@ -6,6 +6,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from speaker_lists import UsageError
+
 
 class Ranks:
     """This process among all; a single process needs no process group and every collective is the identity."""
@@ -16,6 +18,8 @@ class Ranks:
         use_gpu = config.device != "cpu" and torch.cuda.is_available()
         index = int(os.environ.get("LOCAL_RANK", "0")) if self.world > 1 else config.gpu_id
         self.device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
+        if use_gpu and index >= torch.cuda.device_count():
+            raise UsageError(f"gpu_id: there is no GPU {index} here, only {torch.cuda.device_count()}")
         if use_gpu:
             torch.cuda.set_device(self.device)
         if self.world > 1:

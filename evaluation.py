@@ -12,6 +12,7 @@ from DatasetLoader import TestDataset, make_loader
 from speaker_lists import UsageError, read_trials
 from tuneThreshold import ComputeEER, evaluation_metrics
 
+FIGURES = ("eer", "eer_low", "eer_high", "eer_worst", "threshold", "cllr")  # not given for a failed evaluation
 SCORE_CHUNK = 65536  # trials scored at a time: bounds memory, not results
 
 
@@ -37,6 +38,9 @@ class Evaluator:
         self.dataset = TestDataset(
             self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size
         )
+        if not len(self.dataset):
+            reason = next(iter(self.dataset.problems.values()))
+            raise UsageError(f"{config.test_list}: none of the {len(self.files)} test files can be read: {reason}")
         # The plan of batches is the same under any number of processes; each takes every world-th batch.
         mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
@@ -74,7 +78,7 @@ class Evaluator:
         """Put the ranks' parts together: each file was embedded by one rank, the others hold zeros."""
         shapes = [s for s in self.ranks.gather(None if embeddings is None else tuple(embeddings.shape)) if s]
         if not shapes:
-            raise UsageError(f"{self.config.test_list}: none of the {len(self.files)} test files can be read")
+            return torch.full((len(self.files), 1, 1), float("nan"))
         if embeddings is None:
             embeddings = torch.zeros(shapes[0])
         return self.ranks.sum(embeddings.to(self.ranks.device)).cpu()
@@ -123,9 +127,10 @@ class Evaluator:
                 worst = np.where(finite, scores, np.where(self.labels == 1, *_beyond(scores[finite])))
                 result["eer_worst"] = ComputeEER(worst, self.labels)[0]
             if share > c.max_nan_score_pct:
-                result["failed"] = (
-                    f"{share:.1f} % of the scores are non-finite (max_nan_score_pct {c.max_nan_score_pct:g})"
-                )
+                for key in [k for k in result if k in FIGURES or k.startswith(("min_dcf", "act_dcf"))]:
+                    result[key] = None
+                limit = f"max_nan_score_pct {c.max_nan_score_pct:g}"
+                result["failed"] = f"{share:.1f} % of the scores are non-finite ({limit})"
         return result
 
     def write_trials(self, folder, result):

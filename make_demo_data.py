@@ -9,6 +9,7 @@ room, a microphone and a noise, so that the voice has to be learnt and not the r
 """
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def draw_speaker(rng) -> dict:
     """Draw what makes a voice."""
     high = rng.random() < 0.5
     return {
-        "pitch": rng.normal(205, 24) if high else rng.normal(118, 17),
+        "pitch": rng.normal(208, 28) if high else rng.normal(118, 19),
         "pitch_range": rng.uniform(0.05, 0.2),
         "tract": rng.normal(1.16, 0.06) if high else rng.normal(1.0, 0.06),
-        "formant_shift": np.clip(rng.normal(1, [0.04, 0.05, 0.06, 0.06, 0.06]), 0.85, 1.15),
-        "upper": rng.normal([3500, 4500], [150, 200]),
+        "formant_shift": np.clip(rng.normal(1, [0.06, 0.07, 0.08, 0.08, 0.08]), 0.8, 1.2),
+        "upper": rng.normal([3500, 4500], [250, 300]),
         "bandwidth": rng.uniform(0.7, 1.5),
         "tilt": rng.uniform(0.5, 0.97),
         "open": rng.uniform(0.45, 0.75),
@@ -49,8 +50,8 @@ def draw_speaker(rng) -> dict:
         "jitter": rng.uniform(0.002, 0.02),
         "shimmer": rng.uniform(0.01, 0.12),
         "rate": rng.uniform(0.8, 1.25),
-        "sibilance": rng.normal(1, 0.12),
-        "vowels": rng.normal(1, 0.06, VOWELS.shape),  # the speaker's accent
+        "sibilance": rng.normal(1, 0.18),
+        "vowels": rng.normal(1, 0.08, VOWELS.shape),  # the speaker's accent
     }
 
 
@@ -61,7 +62,7 @@ def phones(speaker, samples: int, rng):
     noise, centre = np.empty(frames), np.empty((frames, 2))
     at = 0
     while at < frames:
-        length = max(4, int(rng.gamma(6, 0.016) / speaker["rate"] * RATE / HOP))
+        length = max(4, int(rng.gamma(6, 0.012) / speaker["rate"] * RATE / HOP))
         part = slice(at, at + length)
         kind = rng.choice(4, p=[0.62, 0.16, 0.14, 0.08])  # vowel, sonorant, fricative, pause or closure
         vowel = rng.integers(10) if kind == 0 else rng.integers(10, len(VOWELS))
@@ -72,7 +73,7 @@ def phones(speaker, samples: int, rng):
         centre[part] = FRICATIVES[rng.integers(len(FRICATIVES))] * speaker["sibilance"]
         at += length
     formants *= speaker["tract"] * speaker["formant_shift"]
-    return smooth(formants, 9), smooth(voicing, 5), smooth(noise, 5), smooth(centre, 5)
+    return smooth(formants, 7), smooth(voicing, 5), smooth(noise, 5), smooth(centre, 5)
 
 
 def smooth(x, width: int):
@@ -87,7 +88,7 @@ def glottis(speaker, samples: int, rng):
     """Glottal flow derivative with pitch movement, jitter and shimmer; and its open phase (samples,)."""
     time = np.arange(samples) / RATE
     accents = sum(rng.normal(0, 1) * np.sin(2 * np.pi * (f * time + rng.random())) for f in (0.4, 0.9, 1.7))
-    pitch = speaker["pitch"] * rng.normal(1, 0.06) * np.exp(speaker["pitch_range"] * (0.5 * accents - 0.25 * time))
+    pitch = speaker["pitch"] * rng.normal(1, 0.04) * np.exp(speaker["pitch_range"] * (0.5 * accents - 0.25 * time))
     count = int(pitch.max() * samples / RATE) + 10
     wobble = np.repeat(rng.normal(0, 1, count), int(RATE / pitch.mean()) + 1)[:samples]
     wobble = np.pad(wobble, (0, samples - len(wobble)))
@@ -137,14 +138,14 @@ def draw_session(rng) -> dict:
     """Draw a room, a microphone and a background noise."""
     decay, samples = rng.uniform(0.08, 0.5), int(0.4 * RATE)
     tail = rng.normal(0, 1, samples) * np.exp(-6.9 * np.arange(samples) / RATE / decay)
-    room = np.concatenate([[1.0], tail * rng.uniform(0.01, 0.08)])
-    response = np.interp(np.linspace(0, 1, 129), np.linspace(0, 1, 7), rng.normal(0, 3.5, 7))
+    room = np.concatenate([[1.0], tail * rng.uniform(0.005, 0.05)])
+    response = np.interp(np.linspace(0, 1, 129), np.linspace(0, 1, 7), rng.normal(0, 2, 7))
     microphone = np.roll(np.fft.irfft(10 ** (response / 20)), 128) * np.hanning(256)
     colour = rng.uniform(-0.3, 0.95)
     return {
         "impulse": fftconvolve(room, microphone),
         "colour": colour,
-        "snr": rng.uniform(12, 30),
+        "snr": rng.uniform(16, 35),
         "hum": rng.random() < 0.3,
     }
 
@@ -195,14 +196,21 @@ def main(argv=None) -> int:
     """Write the data set; does nothing where it is complete already."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="data/demo", help="folder to write (default data/demo)")
-    parser.add_argument("--speakers", type=int, default=110, help="training speakers (default 110)")
+    parser.add_argument("--speakers", type=int, default=200, help="training speakers (default 200)")
     parser.add_argument("--trial_speakers", type=int, default=24, help="other speakers, for the trials (default 24)")
-    parser.add_argument("--utterances", type=int, default=8, help="utterances of each (default 8)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="mean seconds of an utterance (default 2.0)")
+    parser.add_argument("--utterances", type=int, default=4, help="utterances of a training speaker (default 4)")
+    parser.add_argument("--trial_utterances", type=int, default=8, help="utterances of a trial speaker (default 8)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="mean seconds of a training utterance; trials last 1.6 times that (default 2.0)",
+    )
     parser.add_argument("--nontargets", type=int, default=3000, help="nontarget trials (default 3000)")
     parser.add_argument("--seed", type=int, default=1, help="seed (default 1)")
     args = parser.parse_args(argv)
-    out, stamp = Path(args.out), f"{vars(args) | {'out': None}}\n"
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    out, stamp = Path(args.out), f"{vars(args) | {'out': None, 'version': version}}\n"
     if (out / "made_with.txt").is_file() and (out / "made_with.txt").read_text() == stamp:
         print(f"{out} is already there")
         return 0
@@ -210,7 +218,8 @@ def main(argv=None) -> int:
     for number in tqdm(range(args.speakers + args.trial_speakers), desc="speaking", unit="speaker", disable=None):
         is_train = number < args.speakers
         name = f"train{number:03d}" if is_train else f"trial{number - args.speakers:03d}"
-        paths = make_speaker(name, out, args.utterances, args.seconds, [args.seed, number])
+        count, seconds = (args.utterances, args.seconds) if is_train else (args.trial_utterances, 1.6 * args.seconds)
+        paths = make_speaker(name, out, count, seconds, [args.seed, number])
         if is_train:
             train += [f"{name} {path}" for path in paths]
         else:

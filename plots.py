@@ -73,7 +73,8 @@ def _roc(title, miss, alarm, result):
 def _histogram(title, scores, labels, result):
     figure, axes = _figure("Scores\n" + title, "score", "share of the trials of a class (%)")
     scores, labels = np.asarray(scores), np.asarray(labels)
-    edges = np.histogram_bin_edges(scores, bins=60)
+    middle, half = (scores.min() + scores.max()) / 2, max(np.ptp(scores) / 2, 1e-3)  # a collapsed model has one score
+    edges = np.linspace(middle - half, middle + half, 61)
     for label, name, color in ((0, "nontarget", NONTARGET), (1, "target", TARGET)):
         chosen = scores[labels == label]
         weights = np.full(len(chosen), 100 / len(chosen))

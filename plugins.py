@@ -1,10 +1,13 @@
 """Find plug-ins by file name, read what they declare without importing them, and call them with the keys they take."""
 
 import ast
+import contextlib
 import importlib
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from speaker_lists import UsageError
 
 ROOT = Path(__file__).resolve().parent
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
@@ -25,7 +28,12 @@ class Declaration:
 
 def available(folder: str) -> list[str]:
     """List the plug-in names of a folder: the files that define its entry point."""
-    return sorted(p.stem for p in (ROOT / folder).glob("*.py") if _entry_node(_parse(p), ENTRY[folder]) is not None)
+    names = []
+    for path in sorted((ROOT / folder).glob("*.py")):
+        with contextlib.suppress(UsageError):  # a broken file is complained of when it is chosen
+            if _entry_node(_parse(path), ENTRY[folder]) is not None:
+                names.append(path.stem)
+    return names
 
 
 def declaration(folder: str, name: str) -> Declaration | None:
@@ -60,6 +68,15 @@ def load(folder: str, name: str):
     return getattr(importlib.import_module(f"{folder}.{name}"), ENTRY[folder])
 
 
+def build(folder: str, name: str, values: dict, *leading):
+    """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
+    try:
+        return call(load(folder, name), values, *leading)
+    except (TypeError, ValueError, IndexError, KeyError, ImportError, SyntaxError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{folder}/{name}.py: {reason}") from error
+
+
 def call(entry, values: dict, *leading):
     """Call a plug-in with the keys its signature names, or with all of them where it takes ``**kwargs``."""
     parameters = inspect.signature(entry).parameters.values()
@@ -70,7 +87,12 @@ def call(entry, values: dict, *leading):
 
 
 def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise UsageError(f"{path.parent.name}/{path.name}:{error.lineno}: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}") from error
 
 
 def _entry_node(tree: ast.Module, name: str):

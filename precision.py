@@ -12,7 +12,7 @@ def choose_amp_dtype(config, device):
     if not config.mixedprec:
         return None
     if config.amp_dtype == "auto":
-        supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        supported = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if supported else torch.float16
     return getattr(torch, config.amp_dtype)
 
@@ -44,7 +44,9 @@ class LossScaler:
             self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
 
     def state_dict(self) -> dict:
-        """State under the names of torch's GradScaler."""
+        """State under the names of torch's GradScaler; empty where nothing is scaled."""
+        if not self.enabled:
+            return {}
         state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
         return {**state, "growth_interval": self.GROWTH_INTERVAL, "_growth_tracker": self.good_steps}
 

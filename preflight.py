@@ -1,5 +1,6 @@
 """Checks across keys that need the lists and folders but nothing slow."""
 
+import os
 from pathlib import Path
 
 import plugins
@@ -17,10 +18,11 @@ def check_paths(config, written: dict):
         raise UsageError(f"{place}: {text}")
 
     def existing(key, folder):
-        path = Path(getattr(config, key))
-        if not (path.is_dir() if folder else path.is_file()):
+        path = getattr(config, key)
+        if not (os.path.isdir(path) if folder else os.path.isfile(path)):
             refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
 
+    check_save_path(config.save_path, refuse)
     existing("test_list", False)
     existing("test_path", True)
     _, first, second = read_trials(config.test_list)
@@ -41,11 +43,25 @@ def check_paths(config, written: dict):
         check_augmentation(config, refuse)
 
 
+def check_save_path(save_path, refuse):
+    """Refuse a folder that cannot be written, before anything is computed for it."""
+    folder = Path(save_path)
+    inside = [folder / name for name in ("model", "result", "logs")]
+    for path in [
+        next((p for p in (folder, *folder.parents) if os.path.exists(p)), folder),
+        *filter(os.path.exists, inside),
+    ]:
+        if not os.path.isdir(path):
+            refuse("save_path", f"'{path}' is not a folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            refuse("save_path", f"'{path}' cannot be written")
+
+
 def check_files(list_path, root, key, paths, refuse):
     """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
     step = max(1, len(paths) // MANY_FILES)
     sample = paths[::step]
-    if not any(Path(root, path).is_file() for path in sample):
+    if not any(os.path.isfile(os.path.join(root, path)) for path in sample):
         refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
 
 
@@ -82,7 +98,7 @@ def check_augmentation(config, refuse):
         refuse("augment", "needs musan_path or rir_path")
     for key in ("musan_path", "rir_path"):
         path = getattr(config, key)
-        if path and not Path(path).is_dir():
+        if path and not os.path.isdir(path):
             refuse(key, f"no such folder: '{path}'")
     from augmentation import AugmentWAV
 

@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-
 import config as configuration
 from speaker_lists import UsageError, list_hash
 
@@ -36,6 +34,8 @@ class RunFiles:
             try:
                 for folder in (self.model, self.result, self.logs):
                     folder.mkdir(parents=True, exist_ok=True)
+                for half_written in self.model.glob(".*.tmp"):  # of a process that was killed while it saved
+                    half_written.unlink()
             except OSError as error:
                 raise UsageError(f"save_path: cannot make '{error.filename}': {error.strerror}") from error
 
@@ -43,14 +43,11 @@ class RunFiles:
         """Write result/config.yaml: the resolved configuration, versions and list hashes."""
         if self.main:
             info = {"command": sys.argv, "versions": versions(), "sha256": {k: list_hash(v) for k, v in lists.items()}}
-            (self.result / "config.yaml").write_text(
-                configuration.to_yaml({**values, "run_info": info}), encoding="utf-8"
-            )
-
-    def previous_config(self) -> dict | None:
-        """The configuration that this folder was last used with."""
-        path = self.result / "config.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+            path = self.result / "config.yaml"
+            try:
+                path.write_text(configuration.to_yaml({**values, "run_info": info}), encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"save_path: cannot write '{path}': {error.strerror}") from error
 
     def event(self, kind: str, **values):
         """Append a line to metrics.jsonl. A non-finite number is written as null: JSON has no NaN."""

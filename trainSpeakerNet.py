@@ -43,7 +43,8 @@ def run(config, argv) -> int:
         raise UsageError("device: cuda is not available on this machine")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision("high")
+    # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     ranks = Ranks(config)
     try:
         return evaluate(config, ranks) if config.eval else train(config, ranks)
@@ -119,7 +120,7 @@ def evaluate(config, ranks) -> int:
 
     state = checkpoint.load(config.initial_model)
     network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)
-    faults = checkpoint.load_weights(network, checkpoint.weights_of(state, config.initial_model))
+    faults = checkpoint.load_weights(network, state, config.initial_model)
     unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
     if faults["model"] or unused:
         matched = len(network.state_dict()) - len(faults["model"])
@@ -149,7 +150,7 @@ def load_initial(network, config, say):
     import checkpoint
 
     state = checkpoint.load(config.initial_model)
-    faults = checkpoint.load_weights(network, checkpoint.weights_of(state, config.initial_model))
+    faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
     if len(misses) == total:
         raise UsageError(f"{config.initial_model}: none of its tensors fits {config.model}")

@@ -5,6 +5,10 @@ from pathlib import Path
 import checkpoint
 from speaker_lists import UsageError
 
+# Options that load_state_dict would bring back from the old run: configuration key -> attribute.
+OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
+OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": "step_size"}
+
 
 def capture(trainer) -> dict:
     """Collect the state of a trainer; a collective under several processes."""
@@ -21,7 +25,7 @@ def capture(trainer) -> dict:
         "best": trainer.best,
         "totals": trainer.totals,
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
-        "bad_files": trainer.file_events.bad,
+        "bad_files": {k: v for bad in trainer.ranks.gather(trainer.file_events.bad) for k, v in bad.items()},
         "file_sizes": trainer.files.sizes(),
         "config": trainer.config.values(),
     }
@@ -34,13 +38,28 @@ def resume(trainer) -> bool:
         older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
         return continue_older(trainer, older[-1]) if older else False
     state = checkpoint.load(path)
-    faults = checkpoint.load_weights(trainer.network, checkpoint.weights_of(state, path))
+    faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
         reason = differing[0] if differing else f"format {state.get('format_version')}"
         raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
+    for name in ("optimizer", "scheduler"):
+        if state["config"][name] != getattr(trainer.config, name):
+            raise UsageError(
+                f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(trainer.config, name)}'; "
+                "choose another save_path and start from it with initial_model"
+            )
+    changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
+    fresh = [dict(group) for group in trainer.optimizer.param_groups]
+    schedule = dict(vars(trainer.scheduler))
     trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
     trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
+    for key, option in OPTIONS.items():  # options that were changed between the runs are the configuration's
+        for group, values in zip(trainer.optimizer.param_groups, fresh):
+            if key in changed and option in values:
+                group[option] = values[option]
+        if key in changed and option in schedule:
+            setattr(trainer.scheduler, option, schedule[option])
     trainer.scaler.load_state_dict(state["scaler_state_dict"])
     apply_new_learning_rate(trainer, state["config"].get("lr"))
     position = state["sampler_state"]
@@ -49,22 +68,25 @@ def resume(trainer) -> bool:
     trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
     if len(state["rng_state"]) == trainer.ranks.world:
         checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
-    trainer.files.cut_back(state["file_sizes"])
+    if trainer.epoch <= trainer.config.max_epoch:
+        trainer.files.cut_back(state["file_sizes"])
     where = f"batch {trainer.batch} of" if trainer.batch else "the start of"
     trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
-    for name, value in trainer.config.values().items():
-        if name in state["config"] and state["config"][name] != value and name != "config":
-            trainer.say(f"  {name}: {state['config'][name]} before, {value} now")
+    for name in sorted(changed - {"config"}):
+        trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
     return True
 
 
 def continue_older(trainer, path: str) -> bool:
     """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
-    faults = checkpoint.load_weights(trainer.network, checkpoint.weights_of(checkpoint.load(path), path))
+    faults = checkpoint.load_weights(trainer.network, checkpoint.load(path), path)
     differing = faults["model"] + faults["loss"]
     if differing:
         raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
-    trainer.epoch = int(Path(path).stem[5:]) + 1
+    number = Path(path).stem[5:]
+    if not number.isdigit():
+        raise UsageError(f"{path}: its name does not end in an epoch number; move it away to start anew")
+    trainer.epoch = int(number) + 1
     trainer.say(f"continuing at epoch {trainer.epoch} with the weights of {path}; optimizer and schedule start fresh")
     return True
 

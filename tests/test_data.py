@@ -250,6 +250,14 @@ def test_surplus_rows_of_a_comparing_loss_wait():
     assert all(len({sampler.dataset.labels[r[0][0]] for r in b}) == len(b) for b in sampler.plan(1))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("counts", [[200, 2, 2, 2], [200, 10, 10, 10, 10, 10]])
+def test_no_process_is_left_with_a_single_row(counts, world):
+    for rank in range(world):
+        sampler = make_sampler(counts, batch_size=4, per_row=2, distinct=True, rank=rank, world=world)
+        assert min(len(batch) for batch in sampler) >= 2
+
+
 def test_max_seg_per_spk_limits_an_epoch_and_changes_with_it():
     sampler = make_sampler([50] * 4, batch_size=4, max_seg=6)
     first, second = ({u for b in sampler.plan(e) for r in b for u, _ in r} for e in (1, 2))

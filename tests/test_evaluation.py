@@ -63,6 +63,7 @@ def poison(evaluator, files):
 
 def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):  # bug 24
     evaluator, trainer = evaluator
+    evaluator.config.max_nan_score_pct = 50.0
     clean = evaluator.run(trainer.network, 1)
     poison(evaluator, [2])
     result = evaluator.run(trainer.network, 1)
@@ -75,6 +76,25 @@ def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):  #
     evaluator.write_trials(tmp_path, result)
     assert len((tmp_path / "nan_trials_epoch_1.txt").read_text().splitlines()) == touched
     assert len((tmp_path / "trials_epoch_1.txt").read_text().splitlines()) == result["trials"]
+
+
+def test_above_the_limit_no_single_eer_is_given(evaluator):
+    evaluator, trainer = evaluator
+    poison(evaluator, [2])
+    result = evaluator.run(trainer.network, 1)
+    assert "% of the scores are non-finite (max_nan_score_pct 5)" in result["failed"]
+    assert result["eer"] is None and result["cllr"] is None and result["nan_scores"] > 0
+
+
+def test_a_collapsed_model_is_evaluated_and_drawn(evaluator, tmp_path):
+    evaluator, trainer = evaluator
+    embed = evaluator.embed
+    evaluator.embed = lambda *a: (torch.ones_like(embed(*a)[0]), {})
+    result = evaluator.run(trainer.network, 1)
+    assert result["eer"] == pytest.approx(50) and result["min_dcf_0.05"] == pytest.approx(1)
+    assert len(evaluator.draw(tmp_path, result)) == 3
+    result["scores"] = 1 - 1e-16 * np.arange(len(result["scores"]))
+    assert len(evaluator.draw(tmp_path, result)) == 3
 
 
 def test_too_many_nan_scores_fail_the_evaluation_and_training_goes_on(evaluator):
@@ -115,6 +135,7 @@ def layouts():
     yield "compiled", {k.replace("__S__.", "__S__._orig_mod."): v for k, v in own.items()}
     yield "published", {"model": model}
     yield "state_dict", {"state_dict": model}
+    yield "ddp and compiled", {f"module._orig_mod.{k}": v for k, v in own.items()}
 
 
 @pytest.mark.parametrize("name, state", list(layouts()))
@@ -122,10 +143,18 @@ def test_checkpoints_of_other_trainers(tmp_path, name, state):  # field.md 4.4; 
     torch.save(state, tmp_path / "x.model")
     torch.manual_seed(9)
     network = Net()
-    faults = checkpoint.load_weights(network, checkpoint.weights_of(checkpoint.load(tmp_path / "x.model"), "x"))
+    faults = checkpoint.load_weights(network, checkpoint.load(tmp_path / "x.model"), "x")
     assert not faults["model"] and not faults["unused"]
     torch.manual_seed(0)
     assert torch.equal(network.__S__.weight, Net().__S__.weight)
+
+
+def test_a_part_called_module_keeps_its_name():
+    network = torch.nn.Module()
+    network.__S__ = torch.nn.Module()
+    network.__S__.module = torch.nn.Linear(2, 2)
+    faults = checkpoint.load_weights(network, network.state_dict(), "x")
+    assert not any(faults.values())
 
 
 def test_damaged_checkpoints_are_one_line(tmp_path):

@@ -14,6 +14,9 @@ import pytest
 import torch
 import yaml
 
+from speaker_lists import UsageError
+from training_state import resume
+
 
 def load(path):
     return torch.load(path, weights_only=True)
@@ -245,9 +248,67 @@ def test_fine_tuning_lists_what_starts_fresh(finished, tmp_path, tools):
     )
 
 
+def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # pyannote-audio#597
+    trainer = tools.build(settings, optimizer="adamw", weight_decay=0.1)
+    trainer.run()
+    again = tools.build(settings, optimizer="adamw", weight_decay=0.3, lr=0.005, max_epoch=4)
+    assert resume(again) and again.epoch == 3
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert again.scheduler.base_lrs == [pytest.approx(0.005)]
+    with pytest.raises(UsageError, match="was trained with optimizer 'adamw', not 'sgd'"):
+        resume(tools.build(settings, optimizer="sgd"))
+    with pytest.raises(UsageError, match="does not fit this configuration"):
+        resume(tools.build(settings, optimizer="adamw", channels=16))
+
+
+def test_an_old_folder_without_full_state_continues(settings, tools):  # field.md 4.4
+    trainer = tools.build(settings)
+    torch.save(trainer.network.state_dict(), trainer.files.model / "model000000007.model")
+    again = tools.build(settings, seed=99, max_epoch=9)
+    assert resume(again) and again.epoch == 8
+    assert torch.equal(again.network.__S__.linear.weight, trainer.network.__S__.linear.weight)
+
+
+def test_processes_agree_to_stop_on_bad_files(finished, tmp_path, tools, data):
+    import shutil
+
+    shutil.copytree(data / "wav", tmp_path / "wav")
+    victims = sorted((tmp_path / "wav").glob("train00[0-2]/**/*.flac"))
+    for victim in victims:
+        victim.write_bytes(b"")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(tools.root / "trainSpeakerNet.py"), "--config", str(finished[1]), "--device", "cpu"]
+    more = ["--train_path", str(tmp_path / "wav"), "--save_path", str(tmp_path / "run"), "--max_bad_files_pct", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *words, *more], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode != 0 and "cannot be used (max_bad_files_pct):" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch.distributed.elastic")[0]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        (
+            ["--encoder_type", "TAP", "--model", "ResNetSE34L", "--allow_unknown"],
+            "models/ResNetSE34L.py: encoder_type: must be",
+        ),
+        (["--channels", "100"], "models/ECAPA_TDNN.py: channels: ECAPA_TDNN needs a multiple of 8, got 100"),
+        (["--frontend", "mfcc"], "models/ECAPA_TDNN.py: front end: unknown kind 'mfcc'"),
+        (["--beta1", "1.5"], "optimizer/adam.py: Invalid beta parameter"),
+        (["--batch_size", "1"], "batch_size: 1 leaves a process batches of one row"),
+    ],
+)
+def test_what_a_plug_in_refuses_is_one_line_too(finished, tools, tmp_path, words, message):
+    done = tools.command("--config", finished[1], "--save_path", tmp_path / "x", *words)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--save_path", "LICENSE"], "--save_path: 'LICENSE' is not a folder"),
+        (["--spec_augment", "10"], "--spec_augment: expected a list of 2, as [0, 0]; got '10'"),
+        (["--config", "configs"], "configs: cannot read the configuration"),
         (["--train_path", "/no/such"], "command line: --train_path: no such folder"),
         (["--nClasses", "3"], "--nClasses: 3 is fewer than the 6 classes"),  # field.md 3.8
         (

@@ -1,0 +1,58 @@
+"""What a newcomer runs: the README's words, the make targets, a clean checkout."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from config_keys import KEYS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_file_the_documents_name_exists():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for name in re.findall(
+            r"`((?:configs|models|loss|optimizer|scheduler|benchmarks|docs|tests)/[\w./]+)`", page.read_text()
+        ):
+            assert (ROOT / name).exists() or Path(name).stem.lower() == "x", f"{page.name}: {name}"
+
+
+def test_every_configuration_is_in_the_readme_and_every_flag_exists():
+    readme = (ROOT / "README.md").read_text()
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert path.name in readme, path.name
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in page.read_text().splitlines():
+            if "trainSpeakerNet.py" in line:
+                for flag in re.findall(r"--(\w+)", line):
+                    assert flag in KEYS or flag in ("nproc_per_node", "print_config"), f"{page.name}: --{flag}"
+
+
+def test_size_and_style_limits():
+    for path in ROOT.rglob("*.py"):
+        if ".venv" in path.parts:
+            continue
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_importing_the_modules_prints_nothing_and_parses_nothing():
+    modules = [p.stem for p in ROOT.glob("*.py")]
+    code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(modules)}"
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_usage_errors_come_before_torch_is_loaded():
+    import sys
+
+    code = (
+        "import sys, trainSpeakerNet; status = trainSpeakerNet.main(['--config', 'configs/demo.yaml', '--lr', 'x']);"
+        " sys.exit(status if 'torch' not in sys.modules else 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr == "command line: --lr: expected a number, got 'x'\n"
