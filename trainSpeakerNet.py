@@ -80,7 +80,8 @@ def train(config, ranks) -> int:
         return 128 + stop.args[0]
     except Finished as end:
         for line in end.lines:
-            trainer.say(line) if end.status == 0 else print(line, file=sys.stderr)
+            if ranks.main:
+                print(line, file=sys.stderr if end.status else sys.stdout)
         if end.status:
             return end.status
     finally:
