@@ -225,11 +225,11 @@ def _outlive_signals(worker):
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
 
 
-def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool):
-    """Build a DataLoader whose results do not depend on the number of workers."""
+def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool = False, keep: bool = False):
+    """Build a DataLoader whose results do not depend on the number of workers; ``keep`` them between epochs."""
     options = {}
     if workers:
-        options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": config.persistent_workers}
+        options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": keep}
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

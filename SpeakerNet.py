@@ -95,8 +95,8 @@ class ModelTrainer:
             self.parallel = nn.parallel.DistributedDataParallel(
                 self.network, device_ids=ids, find_unused_parameters=config.find_unused_parameters
             )
-        pin = config.pin_memory and self.device.type == "cuda"
-        self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin)
+        pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
+        self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
         self.epoch, self.batch, self.trained = 1, 0, False
         self.step, self.nonfinite_in_a_row = 0, 0
         self.totals = new_totals()

@@ -44,7 +44,7 @@ class Evaluator:
         # The plan of batches is the same under any number of processes; each takes every world-th batch.
         mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
-        self.loader = make_loader(self.dataset, mine, collate_one, config, workers, pin=False)
+        self.loader = make_loader(self.dataset, mine, collate_one, config, workers)
 
     @torch.inference_mode()
     def embed(self, network, should_stop=lambda: False):

@@ -66,7 +66,7 @@ def _roc(title, miss, alarm, result):
     axes.plot([0, 100], [100, 0], color="#999999", linewidth=0.8, linestyle="--", label="equal error")
     axes.plot([result["eer"]], [100 - result["eer"]], "o", color=MARK, label=f"EER {result['eer']:.2f} %")
     axes.set(xlim=(-1, 101), ylim=(-1, 101), aspect="equal")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center right")
     return figure
 
 

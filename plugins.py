@@ -80,9 +80,10 @@ def build(folder: str, name: str, values: dict, *leading):
 def call(entry, values: dict, *leading):
     """Call a plug-in with the keys its signature names, or with all of them where it takes ``**kwargs``."""
     parameters = inspect.signature(entry).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return entry(*leading, **values)
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][len(leading) :]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    taken, names = names[: len(leading)], names[len(leading) :]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # but for a key named like a leading argument, as 'optimizer'
+        return entry(*leading, **{name: value for name, value in values.items() if name not in taken})
     return entry(*leading, **{name: values[name] for name in names if name in values})
 
 

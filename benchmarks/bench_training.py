@@ -62,7 +62,7 @@ def time_steps(trainer, batches, device) -> np.ndarray:
 def time_loader(trainer, workers: int) -> float:
     """Utterances a second that the loader delivers when nothing else is computed."""
     trainer.sampler.set_position(1)
-    loader = make_loader(trainer.dataset, trainer.sampler, collate, trainer.config, workers, False)
+    loader = make_loader(trainer.dataset, trainer.sampler, collate, trainer.config, workers)
     count, begin = 0, None
     for batch in loader:
         if begin is None:  # the first batch pays for starting the workers

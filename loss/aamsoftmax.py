@@ -23,7 +23,6 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (1, 1)
-    classifier = True
 
     def __init__(
         self,

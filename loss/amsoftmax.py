@@ -11,7 +11,6 @@ class LossFunction(nn.Module):
     """x (B, nOut), label (B,) -> (loss, accuracy in %). Computes in fp32."""
 
     per_speaker = (1, 1)
-    classifier = True
 
     def __init__(self, nOut, nClasses, margin=0.3, scale=15.0):
         super().__init__()

@@ -14,7 +14,6 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (2, None)
-    classifier = False
 
     def __init__(self, init_w=10.0, init_b=-5.0):
         super().__init__()

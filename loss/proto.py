@@ -14,7 +14,6 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (2, None)
-    classifier = False
 
     def __init__(self):
         super().__init__()

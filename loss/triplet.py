@@ -13,7 +13,6 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (2, 2)
-    classifier = False
 
     def __init__(self, margin=0.1, hard_rank=10, hard_prob=0.5):
         super().__init__()

@@ -287,14 +287,14 @@ def test_batches_do_not_depend_on_the_number_of_workers(settings, noises):  # bu
     runs = []
     for workers in (0, 1, 2):
         sampler.set_position(2)
-        runs.append(list(make_loader(dataset, sampler, collate, config, workers, False)))
+        runs.append(list(make_loader(dataset, sampler, collate, config, workers)))
     for one, other in ((runs[0], runs[1]), (runs[0], runs[2])):
         for a, b in zip(one, other):
             assert (
                 torch.equal(a["data"], b["data"]) and torch.equal(a["label"], b["label"]) and a["files"] == b["files"]
             )
     sampler.set_position(2, 3)
-    rest = list(make_loader(dataset, sampler, collate, config, 0, False))
+    rest = list(make_loader(dataset, sampler, collate, config, 0))
     assert len(rest) == len(runs[0]) - 3 and torch.equal(rest[0]["data"], runs[0][3]["data"])
     kinds = {d["kind"] for batch in runs[0] for info in batch["files"] for d in info["augment"]}
     assert {"reverb", "noise"} <= kinds | {"noise"}
@@ -302,7 +302,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(settings, noises):  # bu
 
 def test_a_batch_has_the_documented_shape_and_provenance(settings):
     dataset, sampler, config = make_dataset(settings, nPerSpeaker=2, trainfunc="angleproto", batch_size=3)
-    batch = next(iter(make_loader(dataset, sampler, collate, config, 0, False)))
+    batch = next(iter(make_loader(dataset, sampler, collate, config, 0)))
     rows = len(batch["label"])
     assert batch["data"].shape == (2, rows, samples_of(40)) and batch["data"].dtype is torch.float32
     assert len(batch["files"]) == 2 * rows
@@ -323,7 +323,7 @@ def test_speed_copies_are_new_speakers(settings):
 
 def _epoch(dataset, sampler, config, epoch):
     sampler.set_position(epoch)
-    return list(make_loader(dataset, sampler, collate, config, 0, False))
+    return list(make_loader(dataset, sampler, collate, config, 0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
