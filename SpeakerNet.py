@@ -79,6 +79,7 @@ class ModelTrainer:
         self.amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.scaler = precision.LossScaler(self.amp_dtype is torch.float16)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.buffers = precision.BufferSnapshot(self.network)
         self.accumulation = config.gradient_accumulation_steps
         values = {**config.values(), "steps_per_epoch": -(-len(sampler) // self.accumulation)}
         self.optimizer = plugins.build("optimizer", config.optimizer, values, self.parameters)
@@ -117,14 +118,12 @@ class ModelTrainer:
             done = max(self.batch - len(window), 0) / len(self.sampler)
             self.network.loss.set_epoch(self.epoch + done)
         rng = precision.draw_state(self.device)
-        buffers = [b.clone() for b in self.network.buffers()]
+        self.buffers.take()
         for scale in [self.scaler.scale, *self.scaler.retries()]:
             attempt = self.attempt(window, scale)
             if attempt.finite:
                 break
-            with torch.no_grad():
-                for buffer, before in zip(self.network.buffers(), buffers):
-                    buffer.copy_(before)
+            self.buffers.restore()
             precision.restore_draw_state(rng, self.device)
             if not attempt.loss_finite:
                 break
@@ -155,7 +154,7 @@ class ModelTrainer:
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
-                (loss * (scale / len(window))).backward()
+                (loss.float() * (scale / len(window))).backward()
             results.append(torch.stack([loss.detach().float(), as_scalar(accuracy, loss)]))
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if scale != 1.0:
@@ -307,7 +306,7 @@ class ModelTrainer:
             previous = self.files.scores.read_text(encoding="utf-8") if self.files.scores.is_file() else ""
             if line not in previous:
                 self.files.score_line(line)
-            raise Finished([f"{line} Best EER {self.best['eer']} at epoch {self.best['epoch']}"], 0)
+            raise Finished([f"{line} No better EER in {self.best['waited']} evaluations (patience)."], 0)
 
     # ------------------------------------------------------------------------------------------ save and resume
 

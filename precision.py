@@ -59,6 +59,28 @@ class LossScaler:
             self.good_steps = int(state["_growth_tracker"])
 
 
+class BufferSnapshot:
+    """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass."""
+
+    def __init__(self, module):
+        by_type = {}
+        for buffer in module.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
+
+    @torch.no_grad()
+    def take(self):
+        """Copy the buffers."""
+        for buffers, copies in self.groups:
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def restore(self):
+        """Put the copy back."""
+        for buffers, copies in self.groups:
+            torch._foreach_copy_(buffers, copies)
+
+
 def draw_state(device) -> list[torch.Tensor]:
     """State of torch's generators that a forward pass may draw from."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
