@@ -84,18 +84,22 @@ class TrainDataset(Dataset):
             if self.augmenter is not None:
                 x, info["augment"], unusable = self.augmenter.augment(x, rng)
                 events.extend(("unusable", file, 0, reason) for file, reason in unusable)
+            info["peak"] = float(np.abs(x).max())  # NaN where a sample is
+            info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
             return x, info
         # Silence of the right shape; the caller ends the run, for a whole speaker cannot be read.
         events.append(("speaker", self.speakers[self.labels[wanted]], 0, "none of the files tried can be read"))
-        return np.zeros(self.samples, np.float32), {"path": path, "line": int(self.lines[wanted]), "augment": []}
+        info = {"path": path, "line": int(self.lines[wanted]), "start": 0, "peak": 0.0, "rms": 0.0, "augment": []}
+        return np.zeros(self.samples, np.float32), info
 
 
 def collate(rows):
-    """Rows -> {data (M, B, samples) float32, label (B,) int64, files [M B dicts], events}."""
+    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files [M B dicts], events}."""
     crops, labels, provenance, events = zip(*rows)
     return {
         "data": torch.from_numpy(np.stack(crops, axis=1)),
         "label": torch.tensor(labels, dtype=torch.int64),
+        "peak": torch.tensor([info["peak"] for utterance in zip(*provenance) for info in utterance]),
         "files": [info for utterance in zip(*provenance) for info in utterance],
         "events": [event for row in events for event in row],
     }

@@ -22,6 +22,7 @@ import precision
 import training_state
 from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe
+from incidents import Incidents, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 
 LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
@@ -59,7 +60,9 @@ class Attempt:
     accuracy: float
     norm: float
     loss_finite: bool  # on all ranks
-    finite: bool  # loss and gradient norm, on all ranks
+    buffers_finite: bool  # on all ranks
+    finite: bool  # all of it
+    at_fault: bool  # this rank's own loss or buffers are not finite
 
 
 class Interrupted(Exception):
@@ -103,6 +106,7 @@ class ModelTrainer:
         self.totals = new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
         self.file_events = FileEvents(config, len(dataset), self.say)
+        self.incidents = Incidents(self)
         self.signal, self.profiler = None, None
         self.last_save = self.last_line = time.monotonic()
 
@@ -119,22 +123,23 @@ class ModelTrainer:
             self.network.loss.set_epoch(self.epoch + done)
         rng = precision.draw_state(self.device)
         self.buffers.take()
+        poison = self.incidents.injections.pop(self.window_number(len(window)), None)
         for scale in [self.scaler.scale, *self.scaler.retries()]:
-            attempt = self.attempt(window, scale)
+            attempt = self.attempt(window, scale, poison)
             if attempt.finite:
                 break
             self.buffers.restore()
             precision.restore_draw_state(rng, self.device)
-            if not attempt.loss_finite:
+            if not (attempt.loss_finite and attempt.buffers_finite):
                 break
         if not attempt.finite:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.on_nonfinite_step(window, attempt)
+            self.skip(window, self.incidents.classify(attempt), rng, attempt.at_fault)
             return None
         if self.config.grad_clip and attempt.norm > self.config.grad_clip:
             torch._foreach_mul_(
                 [p.grad for p in self.parameters if p.grad is not None], self.config.grad_clip / attempt.norm
             )
+        self.incidents.remember(attempt.loss, attempt.norm, scale)
         self.optimizer.step()
         self.scaler.stepped(scale)
         if self.scheduler_unit == "iteration":
@@ -143,8 +148,11 @@ class ModelTrainer:
         self.nonfinite_in_a_row = 0
         return attempt
 
-    def attempt(self, window, scale: float) -> Attempt:
-        """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once."""
+    def attempt(self, window, scale: float, poison=None) -> Attempt:
+        """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once.
+
+        ``poison`` is a kind of ``nan_inject``: the testing aid spoils the loss, a gradient or a buffer.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         results = []
         for index, batch in enumerate(window):
@@ -154,38 +162,63 @@ class ModelTrainer:
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
+                if poison == "loss":
+                    loss = loss * math.nan
                 (loss.float() * (scale / len(window))).backward()
             results.append(torch.stack([loss.detach().float(), as_scalar(accuracy, loss)]))
+        if poison == "buffer":
+            self.buffers.floating[0].view(-1)[0] = math.inf
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if poison == "grad":
+            gradients[0].view(-1)[0] = math.nan
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = nn.utils.get_total_norm(gradients)
         results = torch.stack(results)  # (batches, 2)
-        bad = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite()]).float()
-        self.ranks.maximum(bad)
-        loss, accuracy, norm, loss_bad, norm_bad = torch.cat([results.mean(dim=0), norm.float()[None], bad]).tolist()
-        return Attempt(loss, accuracy, norm, not loss_bad, not (loss_bad or norm_bad))
+        buffers = nn.utils.get_total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
+        own = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
+        shared = self.ranks.maximum(own.clone()) if self.ranks.world > 1 else own
+        read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()
+        loss, accuracy, norm, own_loss, _, own_buffers, bad_loss, bad_norm, bad_buffers = read
+        # A gradient is summed over the ranks: where no loss and no buffer is bad, the main process speaks for it.
+        at_fault = bool(own_loss or own_buffers) or (self.ranks.main and not (bad_loss or bad_buffers))
+        good = not (bad_loss or bad_norm or bad_buffers)
+        return Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)
 
-    def on_nonfinite_step(self, window, attempt: Attempt):
-        """Report a step that was not taken. The model is as it was before the window."""
+    def window_number(self, batches: int) -> int:
+        """Which step of the run, taken or not, a window is; counted from 1."""
+        before = max(self.batch - batches, 0) // self.accumulation
+        return (self.epoch - 1) * -(-len(self.sampler) // self.accumulation) + before + 1
+
+    def skip(self, window, fault, rng, at_fault: bool):
+        """Leave out a window: the model is as it was before it. Ends the run after ``nan_patience`` in a row."""
+        told = self.incidents.handle(window, fault, rng, at_fault)
+        self.optimizer.zero_grad(set_to_none=True)
         self.totals["skipped"] += len(window)
         self.nonfinite_in_a_row += 1
-        what = f"gradient norm is {attempt.norm}" if attempt.loss_finite else f"loss is {attempt.loss}"
-        if self.ranks.world > 1 and math.isfinite(attempt.loss if not attempt.loss_finite else attempt.norm):
-            what = "a loss on another process is not finite"
-        batches = f"batch {self.batch - len(window) + 1}" + (f" to {self.batch}" if len(window) > 1 else "")
-        self.say(f"skipped {batches} of epoch {self.epoch}: {what}; weights, buffers and optimizer are unchanged")
         if self.nonfinite_in_a_row >= self.config.nan_patience:
             in_a_row, self.nonfinite_in_a_row = self.nonfinite_in_a_row, 0  # the next call starts counting anew
             self.save_last()
             raise Finished(
                 [
-                    f"{in_a_row} non-finite steps in a row (nan_patience), the last: {what}",
+                    f"{in_a_row} non-finite steps in a row (nan_patience), the last: {told['what']}",
                     f"the state before them is in {self.files.model / 'last.model'}",
-                    "check the data and the learning rate, then run the same command again to continue",
+                    f"the debug data is in {self.incidents.writer.folder}; then run the same command again",
                 ],
                 3,
             )
+
+    def accept(self, batch) -> bool:
+        """Check a batch on the host, before the device sees it; a bad one is left out on all ranks."""
+        poison = self.incidents.injections.get(self.window_number(1))
+        if poison in ("data", "label"):
+            batch = inject_batch(batch, self.incidents.injections.pop(self.window_number(1)), self.incidents.classes)
+        fault = check_batch(batch, self.incidents.classes)
+        if not self.ranks.any(fault is not None):
+            return True
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skip([batch], fault, precision.draw_state(self.device), fault is not None)
+        return False
 
     # ---------------------------------------------------------------------------------------------- the epochs
 
@@ -213,13 +246,14 @@ class ModelTrainer:
         progress = self.progress_bar()
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
-            window.append(batch)
             self.batch += 1
             self.file_events.note(batch["events"])
+            if self.accept(batch):
+                window.append(batch)
             if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
                 self.batch -= len(window)
                 self.save_if_due()
-            if len(window) == self.accumulation or self.batch == len(self.sampler):
+            if len(window) == self.accumulation or (window and self.batch == len(self.sampler)):
                 attempt = self.train_step(window)
                 self.count(window, attempt)
                 window = []
@@ -373,7 +407,8 @@ class ModelTrainer:
             signal.signal(number, remember)
 
     def close(self):
-        """End the loader processes."""
+        """End the loader processes and finish writing dumps."""
+        self.incidents.writer.close()
         self.loader = self.evaluator.loader = None
 
     # ------------------------------------------------------------------------------------------------- reporting
@@ -427,7 +462,7 @@ def write_evaluation(files, evaluator, result: dict, config, step: int):
         return
     epoch = result["epoch"]
     evaluator.write_trials(files.result, result)
-    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files")}
+    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
     files.event("eval", epoch=epoch, step=step, **values)
     if result["failed"]:
         files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")

@@ -98,6 +98,20 @@ def nonfinite_tensors(weights: dict) -> list[str]:
     return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
 
 
+def refuse_nonfinite(weights: dict, path):
+    """Raise UsageError where a start would be made from non-finite tensors, naming them."""
+    bad = nonfinite_tensors(weights)
+    if bad:
+        listing = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        raise UsageError(f"{path}: {len(bad)} tensors are not finite ({listing}); start from another checkpoint")
+
+
+def optimizer_tensors(state: dict) -> dict[str, torch.Tensor]:
+    """Name the tensors of an optimizer state: 'optimizer.3.exp_avg'."""
+    items = ((f"optimizer.{i}.{k}", v) for i, s in state["state"].items() for k, v in s.items())
+    return {name: value for name, value in items if isinstance(value, torch.Tensor)}
+
+
 def seed_everything(seed: int):
     """Seed every global random generator; plug-ins may draw from any of them."""
     torch.manual_seed(seed)

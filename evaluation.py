@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import plots
+from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
 from DatasetLoader import TestDataset, make_loader
 from speaker_lists import UsageError, read_trials
 from tuneThreshold import ComputeEER, evaluation_metrics
@@ -98,11 +99,11 @@ class Evaluator:
         if self.ranks.main:
             normalize = getattr(network.loss, "test_normalize", True)
             scores = score_pairs(embeddings, self.pairs, self.config.score_mode, normalize)
-            result = self.summarise(scores, embeddings, problems, epoch)
+            result = self.summarise(network, scores, embeddings, problems, epoch)
         shared = self.ranks.from_main({k: v for k, v in result.items() if k != "scores"} if result else None)
         return result or shared
 
-    def summarise(self, scores, embeddings, problems: dict, epoch: int) -> dict:
+    def summarise(self, network, scores, embeddings, problems: dict, epoch: int) -> dict:
         """Turn scores (N,) into a result; non-finite ones are counted, traced to files, and bound the EER."""
         finite = np.isfinite(scores)
         lost = int((~finite).sum())
@@ -113,6 +114,10 @@ class Evaluator:
             {"path": self.files[i], "trials": int(spoiled[i]), "reason": problems.get(i, "non-finite embedding")}
             for i in bad_files
         ]
+        for file in result["nan_files"][:10]:
+            file["statistics"] = self.statistics(network, file["path"], embeddings[self.files.index(file["path"])])
+        lost_pairs = np.flatnonzero(~finite)[:10]
+        result["nan_pairs"] = [f"{self.labels[i]} {self.first[i]} {self.second[i]}" for i in lost_pairs]
         result["nan_targets"] = int(self.labels[~finite].sum())
         c = self.config
         share = 100 * lost / len(scores)
@@ -133,6 +138,21 @@ class Evaluator:
                 result["failed"] = f"{share:.1f} % of the scores are non-finite ({limit})"
         return result
 
+    @torch.no_grad()
+    def statistics(self, network, file: str, embedding) -> str:
+        """Describe the waveform, features and embedding of a file that gave no finite embedding, in one line."""
+        parts = []
+        try:
+            x, *_ = read_audio(Path(self.config.test_path, file))
+            parts.append("waveform " + span(torch.from_numpy(x)))
+            frontend = getattr(network.__S__, "frontend", None)
+            if frontend is not None:
+                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES))[None].to(self.ranks.device)
+                parts.append("features " + span(frontend(audio)))
+        except AudioError as error:
+            parts.append(f"waveform unreadable ({error})")
+        return "; ".join([*parts, "embedding " + span(embedding)])
+
     def write_trials(self, folder, result):
         """Write trials_epoch_N.txt and, where scores are non-finite, nan_trials_epoch_N.txt; older ones are removed."""
         folder, finite = Path(folder), np.isfinite(result["scores"])
@@ -148,6 +168,13 @@ class Evaluator:
         """Write the pictures of a result."""
         finite = np.isfinite(result["scores"])
         return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result)
+
+
+def span(x) -> str:
+    """Shape, range and non-finite values of a tensor in a few words."""
+    finite = x[x.isfinite()].float()
+    values = f"{float(finite.min()):.4g} to {float(finite.max()):.4g}" if finite.numel() else "nothing finite"
+    return f"{tuple(x.shape)} {values}, {int(x.isnan().sum())} NaN, {int(x.isinf().sum())} Inf"
 
 
 def _beyond(scores):
@@ -187,13 +214,15 @@ def describe(result: dict, config) -> list[str]:
     lines = []
     for file in result["nan_files"][:10]:
         lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
+        lines.append(f"  {file['statistics']}")
     if len(result["nan_files"]) > 10:
         lines.append(f"... and {len(result['nan_files']) - 10} more files")
     if result["nan_scores"]:
         lines.append(
             f"{result['nan_scores']} scores are non-finite ({result['nan_targets']} of target trials): "
-            f"result/nan_trials_epoch_{result['epoch']}.txt"
+            f"result/nan_trials_epoch_{result['epoch']}.txt, the first of them:"
         )
+        lines += [f"  {pair}" for pair in result["nan_pairs"]]
     if result["failed"]:
         return [*lines, f"Epoch {result['epoch']}  evaluation failed: {result['failed']}"]
     p = config.dcf_p_target

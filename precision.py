@@ -34,6 +34,10 @@ class LossScaler:
         scales = [self.scale / 2**power for power in (1, 2, 4, 8, 16)] if self.enabled else []
         return [s for s in scales if s >= self.FLOOR]
 
+    def lowest(self) -> float:
+        """The lowest scale that an overflow is retried at."""
+        return min([self.scale, *self.retries()])
+
     def stepped(self, scale: float):
         """Take note of a step taken at ``scale``."""
         if not self.enabled:
@@ -66,6 +70,7 @@ class BufferSnapshot:
         by_type = {}
         for buffer in module.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
+        self.floating = [b for b in module.buffers() if b.is_floating_point()]
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
 
     @torch.no_grad()

@@ -151,6 +151,7 @@ def load_initial(network, config, say):
     import checkpoint
 
     state = checkpoint.load(config.initial_model)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, config.initial_model), config.initial_model)
     faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
     if len(misses) == total:

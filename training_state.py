@@ -24,6 +24,7 @@ def capture(trainer) -> dict:
         "step": trainer.step,
         "best": trainer.best,
         "totals": trainer.totals,
+        "incidents": trainer.incidents.state(),
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
         "bad_files": {k: v for bad in trainer.ranks.gather(trainer.file_events.bad) for k, v in bad.items()},
         "file_sizes": trainer.files.sizes(),
@@ -38,6 +39,8 @@ def resume(trainer) -> bool:
         older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
         return continue_older(trainer, older[-1]) if older else False
     state = checkpoint.load(path)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path)
+    checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
@@ -66,6 +69,7 @@ def resume(trainer) -> bool:
     trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
     trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
+    trainer.incidents.load_state(state["incidents"])
     if len(state["rng_state"]) == trainer.ranks.world:
         checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
     if trainer.epoch <= trainer.config.max_epoch:
@@ -79,7 +83,9 @@ def resume(trainer) -> bool:
 
 def continue_older(trainer, path: str) -> bool:
     """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
-    faults = checkpoint.load_weights(trainer.network, checkpoint.load(path), path)
+    state = checkpoint.load(path)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path)
+    faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing:
         raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")

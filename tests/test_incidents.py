@@ -1,0 +1,265 @@
+"""A NaN never costs a run: every kind of fault is caught, reported, dumped, and leaves no trace."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+import checkpoint
+from incidents import check_batch, inject_batch, parse_injections
+from postmortem.dump import KEYS, DumpError, read_dump, validate
+from speaker_lists import Finished, UsageError
+
+PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
+REASON = {
+    **{"data": "batch_nonfinite", "label": "label_out_of_range", "loss": "loss_nonfinite"},
+    **{"grad": "grad_nonfinite", "buffer": "state_nonfinite"},
+}
+
+
+def train(trainer, batches):
+    """Feed batches as train_epoch does."""
+    for batch in batches:
+        trainer.batch += 1
+        if trainer.accept(batch):
+            trainer.count([batch], trainer.train_step([batch]))
+
+
+@pytest.mark.parametrize("kind", REASON)
+@pytest.mark.parametrize("mixed, dtype", PRECISIONS, ids=["fp32", "bf16", "fp16"])
+def test_each_fault_is_dumped_and_leaves_no_trace(settings, tools, mixed, dtype, kind, capsys):
+    keys = {"mixedprec": mixed, "amp_dtype": dtype}
+    trainer = tools.build(settings, **keys, nan_inject=f"2:{kind}")
+    batches = tools.batches(trainer)
+    train(trainer, batches[:3])
+    trainer.close()
+    with_fault = tools.snapshot(trainer)
+    other = tools.build(settings, **keys)  # the run in which that batch was never drawn
+    train(other, [batches[0]])
+    other.batch += 1
+    train(other, [batches[2]])
+    tools.assert_same(with_fault, tools.snapshot(other))
+    assert trainer.totals["skipped"] == 1 and trainer.step == 2
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert path.name == "nan_batch_2_epoch_1.pt" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    dump = read_dump(path)
+    assert dump["reason"] == REASON[kind] and set(KEYS) <= dump.keys()
+    assert dump["label"].shape == batches[1]["label"].shape and len(dump["files"]) == len(dump["label"])
+    if kind not in ("data", "label"):
+        assert torch.equal(dump["data"], batches[1]["data"])
+    state = torch.load(path.parent / dump["state"], weights_only=True)
+    assert all(t.isfinite().all() for t in state["model_state_dict"].values())
+    assert len(dump["history"]) == 1 and dump["grad_stats"].keys() <= dump["param_stats"].keys()
+    out = capsys.readouterr().out
+    assert out.count("=" * 80) == 2 and "DETECTED AT BATCH 2" in out and f"Saved debug data to: {path}" in out
+    for section in ("DATA", "LABEL", "GRADIENT"):
+        assert f"--- {section} STATISTICS ---" in out
+
+
+def test_the_report_names_row_file_and_sample(settings, tools, capsys):
+    trainer = tools.build(settings, nan_inject="1:data")
+    (batch,) = tools.batches(trainer)[:1]
+    train(trainer, [batch])
+    trainer.close()
+    out = capsys.readouterr().out
+    assert f"row 0: {batch['files'][0]['path']} (list line {batch['files'][0]['line']})" in out
+    assert f"1 non-finite, the first at sample {batch['data'].shape[2] // 2}" in out and "Loss value: nan" in out
+    event = json.loads(trainer.files.metrics.read_text().splitlines()[-1])
+    assert event["event"] == "incident" and event["files"] == [batch["files"][0]["path"]]
+
+
+def test_a_fault_seen_before_is_counted_not_dumped(settings, tools, capsys):
+    trainer = tools.build(settings, nan_patience=1000)
+    trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
+    train(trainer, tools.batches(trainer)[:6])
+    trainer.close()
+    assert len(list(trainer.incidents.writer.folder.glob("nan_*.pt"))) == 1
+    assert "seen 6 times, the first: nan_batch_1_epoch_1.pt" in capsys.readouterr().out
+    assert trainer.totals["skipped"] == 6
+
+
+def test_budgets(settings, tools, capsys):
+    trainer = tools.build(settings, nan_max_dumps=1, nan_inject="1:data,2:data,3:loss")
+    train(trainer, tools.batches(trainer)[:3])
+    trainer.close()
+    assert len(list(trainer.incidents.writer.folder.glob("nan_*.pt"))) == 1
+    assert capsys.readouterr().out.count("Not saved: 1 dumps are written (nan_max_dumps)") == 2
+    small = tools.build(settings, nan_max_gb=1e-6, nan_inject="1:loss", save_path=settings["save_path"] + "2")
+    train(small, tools.batches(small)[:1])
+    assert "Not saved: debug_nan/ would pass 1e-06 GB (nan_max_gb)" in capsys.readouterr().out
+
+
+def test_dumps_share_one_state_while_no_step_is_taken(settings, tools):
+    trainer = tools.build(settings, nan_inject="1:data,2:label,3:loss")
+    train(trainer, tools.batches(trainer)[:3])
+    trainer.close()
+    folder = trainer.incidents.writer.folder
+    assert len(list(folder.glob("nan_*.pt"))) == 3 and len(list(folder.glob("state_*.pt"))) == 1
+
+
+def test_a_disk_that_refuses_does_not_stop_training(settings, tools, capsys):
+    trainer = tools.build(settings, nan_inject="1:loss")
+    trainer.incidents.writer.folder.parent.mkdir(exist_ok=True)
+    trainer.incidents.writer.folder.write_text("a file where the folder should be")
+    train(trainer, tools.batches(trainer)[:2])
+    trainer.close()
+    assert "could not be written" in capsys.readouterr().out and trainer.step == 1
+
+
+def test_audio_can_be_left_out(settings, tools):
+    trainer = tools.build(settings, nan_inject="1:loss", nan_dump_audio="false")
+    train(trainer, tools.batches(trainer)[:1])
+    trainer.close()
+    dump = read_dump(trainer.incidents.writer.folder / "nan_batch_1_epoch_1.pt")
+    assert dump["data"].numel() == 0 and dump["files"][0]["path"]
+
+
+def test_a_norm_that_overflows_is_told_apart(settings, tools):
+    trainer = tools.build(settings)
+    trainer.network.__S__.linear.weight.register_hook(lambda g: torch.full_like(g, 3e38))
+    train(trainer, tools.batches(trainer)[:1])
+    trainer.close()
+    assert read_dump(trainer.incidents.writer.folder / "nan_batch_1_epoch_1.pt")["reason"] == "grad_norm_overflow"
+
+
+def test_bad_weights_are_named_as_state(settings, tools):  # nan.md F51
+    trainer = tools.build(settings, nan_patience=2)
+    trainer.network.__S__.linear.bias.data[0] = math.nan
+    with pytest.raises(Finished) as end:
+        train(trainer, tools.batches(trainer)[:3])
+    trainer.close()
+    assert end.value.status == 3 and "'__S__.linear.bias' is not finite" in end.value.lines[0]
+
+
+def test_a_start_from_bad_tensors_is_refused(settings, tools):  # nan.md F51, F43, F54
+    from training_state import resume
+
+    trainer = tools.build(settings)
+    train(trainer, tools.batches(trainer)[:1])
+    trainer.save_last()
+    path = trainer.files.model / "last.model"
+    good = checkpoint.load(path)
+    for part, name in (("model", "__S__.linear.bias"), ("optimizer", "optimizer.0.exp_avg")):
+        state = checkpoint.load(path)
+        tensor = state["model_state_dict"]["__S__.linear.bias"]
+        if part == "optimizer":
+            tensor = state["optimizer_state_dict"]["state"][0]["exp_avg"]
+        tensor.view(-1)[0] = math.nan
+        checkpoint.save(state, path)
+        with pytest.raises(UsageError, match="1 tensors are not finite") as caught:
+            resume(tools.build(settings))
+        assert name in str(caught.value)
+        checkpoint.save(good, path)
+    fp16 = {"mixedprec": "true", "amp_dtype": "float16"}
+    good["scaler_state_dict"] = {"scale": 0.0, "_growth_tracker": 0}
+    checkpoint.save(good, path)
+    with pytest.raises(UsageError, match=r"loss scale is 0\.0"):
+        resume(tools.build(settings, **fp16))
+
+
+def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):  # nan.md F48
+    keys = {"mixedprec": "true", "amp_dtype": "float16", "nan_patience": 1000}
+    trainer = tools.build(settings, **keys)
+    batches = tools.batches(trainer)
+    train(trainer, batches[:1])
+    scale = trainer.scaler.scale
+    bad = inject_batch(batches[1], "data", trainer.incidents.classes)
+    train(trainer, [bad] * 300)
+    train(trainer, batches[2:3])
+    assert trainer.scaler.scale >= min(scale, trainer.scaler.scale) > 0 and trainer.step == 2
+    assert all(t.isfinite().all() for t in trainer.network.state_dict().values())
+
+
+def test_harmless_batches_make_no_incident(settings, tools):  # nan.md controls C1 to C4
+    trainer = tools.build(settings)
+    batches = tools.batches(trainer)
+    for batch in batches[:4]:
+        batch["data"][0, 0] = 0
+    batches[1]["data"] *= 32768
+    batches[2]["data"] += 0.5
+    batches[3]["data"] *= 1e-38
+    train(trainer, batches[:4])
+    assert trainer.step == 4 and not trainer.incidents.writer.folder.exists()
+
+
+def test_host_checks():
+    batch = {"data": torch.zeros(1, 3, 8), "label": torch.tensor([0, 1, 2]), "peak": torch.zeros(3)}
+    assert check_batch(batch, 3) is None
+    assert check_batch(batch, 2).rows == [2]
+    assert check_batch({**batch, "label": torch.tensor([0, -1, 2])}, 3).what == "label -1 with 3 classes"
+    assert check_batch({**batch, "peak": torch.tensor([0.0, math.inf, math.nan])}, 3).rows == [1, 2]
+
+
+def test_nan_inject_is_parsed_and_refused():
+    assert parse_injections("3:data, 7:grad@1", 1) == {3: "data", 7: "grad"}
+    assert parse_injections("3:data,7:grad@1", 0) == {3: "data"}
+    for wrong in ("data", "3:weights", "x:data", "3:data@x"):
+        with pytest.raises(UsageError, match="nan_inject"):
+            parse_injections(wrong)
+
+
+def test_old_dumps_are_valid_and_others_are_not(tmp_path):
+    old = {"batch_idx": 1, "epoch": 2, "data": torch.zeros(1), "label": torch.zeros(1), "loss": math.nan, "prec1": 0.0}
+    torch.save(old, tmp_path / "old.pt")
+    assert read_dump(tmp_path / "old.pt")["epoch"] == 2
+    for broken in ([], {**old, "format_version": 9}, {**old, "data": 3}, {k: v for k, v in old.items() if k != "loss"}):
+        with pytest.raises(DumpError):
+            validate(broken, "x")
+    for content in (b"", b"not a dump", (tmp_path / "old.pt").read_bytes()[:300]):
+        (tmp_path / "broken.pt").write_bytes(content)
+        with pytest.raises(DumpError, match=r"broken\.pt"):
+            read_dump(tmp_path / "broken.pt")
+
+
+def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_path, write):
+    import shutil
+
+    wav = tmp_path / "wav"
+    shutil.copytree(data / "wav", wav)
+    files = sorted(wav.glob("train*/**/*.flac"))
+    x, rate = soundfile.read(files[0])
+    x[len(x) // 2] = math.nan
+    nan = files[0].with_suffix(".wav")
+    soundfile.write(nan, x, rate, subtype="FLOAT")
+    text = (data / "train_list.txt").read_text().replace(str(files[0].relative_to(wav)), str(nan.relative_to(wav)))
+    (tmp_path / "list.txt").write_text(text)
+    files[7].write_bytes(files[7].read_bytes()[:3000])
+    for kind in ("noise", "speech", "music"):
+        (tmp_path / "musan" / kind / "a").mkdir(parents=True)
+        for i in range(3):
+            soundfile.write(tmp_path / "musan" / kind / "a" / f"{i}.wav", np.zeros(16000), 16000)
+    (tmp_path / "rir").mkdir()
+    soundfile.write(tmp_path / "rir" / "dead.wav", np.zeros(400), 16000)
+    keys = {"train_path": str(wav), "train_list": str(tmp_path / "list.txt"), "augment": True, "max_bad_files_pct": 50}
+    keys |= {"musan_path": str(tmp_path / "musan"), "rir_path": str(tmp_path / "rir"), "max_epoch": 3, "max_frames": 80}
+    done = tools.command("--config", write({**settings, **keys}))
+    assert done.returncode == 0, done.stderr
+    for named in (str(nan), str(files[7]), "dead.wav: impulse response without energy"):
+        assert named in done.stdout, named
+    assert "best EER" in done.stdout
+
+
+def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):  # nan.md F55, F56
+    keys = {**settings, "device": "cpu", "batch_size": 3, "max_epoch": 1, "test_interval": 1, "max_frames": 30}
+    keys["nan_inject"] = "2:data@1,3:loss@1,4:grad"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*launch, str(tools.root / "trainSpeakerNet.py"), "--config", write(keys)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    names = sorted(p.name for p in (run / "debug_nan").glob("nan_*.pt"))
+    assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 0))]
+    events = [json.loads(line) for line in (run / "result" / "metrics.jsonl").read_text().splitlines()]
+    incidents = [(e["rank"], e["reason"]) for e in events if e["event"] == "incident"]
+    assert incidents == [(1, "batch_nonfinite"), (1, "loss_nonfinite"), (0, "grad_nonfinite")]
+    assert next(e for e in events if e["event"] == "epoch")["skipped_batches"] == 3
+    assert yaml.safe_load((run / "result" / "config.yaml").read_text())["nan_inject"] == keys["nan_inject"]
