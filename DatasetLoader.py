@@ -83,7 +83,7 @@ class TrainDataset(Dataset):
             info.update(speed=float(speed), utterance=utterance, augment=[])
             if self.augmenter is not None:
                 x, info["augment"], unusable = self.augmenter.augment(x, rng)
-                events.extend(("unusable", file, 0, reason) for file, reason in unusable)
+                events.extend(("augmentation", file, 0, reason) for file, reason in unusable)
             info["peak"] = float(np.abs(x).max())  # NaN where a sample is
             info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
             return x, info
@@ -111,16 +111,17 @@ class FileEvents:
     def __init__(self, config, total: int, say):
         self.config, self.total, self.say = config, total, say
         self.bad, self.converted, self.dead_speaker = {}, {}, False
+        self.named = {}  # noise files and impulse responses: named, but no part of the train list
 
     def note(self, events):
-        """Name unreadable files once, count conversions, and end the run above ``max_bad_files_pct``."""
+        """Take note of a batch's events, each (kind, path, number, reason)."""
         for kind, path, number, reason in events:
             if kind in ("resampled", "mixed down"):
                 self.converted.setdefault((kind, number), set()).add(path)
-            elif path not in self.bad:
-                self.bad[path] = reason
+            elif path not in self.bad and path not in self.named:
                 line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
                 self.say(f"{kind}: {path}{line}: {reason}")
+                (self.named if kind == "augmentation" else self.bad)[path] = reason
                 self.dead_speaker |= kind == "speaker"
 
     def too_many(self) -> bool:

@@ -24,6 +24,7 @@ from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe
 from incidents import Incidents, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
+from utils import save_atomically
 
 LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
 
@@ -355,7 +356,7 @@ class ModelTrainer:
         if bad:
             self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         elif self.ranks.main:
-            checkpoint.save(state, self.files.model / name)
+            save_atomically(state, self.files.model / name)
         return not bad
 
     def save_epoch(self, result, improved: bool):

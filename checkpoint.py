@@ -1,9 +1,7 @@
-"""Write checkpoints so that a crash leaves the old or the new one, and read those of other trainers."""
+"""Read checkpoints, those of other trainers too, and everything else that goes into one."""
 
-import os
 import random
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,20 +11,6 @@ from speaker_lists import UsageError
 FORMAT_VERSION = 1
 MODEL, LOSS = "__S__.", "__L__."
 WRAPPERS = ("module.", "_orig_mod.")
-
-
-def save(state, path):
-    """Write ``state`` by torch.save to a temporary name, flush it to the disk, then rename it to ``path``."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path) -> dict:

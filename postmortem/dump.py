@@ -1,7 +1,6 @@
 """The NaN dump, format 1: this module writes it and reads it back. It knows torch, not the trainer."""
 
 import hashlib
-import os
 import pickle
 import threading
 import zipfile
@@ -9,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
+from utils import save_atomically
 
 FORMAT_VERSION = 1
 REASONS = (
@@ -71,20 +72,6 @@ def content_hash(state: dict) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_atomically(value, path: Path):
-    """torch.save to a temporary name of mode 0600, flushed, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as f:
-            torch.save(value, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class DumpWriter:
     """Writes dumps into a folder in the background, within a number and a size; training never waits or fails."""
 
@@ -113,8 +100,8 @@ class DumpWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             dump["state"] = f"state_{content_hash(state)}.pt"
             if not (self.folder / dump["state"]).exists():
-                write_atomically(state, self.folder / dump["state"])
-            write_atomically(dump, self.folder / name)
+                save_atomically(state, self.folder / dump["state"], 0o600)
+            save_atomically(dump, self.folder / name, 0o600)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self.say(f"the debug data could not be written to {self.folder / name}: {reason}; training goes on")

@@ -9,6 +9,7 @@ import torch
 import checkpoint
 from evaluation import balanced_subset, describe, score_pairs
 from speaker_lists import UsageError
+from utils import save_atomically
 
 
 def test_cosine_scores_against_a_loop():
@@ -161,7 +162,7 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
     import pickle
 
     good = tmp_path / "good.model"
-    checkpoint.save({"a": torch.zeros(1000)}, good)
+    save_atomically({"a": torch.zeros(1000)}, good)
     cases = {
         "cut": good.read_bytes()[:1500],
         "text": b"hello",
@@ -178,10 +179,10 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "x.model"
-    checkpoint.save({"a": 1}, path)
+    save_atomically({"a": 1}, path)
     monkeypatch.setattr(torch, "save", lambda state, f: (f.write(b"half"), (_ for _ in ()).throw(OSError("disk full"))))
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save({"a": 2}, path)
+        save_atomically({"a": 2}, path)
     monkeypatch.undo()
     assert checkpoint.load(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 

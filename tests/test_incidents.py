@@ -17,6 +17,7 @@ import checkpoint
 from incidents import check_batch, inject_batch, parse_injections
 from postmortem.dump import KEYS, DumpError, read_dump, validate
 from speaker_lists import Finished, UsageError
+from utils import save_atomically
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 REASON = {
@@ -122,12 +123,30 @@ def test_audio_can_be_left_out(settings, tools):
     assert dump["data"].numel() == 0 and dump["files"][0]["path"]
 
 
-def test_a_norm_that_overflows_is_told_apart(settings, tools):
-    trainer = tools.build(settings)
-    trainer.network.__S__.linear.weight.register_hook(lambda g: torch.full_like(g, 3e38))
-    train(trainer, tools.batches(trainer)[:1])
+@pytest.mark.parametrize(
+    "mixed, dtype, value, reason",
+    [
+        ("false", "auto", 3e38, "grad_norm_overflow"),
+        ("true", "bfloat16", 3e38, "grad_norm_overflow"),
+        ("true", "float16", 3e32, "grad_norm_overflow"),
+        ("true", "float16", math.inf, "scale_collapse"),
+        ("true", "bfloat16", math.inf, "grad_nonfinite"),
+    ],
+)
+def test_overflows_are_told_apart_and_leave_no_trace(settings, tools, mixed, dtype, value, reason):
+    trainer = tools.build(settings, mixedprec=mixed, amp_dtype=dtype)
+    batches = tools.batches(trainer)
+    train(trainer, batches[:1])
+    before = tools.snapshot(trainer)
+    # Finite entries whose squares do not add up in fp32; an Inf overflows at every scale.
+    handle = trainer.network.__S__.linear.weight.register_hook(lambda g: torch.full_like(g, value))
+    train(trainer, batches[1:2])
+    handle.remove()
     trainer.close()
-    assert read_dump(trainer.incidents.writer.folder / "nan_batch_1_epoch_1.pt")["reason"] == "grad_norm_overflow"
+    tools.assert_same(before, tools.snapshot(trainer))
+    dump = read_dump(trainer.incidents.writer.folder / "nan_batch_2_epoch_1.pt")
+    assert dump["reason"] == reason
+    assert any(s["inf"] for s in dump["grad_stats"].values()) == (value == math.inf)
 
 
 def test_bad_weights_are_named_as_state(settings, tools):  # nan.md F51
@@ -153,14 +172,14 @@ def test_a_start_from_bad_tensors_is_refused(settings, tools):  # nan.md F51, F4
         if part == "optimizer":
             tensor = state["optimizer_state_dict"]["state"][0]["exp_avg"]
         tensor.view(-1)[0] = math.nan
-        checkpoint.save(state, path)
+        save_atomically(state, path)
         with pytest.raises(UsageError, match="1 tensors are not finite") as caught:
             resume(tools.build(settings))
         assert name in str(caught.value)
-        checkpoint.save(good, path)
+        save_atomically(good, path)
     fp16 = {"mixedprec": "true", "amp_dtype": "float16"}
     good["scaler_state_dict"] = {"scale": 0.0, "_growth_tracker": 0}
-    checkpoint.save(good, path)
+    save_atomically(good, path)
     with pytest.raises(UsageError, match=r"loss scale is 0\.0"):
         resume(tools.build(settings, **fp16))
 
@@ -242,7 +261,7 @@ def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_pa
     keys |= {"musan_path": str(tmp_path / "musan"), "rir_path": str(tmp_path / "rir"), "max_epoch": 3, "max_frames": 80}
     done = tools.command("--config", write({**settings, **keys}))
     assert done.returncode == 0, done.stderr
-    for named in (str(nan), str(files[7]), "dead.wav: impulse response without energy"):
+    for named in (str(nan), str(files[7]), "dead.wav: impulse response without energy", "silent, adds nothing"):
         assert named in done.stdout, named
     assert "best EER" in done.stdout
 
