@@ -1,5 +1,6 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
+import hashlib
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -42,6 +43,10 @@ class TrainDataset(Dataset):
     def classes(self) -> int:
         """Number of classes: speakers, times the speeds that make new speakers of them."""
         return len(self.speakers) * len(self.speeds)
+
+    def speakers_hash(self) -> str:
+        """Hash of the speakers in label order: which speaker each class of a classifier is."""
+        return hashlib.sha256("\n".join(self.speakers).encode()).hexdigest()
 
     def utterances_of(self, speaker: int) -> np.ndarray:
         """Utterance numbers of a speaker."""

@@ -143,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train and evaluate a speaker-verification model.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
+        epilog="Keys of single plug-ins (models, losses, optimizers, schedules) are listed in docs/configuration.md.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
     )
     groups = {}
@@ -208,7 +209,8 @@ def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     for name, setting in _rename_aliases(command_line, notes).items():
         if name in written and name != "config" and str(written[name].value) != str(setting.value):
             old = written[name]
-            notes.append(f"{name}: {setting.value} (command line) overrides {old.value} ({old.where})")
+            before = "an empty value" if old.value in ("", None) else old.value
+            notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
         written[name] = setting
     for name, setting in written.items():
         if name in REFUSED:
@@ -245,6 +247,13 @@ def chosen_plugins(values: dict) -> dict[str, plugins.Declaration]:
                 continue  # evaluation needs the model's weights only
             raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
         declared = plugins.declaration(folder, name)
+        if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
+            what = (
+                f"does not define {plugins.ENTRY[folder]}"
+                if name.isidentifier()
+                else "must be named with letters and _"
+            )
+            raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
         if declared is None:
             raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
         found[folder] = declared
@@ -277,11 +286,14 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
         else:
             raise UsageError(_unknown_message(name, setting, declared))
     for declaration in found.values():
+        for name, default in declaration.own.items():  # what the run will use belongs into the resolved configuration
+            if name not in KEYS and default is not None and default is not plugins.UNKNOWN:
+                values.setdefault(name, list(default) if isinstance(default, tuple) else default)
         for name in declaration.required:
             if name not in values and name not in KEYS and name not in RUNTIME_KEYS:
                 raise UsageError(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
     for name in sorted(MODEL_KEYS & set(written)):
-        if name not in declared and not values["eval"]:
+        if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
 
 
@@ -313,6 +325,11 @@ def _suggest(name: str, names) -> str:
 
 
 def _unknown_message(name: str, setting: Setting, declared) -> str:
+    for folder in plugins.ENTRY:
+        for other in plugins.available(folder):
+            if name not in declared and name in plugins.declaration(folder, other).own:
+                where = f"is a key of {folder}/{other}.py, not of the chosen plug-ins"
+                return f"{_unknown_place(setting, name)} is an unknown key here: it {where}"
     suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
     if setting.from_command_line:
         suggestion = suggestion.replace("mean '", "mean '--")

@@ -5,6 +5,8 @@ Run `python config_keys.py > docs/configuration.md` to make the reference page a
 
 from dataclasses import dataclass
 
+import plugins
+
 
 @dataclass(frozen=True)
 class Key:
@@ -220,6 +222,12 @@ REFUSED = {
 }
 
 
+def _yaml(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
 def reference_page() -> str:
     """Make docs/configuration.md."""
     lines = [
@@ -240,6 +248,13 @@ def reference_page() -> str:
         )
         text = text.replace("|", "\\|")
         lines.append(f"| `{key.name}` | {key.type.__name__} | {f'`{default}`' if default != '' else ''} | {text} |")
+    lines += ["", "## Keys of the plug-ins", "", "Legal while the plug-in is chosen; with their defaults.", ""]
+    for folder in plugins.ENTRY:
+        for name in plugins.available(folder):
+            own = {k: v for k, v in plugins.declaration(folder, name).own.items() if k not in KEYS}
+            own = {k: v for k, v in own.items() if v is not plugins.UNKNOWN}
+            if own:
+                lines.append(f"- `{folder}/{name}.py`: " + ", ".join(f"`{k}: {_yaml(v)}`" for k, v in own.items()))
     lines += ["", "## Old names", "", "Read with a warning:", ""]
     lines += [f"- `{old}` is `{new}`" for old, new in ALIASES.items()]
     lines += ["", "Refused, with the reason:", ""]

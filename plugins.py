@@ -22,6 +22,7 @@ class Declaration:
 
     path: Path
     keys: dict = field(default_factory=dict)
+    own: dict = field(default_factory=dict)  # those that the entry point itself names
     required: list = field(default_factory=list)
     constants: dict = field(default_factory=dict)
 
@@ -31,7 +32,7 @@ def available(folder: str) -> list[str]:
     names = []
     for path in sorted((ROOT / folder).glob("*.py")):
         with contextlib.suppress(UsageError):  # a broken file is complained of when it is chosen
-            if _entry_node(_parse(path), ENTRY[folder]) is not None:
+            if path.stem.isidentifier() and _entry_node(_parse(path), ENTRY[folder]) is not None:
                 names.append(path.stem)
     return names
 
@@ -53,6 +54,7 @@ def declaration(folder: str, name: str) -> Declaration | None:
         found.required = required[1:] if folder in ("optimizer", "scheduler") else required
         for key in required[: 1 if folder in ("optimizer", "scheduler") else 0]:
             found.keys.pop(key)
+        found.own = dict(found.keys)
         if takes_all:  # MainModel(**kwargs) hands them on to a class or function of the same file
             for node in tree.body:
                 inner = _callable_of(node)

@@ -66,8 +66,10 @@ def train(config, ranks) -> int:
     files = RunFiles(config, ranks.main)
     trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
     describe_run(trainer)
-    if not resume(trainer) and config.initial_model:
-        load_initial(trainer.network, config, trainer.say)
+    if not resume(trainer):
+        load_initial(trainer, config)
+    elif config.initial_model:
+        trainer.say("initial_model is not used: the run continues from its own state")
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
     try:
         if trainer.epoch > config.max_epoch:
@@ -139,6 +141,8 @@ def evaluate(config, ranks) -> int:
         for line in describe(result, config):
             print(line)
         step = state.get("step") if isinstance(state.get("step"), int) else 0
+        names = ("initial_model", "test_list", "score_mode", "eval_frames", "max_test_pairs")
+        result["settings"] = {name: getattr(config, name) for name in names}
         write_evaluation(files, evaluator, result, config, step)
         if not result["failed"]:
             print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result))))
@@ -146,12 +150,20 @@ def evaluate(config, ranks) -> int:
     return 0
 
 
-def load_initial(network, config, say):
-    """Start from the weights of ``initial_model``; what does not fit is listed and starts fresh."""
+def load_initial(trainer, config):
+    """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh."""
     import checkpoint
 
+    if not config.initial_model:
+        return
+    network, say = trainer.network, trainer.say
     state = checkpoint.load(config.initial_model)
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, config.initial_model), config.initial_model)
+    if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
+        say("initial_model was trained with other speakers: the loss starts fresh")
+        state = {
+            k: v for k, v in checkpoint.weights_of(state, config.initial_model).items() if not k.startswith("__L__.")
+        }
     faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
     if len(misses) == total:
@@ -164,4 +176,8 @@ def load_initial(network, config, say):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(130)

@@ -29,6 +29,7 @@ def capture(trainer) -> dict:
         "bad_files": {k: v for bad in trainer.ranks.gather(trainer.file_events.bad) for k, v in bad.items()},
         "file_sizes": trainer.files.sizes(),
         "config": trainer.config.values(),
+        "speakers": trainer.dataset.speakers_hash(),
     }
 
 
@@ -46,6 +47,11 @@ def resume(trainer) -> bool:
     if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
         reason = differing[0] if differing else f"format {state.get('format_version')}"
         raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
+    if state["speakers"] != trainer.dataset.speakers_hash():
+        raise UsageError(
+            f"{path}: was trained with other speakers than those of '{trainer.config.train_list}', so its labels mean "
+            "others; choose another save_path and start from it with initial_model"
+        )
     for name in ("optimizer", "scheduler"):
         if state["config"][name] != getattr(trainer.config, name):
             raise UsageError(

@@ -197,12 +197,19 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--p_target", type=float, default=0.05, help="prior of a target trial (default 0.05)")
     args = parser.parse_args(argv)
+    if not 0 < args.p_target < 1:
+        parser.error("--p_target must lie between 0 and 1")
     try:
         scores, labels, first = read_trials_file(args.file)
         groups = {"pooled": np.ones(len(scores), bool)}
         for name in sorted({path[: args.prefix] for path in first}) if args.prefix else ():
             groups[name] = np.array([path.startswith(name) for path in first])
         for name, chosen in groups.items():
+            if len(np.unique(labels[chosen])) < 2:
+                print(
+                    f"{name:>8}  only {'targets' if labels[chosen][0] else 'nontargets'}, {chosen.sum()} trials: no EER"
+                )
+                continue
             r = evaluation_metrics(scores[chosen], labels[chosen], args.p_target)
             dcf = f"minDCF({args.p_target:g}) {r[f'min_dcf_{args.p_target:g}']:.4f}"
             interval = f"(95 % CI {r['eer_low']:.2f} to {r['eer_high']:.2f})"

@@ -40,7 +40,7 @@ class PreEmphasis(torch.nn.Module):
 
 
 def save_atomically(value, path, mode: int = 0o666):
-    """Write by torch.save to a temporary name, flush to the disk, rename: a crash leaves the old file or the new one."""
+    """Write by torch.save to a temporary name, flush, rename: a crash leaves the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
