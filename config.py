@@ -248,11 +248,9 @@ def chosen_plugins(values: dict) -> dict[str, plugins.Declaration]:
             raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
         declared = plugins.declaration(folder, name)
         if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-            what = (
-                f"does not define {plugins.ENTRY[folder]}"
-                if name.isidentifier()
-                else "must be named with letters and _"
-            )
+            what = f"does not define {plugins.ENTRY[folder]}"
+            if not name.isidentifier():
+                what = "cannot be imported; name it with letters, digits and _"
             raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
         if declared is None:
             raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
@@ -328,8 +326,9 @@ def _unknown_message(name: str, setting: Setting, declared) -> str:
     for folder in plugins.ENTRY:
         for other in plugins.available(folder):
             if name not in declared and name in plugins.declaration(folder, other).own:
-                where = f"is a key of {folder}/{other}.py, not of the chosen plug-ins"
-                return f"{_unknown_place(setting, name)} is an unknown key here: it {where}"
+                place = "command line" if setting.from_command_line else setting.where
+                dashes = "--" if setting.from_command_line else ""
+                return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"
     suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
     if setting.from_command_line:
         suggestion = suggestion.replace("mean '", "mean '--")

@@ -161,9 +161,8 @@ def load_initial(trainer, config):
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, config.initial_model), config.initial_model)
     if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
         say("initial_model was trained with other speakers: the loss starts fresh")
-        state = {
-            k: v for k, v in checkpoint.weights_of(state, config.initial_model).items() if not k.startswith("__L__.")
-        }
+        weights = checkpoint.weights_of(state, config.initial_model)
+        state = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.MODEL)}
     faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
     if len(misses) == total:

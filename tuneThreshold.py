@@ -206,9 +206,8 @@ def main(argv=None) -> int:
             groups[name] = np.array([path.startswith(name) for path in first])
         for name, chosen in groups.items():
             if len(np.unique(labels[chosen])) < 2:
-                print(
-                    f"{name:>8}  only {'targets' if labels[chosen][0] else 'nontargets'}, {chosen.sum()} trials: no EER"
-                )
+                kind = "targets" if labels[chosen][0] else "nontargets"
+                print(f"{name:>8}  only {kind}, {chosen.sum()} trials: no EER")
                 continue
             r = evaluation_metrics(scores[chosen], labels[chosen], args.p_target)
             dcf = f"minDCF({args.p_target:g}) {r[f'min_dcf_{args.p_target:g}']:.4f}"

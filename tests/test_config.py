@@ -99,7 +99,10 @@ def test_errors_name_file_line_and_key(tmp_path, line, message):  # bugs 4, 14
         (["stray"], "unexpected argument 'stray'"),
         (["--lr", "x"], "command line: --lr: expected a number, got 'x'"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: cannot read"),
-        (["--channels", "8"], "unknown key '--channels'"),  # ECAPA_TDNN's, not ResNetSE34L's
+        (
+            ["--channels", "8"],
+            "unknown key '--channels' - a key of models/ECAPA_TDNN.py, which is not chosen",
+        ),  # ECAPA_TDNN's, not ResNetSE34L's
     ],
 )
 def test_command_line_errors(words, message):

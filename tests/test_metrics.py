@@ -123,6 +123,15 @@ def test_bootstrap_interval_covers_the_true_eer():  # bug 5
     assert covered >= 34 and all(high - low > 1 for low, high in intervals)
 
 
+def test_figures_of_a_trials_file_by_group(tmp_path, capsys):
+    path = tmp_path / "trials.txt"
+    lines = [f"{0.1 * i + (i % 2)} {i % 2} aa{i} x" for i in range(20)] + ["0.3 1 bb x", "0.4 1 bb y"]
+    path.write_text("\n".join(lines) + "\n")
+    assert tt.main([str(path), "--prefix", "2"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("  pooled  EER") and "aa  EER" in out[1] and "bb  only targets, 2 trials: no EER" in out[2]
+
+
 def test_calibration_makes_cosines_meaningful():
     scores, labels = trials(11, 4000)
     llrs = tt.calibrated_llrs(scores * 0.1 + 0.3, labels)

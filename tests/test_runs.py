@@ -261,6 +261,23 @@ def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # p
         resume(tools.build(settings, optimizer="adamw", channels=16))
 
 
+def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, capsys):
+    from trainSpeakerNet import load_initial
+
+    trainer = tools.build(settings)
+    trainer.save_last()
+    renamed = tmp_path / "renamed.txt"
+    renamed.write_text((data / "train_list.txt").read_text().replace("train000 ", "zzz "))
+    with pytest.raises(UsageError, match="was trained with other speakers"):
+        resume(tools.build(settings, train_list=renamed))
+    first = trainer.files.model / "last.model"
+    tuned = tools.build(settings, train_list=renamed, save_path=tmp_path / "tuned", initial_model=first, seed=8)
+    load_initial(tuned, tuned.config)
+    assert "the loss starts fresh" in capsys.readouterr().out
+    assert torch.equal(tuned.network.__S__.linear.weight, trainer.network.__S__.linear.weight)
+    assert not torch.equal(tuned.network.loss.weight, trainer.network.loss.weight)
+
+
 def test_an_old_folder_without_full_state_continues(settings, tools):  # field.md 4.4
     trainer = tools.build(settings)
     torch.save(trainer.network.state_dict(), trainer.files.model / "model000000007.model")
