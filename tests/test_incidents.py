@@ -270,10 +270,23 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     keys = {**settings, "device": "cpu", "batch_size": 3, "max_epoch": 1, "test_interval": 1, "max_frames": 30}
     keys["nan_inject"] = "2:data@1,3:loss@1,4:grad"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [*launch, str(tools.root / "trainSpeakerNet.py"), "--config", write(keys)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = tmp_path / "train.py"  # the command, with a line on each rank's weights at the end
+    script.write_text(
+        "import sys, SpeakerNet, trainSpeakerNet\n"
+        "from postmortem.dump import content_hash\n"
+        "close = SpeakerNet.ModelTrainer.close\n"
+        "def noting(self):\n"
+        "    close(self)\n"
+        "    print('WEIGHTS', content_hash(dict(self.network.named_parameters())), flush=True)\n"
+        "SpeakerNet.ModelTrainer.close = noting\n"
+        "sys.exit(trainSpeakerNet.main())\n"
+    )
+    words = [*launch, str(script), "--config", write(keys)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tools.root)}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
+    hashes = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("WEIGHTS")]
+    assert len(hashes) == 2 and hashes[0] == hashes[1]
     run = tmp_path / "run"
     names = sorted(p.name for p in (run / "debug_nan").glob("nan_*.pt"))
     assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 0))]
