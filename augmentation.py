@@ -84,7 +84,7 @@ class AugmentWAV:
             if noise_power < SILENT_POWER or not SILENT_POWER < signal_power < np.inf:
                 draws.append({**draw, "gain": 0.0, "reason": "silent"})
                 if noise_power < SILENT_POWER:
-                    unusable.append((path, "silent, adds nothing"))
+                    unusable.append((path, "a silent crop, adds nothing"))
                 continue
             gain = float(np.sqrt(signal_power / noise_power / 10 ** (snr / 10)))
             mixed = mixed + np.float32(gain) * noise
