@@ -1,6 +1,7 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
 import hashlib
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -235,9 +236,15 @@ def _outlive_signals(worker):
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool = False, keep: bool = False):
     """Build a DataLoader whose results do not depend on the number of workers; ``keep`` them between epochs."""
     options = {}
+    workers = min(workers, usable_cores())  # more only wait for each other
     if workers:
         options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": keep}
     return DataLoader(

@@ -99,6 +99,8 @@ def train(config, ranks) -> int:
 
 def describe_run(trainer):
     """Print what will be trained."""
+    from DatasetLoader import usable_cores
+
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
     precision = "float32" if trainer.amp_dtype is None else str(trainer.amp_dtype).removeprefix("torch.")
@@ -110,6 +112,8 @@ def describe_run(trainer):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
+    if c.nDataLoaderThread > usable_cores():
+        trainer.say(f"nDataLoaderThread: {usable_cores()} instead of {c.nDataLoaderThread}, one for each core here")
     if sampler.surplus:
         trainer.say(f"{sampler.surplus} rows of speakers with more rows than there are batches wait for another epoch")
 
