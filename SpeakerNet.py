@@ -85,7 +85,8 @@ class ModelTrainer:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.buffers = precision.BufferSnapshot(self.network)
         self.accumulation = config.gradient_accumulation_steps
-        values = {**config.values(), "steps_per_epoch": -(-len(sampler) // self.accumulation)}
+        self.steps_per_epoch = -(-len(sampler) // self.accumulation)
+        values = {**config.values(), "steps_per_epoch": self.steps_per_epoch}
         self.optimizer = plugins.build("optimizer", config.optimizer, values, self.parameters)
         self.scheduler, self.scheduler_unit = plugins.build("scheduler", config.scheduler, values, self.optimizer)
         if self.scheduler_unit not in ("epoch", "iteration"):
@@ -189,7 +190,7 @@ class ModelTrainer:
     def window_number(self, batches: int) -> int:
         """Which step of the run, taken or not, a window is; counted from 1."""
         before = max(self.batch - batches, 0) // self.accumulation
-        return (self.epoch - 1) * -(-len(self.sampler) // self.accumulation) + before + 1
+        return (self.epoch - 1) * self.steps_per_epoch + before + 1
 
     def skip(self, window, fault, rng, at_fault: bool):
         """Leave out a window: the model is as it was before it. Ends the run after ``nan_patience`` in a row."""

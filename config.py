@@ -95,15 +95,11 @@ def to_type(kind, value, place: str):
 # ---------------------------------------------------------------------------------------------------------- YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader; top-level pairs are built one at a time so that each keeps its line."""
-
-
 def read_yaml(path: str) -> dict[str, Setting]:
     """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key."""
     try:
         with open(path, encoding="utf-8-sig") as f:
-            loader = _Loader(f.read())
+            loader = yaml.SafeLoader(f.read())  # pairs are built one at a time: each keeps its line
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:

@@ -162,10 +162,10 @@ def load_initial(trainer, config):
         return
     network, say = trainer.network, trainer.say
     state = checkpoint.load(config.initial_model)
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, config.initial_model), config.initial_model)
+    weights = checkpoint.weights_of(state, config.initial_model)
+    checkpoint.refuse_nonfinite(weights, config.initial_model)
     if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
         say("initial_model was trained with other speakers: the loss starts fresh")
-        weights = checkpoint.weights_of(state, config.initial_model)
         state = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.MODEL)}
     faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]

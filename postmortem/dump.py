@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,7 +78,6 @@ class DumpWriter:
         self.folder, self.max_dumps, self.max_bytes, self.say = Path(folder), max_dumps, max_gb * 1e9, say
         self.written = 0
         self._pool = ThreadPoolExecutor(1)
-        self._lock = threading.Lock()
 
     def refusal(self, size: int) -> str | None:
         """Why a dump of ``size`` bytes will not be written, or None."""
