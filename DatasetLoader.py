@@ -72,13 +72,15 @@ class TrainDataset(Dataset):
 
     def _crop(self, utterance, speed, rng, events):
         """Read and augment one crop; an unreadable file gives way to another of its speaker."""
-        wanted = utterance
+        wanted, replaced = utterance, []
         for _ in range(REPLACEMENT_TRIES):
             path = str(Path(self.root, self.path(utterance)))
             try:
                 x, start, rate, channels = read_audio(path, self.samples, rng.random(), speed)
             except AudioError as error:
-                events.append(("unreadable", path, int(self.lines[utterance]), str(error)))
+                line = int(self.lines[utterance])
+                events.append(("unreadable", path, line, str(error)))
+                replaced.append({"path": path, "line": line, "reason": str(error)})
                 utterance = int(rng.choice(self.utterances_of(self.labels[wanted])))
                 continue
             if rate != SAMPLE_RATE:
@@ -87,9 +89,11 @@ class TrainDataset(Dataset):
                 events.append(("mixed down", path, channels, ""))
             info = {"path": path, "line": int(self.lines[utterance]), "start": start, "rate": rate}
             info.update(speed=float(speed), utterance=utterance, augment=[])
+            if replaced:
+                info["replaced"] = replaced
             if self.augmenter is not None:
                 x, info["augment"], unusable = self.augmenter.augment(x, rng)
-                events.extend(("augmentation", file, 0, reason) for file, reason in unusable)
+                events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
             info["peak"] = float(np.abs(x).max())  # NaN where a sample is
             info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
             return x, info
@@ -119,16 +123,23 @@ class FileEvents:
         self.bad, self.converted, self.dead_speaker = {}, {}, False
         self.named = {}  # noise files and impulse responses: named, but no part of the train list
 
-    def note(self, events):
-        """Take note of a batch's events, each (kind, path, number, reason)."""
+    def note(self, events) -> dict[str, str]:
+        """Take note of a batch's events, each (kind, path, number, reason).
+
+        Returns {path: reason} of the files met for the first time that cannot be used at all.
+        """
+        new = {}
         for kind, path, number, reason in events:
             if kind in ("resampled", "mixed down"):
                 self.converted.setdefault((kind, number), set()).add(path)
             elif path not in self.bad and path not in self.named:
                 line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
                 self.say(f"{kind}: {path}{line}: {reason}")
-                (self.named if kind == "augmentation" else self.bad)[path] = reason
+                (self.bad if kind in ("unreadable", "speaker") else self.named)[path] = reason
                 self.dead_speaker |= kind == "speaker"
+                if kind in ("unreadable", "augmentation"):
+                    new[path] = reason
+        return new
 
     def too_many(self) -> bool:
         """Whether this process has met more bad files than ``max_bad_files_pct`` allows."""

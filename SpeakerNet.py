@@ -21,7 +21,7 @@ import plugins
 import precision
 import training_state
 from DatasetLoader import FileEvents, collate, make_loader
-from evaluation import describe
+from evaluation import describe, write_evaluation
 from incidents import Incidents, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from utils import save_atomically
@@ -121,8 +121,7 @@ class ModelTrainer:
         step, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
         """
         if hasattr(self.network.loss, "set_epoch"):
-            done = max(self.batch - len(window), 0) / len(self.sampler)
-            self.network.loss.set_epoch(self.epoch + done)
+            self.network.loss.set_epoch(self.moment(len(window)))
         rng = precision.draw_state(self.device)
         self.buffers.take()
         poison = self.incidents.injections.pop(self.window_number(len(window)), None)
@@ -135,7 +134,12 @@ class ModelTrainer:
             if not (attempt.loss_finite and attempt.buffers_finite):
                 break
         if not attempt.finite:
-            self.skip(window, self.incidents.classify(attempt), rng, attempt.at_fault)
+            at_fault = attempt.at_fault
+            if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
+                at_fault = self.brought_it(window, scale, poison)
+            fault = self.incidents.classify(attempt)
+            fault.injected = poison or ""
+            self.skip(window, fault, rng, at_fault)
             return None
         if self.config.grad_clip and attempt.norm > self.config.grad_clip:
             torch._foreach_mul_(
@@ -150,16 +154,34 @@ class ModelTrainer:
         self.nonfinite_in_a_row = 0
         return attempt
 
-    def attempt(self, window, scale: float, poison=None) -> Attempt:
+    def brought_it(self, window, scale, poison) -> bool:
+        """Whether this rank's own gradients are at fault: those of a failed step are already summed over the ranks.
+
+        Leaves a guilty rank's own gradients, for its report.
+        """
+        rng = precision.draw_state(self.device)
+        shared = {p: p.grad for p in self.parameters}
+        mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
+        self.buffers.restore()
+        precision.restore_draw_state(rng, self.device)
+        if not mine:
+            for parameter, gradient in shared.items():
+                parameter.grad = gradient
+        return mine if self.ranks.any(mine) else self.ranks.main
+
+    def attempt(self, window, scale: float, poison=None, alone=False) -> Attempt:
         """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once.
 
-        ``poison`` is a kind of ``nan_inject``: the testing aid spoils the loss, a gradient or a buffer.
+        ``alone`` leaves the gradients as they are on this rank. ``poison`` is a kind of ``nan_inject``: the testing
+        aid spoils the loss, a gradient or a buffer.
         """
         self.optimizer.zero_grad(set_to_none=True)
         results = []
         for index, batch in enumerate(window):
             last = index == len(window) - 1
-            together = contextlib.nullcontext() if last or self.ranks.world == 1 else self.parallel.no_sync()
+            together = (
+                contextlib.nullcontext() if self.ranks.world == 1 or (last and not alone) else self.parallel.no_sync()
+            )
             with together:
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -186,6 +208,10 @@ class ModelTrainer:
         at_fault = bool(own_loss or own_buffers) or (self.ranks.main and not (bad_loss or bad_buffers))
         good = not (bad_loss or bad_norm or bad_buffers)
         return Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)
+
+    def moment(self, batches: int) -> float:
+        """Epochs trained before a window of ``batches``, counted from 1: what a margin schedule goes by."""
+        return self.epoch + max(self.batch - batches, 0) / len(self.sampler)
 
     def window_number(self, batches: int) -> int:
         """Which step of the run, taken or not, a window is; counted from 1."""
@@ -216,6 +242,8 @@ class ModelTrainer:
         if poison in ("data", "label"):
             batch = inject_batch(batch, self.incidents.injections.pop(self.window_number(1)), self.incidents.classes)
         fault = check_batch(batch, self.incidents.classes)
+        if fault is not None and poison in ("data", "label"):
+            fault.injected = poison
         if not self.ranks.any(fault is not None):
             return True
         self.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +277,7 @@ class ModelTrainer:
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
             self.batch += 1
-            self.file_events.note(batch["events"])
+            self.incidents.file_faults(batch, self.file_events.note(batch["events"]))
             if self.accept(batch):
                 window.append(batch)
             if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
@@ -456,20 +484,3 @@ def new_totals() -> dict:
 def as_scalar(value, like) -> torch.Tensor:
     """Accuracy as plug-ins return it (0-dim or (1,) tensor, or a number) -> 0-dim float tensor beside the loss."""
     return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())
-
-
-def write_evaluation(files, evaluator, result: dict, config, step: int):
-    """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
-    if not files.main:
-        return
-    epoch = result["epoch"]
-    evaluator.write_trials(files.result, result)
-    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
-    files.event("eval", epoch=epoch, step=step, **values)
-    if result["failed"]:
-        files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")
-        return
-    dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
-    files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
-    for tag, value in (("Val/EER", result["eer"]), ("Val/MinDCF", dcf)):
-        files.scalar(tag, value, epoch)

@@ -49,7 +49,10 @@ class AugmentWAV:
             raise UsageError("augment: needs musan_path or rir_path")
 
     def augment(self, x: np.ndarray, rng: np.random.Generator):
-        """Return (x augmented (samples,) float32, list of draws, list of (file, reason) that could not be used)."""
+        """Return (x augmented (samples,) float32, list of draws, list of (event kind, file, reason) of unusable files).
+
+        A draw that could not be used has a ``reason``.
+        """
         if rng.random() >= self.probability:
             return x, [], []
         kind = self.kinds[rng.integers(len(self.kinds))]
@@ -60,7 +63,8 @@ class AugmentWAV:
         try:
             rir = _read_rir(path)
         except AudioError as error:
-            return x, [], [(path, str(error))]
+            reason = str(error)
+            return x, [{"kind": "reverb", "path": path, "reason": reason}], [("augmentation", path, reason)]
         return fftconvolve(x, rir)[: len(x)].astype(np.float32), [{"kind": "reverb", "path": path}], []
 
     def _add_noise(self, x, kind, rng):
@@ -73,18 +77,18 @@ class AugmentWAV:
             path, snr, position = files[index], rng.uniform(*SNR_DB[kind]), rng.random()
             try:
                 noise, start, *_ = read_audio(path, len(x), position)
+                if not np.isfinite(noise).all():
+                    raise AudioError("non-finite samples")
             except AudioError as error:
-                unusable.append((path, str(error)))
+                draws.append({"kind": kind, "path": path, "reason": str(error)})
+                unusable.append(("augmentation", path, str(error)))
                 continue
             noise_power = float(np.mean(np.square(noise, dtype=np.float64)))
-            if not np.isfinite(noise_power):
-                unusable.append((path, "non-finite samples"))
-                continue
             draw = {"kind": kind, "path": path, "start": start, "snr_db": float(snr)}
             if noise_power < SILENT_POWER or not SILENT_POWER < signal_power < np.inf:
                 draws.append({**draw, "gain": 0.0, "reason": "silent"})
                 if noise_power < SILENT_POWER:
-                    unusable.append((path, "a silent crop, adds nothing"))
+                    unusable.append(("silent noise", path, "a silent crop, adds nothing"))
                 continue
             gain = float(np.sqrt(signal_power / noise_power / 10 ** (snr / 10)))
             mixed = mixed + np.float32(gain) * noise

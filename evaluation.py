@@ -238,3 +238,21 @@ def describe(result: dict, config) -> list[str]:
         f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
     )
     return lines
+
+
+def write_evaluation(files, evaluator, result: dict, config, step: int):
+    """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
+    if not files.main:
+        return
+    epoch = result["epoch"]
+    evaluator.write_trials(files.result, result)
+    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
+    files.event("eval", epoch=epoch, step=step, **values)
+    files.scalar("Val/NaNScores", result["nan_scores"], epoch)
+    if result["failed"]:
+        files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")
+        return
+    dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
+    files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
+    for tag, value in (("Val/EER", result["eer"]), ("Val/MinDCF", dcf)):
+        files.scalar(tag, value, epoch)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import checkpoint
 import plugins
+import precision
 from postmortem.dump import DumpWriter, tensor_stats
 from run_files import versions
 from speaker_lists import UsageError
@@ -23,6 +24,7 @@ BANNERS = {
     "batch_nonfinite": "NaN/Inf DATA",
     "label_out_of_range": "LABEL OUT OF RANGE",
     "state_nonfinite": "NaN/Inf STATE",
+    "data_error": "UNUSABLE FILE",
 }
 INJECTIONS = ("data", "loss", "grad", "buffer", "label")
 HISTORY = 1000
@@ -39,6 +41,7 @@ class Fault:
     accuracy: float = 0.0
     norm: float = math.nan
     module: str = ""
+    injected: str = ""  # the kind of ``nan_inject`` that made it
 
 
 def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
@@ -90,7 +93,8 @@ def joined(window: list[dict]) -> dict:
             size = batch["data"].shape[1]
             files += batch["files"][utterance * size : (utterance + 1) * size]
     data = torch.cat([batch["data"] for batch in window], dim=1)
-    return {"data": data, "label": torch.cat([batch["label"] for batch in window]), "files": files}
+    sizes = [batch["data"].shape[1] for batch in window]
+    return {"data": data, "label": torch.cat([batch["label"] for batch in window]), "files": files, "window": sizes}
 
 
 def to_cpu(value):
@@ -111,6 +115,7 @@ class Incidents:
         self.writer = DumpWriter(Path(c.save_path, "debug_nan"), c.nan_max_dumps, c.nan_max_gb, self.print)
         self.history = collections.deque(maxlen=HISTORY)
         self.seen = {}  # signature -> [name of its dump, how often]
+        self.file_dumps, self.last_name = 0, None
         self.injections = parse_injections(c.nan_inject, trainer.ranks.rank)
         self.classes = max(c.nClasses, trainer.dataset.classes)
 
@@ -165,6 +170,41 @@ class Incidents:
             t.files.event("incident", epoch=t.epoch, step=t.step, batch=t.batch, **incident)
         return found[0] if found else {"what": "unknown", "reason": "unknown"}
 
+    def file_faults(self, batch, unusable: dict[str, str]):
+        """Dump a batch in which files ({path: reason}) that cannot be used gave way to others; it is trained on.
+
+        Every process speaks for its own files. Such dumps take at most half of ``nan_max_dumps``.
+        """
+        t = self.trainer
+        if not unusable or self.file_dumps >= (t.config.nan_max_dumps + 1) // 2:
+            return
+        self.file_dumps += 1
+
+        def concerned(info):
+            return any(d["path"] in unusable for d in [*info.get("replaced", []), *info["augment"]])
+
+        rows = [row for row, info in enumerate(batch["files"]) if concerned(info)]
+        what = "; ".join(f"{path}: {reason}" for path, reason in unusable.items())
+        fault = Fault("data_error", what, rows)
+        saved = self.save(self.content(joined([batch]), fault, precision.draw_state(t.device), {}), None)
+        self.print(f"  {saved}")
+        if self.ranks.main:
+            summary = {"rank": 0, "reason": fault.reason, "what": what, "files": list(unusable), "dump": self.last_name}
+            t.files.event("incident", epoch=t.epoch, step=t.step, batch=t.batch, **summary)
+
+    def save(self, content: dict, state: dict | None) -> str:
+        """Hand a dump to the writer unless a budget refuses it; returns the line to print."""
+        t = self.trainer
+        rank = f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
+        self.last_name = f"nan_batch_{t.batch}_epoch_{t.epoch}{rank}.pt"
+        size = content["data"].numel() * 4 + (3 * sum(p.numel() for p in t.parameters) * 4 if state else 0)
+        refusal = self.writer.refusal(size)
+        if refusal:
+            self.last_name = None
+            return f"Not saved: {refusal}"
+        self.writer.submit(self.last_name, content, state)
+        return f"\U0001f4be Saved debug data to: {self.writer.folder / self.last_name}"
+
     def dump(self, batch, fault, rng, signature) -> str | None:
         """Write a new fault's dump and report; count one seen before. Returns the dump's name."""
         t = self.trainer
@@ -176,23 +216,15 @@ class Incidents:
                 " weights, buffers and optimizer are unchanged"
             )
             return None
-        rank = f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
-        name = f"nan_batch_{t.batch}_epoch_{t.epoch}{rank}.pt"
-        self.seen[signature] = [name, 1]
         grads = {n: p.grad for n, p in t.network.named_parameters() if p.grad is not None}
         content = self.content(batch, fault, rng, tensor_stats(grads))
         lines = report(content, fault, t.network, self.classes)
-        size = batch["data"].numel() * 4 + 3 * sum(p.numel() for p in t.parameters) * 4
-        refusal = self.writer.refusal(size)
-        if refusal:
-            lines.append(f"Not saved: {refusal}")
-        else:
-            state = {"model_state_dict": t.network.state_dict(), "optimizer_state_dict": t.optimizer.state_dict()}
-            self.writer.submit(name, content, to_cpu(state))
-            lines.append(f"\U0001f4be Saved debug data to: {self.writer.folder / name}")
+        state = {"model_state_dict": t.network.state_dict(), "optimizer_state_dict": t.optimizer.state_dict()}
+        lines.append(self.save(content, to_cpu(state)))
+        self.seen[signature] = [self.last_name or "not saved", 1]
         lines.append("Training goes on; weights, buffers and optimizer are as before this batch.")
         self.print("\n".join(lines))
-        return None if refusal else name
+        return self.last_name
 
     def content(self, batch, fault, rng, grad_stats) -> dict:
         """Everything of format 1 but the state's name."""
@@ -203,7 +235,9 @@ class Incidents:
         sources = {f"{folder}/{name}.py": plugins.ROOT / folder / f"{name}.py" for folder, name in names.items()}
         return {
             **{"format_version": 1, "reason": fault.reason, "batch_idx": t.batch, "epoch": t.epoch, "step": t.step},
-            **{"rank": self.ranks.rank, "loss": fault.loss, "prec1": fault.accuracy, "grad_norm": fault.norm},
+            **{"rank": self.ranks.rank, "world": self.ranks.world, "injected": fault.injected},
+            **{"window": batch["window"], "moment": t.moment(len(batch["window"]))},
+            **{"loss": fault.loss, "prec1": fault.accuracy, "grad_norm": fault.norm},
             **{"data": data.clone(), "label": batch["label"].clone(), "files": batch["files"]},
             **{"lr": float(t.optimizer.param_groups[0]["lr"]), "scaler_scale": float(t.scaler.scale)},
             "amp_dtype": "float32" if t.amp_dtype is None else str(t.amp_dtype).removeprefix("torch."),
@@ -223,12 +257,14 @@ class Incidents:
 
     def state(self) -> dict:
         """What a resumed run must know."""
-        return {"history": list(self.history), "seen": self.seen, "written": self.writer.written}
+        counts = {"written": self.writer.written, "file_dumps": self.file_dumps}
+        return {"history": list(self.history), "seen": self.seen, **counts}
 
     def load_state(self, state: dict):
         """Take over a saved state."""
         self.history.extend(state["history"])
         self.seen, self.writer.written = state["seen"], state["written"]
+        self.file_dumps = state.get("file_dumps", 0)
 
 
 def report(dump: dict, fault: Fault, network, classes: int) -> list[str]:

@@ -121,9 +121,9 @@ def describe_run(trainer):
 def evaluate(config, ranks) -> int:
     """Score the trials with ``initial_model``."""
     import checkpoint
-    from evaluation import Evaluator, describe
+    from evaluation import Evaluator, describe, write_evaluation
     from run_files import RunFiles
-    from SpeakerNet import SpeakerNet, write_evaluation
+    from SpeakerNet import SpeakerNet
 
     state = checkpoint.load(config.initial_model)
     network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)

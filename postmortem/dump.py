@@ -89,15 +89,15 @@ class DumpWriter:
         return None
 
     def submit(self, name: str, dump: dict, state: dict):
-        """Write a dump and, unless it lies there already, the state it shares; both must be CPU copies."""
+        """Write a dump and, unless None or there already, the state it shares; both must be CPU copies."""
         self.written += 1
         return self._pool.submit(self._write, name, dump, state)
 
     def _write(self, name, dump, state):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            dump["state"] = f"state_{content_hash(state)}.pt"
-            if not (self.folder / dump["state"]).exists():
+            dump["state"] = f"state_{content_hash(state)}.pt" if state else ""
+            if state and not (self.folder / dump["state"]).exists():
                 save_atomically(state, self.folder / dump["state"], 0o600)
             save_atomically(dump, self.folder / name, 0o600)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk

@@ -264,11 +264,17 @@ def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_pa
     for named in (str(nan), str(files[7]), "dead.wav: impulse response without energy", "a silent crop, adds nothing"):
         assert named in done.stdout, named
     assert "best EER" in done.stdout
+    dumps = [read_dump(path) for path in (tmp_path / "run" / "debug_nan").glob("nan_*.pt")]
+    errors = [dump for dump in dumps if dump["reason"] == "data_error"]
+    rows = [info for dump in dumps for info in dump["files"]]  # a batch with a NaN too has one dump
+    assert str(files[7]) in {r["path"] for info in rows for r in info.get("replaced", [])}
+    assert str(tmp_path / "rir" / "dead.wav") in {d["path"] for i in rows for d in i["augment"] if "reason" in d}
+    assert not any(dump["state"] for dump in errors) and [d["reason"] for d in dumps].count("batch_nonfinite") == 1
 
 
 def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):  # nan.md F55, F56
     keys = {**settings, "device": "cpu", "batch_size": 3, "max_epoch": 1, "test_interval": 1, "max_frames": 30}
-    keys["nan_inject"] = "2:data@1,3:loss@1,4:grad"
+    keys["nan_inject"] = "2:data@1,3:loss@1,4:grad@1"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = tmp_path / "train.py"  # the command, with a line on each rank's weights at the end
     script.write_text(
@@ -289,9 +295,9 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     assert len(hashes) == 2 and hashes[0] == hashes[1]
     run = tmp_path / "run"
     names = sorted(p.name for p in (run / "debug_nan").glob("nan_*.pt"))
-    assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 0))]
+    assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 1))]
     events = [json.loads(line) for line in (run / "result" / "metrics.jsonl").read_text().splitlines()]
     incidents = [(e["rank"], e["reason"]) for e in events if e["event"] == "incident"]
-    assert incidents == [(1, "batch_nonfinite"), (1, "loss_nonfinite"), (0, "grad_nonfinite")]
+    assert incidents == [(1, "batch_nonfinite"), (1, "loss_nonfinite"), (1, "grad_nonfinite")]
     assert next(e for e in events if e["event"] == "epoch")["skipped_batches"] == 3
     assert yaml.safe_load((run / "result" / "config.yaml").read_text())["nan_inject"] == keys["nan_inject"]
