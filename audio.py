@@ -53,10 +53,11 @@ def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(x, (0, samples - len(x)), "wrap") if len(x) < samples else x
 
 
-def read_audio(path, samples: int = 0, position: float = 0.0, speed: Fraction = NORMAL, first_channel=False):
+def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_channel=False, start=None):
     """Read a crop as 16 kHz mono float32.
 
-    ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop; ``speed`` above 1 is faster.
+    ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop, or ``start`` does, its first
+    sample in the file; ``speed`` above 1 is faster.
     Several channels are averaged, or with ``first_channel`` the first is taken.
     Returns (x (samples,) float32, first sample in the file at its own rate, the file's rate, its channels).
     Raises AudioError for an unreadable, empty or truncated file.
@@ -65,7 +66,7 @@ def read_audio(path, samples: int = 0, position: float = 0.0, speed: Fraction = 
         rate, channels, total = audio.samplerate, audio.channels, audio.frames
         ratio = _ratio(rate, speed)
         wanted = min(math.ceil(samples / ratio), total) if samples else total
-        start = int(position * (total - wanted + 1))
+        start = int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
         preroll = min(start, MP3_PREROLL) if audio.format == "MP3" else 0
         try:
             if start:

@@ -65,7 +65,7 @@ class AugmentWAV:
         except AudioError as error:
             reason = str(error)
             return x, [{"kind": "reverb", "path": path, "reason": reason}], [("augmentation", path, reason)]
-        return fftconvolve(x, rir)[: len(x)].astype(np.float32), [{"kind": "reverb", "path": path}], []
+        return reverberate(x, rir), [{"kind": "reverb", "path": path}], []
 
     def _add_noise(self, x, kind, rng):
         low, high = HOW_MANY[kind]
@@ -94,6 +94,24 @@ class AugmentWAV:
             mixed = mixed + np.float32(gain) * noise
             draws.append({**draw, "gain": gain})
         return mixed, draws, unusable
+
+
+def reverberate(x: np.ndarray, rir: np.ndarray) -> np.ndarray:
+    """Convolve a crop (samples,) with an impulse response, cut to its length."""
+    return fftconvolve(x, rir)[: len(x)].astype(np.float32)
+
+
+def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
+    """Augment a clean crop (samples,) again as its recorded draws say; AudioError where a file cannot be read."""
+    for draw in draws:
+        if "reason" in draw:  # could not be used then either
+            continue
+        if draw["kind"] == "reverb":
+            x = reverberate(x, _read_rir(draw["path"]))
+        else:
+            noise, *_ = read_audio(draw["path"], len(x), start=draw["start"])
+            x = x + np.float32(draw["gain"]) * noise
+    return x
 
 
 @functools.lru_cache(maxsize=1024)

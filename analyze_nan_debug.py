@@ -1,0 +1,98 @@
+"""Say what happened in a NaN dump, why, and which fix was tried on it and worked.
+
+python analyze_nan_debug.py                                                  # every dump below exps/*/debug_nan/
+python analyze_nan_debug.py exps/run/debug_nan/nan_batch_1234_epoch_18.pt    # one dump
+python analyze_nan_debug.py exps/run --html report.html                      # a folder, and a page to look at
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from speaker_lists import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in one line."""
+
+    def error(self, message):
+        raise UsageError(f"analyze_nan_debug.py: {message}")
+
+
+def arguments(argv) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("paths", nargs="*", metavar="FILE|DIR", help="dumps, or folders that hold some")
+    parser.add_argument("--json", action="store_true", help="one JSON object a dump, a line each")
+    parser.add_argument("--html", metavar="FILE", help="write a self-contained page")
+    parser.add_argument("--no-replay", action="store_true", help="statistics only: no plug-in is imported")
+    parser.add_argument(
+        "--trust-changed-code", action="store_true", help="replay with plug-ins that have changed since"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for the trials of one dump (default 60)")
+    return parser.parse_args(argv)
+
+
+def find_dumps(paths) -> list[Path]:
+    """Dumps of files and folders, oldest first; without any, those below exps/*/debug_nan/."""
+    if not paths:
+        return sorted(Path("exps").glob("*/debug_nan/nan_*.pt"), key=lambda p: p.stat().st_mtime)
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(path.rglob("nan_*.pt"), key=lambda p: p.stat().st_mtime)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UsageError(f"{path}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def main(argv=None) -> int:
+    """Run the command line: 0 analysed, 1 nothing found, 2 unreadable input or bad usage."""
+    try:
+        args = arguments(sys.argv[1:] if argv is None else argv)
+        paths = find_dumps(args.paths)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not paths:
+        where = ", ".join(args.paths) or "exps/*/debug_nan/"
+        print(f"no dump found in {where}", file=sys.stderr)
+        return 1
+    return analyse_all(paths, args)
+
+
+def analyse_all(paths, args) -> int:
+    """Analyse dumps one after the other; an unreadable one is named and the others are analysed all the same."""
+    from postmortem.analysis import analyse
+    from postmortem.dump import DumpError
+    from postmortem.report import summary_lines, text_report
+
+    analyses, status = [], 0
+    for path in paths:
+        try:
+            analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds)
+        except DumpError as error:
+            print(error, file=sys.stderr)
+            status = 2
+            continue
+        analyses.append(analysis)
+        print(json.dumps(analysis.verdict) if args.json else "\n".join([*text_report(analysis), ""]), flush=True)
+    if len(analyses) > 1 and not args.json:
+        print("\n".join(summary_lines(analyses)))
+    if args.html and analyses:
+        from postmortem.page import render
+
+        try:
+            Path(args.html).write_text(render(analyses), encoding="utf-8")
+        except OSError as error:
+            print(f"{args.html}: cannot be written: {error.strerror}", file=sys.stderr)
+            return 2
+        print(f"page: {args.html}", file=sys.stderr if args.json else sys.stdout)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

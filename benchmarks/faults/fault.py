@@ -1,0 +1,105 @@
+"""What a fault of the bench is: how it is put into a run, and what is true of it, all equivalent answers included."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MARKER = "# FAULT"  # ends each faulty source line of a plug-in; line numbers are found by searching for it
+
+
+@dataclass(frozen=True)
+class Place:
+    """One right answer to "where": every field that is set must agree.
+
+    ``files`` are paths below the data folder, and the analyser must name exactly these; ``sample`` is the index in the
+    file. ``code`` asks for a marked source line, ``ops`` for one of these operations. ``keys`` are configuration keys.
+    """
+
+    files: tuple = ()
+    sample: int | None = None
+    code: bool = False
+    ops: tuple = ()
+    modules: tuple = ()
+    parameters: tuple = ()
+    keys: tuple = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One true fix: an action, and what its change must satisfy.
+
+    ``action`` 'exclude_file' needs one of ``files``, 'set' a ``key`` whose value passes ``good``, 'fix_code' a marked
+    line, 'restore' and 'none' nothing more.
+    """
+
+    action: str
+    files: tuple = ()
+    key: str = ""
+    good: Callable = bool
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of one fault: the dump's reason, the allowed causes, the places and the fixes.
+
+    ``optional`` is a dump that may be missing where the trainer names the fault on the terminal (``said``).
+    ``bit_equal`` asks the analyser for a replay that equals the run bit for bit.
+    """
+
+    reasons: tuple
+    causes: tuple = ()
+    places: tuple = ()
+    fixes: tuple = ()
+    bit_equal: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the trainer: what to change on the disk before it, and the exit status it must have."""
+
+    prepare: Callable | None = None
+    settings: dict = field(default_factory=dict)
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, a control (no truth, nothing said) or a compound (several truths).
+
+    ``plugins`` maps 'loss/x.py' to its source; ``said`` are patterns of which each must be on the terminal;
+    ``forbidden`` are patterns that must not. ``after`` changes the disk between the run and the analysis.
+    """
+
+    id: str
+    title: str
+    truths: tuple = ()
+    settings: dict = field(default_factory=dict)
+    plugins: dict = field(default_factory=dict)
+    prepare: Callable | None = None
+    status: int = 0
+    said: tuple = ()
+    forbidden: tuple = ()
+    more: tuple = ()  # further stages after the first
+    after: Callable | None = None
+    check: Callable | None = None  # workspace -> what is wrong, or None
+    processes: int = 1
+    seconds: int = 120
+
+    @property
+    def is_control(self) -> bool:
+        """Whether nothing may be blamed."""
+        return self.id.startswith("C")
+
+
+def exclude(*files) -> Fix:
+    """Leave out a file."""
+    return Fix("exclude_file", files=files)
+
+
+def put(key: str, good: Callable) -> Fix:
+    """Set a key to a value that passes."""
+    return Fix("set", key=key, good=good)
+
+
+CODE, RESTORE, NONE = Fix("fix_code"), Fix("restore"), Fix("none")
+FULL_PRECISION = (put("mixedprec", lambda v: not v), put("amp_dtype", lambda v: v == "bfloat16"))

@@ -1,0 +1,85 @@
+"""A dump from file to verdict: read, replay, diagnose, try the fixes."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from postmortem.case import Case
+from postmortem.diagnosis import diagnose
+from postmortem.dump import DumpError, read_dump, read_state
+from postmortem.fixes import recommendations
+from postmortem.statistics import issues
+
+
+@dataclass
+class Analysis:
+    """What is known of a dump; ``verdict`` is the JSON object of DESIGN 3.6."""
+
+    path: Path
+    dump: dict
+    verdict: dict
+    summary: str
+    activations: list = field(default_factory=list)
+    issues: list = field(default_factory=list)
+    classes: int | None = None
+    refusal: str = ""
+
+
+def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.0) -> Analysis:
+    """Analyse a dump file; DumpError where it cannot be read. ``seconds`` bounds the trials of the replay."""
+    begin, threads = time.perf_counter(), torch.get_num_threads()
+    dump = read_dump(path)
+    state, missing = None, ""
+    if dump.get("state"):
+        try:
+            state = read_state(path, dump["state"])
+        except DumpError as error:
+            missing = str(error)
+    try:
+        case = Case(path, dump, state, replay, trust, seconds)
+        finding = diagnose(case)
+        advice = recommendations(case, finding)
+    finally:
+        torch.set_num_threads(threads)
+    name_setting(finding, advice, case.config)
+    found = issues(dump, case.classes, state)
+    evidence = [*finding.evidence, *case.evidence, *([missing] if missing else [])]
+    if case.refusal and case.refusal not in evidence:
+        evidence.append(case.refusal)
+    place = {k: getattr(finding, k) for k in ("module", "op", "phase", "source", "parameter", "rows", "files", "rank")}
+    verdict = {
+        **{"file": str(path), "reason": dump.get("reason"), "cause": finding.cause, "detail": finding.detail},
+        **{"location": place, "evidence": evidence or found},
+        "replay": {
+            "reproduced": case.verdict if case.replay is not None else None,
+            "seconds": round(time.perf_counter() - begin, 2),
+        },
+        "recommendations": [{k: v for k, v in r.items() if k != "order"} for r in advice],
+    }
+    return Analysis(
+        Path(path), dump, plain(verdict), finding.summary, case.activations, found, case.classes, case.refusal
+    )
+
+
+def name_setting(finding, advice, config):
+    """Where a setting of a plug-in alone cures a fault of code, the place is that setting."""
+    if finding.parameter is None and finding.cause in ("loss", "model_forward", "model_backward", "frontend"):
+        for fix in advice:
+            if fix["action"] == "set" and fix["verdict"] == "verified" and not {"mixedprec", "lr"} & set(fix["change"]):
+                key = finding.parameter = next(iter(fix["change"]))
+                finding.summary += f" With another {key} than {config.get(key)} it is finite."
+                return
+
+
+def plain(value):
+    """Make a nested value strict JSON: numbers that are not finite become their names."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,182 @@
+"""A dump with all that can be asked of it: its state, its replay, the first bad operation, the guilty rows."""
+
+import math
+import time
+
+import torch
+
+from postmortem.probe import Probe
+from postmortem.provenance import rows_of
+from postmortem.replay import Outcome, Replay, ReplayError
+from postmortem.statistics import bad_state, wrong_labels
+
+SEARCH_RUNS = 28  # replays that a search for the guilty rows may take
+
+
+class Case:
+    """One dump under analysis. ``replay`` is None where the step cannot be run again, ``refusal`` then says why."""
+
+    def __init__(self, path, dump: dict, state: dict | None, replay: bool = True, trust=False, seconds: float = 60.0):
+        self.path, self.dump, self.state = path, dump, state
+        self.config = dump.get("config", {})
+        self.files = dump.get("files", [])
+        self.begin, self.seconds = time.perf_counter(), seconds
+        self.replay, self.refusal = None, ""
+        self.evidence, self.activations = [], []
+        self.base = self.origin = self.probe = None
+        if not replay:
+            self.refusal = "not replayed: --no-replay"
+        elif not dump.get("format_version"):
+            self.refusal = "not replayed: an old dump holds neither weights nor configuration"
+        elif dump["reason"] == "data_error":
+            self.refusal = "not replayed: the step was taken, a file was not"
+        else:
+            try:
+                self.replay = Replay(dump, state, trust)
+            except ReplayError as error:
+                self.refusal = str(error)
+        if self.replay is not None:
+            self.run_as_it_was()
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes: rows of the loss's weight, else the configuration's; None where neither tells."""
+        weights = (self.state or {}).get("model_state_dict", {})
+        configured = self.config.get("nClasses") or None
+        heads = {t.shape[0] for name, t in weights.items() if name.startswith("__L__") and t.ndim == 2}
+        return configured if configured or len(heads) != 1 else heads.pop()
+
+    @property
+    def bad_state(self) -> list[str]:
+        """Names of state tensors that were not finite before the step."""
+        return bad_state(self.state) if self.state else []
+
+    def wrong_labels(self) -> list[int]:
+        """Columns whose label is outside the classes."""
+        return wrong_labels(self.dump["label"].flatten(), self.classes)
+
+    def bad_rows(self) -> list[int]:
+        """Rows with a sample that is not finite."""
+        data = self.dump["data"]
+        if not data.numel() or data.ndim == 0:
+            return []
+        return (~rows_of(data).isfinite()).any(dim=1).nonzero().flatten().tolist()
+
+    def time_left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.seconds - (time.perf_counter() - self.begin)
+
+    # ------------------------------------------------------------------------------------------------- experiments
+
+    def run_as_it_was(self):
+        """Replay the step, and if it fails, again under the probe."""
+        self.base = self.replay.run(stats=True)
+        self.verdict = self.replay.verdict(self.base)
+        if self.verdict == "vanished":
+            again = self.replay.run(stats=True)
+            if not again.finite:
+                self.base, self.verdict = again, "same_fault"
+                self.evidence.append("of two replays one was finite: the step does not compute the same twice")
+        if not self.base.finite:
+            self.probe_step()
+
+    def probe_step(self, **changes) -> None:
+        """Run the step under the probe; sets ``origin`` and the activations of every module."""
+        network = self.replay.network(changes.get("settings"))
+        self.probe = Probe(network, self.replay.data)
+        outcome = self.replay.run(modes=[self.probe], **changes)
+        self.probe.ended(network, math.isfinite(outcome.loss) and not outcome.error)
+        self.origin = self.probe.origin()
+        self.activations = self.probe.activations
+
+    def fails(self, columns) -> bool:
+        """Whether the step fails with these labelled rows alone."""
+        return not self.replay.run(columns=sorted(columns)).finite
+
+    def to_rows(self, columns) -> list[int]:
+        """Numbers into ``files`` of labelled rows: with nPerSpeaker above 1 each has several crops."""
+        width, crops = self.replay.columns if self.replay else len(self.dump["label"]), 1
+        if self.dump["data"].ndim == 3:
+            crops = self.dump["data"].shape[0]
+        return sorted(crop * width + column for crop in range(crops) for column in columns)
+
+    def guilty_columns(self) -> list[int]:
+        """Labelled rows without which the step is finite; empty where no part of the batch is to blame.
+
+        Asks the first bad operation first, and checks its answer by leaving these rows out; else halves the batch.
+        """
+        everything = list(range(self.replay.columns))
+        if len(everything) < 3:
+            return []
+        told = self.told_columns()
+        if told and self.cured_without(told):
+            return told
+        self.searches = 0
+        guilty, left = [], everything
+        while len(guilty) <= len(everything) // 2 and self.searches < SEARCH_RUNS and self.time_left() > 0:
+            found = self.smallest_failing(left)
+            if not found or len(found) > len(everything) // 2:
+                return []
+            guilty += found
+            left = [c for c in left if c not in found]
+            if 2 * len(guilty) > len(everything) or len(left) < 2:
+                return []
+            if not self.search(left):
+                return sorted(guilty)
+        return []
+
+    def cured_without(self, columns) -> bool:
+        """Whether the step is finite when these labelled rows are left out."""
+        left = [c for c in range(self.replay.columns) if c not in columns]
+        return len(left) > 1 and self.replay.run(columns=left).finite
+
+    def told_columns(self) -> list[int]:
+        """Columns that the first bad operation names, where it still had the batch in front."""
+        record, width = self.origin, self.replay.columns
+        rows = self.replay.data.shape[0] * width
+        if record is None or record.size not in (width, rows) or not 0 < len(record.rows) < record.size:
+            return []
+        return sorted({row % width for row in record.rows})
+
+    def search(self, columns) -> bool:
+        """``fails``, counted."""
+        self.searches += 1
+        return self.fails(columns)
+
+    def smallest_failing(self, columns: list[int]) -> list[int]:
+        """Halve a failing set of rows until neither half fails without the other (delta debugging, Zeller 2002)."""
+        parts = 2
+        while len(columns) > 2 and self.searches < SEARCH_RUNS and self.time_left() > 0:
+            size = -(-len(columns) // parts)
+            chunks = [columns[i : i + size] for i in range(0, len(columns), size)]
+            failing = next((c for c in chunks if len(c) > 1 and self.search(c)), None)
+            if failing is not None:
+                columns, parts = failing, 2
+                continue
+            rests = [[c for c in columns if c not in chunk] for chunk in chunks] if parts > 2 else []
+            rest = next((r for r in rests if len(r) > 1 and self.search(r)), None)
+            if rest is not None:
+                columns, parts = rest, max(parts - 1, 2)
+            elif parts >= len(columns):
+                break
+            else:
+                parts = min(parts * 2, len(columns))
+        if len(columns) != 2:
+            return columns
+        others = [c for c in range(self.replay.columns) if c not in columns]
+        for column in columns:  # which of the two, beside an innocent row
+            if (
+                others
+                and self.search([column, others[0]])
+                and not self.search([c for c in columns if c != column] + others[:1])
+            ):
+                return [column]
+        return columns
+
+    def label(self) -> torch.Tensor:
+        """Labels of the batch (B,)."""
+        return self.dump["label"].flatten()
+
+    def outcome(self, **changes) -> Outcome:
+        """Run the step with something changed."""
+        return self.replay.run(**changes)

@@ -1,0 +1,277 @@
+"""Name the cause of a fault: hypotheses, in the order of how near they are to where the value came from.
+
+Each hypothesis says what must hold if it is true and tries it; the first that survives is the diagnosis.
+"""
+
+import math
+
+import numpy as np
+
+from postmortem.finding import Finding
+from postmortem.probe import is_front_end
+from postmortem.provenance import ABSURD, origin_of, rows_of, same_as_files
+from postmortem.state_faults import bad_before, bad_scaler, diverged, outlier
+
+SILENT = 1e-6  # peak of a row that holds nothing
+# Operation -> short id of what went wrong with it, by what it did to its operand.
+DETAILS = {
+    **dict.fromkeys(("sqrt", "rsqrt"), "sqrt_at_zero"),
+    **dict.fromkeys(("log", "log2", "log10", "log1p"), "log_at_zero"),
+    **dict.fromkeys(("div", "reciprocal"), "divide_by_zero"),
+    **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), "acos_at_one"),
+    **dict.fromkeys(("exp", "expm1", "sinh", "cosh"), "exp_overflow"),
+    **dict.fromkeys(("_softmax", "_log_softmax", "softmax"), "softmax_of_minus_inf"),
+    **dict.fromkeys(("var", "std", "var_mean"), "variance_of_one"),
+    "pow": "power",
+    "mean": "mean_of_nothing",
+}
+
+
+def diagnose(case) -> Finding:
+    """The first hypothesis that survives, else 'unknown'."""
+    for hypothesis in HYPOTHESES:
+        finding = hypothesis(case)
+        if finding is not None:
+            finding.rank = case.dump.get("rank")
+            if case.replay is not None and case.replay.emulated:
+                finding.evidence.append("the dump is of a GPU: its casts were emulated on the CPU")
+            return finding
+    evidence = [case.refusal] if case.refusal else []
+    return Finding("unknown", "unknown", "No hypothesis survives; the statistics are all there is to go by.", evidence)
+
+
+# ------------------------------------------------------------------------------------------- what was given to it
+
+
+def unusable_file(case):
+    """A file that could not be used gave way to another; the step was taken."""
+    if case.dump.get("reason") != "data_error":
+        return None
+    for row, info in enumerate(case.files):
+        for cause, entries in (("input", info.get("replaced", [])), ("augmentation", info.get("augment", []))):
+            for entry in entries:
+                if entry.get("reason", "silent") != "silent":
+                    place = f" (list line {entry['line']})" if "line" in entry else ""
+                    text = f"{entry['path']}{place} cannot be used: {entry['reason']}."
+                    files = [{"path": entry["path"], "sample": None}]
+                    detail = "empty" if "no samples" in entry["reason"] else "unreadable"
+                    evidence = [
+                        f"row {row} is {info['path']} in its place" if cause == "input" else f"row {row} is without it"
+                    ]
+                    return Finding(cause, detail, text, evidence, phase="data", rows=[row], files=files)
+    return None
+
+
+def label_outside(case):
+    """A label below 0 or not below the number of classes."""
+    columns = case.wrong_labels()
+    if not columns:
+        return None
+    rows, label = case.to_rows(columns), case.label()
+    evidence, files = [], []
+    for column, row in list(zip(columns, rows))[:10]:
+        info = case.files[row] if row < len(case.files) else {}
+        where = f", {info['path']} (list line {info.get('line')})" if info else ""
+        evidence.append(
+            f"row {row} has label {int(label[column])}; the classes are 0 to {(case.classes or 0) - 1}{where}"
+        )
+        files += [{"path": info["path"], "sample": None}] if info else []
+    if case.dump.get("injected") == "label":
+        evidence.append("nan_inject put it there")
+    worst = max((int(v) for v in label[columns]), key=lambda v: abs(v))
+    text = f"Label out of range: {worst} with {case.classes} classes, in {len(columns)} row(s)."
+    return Finding("label", "out_of_range", text, evidence, phase="data", columns=columns, rows=rows, files=files)
+
+
+def bad_samples(case):
+    """Samples that are not finite: the file, its augmentation, or neither."""
+    rows = case.bad_rows()
+    if not rows:
+        return None
+    flat = rows_of(case.dump["data"])
+    finding = Finding("input", "nonfinite", "", phase="data", rows=rows)
+    finding.columns = sorted({row % max(len(case.label()), 1) for row in rows})
+    wrong = int((~flat[rows].isfinite()).sum())
+    finding.evidence.append(f"{wrong} samples of {len(rows)} row(s) are not finite, those of the other rows are")
+    if case.dump.get("injected") == "data":
+        finding.evidence.append("nan_inject put it there; the file itself is sound")
+    if not case.files:
+        finding.summary = f"The batch itself holds {wrong} non-finite samples, in {len(rows)} row(s)."
+        return finding
+    blame_files(case, finding, flat, rows, math.inf)
+    if finding.cause == "environment" and case.dump.get("injected") == "data":
+        finding.cause = "input"
+    return finding
+
+
+def blame_files(case, finding, flat, rows, limit):
+    """Trace rows through their provenance; the cause that most of the origin explains wins."""
+    origins = [origin_of(flat[row].float().numpy(), case.files[row], limit) for row in rows[:16]]
+    finding.evidence += [f"row {row}: {origin.text}" for row, origin in zip(rows, origins)][:10]
+    causes = [o.cause for o in origins]
+    finding.cause = next((c for c in ("input", "augmentation", "environment") if c in causes), "input")
+    chosen = [o for o in origins if o.cause in (finding.cause, "unknown")] or origins
+    finding.files = [{"path": o.path, "sample": o.sample} for o in chosen]
+    first = finding.files[0]
+    at = f" at sample {first['sample']}" if first["sample"] is not None else ""
+    more = f" and {len(finding.files) - 1} more" if len(finding.files) > 1 else ""
+    what = "samples that are not finite" if limit == math.inf else "samples of absurd size"
+    finding.summary = {
+        "input": f"{first['path']} brings {what}{at}{more}.",
+        "augmentation": f"The augmentation with {first['path']} brings {what}{at}{more}; the speech is sound.",
+        "environment": f"The step was given {what} that its file does not hold: {first['path']} reads sound{more}.",
+    }[finding.cause]
+    unknown = [o for o in chosen if o.cause == "unknown"]
+    if unknown and any(d for r in rows for d in case.files[r].get("augment", []) if "reason" not in d):
+        finding.evidence.append(
+            "the row was augmented and its files are not at hand: the augmentation may have done it"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ replay experiments
+
+
+def vanished(case):
+    """The replay is finite: another rank, the injection of a rehearsal, or the machine."""
+    if case.replay is None or not case.base.finite:
+        return None
+    injected = case.dump.get("injected")
+    evidence = [f"replayed in {case.dump['amp_dtype']} with the same state and generators: {case.base}"]
+    if injected:
+        text = f"nan_inject spoiled the {injected} of this step: a rehearsal, not a fault."
+        return Finding("environment", "injected", text, evidence)
+    if case.dump.get("world", 1) > 1 and case.dump["reason"].startswith("grad"):
+        text = "This rank's own step is finite: another rank brought the fault through the sum of the gradients."
+        return Finding("distributed", "other_rank", text, evidence)
+    same = same_as_files(case.dump["data"], case.files, range(len(case.files)))
+    if same is not None:
+        known = "is just what its files give" if same else "is not what its files give"
+        evidence.append(f"the batch {known}")
+    text = "The same step computed again is finite: the fault was of the moment (memory, another process, a hook)."
+    return Finding("environment", "transient", text, evidence)
+
+
+def absurd_amplitude(case):
+    """Finite samples of absurd size; at an ordinary peak the same rows are harmless."""
+    if case.replay is None or case.base.finite:
+        return None
+    flat = rows_of(case.dump["data"]).float()
+    peaks = flat.abs().amax(dim=1)
+    rows = (peaks > max(ABSURD, 100 * float(peaks.median()))).nonzero().flatten().tolist()
+    rows = rows or (peaks > 1e6).nonzero().flatten().tolist()
+    if not rows:
+        return None
+    calm = flat.clone()
+    calm[rows] *= 0.5 / peaks[rows].unsqueeze(1)
+    if not case.replay.run(data=calm.view_as(case.replay.data)).finite:
+        return None
+    finding = Finding("input", "amplitude", "", phase="data", rows=rows)
+    finding.columns = sorted({row % case.replay.columns for row in rows})
+    worst = float(peaks[rows].max())
+    finding.evidence.append(
+        f"Very large values detected (max: {worst:.2e}); with these rows at a peak of 0.5 the step is finite"
+    )
+    if case.files:
+        blame_files(case, finding, flat, rows, ABSURD)
+    if finding.cause == "environment" or not case.files:
+        finding.cause = finding.cause if case.files else "input"
+        finding.summary = finding.summary or f"Row {rows[0]} has samples up to {worst:.2e}."
+    return finding
+
+
+def too_little_precision(case):
+    """Finite in fp32, not under autocast."""
+    if case.replay is None or case.base.finite or case.dump["amp_dtype"] == "float32":
+        return None
+    exact = case.replay.run(dtype="float32", settings=None)
+    if not exact.finite:
+        return None
+    finding = placed(case)
+    dtype = case.dump["amp_dtype"]
+    finding.cause = "precision"
+    small = any(word in (finding.op or "").lower() for word in ("div", "log", "sqrt", "reciprocal", "acos"))
+    finding.detail = "underflow" if small else "overflow"
+    where = finding.module or finding.source or "the step"
+    finding.summary = f"{where} is not finite in {dtype} ({finding.op}); in float32 the same step is."
+    finding.evidence.append(f"float32: {exact}")
+    if finding.module:
+        island = case.replay.run(islands=(finding.module,))
+        finding.evidence.append(f"with {finding.module} alone in float32: {island}")
+    return finding
+
+
+def place(case):
+    """The operation that made it, in fp32 too: features, loss, or model."""
+    if case.replay is None or case.base.finite:
+        return None
+    finding = placed(case)
+    if case.origin is None:
+        if not case.base.error:
+            return None
+        finding.cause, finding.detail = "model_forward", "error"
+        finding.summary = f"The step raises: {case.base.error}"
+        return finding
+    record = case.origin
+    network = case.replay.network()
+    loss = record.site.module.startswith("__L__") or record.site.source.startswith("loss/")
+    if is_front_end(record, network):
+        finding.cause = "frontend"
+    elif loss:
+        finding.cause = "loss"
+    else:
+        finding.cause = "model_backward" if record.backward else "model_forward"
+    where = f"{finding.module or 'the network'}, {finding.source}"
+    passed = "its gradient" if record.backward else "its output"
+    finding.summary = f"{finding.op} in {where}: finite operands, but {passed} is not ({finding.detail})."
+    exact = case.replay.run(dtype="float64") if case.time_left() > 20 else None
+    if exact is not None and not exact.error:
+        finding.evidence.append(f"float64: {exact}")
+    return finding
+
+
+def placed(case) -> Finding:
+    """The place of the first bad operation, and the rows that it needs."""
+    finding = Finding("unknown", "nonfinite", "")
+    record = case.origin
+    if record is None:
+        return finding
+    finding.module = record.site.module or None
+    finding.op = record.node or record.op
+    finding.phase = "backward" if record.backward else "forward"
+    finding.source = record.site.source or None
+    finding.parameter = next((g for g in [*record.givens, *record.known] if g != "data"), None)
+    finding.detail = detail_of(record)
+    finding.columns = case.guilty_columns()
+    finding.rows = case.to_rows(finding.columns)
+    line, operands = (
+        finding.source or "no line of a plug-in",
+        f", operands {record.operands}" if record.operands else "",
+    )
+    finding.evidence.append(
+        f"first operation with a non-finite result: {finding.op} ({record.dtype}) at {line}{operands}"
+    )
+    if finding.rows:
+        finding.evidence.append(f"rows {finding.rows[:16]}: without them the step is finite")
+        if case.files:
+            finding.files = [{"path": case.files[row]["path"], "sample": None} for row in finding.rows]
+        flat = rows_of(case.dump["data"])
+        silent = [row for row in finding.rows if float(np.abs(flat[row].float().numpy()).max()) < SILENT]
+        if silent:
+            finding.evidence.append(f"rows {silent[:16]} are silent")
+            if finding.phase == "forward":
+                finding.detail = f"{finding.detail}_of_silence"
+    return finding
+
+
+def detail_of(record) -> str:
+    """Short id of what happened at an operation."""
+    names = [record.op, record.node.removesuffix("0").removesuffix("Backward").lower()]
+    if record.constant:
+        return "nonfinite_constant"
+    return next((DETAILS[n] for n in names[::-1] if n in DETAILS), "overflow" if not record.nan else "nonfinite")
+
+
+HYPOTHESES = (
+    *(unusable_file, label_outside, bad_samples, bad_before, bad_scaler),
+    *(vanished, absurd_amplitude, outlier, diverged, too_little_precision, place),
+)

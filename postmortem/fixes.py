@@ -1,0 +1,393 @@
+"""Try each fix on the dump before recommending it: one change, the same batch, and what came of it."""
+
+import math
+
+import torch
+
+import plugins
+from postmortem.patches import LineBound, LineGuard
+from postmortem.provenance import rebuild, rows_of
+from postmortem.replay import ReplayError
+from postmortem.state_faults import rewind_of
+
+GENTLE = 5  # more steps that a changed setting must survive, of the batch it was tried on
+
+
+def recommendation(text, action, change, verdict, outcome) -> dict:
+    """A recommendation in the form of DESIGN 3.6."""
+    verdict = {True: "verified", False: "refuted", None: "untested"}[verdict]
+    return {"text": text, "action": action, "change": change, "verdict": verdict, "outcome": outcome}
+
+
+def recommendations(case, finding) -> list[dict]:
+    """Every fix that fits the cause, and the guide's four quick fixes: verified first, the smallest change first."""
+    found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
+    seed = quick_fixes(case, finding) if case.replay is not None else []
+    said = {_key(r) for r in found}
+    found += [r for r in seed if _key(r) not in said]
+    size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
+    rank = {"verified": 0, "untested": 1, "refuted": 2}
+    return sorted(found, key=lambda r: (rank[r["verdict"]], r.get("order", size[r["action"]])))
+
+
+def _key(rec):
+    return (rec["action"], repr(rec["change"]))
+
+
+def attempt(case, text, action, change, **how) -> dict:
+    """Replay the step with one change and say what came of it."""
+    if case.replay is None:
+        return recommendation(text, action, change, None, case.refusal)
+    if case.base.finite:
+        return recommendation(text, action, change, None, "the replayed step is finite without it")
+    if case.time_left() < 0:
+        return recommendation(text, action, change, None, "the time for trials was used up (--seconds)")
+    try:
+        outcome = case.replay.run(**how)
+    except ReplayError as error:
+        return recommendation(text, action, change, None, str(error))
+    return recommendation(text, action, change, outcome.finite, f"the step with it: {outcome}")
+
+
+# ------------------------------------------------------------------------------------------------- the guide's four
+
+
+def quick_fixes(case, finding) -> list[dict]:
+    """Lower lr, lower scale, mixed precision off, harder clipping: tried in every replayed report."""
+    config, fixes = case.config, []
+    lr = case.dump["lr"] if math.isfinite(case.dump["lr"]) and case.dump["lr"] > 0 else config.get("lr", 0.001)
+    base = float(config.get("lr") or lr)
+    for change in ({"lr": float(f"{base / 2:.3g}")}, {"lr": float(f"{base / 10:.3g}")}):
+        text = f"lower the learning rate to {change['lr']:g} (now {base:g})"
+        fixes.append(by_rewind(case, finding, text, change, "lr"))
+    if isinstance(config.get("scale"), (int, float)):
+        change = {"scale": 20 if config["scale"] > 20 else float(f"{config['scale'] * 2 / 3:.3g}")}
+        text = f"lower the scale of the loss to {change['scale']:g} (now {config['scale']:g})"
+        fixes.append(attempt(case, text, "set", change, settings=change))
+    if case.dump["amp_dtype"] == "float32":
+        outcome = f"it is off already: the step was computed in float32 ({case.base})"
+        fixes.append(recommendation("switch mixed precision off", "set", {"mixedprec": False}, False, outcome))
+    else:
+        fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
+    clip = float(config.get("grad_clip") or 0.0)
+    harder = 1.0 if not clip or clip > 1.0 else clip / 5
+    text = f"clip gradients harder, at {harder:g} (now {clip:g})"
+    fixes.append(by_rewind(case, finding, text, {"grad_clip": harder}, "grad_clip"))
+    return fixes
+
+
+def by_rewind(case, finding, text, change, key) -> dict:
+    """A fix of the update: for an optimizer fault tried by taking the steps again, else it cannot reach this step."""
+    if finding.cause == "optimizer":
+        rewind = rewind_of(case)
+        if rewind is None or rewind.course().sound:
+            return recommendation(text, "set", change, None, case.refusal or "the steps do not run away in the rewind")
+        tried = (
+            {**change, "lr": rewind.rate() * change["lr"] / float(case.config.get("lr") or 1)}
+            if key == "lr"
+            else change
+        )
+        course = rewind.course(**tried)
+        return recommendation(text, "set", change, course.sound, f"steps from {rewind.start}: {course}")
+    if case.base.finite:
+        return recommendation(text, "set", change, None, "the replayed step is finite without it")
+    step = case.replay.run()
+    clipped = "clipping spreads what is not finite, and " if key == "grad_clip" else ""
+    outcome = f"{clipped}the step fails before the update that this changes: {step}"
+    return recommendation(text, "set", change, False, outcome)
+
+
+# ------------------------------------------------------------------------------------------------------- by cause
+
+
+def for_input(case, finding) -> list[dict]:
+    """Take the file out of the list; or, for a level that is absurd, scale it."""
+    fixes = []
+    rows = dict(zip(finding.rows, finding.files))
+    left = [c for c in range(len(case.label())) if c not in finding.columns]
+    for path in dict.fromkeys(f["path"] for f in finding.files):
+        info = next((case.files[r] for r, f in rows.items() if f["path"] == path and r < len(case.files)), {})
+        place = excluded(case, path, info)
+        text, change = f"take {path} out: {place}, or repair the file", {"file": path}
+        if case.dump.get("reason") == "data_error":
+            outcome = "the run did so for this crop and the step was taken"
+            fixes.append(recommendation(text, "exclude_file", change, True, outcome))
+        elif case.replay is None and case.bad_rows():
+            clean = not set(case.bad_rows()) - set(finding.rows)
+            outcome = f"{case.refusal}; without it the other rows are finite" if clean else case.refusal
+            fixes.append(recommendation(text, "exclude_file", change, None, outcome))
+        elif len(left) < 2:
+            outcome = "no two rows are left to try the step with"
+            fixes.append(recommendation(text, "exclude_file", change, None, outcome))
+        else:
+            fixes.append(attempt(case, text, "exclude_file", change, columns=left))
+    if case.dump.get("injected") == "data":
+        for fix in fixes:
+            fix.update(verdict="refuted", outcome="the file is sound: nan_inject put it there")
+        fixes.append(without_injection(case, finding))
+    if finding.detail == "amplitude" and case.replay is not None:
+        flat = rows_of(case.dump["data"]).float().clone()
+        flat[finding.rows] *= 0.5 / flat[finding.rows].abs().amax(dim=1, keepdim=True)
+        text = "scale the file to a peak below 1"
+        fixes.append(attempt(case, text, "none", None, data=flat.view_as(case.replay.data)))
+    return fixes
+
+
+def excluded(case, path, info) -> str:
+    """The list line to remove, in words."""
+    listing = case.config.get("train_list", "the training list")
+    line = info.get("line")
+    for replaced in info.get("replaced", []):
+        line = replaced["line"] if replaced["path"] == path else line
+    return f"remove line {line} of {listing}" if line is not None else f"remove it from {listing}"
+
+
+def without_injection(case, finding) -> dict:
+    """The batch as it was before a rehearsal spoiled it."""
+    text = "take nan_inject out: this was a rehearsal"
+    flat = rows_of(case.dump["data"]).float().clone()
+    flat[finding.rows] = torch.nan_to_num(flat[finding.rows], nan=0.0, posinf=0.0, neginf=0.0)
+    if case.replay is None:
+        return recommendation(text, "set", {"nan_inject": ""}, None, case.refusal)
+    return attempt(case, text, "set", {"nan_inject": ""}, data=flat.view_as(case.replay.data))
+
+
+def for_augmentation(case, finding) -> list[dict]:
+    """Take the impulse response or noise file out: the row made again without it."""
+    fixes = []
+    for path in dict.fromkeys(f["path"] for f in finding.files):
+        text, change = f"take {path} out of its folder, or repair it", {"file": path}
+        if case.dump.get("reason") == "data_error":
+            outcome = "the run left it out of this crop and the step was taken"
+            fixes.append(recommendation(text, "exclude_file", change, True, outcome))
+            continue
+        if case.replay is None:
+            fixes.append(recommendation(text, "exclude_file", change, None, case.refusal))
+            continue
+        flat = rows_of(case.dump["data"]).float().clone()
+        for row in finding.rows:
+            info = case.files[row]
+            kept = [d for d in info.get("augment", []) if d.get("path") != path]
+            flat[row] = torch.from_numpy(rebuild({**info, "augment": kept}, flat.shape[1])[1])
+        fixes.append(attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data)))
+    return fixes
+
+
+def for_label(case, finding) -> list[dict]:
+    """Correct the list, or the number of classes."""
+    fixes = []
+    left = [c for c in range(len(case.label())) if c not in finding.columns]
+    if case.dump.get("injected") == "label":
+        text = "take nan_inject out: this was a rehearsal"
+        label = case.label().clone()
+        label[finding.columns] = 0
+        fixes.append(attempt(case, text, "set", {"nan_inject": ""}, label=label))
+    worst = max(int(v) for v in case.label()[finding.columns])
+    if worst >= 0 and worst >= (case.classes or 0):
+        change = {"nClasses": worst + 1}
+        text = f"nClasses must match the data set: {worst + 1} or more (now {case.classes}); 0 counts the train list"
+        fixes.append(attempt(case, text, "set", change, settings=change))
+    for path in dict.fromkeys(f["path"] for f in finding.files if case.dump.get("injected") != "label"):
+        info = next((i for i in case.files if i["path"] == path), {})
+        text = f"correct the speaker of {path}, or {excluded(case, path, info)}"
+        if len(left) > 1:
+            fixes.append(attempt(case, text, "exclude_file", {"file": path}, columns=left))
+        else:
+            fixes.append(recommendation(text, "exclude_file", {"file": path}, None, "no two rows would be left"))
+    return fixes
+
+
+def for_code(case, finding) -> list[dict]:
+    """Guard the operation where it stands; or a setting of the plug-in that keeps it in bounds."""
+    fixes = [*settings_of_plugins(case, finding)]
+    if finding.source:
+        guard = LineGuard(finding.source)
+        text = f"{finding.source}: guard {finding.op}"
+        fix = attempt(case, text, "fix_code", {"source": finding.source}, modes=[guard])
+        if guard.applied and fix["verdict"] == "verified":
+            fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
+            fixes.append(fix)
+        else:
+            text = (
+                f"{finding.source}: keep what this line returns within bounds, or find out why {finding.op} leaves them"
+            )
+            fix = attempt(case, text, "fix_code", {"source": finding.source}, modes=[LineBound(finding.source)])
+            if fix["verdict"] == "refuted":
+                fix.update(
+                    verdict="untested",
+                    outcome=f"no guard is known for {finding.op}; bounding its output: {fix['outcome']}",
+                )
+            fixes.append(fix)
+    silent = [f for r, f in zip(finding.rows, finding.files) if "silence" in finding.detail]
+    if silent and finding.columns:
+        fixes += for_input(case, finding)
+    return fixes
+
+
+def settings_of_plugins(case, finding) -> list[dict]:
+    """Settings of model and loss that are not their defaults, at their defaults; margin and scale at the guide's."""
+    trials, config = [], case.config
+    for folder, chosen in (("models", "model"), ("loss", "trainfunc")):
+        declared = plugins.declaration(folder, str(config.get(chosen, "")))
+        for key, default in (declared.keys if declared else {}).items():
+            plain = isinstance(default, (int, float)) and not isinstance(default, bool)
+            if plain and key in config and config[key] != default and key not in ("nOut", "nClasses"):
+                trials.append({key: default})
+    if isinstance(config.get("margin"), (int, float)) and finding.cause == "loss" and config["margin"] > 0.1:
+        trials.append({"margin": 0.1})
+    fixes = []
+    for change in trials:
+        ((key, value),) = change.items()
+        text = f"{key}: {value} (now {config[key]})"
+        fix = attempt(case, text, "set", change, settings=change)
+        if fix["verdict"] == "verified" and not survives(case, change):
+            fix.update(
+                verdict="refuted", outcome="this step is finite with it, one of the next with the same batch is not"
+            )
+        fixes.append(fix)
+    return fixes
+
+
+def survives(case, change: dict) -> bool:
+    """Whether plain gradient steps with a changed setting, from the dump's weights, stay finite on the batch."""
+    weights = {}
+
+    def start(network):
+        if weights:
+            network.load_state_dict(weights)
+
+    def descend(network):
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        factor = 0.01 / max(1.0, float(torch.nn.utils.get_total_norm(gradients)))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter -= factor * parameter.grad
+        weights.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
+
+    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(GENTLE))
+
+
+def for_precision(case, finding) -> list[dict]:
+    """Another type, one module in fp32, or a smaller scale."""
+    fixes = []
+    if case.dump["amp_dtype"] == "float16":
+        fixes.append(attempt(case, "compute in bfloat16", "set", {"amp_dtype": "bfloat16"}, dtype="bfloat16"))
+    if finding.module:
+        text = (
+            f"{finding.source or finding.module}: compute {finding.module} in float32 (torch.autocast(enabled=False))"
+        )
+        fixes.append(attempt(case, text, "fix_code", {"source": finding.source}, islands=(finding.module,)))
+    if finding.source:
+        guard = LineGuard(finding.source)
+        fix = attempt(case, "", "fix_code", {"source": finding.source, "guard": True}, modes=[guard])
+        if guard.applied and fix["verdict"] == "verified":
+            fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
+            fixes.append(fix)
+    return [*fixes, *settings_of_plugins(case, finding)]
+
+
+def for_state(case, finding) -> list[dict]:
+    """Go back to a checkpoint, or repair what is bad in place."""
+    fixes = []
+    if finding.detail == "scaler":
+        outcome = case.replay.run(scale=1.0) if case.replay else None
+        text = "start again from the last checkpoint with a loss scale above 0"
+        verdict = None if outcome is None else outcome.finite
+        return [recommendation(text, "restore", {"scaler_scale": 65536.0}, verdict, f"with scale 1: {outcome}")]
+    rewind = rewind_of(case)
+    if rewind is not None and rewind.checkpoint:
+        path, weights = rewind.checkpoint, rewind.weights
+        text, change = f"go on from {path}", {"initial_model": str(path)}
+
+        def older(network):
+            case.replay.load(network, weights, strict=False)
+
+        fixes.append(attempt(case, text, "restore", change, edit=older))
+    if case.replay is None:
+        text = f"restore '{finding.parameter}' from a sound checkpoint"
+        return [*fixes, recommendation(text, "restore", {"tensor": finding.parameter}, None, case.refusal)]
+    if finding.detail == "optimizer_moment":
+        text = f"reset the optimizer's moments: '{finding.parameter}' spoils every update"
+        return [
+            *fixes,
+            recommendation(
+                text, "restore", {"tensor": finding.parameter}, case.base.finite, f"the step itself: {case.base}"
+            ),
+        ]
+    repair = repaired(case, finding)
+    text = f"restore '{finding.parameter}' from a sound checkpoint; its weights alone are to blame"
+    return [*fixes, attempt(case, text, "restore", {"tensor": finding.parameter}, edit=repair)]
+
+
+def repaired(case, finding):
+    """An edit that puts sound values where the state is bad: those of the start of the run."""
+    rewind = rewind_of(case)
+    fresh = rewind.fresh().state_dict() if rewind is not None else {}
+    names = case.bad_state if finding.detail != "outlier" else [finding.parameter]
+
+    def edit(network):
+        own = network.state_dict()
+        with torch.no_grad():
+            for name in names:
+                if name in own:
+                    own[name].copy_(fresh[name])
+
+    return edit
+
+
+def for_optimizer(case, finding) -> list[dict]:
+    """The setting that the fault hangs on, tried by taking the steps again."""
+    config, lever = case.config, finding.lever
+    if lever == "schedule":
+        text = f"{finding.source}: the schedule returns a learning rate that is not finite; choose another or mend it"
+        rewind = rewind_of(case)
+        course = rewind.course() if rewind else None
+        verdict = None if course is None else course.sound
+        rate = f"{rewind.rate():g}" if rewind else "the last finite one"
+        change = {"source": finding.source}
+        fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {course}")]
+        change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
+        course = rewind.course(**change) if rewind else None
+        return [*fixes, recommendation(f"scheduler: {change['scheduler']}", "set", change, verdict, f"steps: {course}")]
+    rewind = rewind_of(case)
+    if rewind is None:
+        text = f"set {lever} back to an ordinary value"
+        return [recommendation(text, "set", {lever: 1e-8} if lever == "eps" else None, None, case.refusal)]
+    if lever == "eps":
+        changes = [{"eps": 1e-8}]
+    elif lever == "momentum":
+        changes = [{"momentum": 0.9}]
+    elif lever == "weight_decay":
+        changes = [{"weight_decay": 5e-5}]
+    else:
+        lr = rewind.rate()
+        changes = [{"lr": float(f"{lr * f:.3g}")} for f in (0.1, 0.01)] + [{"lr": 0.001}]
+    fixes, control = [], rewind.course()
+    for change in changes:
+        course = rewind.course(**change)
+        ((key, value),) = change.items()
+        text = f"{key}: {value:g} (now {config.get(key)})"
+        verdict = course.sound if not control.sound else None
+        outcome = f"steps from {rewind.start}: {course}; as it was: {control}"
+        fixes.append(recommendation(text, "set", change, verdict, outcome))
+        if course.sound:
+            break
+    return fixes
+
+
+def for_environment(case, finding) -> list[dict]:
+    """Nothing to change in code or data."""
+    if finding.detail == "injected" and case.replay is not None:
+        outcome = f"the step without it: {case.base}"
+        return [recommendation("take nan_inject out: this was a rehearsal", "set", {"nan_inject": ""}, True, outcome)]
+    text = "go on: the batch was left out; if it happens again, check memory, disk and the loader's processes"
+    return [recommendation(text, "none", None, None, "the replay is finite")]
+
+
+CAUSES = {
+    **{"input": for_input, "augmentation": for_augmentation, "label": for_label, "precision": for_precision},
+    **dict.fromkeys(("frontend", "model_forward", "model_backward", "loss"), for_code),
+    **{"state": for_state, "optimizer": for_optimizer},
+    **dict.fromkeys(("environment", "distributed"), for_environment),
+}

@@ -1,0 +1,250 @@
+"""Find the first operation of a step that makes a non-finite value from finite ones, forward and backward."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from postmortem.patches import call_site
+
+UNWRITTEN = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # what these return is no computed value
+FRONT_END = ("frontend", "spectrogram", "melspec", "torchfb", "fbank", "mfcc", "preemphasis", "mel_scale")
+
+
+@dataclass
+class Site:
+    """Where in the code an operation is: module path, its class, source line."""
+
+    module: str = ""
+    source: str = ""
+    learned: bool = False  # a parameter was used at or before this point
+
+
+@dataclass
+class Record:
+    """An operation that returned something non-finite."""
+
+    op: str
+    node: str  # the autograd node, in the backward pass
+    site: Site
+    backward: bool
+    nan: bool
+    rows: list  # rows of the first dimension that hold it
+    size: int  # of the first dimension
+    dtype: str
+    parents: list = field(default_factory=list)  # records that made its non-finite inputs
+    givens: list = field(default_factory=list)  # names of data, weights and buffers among them
+    known: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
+    constant: bool = False  # a number in the code was not finite
+    operands: str = ""
+
+    @property
+    def masks(self) -> bool:
+        """An infinity that code puts in place on purpose, as a mask does."""
+        return self.constant and not self.nan and not self.parents and not self.givens
+
+
+class Probe(TorchDispatchMode):
+    """Watches every operation of a step below autograd. Use as a mode of ``Replay.run``; then ask ``origin``.
+
+    An operation is an origin where its output is not finite although all its inputs are, or where a non-finite input
+    is one that no operation made: data, a weight, a buffer, a number in the code.
+    """
+
+    def __init__(self, network, data):
+        super().__init__()
+        self.names = {id(m): name for name, m in network.named_modules()}
+        self.known = {data.untyped_storage().data_ptr(): "data"}
+        tensors = [*network.named_parameters(), *network.named_buffers()]
+        self.known |= {t.untyped_storage().data_ptr(): name for name, t in tensors}
+        self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        self.statistics = {b.untyped_storage().data_ptr() for b in network.buffers() if b.is_floating_point()}
+        self.records, self.made = [], {}
+        self.sites, self.sequence = {}, -1
+        self.stack, self.learned = [], False
+        self.activations, self.hooks = [], []
+
+    def __enter__(self):
+        self.hooks = [
+            torch_module.register_module_forward_pre_hook(self.enter_module),
+            torch_module.register_module_forward_hook(self.leave_module, always_call=True),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    def enter_module(self, module, inputs):
+        outer = self.stack[-1] if self.stack else ""  # of a module made on the fly
+        self.stack.append(self.names.get(id(module), outer))
+
+    def leave_module(self, module, inputs, output):
+        if self.stack:
+            self.stack.pop()
+        name = self.names.get(id(module), "")
+        if name and isinstance(output, torch.Tensor) and output.is_floating_point() and not any(module.children()):
+            finite = output.isfinite()
+            bad = int(output.numel() - finite.sum())
+            values = output[finite] if bad else output
+            entry = {"name": name, "kind": type(module).__name__, "nonfinite": bad, "first": False}
+            entry["abs_max"] = float(values.detach().abs().max()) if values.numel() else math.nan
+            entry["first"] = bool(bad) and not any(a["nonfinite"] for a in self.activations)
+            self.activations.append(entry)
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        inputs = [t for t in _tensors([args, kwargs]) if t.is_floating_point()]
+        statistics = []
+        if "batch_norm" in name:  # written by it in training, not read
+            statistics = [t for t in inputs if _pointer(t) in self.statistics]
+            inputs = [t for t in inputs if _pointer(t) not in self.statistics]
+        copies = [t.clone() for t in inputs] if name.endswith("_") and len(inputs) < 3 else None
+        out = function(*args, **kwargs)
+        node = torch._C._current_autograd_node()
+        if node is None:
+            self.learned |= any(_pointer(t) in self.parameters for t in inputs)
+            now = torch.autograd._get_sequence_nr()
+            if now != self.sequence:
+                self.sequence = now
+                self.sites[now - 1] = self.here()
+        if name.startswith(UNWRITTEN):
+            return out
+        written = [t for t in _tensors([out]) if t.is_floating_point()]
+        written += statistics if node is None else []
+        bad = [t for t in written if t.numel() and not bool(t.isfinite().all())]
+        if bad:
+            self.record(name, node, bad, inputs if copies is None else copies, inputs, (args, kwargs))
+        bad_pointers = {_pointer(t) for t in bad}
+        for t in written:
+            if _pointer(t) not in bad_pointers:
+                self.made.pop(_pointer(t), None)
+        return out
+
+    def here(self) -> Site:
+        """The site of the operation that is running in the forward pass."""
+        return Site(self.stack[-1] if self.stack else "", call_site(3), self.learned)
+
+    def record(self, name, node, bad, inputs, originals, arguments):
+        """Note an operation with a non-finite output; ``inputs`` as they were before it, ``originals`` for identity."""
+        if node is None:
+            site = self.here()
+        else:
+            site = self.sites.get(node._sequence_nr(), Site())
+            own = call_site(2)  # of a hand-written backward function
+            if own:
+                site = Site(site.module, own, site.learned)
+        first = bad[0]
+        wrong = ~first.isfinite()
+        rows = wrong.flatten(1).any(dim=1) if first.ndim > 1 else wrong
+        rows = rows.nonzero().flatten().tolist() if first.ndim else []
+        record = Record(
+            name, node.name() if node else "", site, node is not None, bool(first.isnan().any()), rows, 0, ""
+        )
+        record.size, record.dtype = (first.shape[0] if first.ndim else 0), str(first.dtype).removeprefix("torch.")
+        record.constant = any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(arguments))
+        for tensor, original in zip(inputs, originals):
+            if tensor.numel() and not bool(tensor.isfinite().all()):
+                pointer = _pointer(original)
+                if pointer in self.made:
+                    record.parents.append(self.made[pointer])
+                elif pointer in self.known:
+                    record.givens.append(self.known[pointer])
+                else:
+                    record.constant = True
+            elif _pointer(original) in self.known:
+                record.known.append(self.known[_pointer(original)])
+        if not record.parents:
+            record.operands = ", ".join(_range(t) for t in inputs[:3])
+        self.records.append(record)
+        for tensor in bad:
+            self.made[_pointer(tensor)] = record
+
+    def origin(self) -> Record | None:
+        """The earliest origin of what is not finite at the end of the pass that failed first.
+
+        An infinity put in place on purpose (a mask) counts only through the first operation that makes a NaN of it.
+        """
+        forward = [r for r in self.records if not r.backward]
+        for records in (self.reaching(forward), self.reaching([r for r in self.records if r.backward]), self.records):
+            for record in records:
+                if (
+                    not record.masks
+                    and all(parent.masks for parent in record.parents)
+                    and (record.nan or not any(parent.masks for parent in record.parents))
+                ):
+                    return record
+        return None
+
+    def reaching(self, records: list) -> list:
+        """Those of the records that the last of them stems from; none where the pass ended finite."""
+        if not records or not self.failed(records):
+            return []
+        wanted, queue = set(), [records[-1]]
+        while queue:
+            record = queue.pop()
+            if id(record) not in wanted:
+                wanted.add(id(record))
+                queue.extend(record.parents)
+        return [r for r in records if id(r) in wanted]
+
+    def failed(self, records: list) -> bool:
+        """Whether a pass ended with a non-finite value: a loss or a statistic, a gradient."""
+        if records[-1].backward:
+            return True
+        return self.forward_failed
+
+    forward_failed = False
+
+    def ended(self, network, loss_finite: bool):
+        """Tell the probe how the forward pass ended."""
+        bad_statistics = any(not bool(b.isfinite().all()) for b in network.buffers() if b.is_floating_point())
+        self.forward_failed = not loss_finite or bad_statistics
+
+
+def is_front_end(record: Record, network: nn.Module) -> bool:
+    """Whether an operation belongs to the features: before anything learned, in the forward pass."""
+    path = record.site.module.lower()
+    modules = dict(network.named_modules())
+    kinds = [type(modules[record.site.module]).__module__] if record.site.module in modules else []
+    named = any(word in path.replace("_", "") or word in path for word in FRONT_END)
+    library = any(kind.startswith("torchaudio") or kind.endswith("frontend") for kind in kinds)
+    return (
+        named
+        or library
+        or record.site.source.startswith("models/frontend.py")
+        or (not record.backward and not record.site.learned and not record.site.module.startswith("__L__"))
+    )
+
+
+def _pointer(tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _leaves(value):
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _tensors(value):
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _range(tensor) -> str:
+    values = tensor.detach().float().flatten()
+    values = values[values.isfinite()]
+    if not values.numel():
+        return "nothing finite"
+    zeros = int((values == 0).sum())
+    text = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+    return text + (f" with {zeros} zeros" if zeros else "")

@@ -1,0 +1,103 @@
+"""Make a row of a dump again from its files: tells whether file, augmentation or neither brought what is wrong."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audio import NORMAL, SAMPLE_RATE, AudioError, read_audio
+from augmentation import apply_draws
+
+ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
+INTEGER = 2.0**15
+
+
+@dataclass
+class Origin:
+    """Who brought a row's bad samples: 'input', 'augmentation', 'environment', or 'unknown' without the files."""
+
+    cause: str
+    path: str
+    sample: int | None  # in the file, counted at the file's own rate
+    text: str
+
+
+def rows_of(data) -> torch.Tensor:
+    """The batch as one row a crop: (rows, samples), in the order of ``files``."""
+    return data.flatten(0, -2) if data.ndim > 1 else data.reshape(1, -1)
+
+
+def bad_samples(row: np.ndarray, limit: float = np.inf) -> np.ndarray:
+    """Indices of samples that are not finite, or above a limit."""
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero(~np.isfinite(row) | (np.abs(row) > limit))
+
+
+def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
+    """Trace the bad samples of a row, those not finite or above ``limit``, through its provenance."""
+    wrong = bad_samples(row, limit)
+    guess = _place(info, int(wrong[0])) if len(wrong) else None
+    draws = [d for d in info.get("augment", []) if "reason" not in d]
+    try:
+        clean, mixed = rebuild(info, len(row))
+    except (AudioError, KeyError, OSError, ValueError) as error:
+        sample = None if any(d.get("kind") == "reverb" for d in draws) else guess
+        return Origin("unknown", info["path"], sample, f"{info['path']} is not at hand ({error}): not made again")
+    own = bad_samples(clean, limit)
+    if len(own):
+        sample = _place(info, int(own[0]))
+        value = clean[own[0]]
+        return Origin("input", info["path"], sample, f"{info['path']} holds {value:.4g} at sample {sample}")
+    for draw in draws:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if len(bad_samples(apply_draws(clean, [draw]), limit)):
+                text = f"{info['path']} is sound; {draw['kind']} with {draw['path']} spoils it"
+                return Origin("augmentation", draw["path"], _draw_sample(draw), text)
+    if len(bad_samples(mixed, limit)):
+        text = f"{info['path']} and each augmentation alone are sound, together they are not"
+        return Origin("augmentation", draws[0]["path"], None, text)
+    text = f"{info['path']}, read again with the same augmentation, gives a sound row: not what the step was given"
+    return Origin("environment", info["path"], guess, text)
+
+
+def rebuild(info: dict, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read a row's crop again: (as it is in the file, with its augmentation), each (samples,) float32."""
+    if not Path(info["path"]).is_file():  # a dump may name anything: pipes and devices are not opened
+        raise AudioError("no such file")
+    for draw in info.get("augment", []):
+        if "reason" not in draw and not Path(draw["path"]).is_file():
+            raise AudioError(f"no such file: {draw['path']}")
+    speed = Fraction(info.get("speed", 1.0)).limit_denominator(100) if info.get("speed", 1.0) != 1.0 else NORMAL
+    clean, *_ = read_audio(info["path"], samples, start=int(info["start"]), speed=speed)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return clean, apply_draws(clean, info.get("augment", []))
+
+
+def same_as_files(data, files: list[dict], rows) -> bool | None:
+    """Whether rows equal what their files give, None where one of them is not at hand."""
+    flat = rows_of(data)
+    for row in rows:
+        try:
+            _, mixed = rebuild(files[row], flat.shape[1])
+        except (AudioError, KeyError, OSError, ValueError):
+            return None
+        if not np.array_equal(mixed, flat[row].float().numpy(), equal_nan=True):
+            return False
+    return True
+
+
+def _place(info: dict, index: int) -> int:
+    """Sample of the file that sample ``index`` of the crop was made from."""
+    rate = info.get("rate", SAMPLE_RATE)
+    return int(info.get("start", 0)) + round(index * rate / SAMPLE_RATE * info.get("speed", 1.0))
+
+
+def _draw_sample(draw: dict) -> int | None:
+    try:
+        noise, *_ = read_audio(draw["path"])
+    except AudioError:
+        return None
+    wrong = bad_samples(noise)
+    return int(wrong[0]) if len(wrong) else None

@@ -1,0 +1,265 @@
+"""Run the step of a dump again: the same plug-ins, state, generators and batch, or with one thing changed."""
+
+import contextlib
+import hashlib
+import math
+import random
+import time
+import types
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+import plugins
+from postmortem.dump import tensor_stats
+from postmortem.patches import CudaCasts, DoubleCasts
+from speaker_lists import UsageError
+from SpeakerNet import SpeakerNet
+
+STEP_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError)
+
+
+class ReplayError(Exception):
+    """The step cannot be run again; the message says why."""
+
+
+@dataclass
+class Outcome:
+    """What a step of the replay gave."""
+
+    loss: float = math.nan
+    accuracy: float = 0.0
+    norm: float = math.nan
+    bad_buffers: bool = False
+    error: str = ""  # of the plug-in's own
+    gradients: dict = field(default_factory=dict)  # statistics per parameter
+    seconds: float = 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether the trainer would have taken this step."""
+        return not self.error and math.isfinite(self.loss) and math.isfinite(self.norm) and not self.bad_buffers
+
+    def __str__(self):
+        if self.error:
+            return self.error
+        buffers = ", a BatchNorm statistic is not finite" if self.bad_buffers else ""
+        return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{buffers}"
+
+
+def changed_sources(dump: dict) -> list[str]:
+    """Plug-in files whose content is not that of the dump, or that are missing."""
+    changed = []
+    for name, digest in dump["source_hashes"].items():
+        folder, _, file = name.partition("/")
+        path = plugins.ROOT / folder / file
+        if folder not in plugins.ENTRY or "/" in file or not path.is_file():
+            changed.append(f"{name} (missing)")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            changed.append(name)
+    return changed
+
+
+class Replay:
+    """The step of a format-1 dump. Runs on the CPU, or on a GPU where the dump is of one and one is at hand."""
+
+    def __init__(self, dump: dict, state: dict | None, trust_changed_code: bool = False):
+        changed = changed_sources(dump)
+        missing = [name for name in changed if name.endswith("(missing)")]
+        if missing or (changed and not trust_changed_code):
+            hint = "" if missing else "; --trust-changed-code replays with it as it is now"
+            raise ReplayError(f"not replayed: {', '.join(missing or changed)} is not what the run used{hint}")
+        if state is None:
+            raise ReplayError("not replayed: the dump comes without weights")
+        if not dump["data"].numel():
+            raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
+        self.dump, self.state = dump, state
+        data = dump["data"].float()
+        self.data = data if data.ndim == 3 else data.unsqueeze(0)  # (M, B, samples)
+        self.label = dump["label"]
+        self.config = {"nPerSpeaker": self.data.shape[0], **dump["config"]}
+        cuda = dump["device"].startswith("cuda")
+        self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
+        self.emulated = cuda and self.device.type == "cpu"
+        self.dtype = dump["amp_dtype"]
+        self.networks, self.runs = {}, 0
+        if dump["threads"] > 0:
+            torch.set_num_threads(dump["threads"])
+        self.network()
+
+    @property
+    def columns(self) -> int:
+        """Rows of the batch that carry a label: B."""
+        return self.data.shape[1]
+
+    def network(self, settings: dict | None = None) -> SpeakerNet:
+        """The network with the dump's state in it, its configuration changed by ``settings``."""
+        key = repr(sorted((settings or {}).items()))
+        if key not in self.networks:
+            try:
+                network = SpeakerNet({**self.config, **(settings or {})})
+            except (*STEP_ERRORS, UsageError, ImportError, OSError) as error:
+                raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
+            self.networks[key] = network.to(self.device)
+        network = self.networks[key]
+        self.load(network, self.state["model_state_dict"], strict=not settings)
+        return network.train()
+
+    def load(self, network, weights: dict, strict: bool = True):
+        """Put weights into the network; where the configuration was changed, those that fit."""
+        own = network.state_dict()
+        misfits = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+        if misfits and strict:
+            raise ReplayError(f"not replayed: the weights do not fit the network ({misfits[0]})")
+        with torch.no_grad():
+            for name in own.keys() - set(misfits):
+                own[name].copy_(weights[name])
+
+    def run(self, columns=None, data=None, label=None, settings=None, dtype=None, scale=None, **more) -> Outcome:
+        """Run the step once.
+
+        ``columns`` chooses labelled rows; ``data`` (M, B, samples), ``label`` (B,), ``settings``, ``dtype`` and the
+        loss ``scale`` replace the dump's. Of ``more``: ``edit(network)`` is called before the step, ``modes`` are
+        context managers around forward and backward, ``islands`` are names of modules that compute in fp32, ``stats``
+        True collects gradient statistics, ``after(network)`` is called after the step, with its gradients there.
+        """
+        begin = time.perf_counter()
+        self.runs += 1
+        network = self.network(settings)
+        if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
+            network.loss.set_epoch(self.dump["moment"])
+        if more.get("edit"):
+            more["edit"](network)
+        batch = (self.data if data is None else data, self.label if label is None else label)
+        dtype = dtype or self.dtype
+        windows = self.windows(*batch, columns)
+        scale = scale or (self.dump["scaler_scale"] if dtype == "float16" else 1.0) or 1.0
+        self.restore_generators()
+        restored = fp32_islands(network, more.get("islands", ()))
+        outcome = Outcome()
+        try:
+            with contextlib.ExitStack() as stack:
+                for mode in [*self.casts(dtype), *more.get("modes", ())]:
+                    stack.enter_context(mode)
+                self.forward_backward(network, windows, dtype, scale, outcome)
+            if more.get("stats"):
+                outcome.gradients = tensor_stats(gradients_of(network))
+            if more.get("after"):
+                more["after"](network)
+        except STEP_ERRORS as error:
+            outcome.error = f"{type(error).__name__}: {first_line(error)}"
+        finally:
+            restored()
+            if dtype == "float64":
+                network.float()
+        outcome.seconds = time.perf_counter() - begin
+        return outcome
+
+    def windows(self, data, label, columns):
+        """The batches of the step: more than one with gradient accumulation, one where rows were chosen."""
+        if columns is not None:
+            columns = torch.as_tensor(columns)
+            return [(data[:, columns], label[columns])]
+        sizes = self.dump.get("window") or [data.shape[1]]
+        return list(zip(data.split(sizes, dim=1), label.split(sizes)))
+
+    def casts(self, dtype: str) -> list:
+        """Modes that stand in for another device's casts, or for a type the layers do not have."""
+        if dtype == "float64":
+            return [DoubleCasts()]
+        return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
+
+    def forward_backward(self, network, windows, dtype, scale, outcome):
+        """The trainer's forward and backward pass; leaves unscaled gradients."""
+        network.zero_grad(set_to_none=True)
+        if dtype == "float64":
+            network.double()
+        losses, accuracies = [], []
+        amp = dtype in ("float16", "bfloat16")
+        for data, label in windows:
+            data, label = data.to(self.device), label.to(self.device)
+            data = data.double() if dtype == "float64" else data
+            with torch.autocast(self.device.type, dtype=getattr(torch, dtype) if amp else None, enabled=amp):
+                loss, accuracy = network(data, label)
+            (loss.float() * (scale / len(windows))).backward()
+            losses.append(float(loss.detach().float()))
+            accuracies.append(float(torch.as_tensor(accuracy, dtype=torch.float32).reshape(())))
+        gradients = list(gradients_of(network).values())
+        if scale != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / scale)
+        outcome.loss, outcome.accuracy = sum(losses) / len(losses), sum(accuracies) / len(accuracies)
+        outcome.norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        buffers = [b for b in network.buffers() if b.is_floating_point()]
+        outcome.bad_buffers = bool(buffers) and not math.isfinite(float(nn.utils.get_total_norm(buffers)))
+
+    def restore_generators(self):
+        """Put the random generators where they were before the forward pass."""
+        state = self.dump["rng_state"]
+        if "torch" in state:
+            torch.set_rng_state(state["torch"])
+        if "numpy" in state:
+            name, keys, position, has_gauss, gauss = state["numpy"]
+            np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+        if "python" in state:
+            version, internal, gauss_next = state["python"]
+            random.setstate((version, tuple(internal), gauss_next))
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+    def verdict(self, outcome: Outcome) -> str:
+        """'bit_equal', 'same_fault' or 'vanished', from the statistics of a replay as the step was."""
+        if outcome.finite:
+            return "vanished"
+        recorded = self.dump["grad_stats"]
+        same = {name: _bits(s) for name, s in recorded.items()} == {
+            n: _bits(outcome.gradients.get(n, {})) for n in recorded
+        }
+        equal = _same(outcome.loss, self.dump["loss"]) and _same(outcome.norm, self.dump["grad_norm"])
+        return "bit_equal" if recorded and same and equal else "same_fault"
+
+
+def gradients_of(network) -> dict:
+    """Gradients by parameter name."""
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def fp32_islands(network, names):
+    """Let the modules of these names compute in fp32 under autocast; returns a function that undoes it."""
+    chosen = [(module, module.forward) for name, module in network.named_modules() if name in names]
+
+    def in_fp32(forward):
+        def wrapped(self, *inputs, **named):
+            with torch.autocast(
+                next((x.device.type for x in inputs if isinstance(x, torch.Tensor)), "cpu"), enabled=False
+            ):
+                return forward(*(x.float() if _is_float(x) else x for x in inputs), **named)
+
+        return wrapped
+
+    for module, forward in chosen:
+        module.forward = types.MethodType(in_fp32(forward), module)
+
+    def undo():
+        for module, _ in chosen:
+            del module.forward
+
+    return undo
+
+
+def first_line(error) -> str:
+    """The first line of an error's text, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_float(x) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def _bits(stats: dict) -> tuple:
+    return tuple(repr(stats.get(key)) for key in ("nan", "inf", "abs_max", "norm"))

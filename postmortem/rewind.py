@@ -1,0 +1,133 @@
+"""Take steps again from a sound state with the dump's own batch: what learning rate, decay and momentum make of it."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import plugins
+from postmortem.dump import DumpError, read_checkpoint
+from postmortem.replay import STEP_ERRORS, first_line, gradients_of
+from speaker_lists import UsageError
+from SpeakerNet import SpeakerNet
+
+STEPS, COLUMNS, SECONDS = 100, 8, 12.0
+RUNAWAY = 10.0  # growth of the weights' norm that no sound run shows within so few steps
+
+
+@dataclass
+class Course:
+    """What a number of steps made of the weights."""
+
+    steps: int
+    loss: float
+    growth: float  # of the weights' norm, from the first step to the last
+    failed: bool  # something became non-finite
+    error: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Neither non-finite nor running away."""
+        return not self.failed and not self.error and self.growth < RUNAWAY
+
+    def __str__(self):
+        if self.error:
+            return self.error
+        how = "not finite" if self.failed else f"loss {self.loss:.4g}"
+        return f"after {self.steps} steps {how}, weights' norm times {self.growth:.3g}"
+
+
+class Rewind:
+    """Steps with the dump's batch from the newest sound checkpoint of the run, else from the seed's first weights."""
+
+    def __init__(self, case):
+        self.case, self.replay = case, case.replay
+        self.checkpoint, self.weights = self.sound_checkpoint()
+        self.start = f"the weights of {self.checkpoint}" if self.checkpoint else "the seed's first weights"
+        self.courses = {}
+
+    def sound_checkpoint(self):
+        """The newest checkpoint beside the dumps, older than the dump, whose weights are finite."""
+        folder = Path(self.case.path).resolve().parent.parent / "model"
+        candidates = [p for p in folder.glob("*.model") if p.is_file()] if folder.is_dir() else []
+        for path in sorted(candidates, key=lambda p: p.stat().st_mtime, reverse=True):
+            try:
+                state = read_checkpoint(path)
+            except DumpError:
+                continue
+            weights = state.get("model_state_dict")
+            older = isinstance(state.get("step"), int) and 0 < state["step"] < self.case.dump["step"]
+            if older and isinstance(weights, dict) and all(_finite(t) for t in weights.values()):
+                return path, weights
+        return None, None
+
+    def fresh(self, settings: dict | None = None) -> nn.Module:
+        """The network as it started."""
+        torch.manual_seed(int(self.replay.config.get("seed", 0)))
+        network = SpeakerNet({**self.replay.config, **(settings or {})}).to(self.replay.device)
+        if self.weights:
+            self.replay.load(network, self.weights, strict=False)
+        return network.train()
+
+    def growth(self) -> float:
+        """How many times the norm of the dump's weights is that of the start; NaN where they are not finite."""
+        start = nn.utils.get_total_norm([p.detach().float() for p in self.fresh().parameters()])
+        names = dict(self.replay.network().named_parameters())
+        now = nn.utils.get_total_norm([self.case.state["model_state_dict"][n].float() for n in names])
+        return float(now / start)
+
+    def course(self, **changes) -> Course:
+        """Take steps with configuration keys changed; ``lr`` defaults to the largest of the history."""
+        key = repr(sorted(changes.items()))
+        if key not in self.courses:
+            try:
+                self.courses[key] = self.take(changes)
+            except (*STEP_ERRORS, UsageError) as error:
+                self.courses[key] = Course(0, math.nan, 1.0, True, first_line(error))
+        return self.courses[key]
+
+    def take(self, changes: dict) -> Course:
+        config = {**self.replay.config, "steps_per_epoch": STEPS, **changes}
+        network = self.fresh()
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = plugins.build("optimizer", config["optimizer"], config, parameters)
+        lr = changes.get("lr", self.rate())
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        step = range(min(COLUMNS, self.replay.columns))
+        data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
+        first = norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
+        begin = time.perf_counter()
+        loss, taken, clip = math.nan, 0, float(config.get("grad_clip") or 0.0)
+        self.replay.restore_generators()
+        for taken in range(1, STEPS + 1):
+            optimizer.zero_grad(set_to_none=True)
+            value, _ = network(data, label.to(self.replay.device))
+            value.float().backward()
+            gradients = list(gradients_of(network).values())
+            size = float(nn.utils.get_total_norm(gradients))
+            loss = float(value.detach())
+            if not math.isfinite(loss) or not math.isfinite(size):
+                return Course(taken, loss, norm / first, True)
+            if clip and size > clip:
+                torch._foreach_mul_(gradients, clip / size)
+            optimizer.step()
+            norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
+            if not math.isfinite(norm):
+                return Course(taken, loss, norm, True)
+            if norm / first > RUNAWAY**3 or time.perf_counter() - begin > SECONDS:
+                break
+        return Course(taken, loss, norm / first, False)
+
+    def rate(self) -> float:
+        """The largest finite learning rate that the history shows, else the dump's."""
+        rates = [h["lr"] for h in self.case.dump["history"] if math.isfinite(h.get("lr", math.nan))]
+        lr = self.case.dump["lr"]
+        return max([*rates, *([lr] if math.isfinite(lr) else [])], default=float(self.replay.config.get("lr", 0.001)))
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())

@@ -1,0 +1,184 @@
+"""Faults that were there before the batch came: bad weights, buffers, moments, scaler, and updates that run away."""
+
+import math
+
+import torch
+
+from postmortem.finding import Finding
+from postmortem.rewind import Rewind
+
+
+def bad_before(case):
+    """A weight, buffer or moment that was not finite before the step."""
+    names = case.bad_state
+    if not names:
+        return None
+    update = update_that_did_it(case, names)
+    if update is not None:
+        return update
+    weights = [n for n in names if not n.startswith("optimizer.")]
+    name = (weights or names)[0]
+    kind = "optimizer moment" if name.startswith("optimizer.") else "state"
+    if weights:
+        kind = "weight" if name in (case.dump.get("param_stats") or {}) else "buffer"
+    listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    text = f"The {kind} '{name}' was not finite before this step: the batch is innocent."
+    evidence = [f"{len(names)} state tensors are not finite: {listing}"]
+    return Finding("state", kind.replace(" ", "_"), text, evidence, phase="state", parameter=name)
+
+
+def bad_scaler(case):
+    """A loss scale that is zero or not finite."""
+    scale = case.dump.get("scaler_scale", 1.0)
+    if scale > 0 and math.isfinite(scale):
+        return None
+    text = f"The loss scale is {scale}: every gradient is lost, whatever the batch."
+    return Finding("state", "scaler", text, [f"scaler_scale {scale}"], phase="state", parameter="scaler")
+
+
+def groups_of(case) -> list[dict]:
+    """The optimizer's parameter groups as saved."""
+    return (case.state or {}).get("optimizer_state_dict", {}).get("param_groups", [])
+
+
+def number(group: dict, key: str) -> float:
+    """A number of a parameter group, 0 where it has none."""
+    value = group.get(key, 0.0)
+    return float(value) if isinstance(value, (int, float, torch.Tensor)) else 0.0
+
+
+def update_that_did_it(case, names) -> Finding | None:
+    """Whether the last updates made the weights what they are: a rate, eps, or steps that run away again."""
+    groups = groups_of(case)
+    rates = [case.dump["lr"], *(h.get("lr", 0.0) for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
+    source = f"optimizer/{case.config.get('optimizer', '?')}.py"
+    if not all(math.isfinite(r) for r in rates):
+        schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
+        text = (
+            f"The learning rate itself became {next(r for r in rates if not math.isfinite(r))}: the schedule gave it."
+        )
+        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter=names[0], lever="schedule")
+    moments = eps_at_zero(case, groups)
+    if moments:
+        text = f"eps is 0: the update of '{moments}' divides zero by zero where its gradient has always been zero."
+        return Finding("optimizer", "eps", text, phase="update", source=source, parameter=moments, lever="eps")
+    if any(not n.startswith("optimizer.") for n in names):
+        return ran_away(case, math.inf, source)
+    return None
+
+
+def eps_at_zero(case, groups) -> str:
+    """The parameter whose elements are not finite just where Adam's second moment is zero, with eps 0."""
+    optimizer = (case.state or {}).get("optimizer_state_dict", {})
+    weights, names = case.state["model_state_dict"], list(case.dump["param_stats"])
+    for group in groups:
+        if "eps" not in group or number(group, "eps") > 1e-30:
+            continue
+        for index in group.get("params", []):
+            second = optimizer["state"].get(index, {}).get("exp_avg_sq")
+            weight = weights.get(names[index]) if index < len(names) else None
+            if second is None or weight is None or second.shape != weight.shape:
+                continue
+            wrong = ~weight.isfinite()
+            if bool(wrong.any()) and bool((second[wrong] == 0).any()):
+                return names[index]
+    return ""
+
+
+def diverged(case):
+    """Weights that are finite but ran away, so that no batch would survive."""
+    if case.replay is None or case.bad_state:
+        return None
+    history = case.dump["history"]
+    losses = [h["loss"] for h in history if math.isfinite(h.get("loss", math.nan))]
+    rewind = rewind_of(case)
+    if rewind is None:
+        return None
+    growth = rewind.growth()
+    rising = len(losses) > 2 and losses[-1] > 20 * max(min(losses), 0.1) and losses[-1] >= 0.2 * max(losses)
+    suspicious = growth > 30 or rising
+    for group in groups_of(case):
+        suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
+    return ran_away(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py") if suspicious else None
+
+
+def rewind_of(case):
+    """The case's rewind, built once; None where the network cannot be built anew."""
+    if case.replay is None:
+        return None
+    if not hasattr(case, "rewind"):
+        case.rewind = Rewind(case)
+    return case.rewind
+
+
+LEVERS = {"lr": "learning rate", "weight_decay": "weight decay", "momentum": "momentum"}
+
+
+def cures_of(case, rewind) -> dict:
+    """Configuration keys that an optimizer fault may hang on, each with a sound value."""
+    lr, config, groups = rewind.rate(), case.config, groups_of(case)
+    decay = max([number(g, "weight_decay") for g in groups], default=0.0)
+    momentum = max([number(g, "momentum") for g in groups], default=0.0)
+    cures = {}
+    if momentum >= 1 and "momentum" in config:
+        cures["momentum"] = {"momentum": 0.9}
+    if lr * decay > 0.5 and "weight_decay" in config:
+        cures["weight_decay"] = {"weight_decay": 5e-5}
+    cures["lr"] = {"lr": lr * 0.1}
+    cures["lr, hundredth"] = {"lr": lr * 0.01}
+    cures["lr, sound"] = {"lr": 0.001}
+    return cures
+
+
+def ran_away(case, growth: float, source: str) -> Finding | None:
+    """Take the steps again: it is the optimizer's fault where they run away as they were and do not with one change."""
+    rewind = rewind_of(case)
+    if rewind is None:
+        return None
+    control = rewind.course()
+    if control.sound:
+        return None
+    evidence = [f"from {rewind.start}, with the dump's batch and lr {rewind.rate():g}: {control}"]
+    if math.isfinite(growth) and growth > 2:
+        evidence.append(f"the norm of the weights is {growth:.3g} times that of {rewind.start}")
+    for key, change in cures_of(case, rewind).items():
+        course = rewind.course(**change)
+        if course.sound:
+            lever = key.split(",")[0]
+            evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {course}")
+            text = f"The {LEVERS[lever]} drives the weights away; the batch is innocent."
+            return Finding("optimizer", lever, text, evidence, phase="update", source=source, lever=lever)
+    return None
+
+
+def set_elements(name: str, where, value: float):
+    """An edit of a network: the elements of a tensor that ``where`` marks, at a value."""
+
+    def edit(network):
+        with torch.no_grad():
+            network.state_dict()[name][where] = value
+
+    return edit
+
+
+def outlier(case):
+    """One weight or buffer with a few elements of another order than all others: a flipped bit, a bad restore."""
+    if case.replay is None:
+        return None
+    for name, tensor in case.state["model_state_dict"].items():
+        if not tensor.is_floating_point() or tensor.numel() < 8:
+            continue
+        size = tensor.abs().float().flatten()
+        usual, largest = float(size.median()), float(size.max())
+        few = size > max(1e4 * usual, 1e3)
+        if largest < 1e4 or not 0 < int(few.sum()) <= max(2, tensor.numel() // 100):
+            continue
+
+        if case.replay.run(edit=set_elements(name, few.view(tensor.shape), usual)).finite:
+            places = few.nonzero().flatten().tolist()
+            text = f"'{name}' holds {largest:.3g} where its elements are about {usual:.3g}: no update makes that."
+            evidence = [
+                f"{len(places)} element(s) of '{name}', at {places[:5]}; with them at {usual:.3g} the step is finite"
+            ]
+            return Finding("state", "outlier", text, evidence, phase="state", parameter=name)
+    return None

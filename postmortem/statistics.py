@@ -1,0 +1,184 @@
+"""What can be said of a dump without running anything: the sections of the NaN debugging guide, as text."""
+
+import math
+
+import torch
+
+from postmortem.provenance import rows_of
+
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+MANY = 1 << 24  # torch.quantile takes no more elements
+BLOCKS = " .:-=+*#"
+
+
+def basic_lines(dump: dict, path) -> list[str]:
+    """Basic information: batch, epoch, loss, precision, device, learning rate."""
+    lines = [f"File: {path}", f"Batch index: {dump['batch_idx']}", f"Epoch: {dump['epoch']}"]
+    if dump.get("format_version"):
+        lines += [
+            f"Reason: {dump['reason']}, step {dump['step']}, rank {dump['rank']} of {dump.get('world', 1)}",
+            f"Computed in {dump['amp_dtype']} on {dump['device']}, loss scale {dump['scaler_scale']:g}",
+            f"Learning rate: {dump['lr']:g}",
+            f"Gradient norm: {dump['grad_norm']:.6g}",
+        ]
+    else:
+        lines.append("An old dump: batch, labels and loss only")
+    return [*lines, f"Loss value: {dump['loss']}", f"Precision: {dump['prec1']}"]
+
+
+def data_lines(dump: dict) -> list[str]:
+    """Data tensor analysis: shape, statistics, extremes, percentiles, where NaN and Inf are."""
+    data = dump["data"]
+    lines = [f"Shape: {tuple(data.shape)}, dtype {str(data.dtype).removeprefix('torch.')}"]
+    if not data.numel():
+        return [*lines, "No samples in the dump (nan_dump_audio: false, or an empty batch)"]
+    values = data.flatten()
+    finite = values[values.isfinite()].double()
+    lines.append(f"NaN: {int(values.isnan().sum())}, Inf: {int(values.isinf().sum())} of {values.numel()} values")
+    lines += place_lines(dump)
+    if not finite.numel():
+        return [*lines, "No finite value to take statistics of"]
+    figures = {"min": finite.min(), "max": finite.max(), "mean": finite.mean(), "std": finite.std(correction=0)}
+    lines.append(", ".join(f"{name} {float(value):.6g}" for name, value in figures.items()).capitalize())
+    count = min(10, finite.numel())
+    largest, smallest = finite.topk(count).values, finite.topk(count, largest=False).values
+    lines.append("Ten largest values:  " + ", ".join(f"{v:.4g}" for v in largest.tolist()))
+    lines.append("Ten smallest values: " + ", ".join(f"{v:.4g}" for v in smallest.tolist()))
+    lines.append("Percentiles: " + ", ".join(f"{p} %: {v:.4g}" for p, v in zip(PERCENTILES, percentiles(finite))))
+    return lines
+
+
+def percentiles(values) -> list[float]:
+    """Percentiles 1/5/25/50/75/95/99 of finite values; of an even sample where there are more than 16 million."""
+    values = values[:: -(-values.numel() // MANY)]
+    return torch.quantile(values, torch.tensor([p / 100 for p in PERCENTILES], dtype=values.dtype)).tolist()
+
+
+def place_lines(dump: dict, most: int = 10) -> list[str]:
+    """Where NaN and Inf are: row, sample, file, seconds into the file."""
+    data, files = dump["data"], dump.get("files", [])
+    if data.ndim == 0:
+        return []
+    flat = rows_of(data)
+    rows = (~flat.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    lines = []
+    for row in rows[:most]:
+        wrong = (~flat[row].isfinite()).nonzero().flatten()
+        first = int(wrong[0])
+        text = f"  row {row}: {len(wrong)} of {flat.shape[1]}, the first at sample {first}"
+        if row < len(files):
+            info = files[row]
+            place = info.get("start", 0) / info.get("rate", 16000) + first / 16000 * info.get("speed", 1.0)
+            text += f", {place:.3f} s into {info['path']}"
+        lines.append(text)
+    return lines + ([f"  ... and {len(rows) - most} more rows"] if len(rows) > most else [])
+
+
+def label_lines(dump: dict, classes: int | None) -> list[str]:
+    """Label analysis: unique labels, distribution, range, what is out of range."""
+    label = dump["label"].flatten()
+    if not label.numel():
+        return ["No labels"]
+    values, counts = label.unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:10]
+    most = ", ".join(f"{int(values[i])}: {int(counts[i])}" for i in order)
+    lines = [
+        f"Shape: {tuple(dump['label'].shape)}",
+        f"Unique labels: {len(values)}, range {int(values[0])} to {int(values[-1])}",
+        f"Distribution: {most}" + (", ..." if len(values) > 10 else ""),
+    ]
+    if classes:
+        wrong = wrong_labels(label, classes)
+        lines.append(f"Classes: {classes}; out of range: {len(wrong)}" + (f" (rows {wrong[:10]})" if wrong else ""))
+    return lines
+
+
+def wrong_labels(label, classes: int | None) -> list[int]:
+    """Rows whose label is below 0 or not below the number of classes."""
+    wrong = label < 0
+    if classes:
+        wrong = wrong | (label >= classes)
+    return wrong.nonzero().flatten().tolist()
+
+
+def gradient_lines(dump: dict, most: int = 10) -> list[str]:
+    """Gradients and parameters: non-finite ones first, then the largest."""
+    lines = []
+    for title, key in (("gradients", "grad_stats"), ("parameters", "param_stats")):
+        stats = dump.get(key) or {}
+        bad = [name for name, s in stats.items() if s["nan"] or s["inf"]]
+        lines.append(f"{len(stats)} {title}, {len(bad)} with NaN or Inf" if stats else f"No {title} recorded")
+        largest = sorted((n for n in stats if n not in bad), key=lambda n: -stats[n]["norm"])
+        for name in [*bad[:most], *largest[: max(0, 5 if bad else most)]]:
+            s = stats[name]
+            what = f"NaN {s['nan']}, Inf {s['inf']} of {s['numel']}, " if name in bad else ""
+            lines.append(f"  {name}: {what}norm {s['norm']:.4g}, largest {s['abs_max']:.4g}")
+        if len(bad) > most:
+            lines.append(f"  ... and {len(bad) - most} more with NaN or Inf")
+    return lines
+
+
+def history_lines(dump: dict, width: int = 60) -> list[str]:
+    """The steps before it as a small chart of loss and gradient norm."""
+    history = dump.get("history") or []
+    if not history:
+        return ["No step was taken before this one in this process"]
+    lines = []
+    for key, name in (("loss", "loss"), ("grad_norm", "gradient norm"), ("lr", "lr"), ("scale", "loss scale")):
+        values = [float(h[key]) for h in history if isinstance(h.get(key), (int, float))][-width:]
+        finite = [v for v in values if math.isfinite(v)]
+        if not finite or (len(set(finite)) == 1 and len(finite) == len(values) and key in ("lr", "scale")):
+            continue
+        lines.append(f"{name:>13}: [{chart(values)}] {values[0]:.4g} to {values[-1]:.4g} in {len(values)} steps")
+    return lines
+
+
+def chart(values: list[float]) -> str:
+    """One character a value; logarithmic where the range passes a factor of 100; '!' is not finite."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return "!" * len(values)
+    positive = min(finite) > 0 and max(finite) / min(finite) > 100
+    height = [math.log(v) if positive and math.isfinite(v) else v for v in values]
+    used = [h for h in height if math.isfinite(h)]
+    low, span = min(used), (max(used) - min(used)) or 1.0
+    return "".join(BLOCKS[int((h - low) / span * (len(BLOCKS) - 1))] if math.isfinite(h) else "!" for h in height)
+
+
+def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
+    """Potential issues that the numbers alone show."""
+    data, found = dump["data"], []
+    if data.numel():
+        nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
+        found += [f"Input data contains {nan} NaN values"] if nan else []
+        found += [f"Input data contains {inf} Inf values"] if inf else []
+        finite = data[data.isfinite()]
+        peak = float(finite.abs().max()) if finite.numel() else 0.0
+        if peak > 100:
+            found.append(f"Very large values detected (max: {peak:.2e})")
+        if data.ndim > 1:
+            silent = (rows_of(data).abs().amax(dim=1) == 0).nonzero().flatten().tolist()
+            found += [f"Silent rows: {silent[:10]}"] if silent else []
+    wrong = wrong_labels(dump["label"].flatten(), classes)
+    if wrong:
+        worst = dump["label"].flatten()[wrong]
+        above = int(worst.max()) >= (classes or math.inf)
+        text = f"max label {int(worst.max())} >= {classes}" if above else f"label {int(worst.min())} < 0"
+        found.append(f"Label out of range: {text}")
+    for title, key in (("Gradients", "grad_stats"), ("Parameters", "param_stats")):
+        bad = [name for name, s in (dump.get(key) or {}).items() if s["nan"] or s["inf"]]
+        found += [f"{title} with NaN or Inf: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"] if bad else []
+    if state is not None:
+        names = bad_state(state)
+        found += [f"State that was bad before the step: {', '.join(names[:5])}"] if names else []
+    if not found and not math.isfinite(float(dump["loss"])):
+        found.append("Input looks normal but NaN in loss: model or loss instability")
+    return found
+
+
+def bad_state(state: dict) -> list[str]:
+    """Names of weights, buffers and optimizer entries that are not finite."""
+    tensors = dict(state["model_state_dict"])
+    for index, entries in state.get("optimizer_state_dict", {}).get("state", {}).items():
+        tensors.update({f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, torch.Tensor)})
+    return [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]

@@ -1,0 +1,249 @@
+"""analyze_nan_debug.py: the step of a dump is replayed, the fault placed, fixes tried; nothing is taken on trust."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import soundfile
+import torch
+
+from postmortem.analysis import analyse
+from postmortem.case import Case
+from postmortem.dump import read_dump, read_state
+from postmortem.patches import LineGuard
+from postmortem.probe import Probe
+from postmortem.replay import Replay
+from utils import save_atomically
+
+PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
+KEYS = {"file", "reason", "cause", "detail", "location", "evidence", "replay", "recommendations"}
+PLACE = {"module", "op", "phase", "source", "parameter", "rows", "files", "rank"}
+OLD = {"batch_idx": 3, "epoch": 2, "label": torch.tensor([0, 1, 2, 3]), "loss": math.nan, "prec1": 0.0}
+
+
+def analyser(*words, cwd=None):
+    """Run analyze_nan_debug.py as a user does."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, os.path.join(root, "analyze_nan_debug.py"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd or root)
+
+
+@pytest.fixture
+def dump_of(settings, tools):
+    """Train until a step fails and return its dump's path; ``spoil(trainer)`` puts the fault in."""
+
+    def make(spoil=None, **keys):
+        trainer = tools.build(settings, **keys)
+        if spoil:
+            spoil(trainer)
+        for batch in tools.batches(trainer)[:3]:
+            trainer.batch += 1
+            if trainer.accept(batch):
+                trainer.train_step([batch])
+        trainer.close()
+        return sorted(trainer.incidents.writer.folder.glob("nan_*.pt"))[0]
+
+    return make
+
+
+def poison_weight(name, value):
+    """A fault put into the state: an element of a weight or buffer."""
+
+    def spoil(trainer):
+        with torch.no_grad():
+            trainer.network.state_dict()[name].view(-1)[0] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize("mixed, dtype", PRECISIONS, ids=["fp32", "bf16", "fp16"])
+def test_a_step_is_replayed_bit_for_bit(dump_of, mixed, dtype):
+    path = dump_of(nan_inject="2:loss", mixedprec=mixed, amp_dtype=dtype)  # the recorded step itself was sound
+    dump = read_dump(path)
+    replay = Replay(dump, read_state(path, dump["state"]))
+    one, two = replay.run(stats=True), replay.run(stats=True)
+    assert one.finite and one.loss == two.loss and one.norm == two.norm and one.gradients == two.gradients
+    sound = dump_of(nan_inject="2:grad", mixedprec=mixed, amp_dtype=dtype, save_path=str(path.parent.parent) + "2")
+    dump = read_dump(sound)  # an injected gradient leaves the loss of the step as it was computed
+    assert Replay(dump, read_state(sound, dump["state"])).run().loss == dump["loss"]
+
+
+def test_an_injection_is_called_a_rehearsal(dump_of):
+    verdict = analyse(dump_of(nan_inject="1:grad")).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("environment", "injected")
+    assert verdict["replay"]["reproduced"] == "vanished"
+    fixes = verdict["recommendations"]
+    assert [r["change"] for r in fixes if r["verdict"] == "verified"] == [{"nan_inject": ""}]
+    assert all(
+        r["verdict"] == "untested"
+        for r in fixes
+        if "nan_inject" not in (r["change"] or {}) and r["action"] == "set" and "mixedprec" not in r["change"]
+    )
+
+
+def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, settings, tools, tmp_path):
+    lines = (data / "train_list.txt").read_text().splitlines()
+    speaker, name = lines[4].split()
+    audio, rate = soundfile.read(data / "wav" / name)
+    audio[len(audio) // 2 - 40 :] = math.nan
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, audio, rate, subtype="FLOAT")
+    lines[4] = f"{speaker} {os.path.relpath(bad, data / 'wav')}"
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    trainer = tools.build(settings, train_list=str(tmp_path / "list.txt"), max_frames=80)
+    for batch in tools.batches(trainer):
+        trainer.batch += 1
+        if trainer.accept(batch):
+            trainer.train_step([batch])
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    verdict = analyse(path).verdict
+    assert (verdict["cause"], verdict["location"]["phase"]) == ("input", "data")
+    (file,) = verdict["location"]["files"]
+    assert os.path.samefile(file["path"], bad)
+    first = read_dump(path)["files"][verdict["location"]["rows"][0]]["start"]
+    assert file["sample"] == max(len(audio) // 2 - 40, first)
+    best = verdict["recommendations"][0]
+    assert best["action"] == "exclude_file" and best["verdict"] == "verified" and "remove line 5" in best["text"]
+    seed = [r for r in verdict["recommendations"] if r["action"] == "set"]
+    assert len(seed) >= 4 and all(r["verdict"] == "refuted" for r in seed)
+
+
+def test_a_label_out_of_range(dump_of):
+    verdict = analyse(dump_of(nan_inject="1:label")).verdict
+    assert (verdict["cause"], verdict["location"]["rows"]) == ("label", [0])
+    assert {"nClasses": 10} in [r["change"] for r in verdict["recommendations"] if r["verdict"] == "verified"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_bad_weight_is_named(dump_of, value):
+    name = "__S__.layer1.conv1.weight"
+
+    def spoil(trainer):
+        nonlocal name
+        name = next(n for n, p in trainer.network.named_parameters() if p.ndim == 3)
+        poison_weight(name, value)(trainer)
+
+    verdict = analyse(dump_of(spoil)).verdict
+    assert verdict["cause"] == "state" and verdict["location"]["parameter"] == name
+    best = verdict["recommendations"][0]
+    assert best["action"] == "restore" and best["verdict"] == "verified"
+
+
+def test_old_dumps_of_six_keys(tmp_path):
+    data = torch.randn(4, 20, 8)
+    data[2, 3] = math.nan
+    save_atomically({**OLD, "data": data}, tmp_path / "nan_batch_3_epoch_2.pt")
+    analysis = analyse(tmp_path / "nan_batch_3_epoch_2.pt")
+    assert analysis.verdict["cause"] == "input" and analysis.verdict["replay"]["reproduced"] is None
+    save_atomically({**OLD, "data": data.nan_to_num()}, tmp_path / "sound.pt")
+    assert analyse(tmp_path / "sound.pt").verdict["cause"] == "unknown"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (4, 100), (1, 4, 100), (4, 20, 8)])
+@pytest.mark.parametrize("fill", [0.0, math.nan])
+def test_statistics_of_odd_shapes(tmp_path, shape, fill):
+    path = tmp_path / "nan_batch_3_epoch_2.pt"
+    save_atomically({**OLD, "data": torch.full(shape, fill)}, path)
+    done = analyser(path)
+    assert done.returncode == 0, done.stderr
+    for title in ("BASIC INFORMATION", "DATA TENSOR ANALYSIS", "LABEL ANALYSIS", "POTENTIAL ISSUES", "RECOMMENDATIONS"):
+        assert f"--- {title} ---" in done.stdout
+
+
+def test_the_command_line(dump_of, tmp_path):
+    path = dump_of(nan_inject="1:data,2:label")
+    done = analyser(path.parent, "--json")
+    assert done.returncode == 0, done.stderr
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(objects) == 2
+    for found in objects:
+        assert found.keys() == KEYS and found["location"].keys() == PLACE
+        assert {r["verdict"] for r in found["recommendations"]} <= {"verified", "refuted", "untested"}
+    text = analyser(path.parent)
+    assert "2 dumps, 2 causes" in text.stdout and "VERIFIED" in text.stdout
+    assert analyser(tmp_path / "none").returncode == 2
+    (tmp_path / "empty").mkdir()
+    assert analyser(tmp_path / "empty").returncode == 1
+    assert analyser("--jso").returncode == 2 and len(analyser("--jso").stderr.splitlines()) == 1
+    (tmp_path / "broken.pt").write_bytes(b"not a dump")
+    broken = analyser(tmp_path / "broken.pt", path)
+    assert broken.returncode == 2 and "broken.pt" in broken.stderr and "Cause: " in broken.stdout
+    assert len(broken.stderr.splitlines()) == 1
+
+
+def test_changed_code_is_not_replayed_unless_trusted(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    dump["source_hashes"]["loss/aamsoftmax.py"] = "0" * 64
+    save_atomically(dump, path)
+    refused = analyse(path).verdict
+    assert refused["replay"]["reproduced"] is None and "loss/aamsoftmax.py" in " ".join(refused["evidence"])
+    assert analyse(path, trust=True).verdict["replay"]["reproduced"] == "vanished"
+
+
+def test_without_replay_no_plug_in_is_imported(dump_of):
+    path = dump_of(nan_inject="1:data")
+    code = (
+        "import sys, analyze_nan_debug\n"
+        f"status = analyze_nan_debug.main([{str(path)!r}, '--no-replay'])\n"
+        "print([m for m in sys.modules if m.startswith(('models.', 'loss.', 'torchaudio'))], status)"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stdout[-300:] + done.stderr
+
+
+class Net(torch.nn.Module):
+    """A network with one operation at fault, chosen by ``kind``."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.fc = kind, torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        if self.kind == "forward":
+            y = (y - y.detach() - 1.0).sqrt()
+        elif self.kind == "backward":
+            y = (y - y.detach()).sqrt()
+        elif self.kind == "masked":
+            y = y.masked_fill(y > 1e9, -math.inf).softmax(dim=1)
+        elif self.kind == "fully masked":
+            y = y.masked_fill(y < 1e9, -math.inf).softmax(dim=1)
+        return y.sum()
+
+
+@pytest.mark.parametrize(
+    "kind, op", [("forward", "sqrt"), ("backward", "SqrtBackward0"), ("masked", None), ("fully masked", "_softmax")]
+)
+def test_the_probe_names_the_first_bad_operation(kind, op):
+    network, x = Net(kind), torch.randn(3, 4)
+    probe = Probe(network, x)
+    with probe:
+        loss = network(x)
+        loss.backward()
+    probe.ended(network, math.isfinite(float(loss)))
+    origin = probe.origin()
+    assert (origin and (origin.node or origin.op)) == op
+
+
+def test_a_line_guard_touches_its_own_line_only():
+    with LineGuard("loss/aamsoftmax.py:1"):
+        assert float(torch.zeros(1).sqrt()) == 0.0
+
+
+def test_guilty_rows_by_halving(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    case.origin = None
+    guilty = {2}
+    case.fails = lambda columns: bool(guilty & set(columns))
+    assert case.guilty_columns() == [2]
+    guilty = set(range(4))
+    assert case.guilty_columns() == []
