@@ -1,13 +1,14 @@
 """The NaN dump, format 1: this module writes it and reads it back. It knows torch, not the trainer."""
 
 import hashlib
-import pickle
-import zipfile
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from postmortem.reader import DumpError, Refusal, load_plain, plain
 from utils import save_atomically
 
 FORMAT_VERSION = 1
@@ -15,23 +16,104 @@ REASONS = (
     *("loss_nonfinite", "grad_nonfinite", "grad_norm_overflow", "scale_collapse"),
     *("batch_nonfinite", "label_out_of_range", "state_nonfinite", "data_error"),
 )
-# The six keys of the first trainer that wrote such files; alone they are a valid old dump.
+STATE_NAME = re.compile(r"state_[0-9a-f]{8,64}\.pt")
+MAX_THREADS = 4096
+
+# A kind describes a value: a tuple of exact types (True is no int), [kind] a list of such values, {str: kind} a dict
+# with any names, Fields a dict with these names, or a function (value, where) that raises Refusal.
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Kind of a dict with the names of ``required``, perhaps those of ``optional``, and perhaps others."""
+
+    required: dict
+    optional: dict = field(default_factory=dict)
+
+
+def tensor_of(what: str, fits, dims: tuple = ()):
+    """Kind of a tensor that ``fits(tensor)``, with one of the numbers of dimensions ``dims`` where they are given."""
+
+    def check(value, where):
+        if type(value) is not torch.Tensor or not fits(value) or (dims and value.ndim not in dims):
+            raise Refusal(f"'{where}' is {describe(value)}, not {what}")
+
+    return check
+
+
+def row_of(*kinds):
+    """Kind of a list with one value of each kind."""
+
+    def check(value, where):
+        check_kind(value, (list, tuple), where)
+        if len(value) != len(kinds):
+            raise Refusal(f"'{where}' has {len(value)} values, not {len(kinds)}")
+        for index, (item, kind) in enumerate(zip(value, kinds)):
+            check_kind(item, kind, f"{where}[{index}]")
+
+    return check
+
+
+def text_of(pattern: str):
+    """Kind of a text that matches a pattern as a whole."""
+
+    def check(value, where):
+        if type(value) is not str or not re.fullmatch(pattern, value):
+            raise Refusal(f"'{where}' is {describe(value)}, which is not allowed")
+
+    return check
+
+
+def check_setting(value, where):
+    """Kind of a value of the configuration: a scalar or a list of them."""
+    check_kind(value, [SCALAR] if type(value) is list else SCALAR, where)
+
+
+def check_threads(value, where):
+    """Kind of a number of threads that torch can be told."""
+    if type(value) is not int or not 1 <= value <= MAX_THREADS:
+        raise Refusal(f"'{where}' is {describe(value)}, not a number of threads")
+
+
+def anything(value, where):
+    """Kind of a value that was found to be plain and is not looked into."""
+
+
+INT, NUMBER, TEXT = (int,), (int, float), (str,)
+SCALAR = (str, int, float, bool, type(None))
+TENSOR = tensor_of("a tensor", lambda t: True)
+FLOATS = tensor_of("a tensor of floating point with up to 4 dimensions", torch.is_floating_point, (0, 1, 2, 3, 4))
+WHOLE = tensor_of("a tensor of whole numbers", lambda t: not t.is_floating_point() and t.dtype != torch.bool)
+BYTES = tensor_of("a generator's state", lambda t: t.dtype == torch.uint8, (1,))
+ONE_NUMBER = tensor_of("a number", lambda t: t.numel() == 1 and t.dtype != torch.bool)
+STATISTICS = Fields({**dict.fromkeys(("numel", "nan", "inf"), INT), **dict.fromkeys(("abs_max", "norm"), NUMBER)})
+DRAW = Fields({"kind": TEXT, "path": TEXT}, {"start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
+FILE = Fields(
+    {"path": TEXT, "line": INT},
+    {**dict.fromkeys(("start", "rate", "utterance"), INT), **dict.fromkeys(("speed", "peak", "rms"), NUMBER)}
+    | {"augment": [DRAW]},
+)
+NUMPY_RNG, PYTHON_RNG = row_of(TEXT, [INT], INT, INT, NUMBER), row_of(INT, [INT], (float, type(None)))
+RNG_STATE = Fields({}, {"torch": BYTES, "cuda": BYTES, "numpy": NUMPY_RNG, "python": PYTHON_RNG})
+# The six keys of the first trainer that wrote such files; alone they are a valid old dump, format 0.
 ORIGIN_KEYS = {
-    **{"batch_idx": int, "epoch": int, "data": torch.Tensor, "label": torch.Tensor},
-    **{"loss": (float, int), "prec1": (float, int)},
+    **{"batch_idx": INT, "epoch": INT, "data": FLOATS, "label": WHOLE},
+    **{"loss": NUMBER, "prec1": NUMBER},
 }
 KEYS = {
     **ORIGIN_KEYS,
-    **{"format_version": int, "reason": str, "step": int, "rank": int, "files": list, "lr": (float, int)},
-    **{"scaler_scale": (float, int), "amp_dtype": str, "grad_norm": (float, int), "grad_stats": dict},
-    **{"param_stats": dict, "history": list, "rng_state": dict, "threads": int, "device": str, "config": dict},
-    **{"versions": dict, "source_hashes": dict, "state": str},
+    **{"format_version": INT, "reason": text_of("|".join(REASONS)), "step": INT, "rank": INT, "files": [FILE]},
+    **{"lr": NUMBER, "scaler_scale": NUMBER, "amp_dtype": text_of("float32|float16|bfloat16"), "grad_norm": NUMBER},
+    **{"grad_stats": {str: STATISTICS}, "param_stats": {str: STATISTICS}, "history": [{str: NUMBER}]},
+    **{"rng_state": RNG_STATE, "threads": check_threads, "device": text_of(r"[a-z]{1,16}(:\d{1,3})?")},
+    **{"config": {str: check_setting}, "versions": {str: TEXT}, "source_hashes": {str: TEXT}},
+    "state": text_of(f"({STATE_NAME.pattern})?"),
 }
-MAX_BYTES = 8 << 30  # of a dump that is opened
-
-
-class DumpError(Exception):
-    """A file that is no dump this version can read; the message is one line with the file's name."""
+OPTIONAL_KEYS = {"window": [INT], "injected": TEXT, "world": INT}
+STATE_KEYS = {
+    "model_state_dict": {str: TENSOR},
+    "optimizer_state_dict": Fields({"state": (dict,), "param_groups": [Fields({"params": [INT]})]}),
+}
 
 
 def tensor_stats(tensors: dict) -> dict[str, dict]:
@@ -111,35 +193,112 @@ class DumpWriter:
 
 def read_dump(path) -> dict:
     """Read and validate a dump by restricted loading; DumpError with one line for anything else."""
-    path = Path(path)
+    return validate(load_plain(path), path)
+
+
+def read_state(dump_path, name: str) -> dict:
+    """Read the state that lies beside a dump under the name that its key ``state`` gives.
+
+    Returns model_state_dict {name: tensor} and optimizer_state_dict {state, param_groups}; DumpError where the file is
+    missing or anything else.
+    """
+    if type(name) is not str or not STATE_NAME.fullmatch(name):
+        raise DumpError(f"{dump_path}: '{name}' is not the name of a state file")
+    path = Path(dump_path).parent / name
+    state = load_plain(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DumpError(f"{path}: larger than {MAX_BYTES >> 30} GiB")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                    raise DumpError(f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB")
-        dump = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DumpError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DumpError(f"{path}: damaged, or not a dump: {reason}") from error
-    return validate(dump, path)
+        check_kind(state, Fields(STATE_KEYS), "")
+        for number, values in state["optimizer_state_dict"]["state"].items():
+            where = f"optimizer_state_dict.state.{number}"
+            check_kind(number, INT, where)
+            check_kind(values, {str: anything}, where)
+    except Refusal as refusal:
+        raise DumpError(f"{path}: {refusal}") from refusal
+    return state
+
+
+def read_checkpoint(path) -> dict:
+    """Read any checkpoint by the same bounded restricted loading; DumpError where it is none, or not a dict."""
+    state = load_plain(path)
+    if not isinstance(state, dict):
+        raise DumpError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
 
 
 def validate(dump, path) -> dict:
-    """Check keys and types of a loaded dump; an old one of six keys is format 0."""
-    if not isinstance(dump, dict):
-        raise DumpError(f"{path}: holds a {type(dump).__name__}, not a dump")
-    version = dump.get("format_version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise DumpError(f"{path}: format {version!r} is newer than this version reads ({FORMAT_VERSION})")
-    for key, kind in (KEYS if version else ORIGIN_KEYS).items():
-        if key not in dump:
-            raise DumpError(f"{path}: has no '{key}'")
-        if not isinstance(dump[key], kind) or isinstance(dump[key], bool):
-            raise DumpError(f"{path}: '{key}' is a {type(dump[key]).__name__}")
-    if version and dump["reason"] not in REASONS:
-        raise DumpError(f"{path}: unknown reason '{dump['reason']}'")
-    return dump
+    """Check the keys of a loaded dump and the types inside them; returns it in plain containers.
+
+    A dump without ``format_version`` is the old one of six keys, format 0; its loss and prec1 become floats, tensors
+    of one number included. Keys that are not known pass where they hold plain values. ``path`` is named in DumpError.
+    """
+    try:
+        dump = plain(dump)
+        if type(dump) is not dict:
+            raise Refusal(f"holds a {type(dump).__name__}, not a dump")
+        version = dump.get("format_version", 0)
+        if type(version) is not int or version < 0:
+            raise Refusal(f"'format_version' is {describe(version)}, not the number of a format")
+        if version > FORMAT_VERSION:
+            raise Refusal(f"format {version} is newer than this version reads ({FORMAT_VERSION})")
+        if version == 0:
+            for key in ("loss", "prec1"):
+                if type(dump.get(key)) is torch.Tensor:
+                    ONE_NUMBER(dump[key], key)
+                    dump[key] = dump[key].item()
+            check_kind(dump, Fields(ORIGIN_KEYS), "")
+            return {**dump, "loss": float(dump["loss"]), "prec1": float(dump["prec1"])}
+        check_kind(dump, Fields(KEYS, OPTIONAL_KEYS), "")
+        check_rows(dump)
+        return dump
+    except Refusal as refusal:
+        raise DumpError(f"{path}: {refusal}") from refusal
+
+
+def check_kind(value, kind, where: str):
+    """Raise Refusal, naming the place ``where``, unless a value is of a kind."""
+    if isinstance(kind, tuple):
+        if type(value) not in kind:
+            names = " or ".join(k.__name__ for k in kind)
+            raise Refusal(f"'{where}' is {describe(value)}, not {names}" if where else f"holds {describe(value)}")
+    elif isinstance(kind, list):
+        check_kind(value, (list,), where)
+        for index, item in enumerate(value):
+            check_kind(item, kind[0], f"{where}[{index}]")
+    elif isinstance(kind, dict):
+        check_kind(value, (dict,), where)
+        for key, item in value.items():
+            check_kind(key, TEXT, f"{where}: the name {key}")
+            check_kind(item, kind[str], f"{where}.{key}")
+    elif isinstance(kind, Fields):
+        check_kind(value, (dict,), where)
+        for key in kind.required:
+            if key not in value:
+                raise Refusal(f"'{where}' has no '{key}'" if where else f"has no '{key}'")
+        for key, inner in {**kind.required, **kind.optional}.items():
+            if key in value:
+                check_kind(value[key], inner, f"{where}.{key}" if where else key)
+    else:
+        kind(value, where)
+
+
+def check_rows(dump: dict):
+    """Raise Refusal unless data (M, B, samples) or (B, samples), label (B,), files and window tell of equal rows."""
+    shape, label = tuple(dump["data"].shape), dump["label"]
+    if len(shape) not in (2, 3):
+        return
+    batch = shape[-2]
+    rows = shape[0] * batch if len(shape) == 3 else batch
+    if label.ndim != 1 or len(label) != batch:
+        raise Refusal(f"'label' has the shape {tuple(label.shape)}, 'data' {shape}")
+    if len(dump["files"]) not in (0, rows):
+        raise Refusal(f"'files' has {len(dump['files'])} rows, 'data' {rows}")
+    window = dump.get("window", [batch])
+    if sum(window) != batch or any(n < 1 for n in window):
+        raise Refusal(f"'window' says {window}, the batch has {batch} rows")
+
+
+def describe(value) -> str:
+    """A value in few words: small ones as they are, others by their type or shape."""
+    if type(value) is torch.Tensor:
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return repr(value) if type(value) in SCALAR else f"a {type(value).__name__}"

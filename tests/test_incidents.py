@@ -226,7 +226,7 @@ def test_nan_inject_is_parsed_and_refused():
 
 
 def test_old_dumps_are_valid_and_others_are_not(tmp_path):
-    old = {"batch_idx": 1, "epoch": 2, "data": torch.zeros(1), "label": torch.zeros(1), "loss": math.nan, "prec1": 0.0}
+    old = {"batch_idx": 1, "epoch": 2, "data": torch.zeros(1), "label": torch.tensor([0]), "loss": math.nan, "prec1": 0}
     torch.save(old, tmp_path / "old.pt")
     assert read_dump(tmp_path / "old.pt")["epoch"] == 2
     for broken in ([], {**old, "format_version": 9}, {**old, "data": 3}, {k: v for k, v in old.items() if k != "loss"}):
