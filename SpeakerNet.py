@@ -306,6 +306,9 @@ class ModelTrainer:
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
         self.trained = True
+        drifted = self.ranks.reconcile(self.parameters)
+        if drifted:
+            self.say(f"rank {drifted}: weights differ from those of rank 0, and are set to them again")
         lr = self.optimizer.param_groups[0]["lr"]
         if self.scheduler_unit == "epoch":
             self.scheduler.step()

@@ -66,6 +66,17 @@ class Ranks:
         dist.all_gather_object(boxes, value)
         return boxes
 
+    def reconcile(self, tensors) -> list[int]:
+        """Ranks whose tensors differ from the main process's, by their sums; there they are set to the main's."""
+        if self.world == 1:
+            return []
+        sums = self.gather([float(t.detach().double().sum()) for t in tensors])
+        differing = [rank for rank, values in enumerate(sums) if values != sums[0]]
+        if differing:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+        return differing
+
     def share_buffers(self, module):
         """Give every rank the main process's buffers, so that all evaluate the same model."""
         if self.world > 1:

@@ -6,10 +6,12 @@ Each hypothesis says what must hold if it is true and tries it; the first that s
 import math
 
 import numpy as np
+import torch
 
 from postmortem.finding import Finding
+from postmortem.patches import Casts
 from postmortem.probe import is_front_end
-from postmortem.provenance import ABSURD, origin_of, rows_of, same_as_files
+from postmortem.provenance import ABSURD, first_bad_sample, origin_of, rows_of, same_as_files
 from postmortem.state_faults import bad_before, bad_scaler, diverged, outlier
 
 SILENT = 1e-6  # peak of a row that holds nothing
@@ -53,7 +55,7 @@ def unusable_file(case):
                 if entry.get("reason", "silent") != "silent":
                     place = f" (list line {entry['line']})" if "line" in entry else ""
                     text = f"{entry['path']}{place} cannot be used: {entry['reason']}."
-                    files = [{"path": entry["path"], "sample": None}]
+                    files = [{"path": entry["path"], "sample": first_bad_sample(entry)}]
                     detail = "empty" if "no samples" in entry["reason"] else "unreadable"
                     evidence = [
                         f"row {row} is {info['path']} in its place" if cause == "input" else f"row {row} is without it"
@@ -181,13 +183,18 @@ def absurd_amplitude(case):
 
 def too_little_precision(case):
     """Finite in fp32, not under autocast."""
-    if case.replay is None or case.base.finite or case.dump["amp_dtype"] == "float32":
+    if case.replay is None or case.base.finite:
         return None
-    exact = case.replay.run(dtype="float32", settings=None)
+    short = case.origin is not None and case.origin.dtype in ("float16", "bfloat16")
+    if case.dump["amp_dtype"] == "float32" and not short:
+        return None
+    exact = case.replay.run(dtype="float32")
+    if not exact.finite and short:  # code that casts to 16 bit itself
+        exact = case.replay.run(dtype="float32", modes=[Casts(torch.float32)])
     if not exact.finite:
         return None
     finding = placed(case)
-    dtype = case.dump["amp_dtype"]
+    dtype = case.origin.dtype if short else case.dump["amp_dtype"]
     finding.cause = "precision"
     small = any(word in (finding.op or "").lower() for word in ("div", "log", "sqrt", "reciprocal", "acos"))
     finding.detail = "underflow" if small else "overflow"
@@ -214,10 +221,10 @@ def place(case):
     record = case.origin
     network = case.replay.network()
     loss = record.site.module.startswith("__L__") or record.site.source.startswith("loss/")
-    if is_front_end(record, network):
-        finding.cause = "frontend"
-    elif loss:
+    if loss:
         finding.cause = "loss"
+    elif is_front_end(record, network):
+        finding.cause = "frontend"
     else:
         finding.cause = "model_backward" if record.backward else "model_forward"
     where = f"{finding.module or 'the network'}, {finding.source}"

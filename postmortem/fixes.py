@@ -103,12 +103,11 @@ def by_rewind(case, finding, text, change, key) -> dict:
 def for_input(case, finding) -> list[dict]:
     """Take the file out of the list; or, for a level that is absurd, scale it."""
     fixes = []
-    rows = dict(zip(finding.rows, finding.files))
     left = [c for c in range(len(case.label())) if c not in finding.columns]
-    for path in dict.fromkeys(f["path"] for f in finding.files):
-        info = next((case.files[r] for r, f in rows.items() if f["path"] == path and r < len(case.files)), {})
-        place = excluded(case, path, info)
-        text, change = f"take {path} out: {place}, or repair the file", {"file": path}
+    paths = list(dict.fromkeys(f["path"] for f in finding.files))
+    if paths:
+        places = "; ".join(f"{path}: {excluded(case, path)}" for path in paths)
+        text, change = f"take out or repair {places}", {"file": paths[0]} if len(paths) == 1 else {"files": paths}
         if case.dump.get("reason") == "data_error":
             outcome = "the run did so for this crop and the step was taken"
             fixes.append(recommendation(text, "exclude_file", change, True, outcome))
@@ -117,10 +116,12 @@ def for_input(case, finding) -> list[dict]:
             outcome = f"{case.refusal}; without it the other rows are finite" if clean else case.refusal
             fixes.append(recommendation(text, "exclude_file", change, None, outcome))
         elif len(left) < 2:
-            outcome = "no two rows are left to try the step with"
-            fixes.append(recommendation(text, "exclude_file", change, None, outcome))
+            sound = torch.nan_to_num(case.replay.data, nan=0.0, posinf=0.0, neginf=0.0)
+            fixes.append(attempt(case, text, "exclude_file", change, data=sound))
+            fixes[-1]["outcome"] = f"no two rows are left; with the bad samples at zero, {fixes[-1]['outcome']}"
         else:
             fixes.append(attempt(case, text, "exclude_file", change, columns=left))
+            note_another_fault(case, finding, fixes[-1], left)
     if case.dump.get("injected") == "data":
         for fix in fixes:
             fix.update(verdict="refuted", outcome="the file is sound: nan_inject put it there")
@@ -133,12 +134,23 @@ def for_input(case, finding) -> list[dict]:
     return fixes
 
 
-def excluded(case, path, info) -> str:
+def note_another_fault(case, finding, fix, left):
+    """A batch that is sound without its bad samples and then fails under autocast alone has another fault as well."""
+    if fix["verdict"] == "refuted" and case.bad_rows() and not set(case.bad_rows()) - set(finding.rows):
+        exact = case.replay.run(columns=left, dtype="float32")
+        if exact.finite:
+            dtype, other = case.dump["amp_dtype"], fix["outcome"]
+            fix["verdict"] = "verified"
+            fix["outcome"] = (
+                f"the batch is sound without it ({exact} in float32); another fault waits in {dtype}: {other}"
+            )
+
+
+def excluded(case, path) -> str:
     """The list line to remove, in words."""
     listing = case.config.get("train_list", "the training list")
-    line = info.get("line")
-    for replaced in info.get("replaced", []):
-        line = replaced["line"] if replaced["path"] == path else line
+    entries = [entry for info in case.files for entry in (info, *info.get("replaced", []))]
+    line = next((entry.get("line") for entry in entries if entry["path"] == path), None)
     return f"remove line {line} of {listing}" if line is not None else f"remove it from {listing}"
 
 
@@ -188,8 +200,7 @@ def for_label(case, finding) -> list[dict]:
         text = f"nClasses must match the data set: {worst + 1} or more (now {case.classes}); 0 counts the train list"
         fixes.append(attempt(case, text, "set", change, settings=change))
     for path in dict.fromkeys(f["path"] for f in finding.files if case.dump.get("injected") != "label"):
-        info = next((i for i in case.files if i["path"] == path), {})
-        text = f"correct the speaker of {path}, or {excluded(case, path, info)}"
+        text = f"correct the speaker of {path}, or {excluded(case, path)}"
         if len(left) > 1:
             fixes.append(attempt(case, text, "exclude_file", {"file": path}, columns=left))
         else:
@@ -381,8 +392,10 @@ def for_environment(case, finding) -> list[dict]:
     if finding.detail == "injected" and case.replay is not None:
         outcome = f"the step without it: {case.base}"
         return [recommendation("take nan_inject out: this was a rehearsal", "set", {"nan_inject": ""}, True, outcome)]
-    text = "go on: the batch was left out; if it happens again, check memory, disk and the loader's processes"
-    return [recommendation(text, "none", None, None, "the replay is finite")]
+    text = "go on: nothing to change; if it happens again, check memory, disk and the loader's processes"
+    if case.replay is None or not case.base.finite:
+        return [recommendation(text, "none", None, None, case.refusal or "see the evidence")]
+    return [recommendation(text, "none", None, True, f"the same step, unchanged, replayed: {case.base}")]
 
 
 CAUSES = {

@@ -16,6 +16,7 @@ CUDA_FP32 = frozenset(
     " normalize pdist poisson_nll_loss pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin"
     " softplus sum renorm tan triplet_margin_loss logsumexp vector_norm __pow__ __rpow__ arccos arcsin".split()
 )
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EPSILON = 1e-7
 VERBS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
 
@@ -51,17 +52,24 @@ class CudaCasts(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class DoubleCasts(TorchFunctionMode):
-    """Casts to fp32 give fp64 instead."""
+class Casts(TorchFunctionMode):
+    """Casts to any floating type, as plug-ins write them, give one type instead."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
 
     def __torch_function__(self, function, kinds, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if getattr(function, "__name__", "") == "float":
-            return args[0].double()
-        if kwargs.get("dtype") is torch.float32:
-            kwargs["dtype"] = torch.float64
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        return function(*args, **kwargs)
+        if getattr(function, "__name__", "") in ("float", "half", "bfloat16", "double"):
+            return args[0].to(self.dtype)
+        if kwargs.get("dtype") in FLOATING:
+            kwargs["dtype"] = self.dtype
+        return function(*(self.dtype if _is_dtype(a) else a for a in args), **kwargs)
+
+
+def _is_dtype(value) -> bool:
+    return isinstance(value, torch.dtype) and value in FLOATING
 
 
 def _away_from_zero(x):
@@ -128,6 +136,9 @@ class LineGuard(TorchFunctionMode):
             return self.deviation(function, name, args, kwargs)
         if name in ("pow", "__pow__", "float_power") and len(args) > 1 and not isinstance(args[1], torch.Tensor):
             return self.power(function, args, kwargs)
+        if name in ("cross_entropy", "nll_loss") and isinstance(kwargs.get("weight"), torch.Tensor):
+            self.note("keep the class weights above zero")
+            return function(*args, **{**kwargs, "weight": _positive(kwargs["weight"])})
         if name in GUARDS:
             operand, keep, words = GUARDS[name]
             if operand < len(args) and isinstance(args[operand], torch.Tensor) and args[operand].is_floating_point():

@@ -21,6 +21,7 @@ class Site:
     module: str = ""
     source: str = ""
     learned: bool = False  # a parameter was used at or before this point
+    spectral: bool = False  # a Fourier transform was taken at or before this point
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Probe(TorchDispatchMode):
         self.statistics = {b.untyped_storage().data_ptr() for b in network.buffers() if b.is_floating_point()}
         self.records, self.made = [], {}
         self.sites, self.sequence = {}, -1
-        self.stack, self.learned = [], False
+        self.stack, self.learned, self.spectral = [], False, False
         self.activations, self.hooks = [], []
 
     def __enter__(self):
@@ -109,6 +110,7 @@ class Probe(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is None:
             self.learned |= any(_pointer(t) in self.parameters for t in inputs)
+            self.spectral |= "fft" in name
             now = torch.autograd._get_sequence_nr()
             if now != self.sequence:
                 self.sequence = now
@@ -128,7 +130,7 @@ class Probe(TorchDispatchMode):
 
     def here(self) -> Site:
         """The site of the operation that is running in the forward pass."""
-        return Site(self.stack[-1] if self.stack else "", call_site(3), self.learned)
+        return Site(self.stack[-1] if self.stack else "", call_site(3), self.learned, self.spectral)
 
     def record(self, name, node, bad, inputs, originals, arguments):
         """Note an operation with a non-finite output; ``inputs`` as they were before it, ``originals`` for identity."""
@@ -138,7 +140,7 @@ class Probe(TorchDispatchMode):
             site = self.sites.get(node._sequence_nr(), Site())
             own = call_site(2)  # of a hand-written backward function
             if own:
-                site = Site(site.module, own, site.learned)
+                site = Site(site.module, own, site.learned, site.spectral)
         first = bad[0]
         wrong = ~first.isfinite()
         rows = wrong.flatten(1).any(dim=1) if first.ndim > 1 else wrong
@@ -168,16 +170,16 @@ class Probe(TorchDispatchMode):
     def origin(self) -> Record | None:
         """The earliest origin of what is not finite at the end of the pass that failed first.
 
-        An infinity put in place on purpose (a mask) counts only through the first operation that makes a NaN of it.
+        An infinity put in place on purpose (a mask) counts only through the first operation that makes a NaN of it. In
+        the backward pass, what the forward pass made does not count: it ended finite all the same.
         """
         forward = [r for r in self.records if not r.backward]
-        for records in (self.reaching(forward), self.reaching([r for r in self.records if r.backward]), self.records):
+        backward = [r for r in self.records if r.backward]
+        for records in (self.reaching(forward), self.reaching(backward), self.records):
             for record in records:
-                if (
-                    not record.masks
-                    and all(parent.masks for parent in record.parents)
-                    and (record.nan or not any(parent.masks for parent in record.parents))
-                ):
+                parents = [p for p in record.parents if p.backward or not record.backward]
+                masked = any(p.masks for p in parents)
+                if not record.masks and all(p.masks for p in parents) and (record.nan or not masked):
                     return record
         return None
 
@@ -208,18 +210,20 @@ class Probe(TorchDispatchMode):
 
 
 def is_front_end(record: Record, network: nn.Module) -> bool:
-    """Whether an operation belongs to the features: before anything learned, in the forward pass."""
-    path = record.site.module.lower()
+    """Whether an operation belongs to the features: in a module of that name, or before anything learned.
+
+    What a model's own ``forward`` does to the waveform is counted among the features; a layer in front of the first
+    learned one only where a Fourier transform came before it.
+    """
+    path, site = record.site.module.lower(), record.site
     modules = dict(network.named_modules())
-    kinds = [type(modules[record.site.module]).__module__] if record.site.module in modules else []
-    named = any(word in path.replace("_", "") or word in path for word in FRONT_END)
-    library = any(kind.startswith("torchaudio") or kind.endswith("frontend") for kind in kinds)
-    return (
-        named
-        or library
-        or record.site.source.startswith("models/frontend.py")
-        or (not record.backward and not record.site.learned and not record.site.module.startswith("__L__"))
-    )
+    kind = type(modules[site.module]).__module__ if site.module in modules else ""
+    if kind.startswith("torchaudio") or site.source.startswith("models/frontend.py"):
+        return True
+    if any(word in text for word in FRONT_END for text in (path, path.replace("_", ""))):
+        return True
+    early = not record.backward and not site.learned and not site.module.startswith("__L__")
+    return early and (site.module in ("", "__S__") or site.spectral)
 
 
 def _pointer(tensor) -> int:

@@ -54,7 +54,7 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
         with np.errstate(over="ignore", invalid="ignore"):
             if len(bad_samples(apply_draws(clean, [draw]), limit)):
                 text = f"{info['path']} is sound; {draw['kind']} with {draw['path']} spoils it"
-                return Origin("augmentation", draw["path"], _draw_sample(draw), text)
+                return Origin("augmentation", draw["path"], first_bad_sample(draw), text)
     if len(bad_samples(mixed, limit)):
         text = f"{info['path']} and each augmentation alone are sound, together they are not"
         return Origin("augmentation", draws[0]["path"], None, text)
@@ -94,7 +94,10 @@ def _place(info: dict, index: int) -> int:
     return int(info.get("start", 0)) + round(index * rate / SAMPLE_RATE * info.get("speed", 1.0))
 
 
-def _draw_sample(draw: dict) -> int | None:
+def first_bad_sample(draw: dict) -> int | None:
+    """The first sample of an augmentation's file that is not finite; None where there is none, or no file."""
+    if not Path(draw["path"]).is_file():
+        return None
     try:
         noise, *_ = read_audio(draw["path"])
     except AudioError:

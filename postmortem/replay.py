@@ -14,7 +14,8 @@ from torch import nn
 
 import plugins
 from postmortem.dump import tensor_stats
-from postmortem.patches import CudaCasts, DoubleCasts
+from postmortem.patches import Casts, CudaCasts
+from precision import LossScaler
 from speaker_lists import UsageError
 from SpeakerNet import SpeakerNet
 
@@ -84,7 +85,7 @@ class Replay:
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
         self.emulated = cuda and self.device.type == "cpu"
         self.dtype = dump["amp_dtype"]
-        self.networks, self.runs = {}, 0
+        self.networks = {}
         if dump["threads"] > 0:
             torch.set_num_threads(dump["threads"])
         self.network()
@@ -126,16 +127,30 @@ class Replay:
         True collects gradient statistics, ``after(network)`` is called after the step, with its gradients there.
         """
         begin = time.perf_counter()
-        self.runs += 1
+        dtype = dtype or self.dtype
+        for tried in [scale] if scale else self.scales(dtype):
+            outcome = self.run_once(columns, data, label, settings, dtype, tried, **more)
+            if outcome.finite or outcome.error or not math.isfinite(outcome.loss) or outcome.bad_buffers:
+                break
+        outcome.seconds = time.perf_counter() - begin
+        return outcome
+
+    def scales(self, dtype: str) -> list[float]:
+        """The loss scales that the trainer tries: in fp16 lower ones too, where the gradients overflow."""
+        scale = self.dump["scaler_scale"]
+        if dtype != "float16" or not (scale > 0 and math.isfinite(scale)):
+            return [1.0]
+        scaler = LossScaler(True)
+        scaler.scale = scale if scale > 1 else scaler.scale
+        return [scaler.scale, *scaler.retries()]
+
+    def run_once(self, columns, data, label, settings, dtype, scale, **more) -> Outcome:
+        """``run`` at one loss scale."""
         network = self.network(settings)
-        if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
-            network.loss.set_epoch(self.dump["moment"])
         if more.get("edit"):
             more["edit"](network)
         batch = (self.data if data is None else data, self.label if label is None else label)
-        dtype = dtype or self.dtype
         windows = self.windows(*batch, columns)
-        scale = scale or (self.dump["scaler_scale"] if dtype == "float16" else 1.0) or 1.0
         self.restore_generators()
         restored = fp32_islands(network, more.get("islands", ()))
         outcome = Outcome()
@@ -154,7 +169,6 @@ class Replay:
             restored()
             if dtype == "float64":
                 network.float()
-        outcome.seconds = time.perf_counter() - begin
         return outcome
 
     def windows(self, data, label, columns):
@@ -168,12 +182,14 @@ class Replay:
     def casts(self, dtype: str) -> list:
         """Modes that stand in for another device's casts, or for a type the layers do not have."""
         if dtype == "float64":
-            return [DoubleCasts()]
+            return [Casts(torch.float64)]
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
 
     def forward_backward(self, network, windows, dtype, scale, outcome):
         """The trainer's forward and backward pass; leaves unscaled gradients."""
         network.zero_grad(set_to_none=True)
+        if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
+            network.loss.set_epoch(self.dump["moment"])
         if dtype == "float64":
             network.double()
         losses, accuracies = [], []

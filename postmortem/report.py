@@ -2,6 +2,7 @@
 
 import collections
 
+from postmortem.reader import printable
 from postmortem.statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
 
 WIDTH = 80
@@ -24,7 +25,7 @@ def text_report(analysis) -> list[str]:
     for title, content in sections.items():
         if content:
             lines += ["", f"--- {title} ---", *content]
-    return lines
+    return [printable(line) for line in lines]  # a dump may name files with control characters
 
 
 def verdict_lines(a) -> list[str]:
