@@ -3,7 +3,7 @@
 import shutil
 
 import voices
-from fault import CODE, NONE, Fault, Place, Stage, Truth, exclude, put
+from fault import CODE, Fault, Place, Truth, exclude, put
 from sources import loss, model
 from voices import FIRST, NOISE, REVERB, SAMPLE, at, silence, spoil, times
 from workspace import ECAPA
@@ -322,6 +322,3 @@ FAULTS = (
 def spoil_trial(workspace):
     """One NaN in a test file."""
     voices.rewrite(workspace, TRIAL[:-5], at(SAMPLE, float("nan")))
-
-
-_ = (NONE, Stage)

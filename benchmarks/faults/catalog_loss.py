@@ -65,7 +65,7 @@ SOFTPLUS = loss(
 MARGIN_RAMP = loss(
     COSINE,
     """
-    ramp = self.margin * F.one_hot(label, self.classes) * self.ramp
+    ramp = self.margin * F.one_hot(label, self.classes) * self.ramp  #!
     logits = (cosine - ramp) * self.scale
     loss = F.cross_entropy(logits, label)
     """,
@@ -142,7 +142,7 @@ FAULTS = (
         {"scale": 1e39, "nan_patience": 4},
         status=3,
     ),
-    one_line("F34", "margin schedule 0/0 at the start of epoch 2", FORWARD, LOSS, ("div",), MARGIN_RAMP),
+    one_line("F34", "margin schedule 0/0 at the start of epoch 2", FORWARD, LOSS, ("div", "mul"), MARGIN_RAMP),
     one_line(
         *("F35", "log(1 + exp) beyond 88", FORWARD, LOSS, ("exp",), SOFTPLUS),
         *((put("scale", below(88)),), True),

@@ -58,9 +58,6 @@ BFLOAT_CANCELLATION = model(
     x = torch.cat([x.mean(dim=2), torch.sqrt(variance + 1e-4)], dim=1)  #!
     """,
     width=16,
-).replace(
-    "x = self.conv(x.unsqueeze(1))",
-    "x = self.conv(x.unsqueeze(1)).to(torch.bfloat16 if self.training else torch.float32)",
 )
 WHERE = model(
     middle="""

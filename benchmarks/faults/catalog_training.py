@@ -4,7 +4,7 @@ import shutil
 
 import voices
 from catalog_loss import CLAMPED, below
-from fault import CODE, NONE, RESTORE, Fault, Place, Stage, Truth, exclude, put
+from fault import CODE, RESTORE, Fault, Place, Stage, Truth, exclude, put
 from sources import model
 from voices import FIRST, SAMPLE, at, spoil
 from workspace import ECAPA
@@ -147,6 +147,7 @@ def scale_found(workspace):
 
 
 STORM = [f"train00{speaker}/session{number % 4}/{number:05d}" for speaker in range(6) for number in (1, 4)]
+STORM_FILES = tuple(f"wav/{name}.wav" for name in STORM)
 WEIGHT = ("__S__.conv.weight", "S.conv.weight", "conv.weight")
 MOMENT = (*WEIGHT, "optimizer.0.exp_avg", "__S__.conv.weight.exp_avg", "exp_avg.__S__.conv.weight")
 BUFFER = ("__S__.watch.running_var", "__S__.watch.running_mean")
@@ -272,8 +273,8 @@ STATE_FAULTS = (
             Truth(
                 ("batch_nonfinite",),
                 ("input",),
-                (Place(sample=SAMPLE),),
-                (exclude(*(f"wav/{name}.wav" for name in STORM)),),
+                (Place(among=STORM_FILES, sample=SAMPLE),),
+                (exclude(*STORM_FILES),),
             ),
         ),
         {**HALF, "max_epoch": 4, "test_interval": 4, "nan_patience": 1000},
@@ -302,7 +303,7 @@ OTHER_FAULTS = (
             Truth(
                 ("grad_nonfinite",),
                 ("model_backward", "distributed"),
-                (Place(code=True, ops=("sqrt",)), Place(rank=1)),
+                (Place(code=True, ops=("sqrt",), rank=1),),
                 (CODE, exclude(WAV)),
             ),
         ),
@@ -328,7 +329,7 @@ OTHER_FAULTS = (
     ),
     Fault(
         *("F58", "an activation is Inf once"),
-        (Truth(("loss_nonfinite",), ("environment",), (), (NONE,)),),
+        (Truth(("loss_nonfinite",), ("environment",)),),
         {"model": "bad"},
         {"models/bad.py": ONCE},
     ),

@@ -10,11 +10,13 @@ MARKER = "# FAULT"  # ends each faulty source line of a plug-in; line numbers ar
 class Place:
     """One right answer to "where": every field that is set must agree.
 
-    ``files`` are paths below the data folder, and the analyser must name exactly these; ``sample`` is the index in the
-    file. ``code`` asks for a marked source line, ``ops`` for one of these operations. ``keys`` are configuration keys.
+    ``files`` are paths below the data folder, and the analyser must name exactly these; of ``among`` it must name one
+    or more, and no other. ``sample`` is the index in the file. ``code`` asks for a marked source line, ``ops`` for one
+    of these operations. ``keys`` are configuration keys.
     """
 
     files: tuple = ()
+    among: tuple = ()
     sample: int | None = None
     code: bool = False
     ops: tuple = ()
@@ -29,7 +31,7 @@ class Fix:
     """One true fix: an action, and what its change must satisfy.
 
     ``action`` 'exclude_file' needs one of ``files``, 'set' a ``key`` whose value passes ``good``, 'fix_code' a marked
-    line, 'restore' and 'none' nothing more.
+    line, 'restore' nothing more.
     """
 
     action: str
@@ -42,7 +44,6 @@ class Fix:
 class Truth:
     """What is true of one fault: the dump's reason, the allowed causes, the places and the fixes.
 
-    ``optional`` is a dump that may be missing where the trainer names the fault on the terminal (``said``).
     ``bit_equal`` asks the analyser for a replay that equals the run bit for bit.
     """
 
@@ -101,5 +102,5 @@ def put(key: str, good: Callable) -> Fix:
     return Fix("set", key=key, good=good)
 
 
-CODE, RESTORE, NONE = Fix("fix_code"), Fix("restore"), Fix("none")
+CODE, RESTORE = Fix("fix_code"), Fix("restore")
 FULL_PRECISION = (put("mixedprec", lambda v: not v), put("amp_dtype", lambda v: v == "bfloat16"))

@@ -63,6 +63,8 @@ def right_place(place, report: dict, workspace, lines) -> bool:
     checks = []
     if place.files:
         checks.append(named == {str(workspace.data / name) for name in place.files})
+    if place.among:
+        checks.append(bool(named) and named <= {str(workspace.data / name) for name in place.among})
     if place.sample is not None:
         checks.append(bool(files) and all(f.get("sample") == place.sample for f in files))
     if place.code:
@@ -133,7 +135,9 @@ def totals(scores) -> list[tuple[str, float, float, str]]:
 
 def share(name: str, values: list[bool], goal: float):
     """A goal in per cent."""
-    reached = 100.0 * sum(values) / len(values) if values else 100.0
+    if not values:
+        return name, goal, goal, "not scored"
+    reached = 100.0 * sum(values) / len(values)
     return name, reached, goal, f"{sum(values)} of {len(values)} ({reached:.1f} %, goal {goal:g} %)"
 
 

@@ -69,11 +69,9 @@ def same_fault(before: list[dict], after: list[dict], data: Path, other: Path) -
 
 def mentioned_files(recommendation: dict, workspace) -> list[str]:
     """The files that a recommendation to leave out names."""
-    text = json.dumps(recommendation)
-    files = (
-        str(p) for p in workspace.data.rglob("*.*") if p.is_file() and p.suffix != ".txt"
-    )  # a list is no file to leave out
-    return sorted(path for path in files if path in text)
+    files = sorted(str(path) for path in workspace.data.rglob("*.*") if path.suffix in (".wav", ".flac"))
+    parts = [json.dumps(recommendation.get(key)) for key in ("change", "text")]
+    return next((found for part in parts if (found := [path for path in files if path in part])), [])
 
 
 def rerun(fault, workspace, voices, recommendation, number: int, incident) -> str | None:
@@ -149,10 +147,21 @@ def reason_of(dump: Path) -> str:
 
 
 def run_fault(job) -> Score:
-    """Train with a fault, analyse its dumps, train again with the verified fixes."""
+    """Score a fault by its name, for preparations cannot be pickled; an error of the bench is the fault's problem."""
     name, folder, voices = job
-    fault = next(f for f in FAULTS if f.id == name)  # by name: preparations cannot be pickled
+    fault = next(f for f in FAULTS if f.id == name)
     begin, score = time.monotonic(), Score(fault.id, fault.title)
+    try:
+        train_and_analyse(fault, folder, voices, score)
+    except Exception as error:  # whatever a broken dump or report leads to, the other faults are still of interest
+        score.detected = False
+        score.problems.append(f"the bench failed: {type(error).__name__}: {error}")
+    score.seconds = time.monotonic() - begin
+    return score
+
+
+def train_and_analyse(fault, folder, voices, score):
+    """Train with a fault, analyse its dumps, train again with the verified fixes."""
     workspace = Workspace.make(folder / fault.id, voices, fault.plugins)
     statuses = train_stages(fault, workspace, {})
     score.reasons = [reason_of(dump) for dump in workspace.dumps()]
@@ -165,8 +174,6 @@ def run_fault(job) -> Score:
         wrong = check_fixes(fault, workspace, voices, reports)
         score.wrong_fixes = len(wrong)
         score.problems += wrong
-    score.seconds = time.monotonic() - begin
-    return score
 
 
 def chosen_faults(only: str):

@@ -102,16 +102,18 @@ def _run(script: Path) -> int:
 def wait(pids, seconds: float) -> list[int]:
     """Exit status of each child; those still running after the time limit are killed and give 124."""
     end, statuses = time.monotonic() + seconds, dict.fromkeys(pids)
-    while None in statuses.values():
+    try:
+        while None in statuses.values() and time.monotonic() < end:
+            for pid in [p for p, status in statuses.items() if status is None]:
+                done, raw = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    statuses[pid] = os.waitstatus_to_exitcode(raw)
+            time.sleep(0.02)
+    finally:  # after an interruption too
         for pid in [p for p, status in statuses.items() if status is None]:
-            done, raw = os.waitpid(pid, os.WNOHANG)
-            if not done and time.monotonic() > end:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                done, raw = pid, TIMED_OUT << 8
-            if done:
-                statuses[pid] = os.waitstatus_to_exitcode(raw)
-        time.sleep(0.02)
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            statuses[pid] = TIMED_OUT
     return list(statuses.values())
 
 
