@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -14,6 +15,10 @@ MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second be
 NORMAL = Fraction(1)
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
 MP3_PREROLL = 10 * 1152
+# libsndfile's log of a wav file whose header promises other than what is there. Programs that write to a pipe put a
+# placeholder of 2 GiB or more there, which is no promise.
+PROMISED_BYTES = re.compile(r"data : (\d+) \(should be (\d+)\)")
+PLACEHOLDER_BYTES = 0x7FFF0000
 
 
 class AudioError(Exception):
@@ -46,6 +51,29 @@ def audio_length(path) -> int:
     """Samples of a file at 16 kHz, from its header alone."""
     with _open(path) as audio:
         return math.ceil(audio.frames * _ratio(audio.samplerate, NORMAL))
+
+
+def read_blocks(path, samples: int = 1 << 18):
+    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored.
+
+    Raises AudioError as ``read_audio`` does, and also for a wav file shorter than its header says, which libsndfile
+    would silently take for a shorter recording.
+    """
+    with _open(path) as audio:
+        log = PROMISED_BYTES.search(audio.extra_info)
+        promised, found = map(int, log.groups()) if log else (0, 0)
+        if found < promised < PLACEHOLDER_BYTES:
+            raise AudioError(f"truncated: the header promises {promised} bytes of samples, {found} are there")
+        done = 0
+        while done < audio.frames:
+            try:
+                block = audio.read(min(samples, audio.frames - done), dtype="float32", always_2d=True)
+            except (OSError, RuntimeError) as error:
+                raise AudioError(getattr(error, "error_string", str(error))) from error
+            done += len(block)
+            if not len(block):
+                raise AudioError(f"truncated: the header promises {audio.frames} samples, reading ends at {done}")
+            yield audio.samplerate, block
 
 
 def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:

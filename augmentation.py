@@ -61,7 +61,7 @@ class AugmentWAV:
     def _reverberate(self, x, rng):
         path = self.rirs[rng.integers(len(self.rirs))]
         try:
-            rir = _read_rir(path)
+            rir = read_rir(path)
         except AudioError as error:
             reason = str(error)
             return x, [{"kind": "reverb", "path": path, "reason": reason}], [("augmentation", path, reason)]
@@ -115,7 +115,7 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _read_rir(path: str) -> np.ndarray:
+def read_rir(path: str) -> np.ndarray:
     """Read an impulse response, scaled to unit energy; of several channels the first."""
     rir, *_ = read_audio(path, first_channel=True)
     energy = float(np.sum(np.square(rir, dtype=np.float64)))

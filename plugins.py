@@ -32,7 +32,7 @@ def available(folder: str) -> list[str]:
     names = []
     for path in sorted((ROOT / folder).glob("*.py")):
         with contextlib.suppress(UsageError):  # a broken file is complained of when it is chosen
-            if path.stem.isidentifier() and _entry_node(_parse(path), ENTRY[folder]) is not None:
+            if path.stem.isidentifier() and _entry_node(parse(path), ENTRY[folder]) is not None:
                 names.append(path.stem)
     return names
 
@@ -42,7 +42,7 @@ def declaration(folder: str, name: str) -> Declaration | None:
     path = ROOT / folder / f"{name}.py"
     if not name.isidentifier() or not path.is_file():
         return None
-    tree = _parse(path)
+    tree = parse(path)
     entry = _entry_node(tree, ENTRY[folder])
     if entry is None:
         return None
@@ -89,7 +89,8 @@ def call(entry, values: dict, *leading):
     return entry(*leading, **{name: values[name] for name in names if name in values})
 
 
-def _parse(path: Path) -> ast.Module:
+def parse(path: Path) -> ast.Module:
+    """Parse a plug-in's source; UsageError names the line of a mistake."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:

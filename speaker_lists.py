@@ -71,6 +71,11 @@ def read_trials(path):
     return np.array(labels, dtype=np.int64), first, second
 
 
+def trial_lines(path) -> list[int]:
+    """Line number of each trial that ``read_trials`` gives."""
+    return [number for number, _ in _lines(path)]
+
+
 def list_hash(path) -> str:
     """SHA-256 of a list file, to record which list a score was made with."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -25,20 +25,23 @@ def main(argv=None) -> int:
         if first:
             for note in notes:
                 print(note, file=sys.stderr if print_config else sys.stdout)
-        return 0 if print_config else run(config, argv)
+        return 0 if print_config else run(config, argv, written)
     except UsageError as error:
         if first:
             print(error, file=sys.stderr)
         return 2
 
 
-def run(config, argv) -> int:
-    """Train or evaluate with a checked configuration."""
+def run(config, argv, written) -> int:
+    """Train, evaluate, or only look at everything, with a checked configuration."""
     import torch
 
     from distributed import Ranks, launch_all_gpus
 
-    launch_all_gpus(config, [sys.argv[0], *argv])
+    if not config.preflight:
+        launch_all_gpus(config, [sys.argv[0], *argv])
+    elif os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("preflight: runs in one process, without torchrun")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device: cuda is not available on this machine")
     if config.threads:
@@ -47,6 +50,8 @@ def run(config, argv) -> int:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     ranks = Ranks(config)
     try:
+        if config.preflight:
+            return preflight(config, written, ranks)
         return evaluate(config, ranks) if config.eval else train(config, ranks)
     finally:
         ranks.close()
@@ -95,6 +100,28 @@ def train(config, ranks) -> int:
         pictures = ", ".join(str(files.result / name) for name in ("det.png", "roc.png", "scores.png"))
         trainer.say(f"pictures: {pictures}")
     return 0
+
+
+def preflight(config, written, ranks) -> int:
+    """Look at everything before a long run; exit status 0 start it, 2 do not."""
+    import data_scan
+
+    def build(say):
+        """The trainer as a run would start it, which writes nothing."""
+        from DatasetLoader import SpeakerBatchSampler, TrainDataset
+        from run_files import RunFiles
+        from SpeakerNet import ModelTrainer
+        from training_state import resume
+
+        dataset = TrainDataset(config)
+        sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
+        trainer = ModelTrainer(config, ranks, dataset, sampler, None, RunFiles(config, False))
+        trainer.say = say
+        if not resume(trainer):
+            load_initial(trainer, config)
+        return trainer
+
+    return data_scan.preflight(config, written, build)
 
 
 def describe_run(trainer):

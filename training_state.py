@@ -82,7 +82,7 @@ def resume(trainer) -> bool:
         trainer.files.cut_back(state["file_sizes"])
     where = f"batch {trainer.batch} of" if trainer.batch else "the start of"
     trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
-    for name in sorted(changed - {"config"}):
+    for name in sorted(changed - {"config", "preflight"}):
         trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
     return True
 
