@@ -22,7 +22,7 @@ import precision
 import training_state
 from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe, write_evaluation
-from incidents import Incidents, check_batch, inject_batch
+from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from utils import save_atomically
 
@@ -133,6 +133,13 @@ class ModelTrainer:
             precision.restore_draw_state(rng, self.device)
             if not (attempt.loss_finite and attempt.buffers_finite):
                 break
+        wrong = bad_setting(self.optimizer)
+        if attempt.finite and wrong:
+            fault = Fault("state_nonfinite", wrong, loss=attempt.loss, norm=attempt.norm, module="optimizer")
+            self.buffers.restore()
+            precision.restore_draw_state(rng, self.device)
+            self.skip(window, fault, rng, self.ranks.main)
+            return None
         if not attempt.finite:
             at_fault = attempt.at_fault
             if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:

@@ -107,7 +107,7 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
         if "reason" in draw:  # could not be used then either
             continue
         if draw["kind"] == "reverb":
-            x = reverberate(x, _read_rir(draw["path"]))
+            x = reverberate(x, read_rir(draw["path"]))
         else:
             noise, *_ = read_audio(draw["path"], len(x), start=draw["start"])
             x = x + np.float32(draw["gain"]) * noise

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import traceback
-import warnings
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -200,11 +199,11 @@ def learning_rates(trainer) -> list[tuple[int, float]]:
         return [(p // steps + 1, scheduler.base_lrs[0] * scheduler.lr_lambdas[0](p)) for p in points]
     per_epoch = 1 if trainer.scheduler_unit == "epoch" else steps
     rates = [(trainer.epoch, float(group["lr"]))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch misses the optimizer's step before the scheduler's
-        for step in range(1, min((last - trainer.epoch + 1) * per_epoch, 10 * SCHEDULE_POINTS)):
-            scheduler.step()
-            rates.append((trainer.epoch + step // per_epoch, float(group["lr"])))
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
+    for step in range(1, min((last - trainer.epoch + 1) * per_epoch, 10 * SCHEDULE_POINTS)):
+        scheduler.step()
+        rates.append((trainer.epoch + step // per_epoch, float(group["lr"])))
     return rates
 
 

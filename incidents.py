@@ -84,6 +84,15 @@ def check_batch(batch: dict, classes: int) -> Fault | None:
     return None
 
 
+def bad_setting(optimizer) -> str:
+    """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' where all are finite."""
+    for group in optimizer.param_groups:
+        for key in ("lr", "weight_decay", "momentum", "eps"):
+            if not math.isfinite(group.get(key, 0.0)):
+                return f"the optimizer's {key} is {float(group[key])}"
+    return ""
+
+
 def joined(window: list[dict]) -> dict:
     """The batches of a window as one: data (M, B, samples), label (B,), files in the order of (M, B)."""
     rows = window[0]["data"].shape[0]

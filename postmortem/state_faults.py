@@ -11,10 +11,10 @@ from postmortem.rewind import Rewind
 def bad_before(case):
     """A weight, buffer or moment that was not finite before the step."""
     names = case.bad_state
-    if not names:
+    if not case.dump.get("format_version"):
         return None
     update = update_that_did_it(case, names)
-    if update is not None:
+    if update is not None or not names:
         return update
     weights = [n for n in names if not n.startswith("optimizer.")]
     name = (weights or names)[0]
@@ -57,7 +57,9 @@ def update_that_did_it(case, names) -> Finding | None:
         text = (
             f"The learning rate itself became {next(r for r in rates if not math.isfinite(r))}: the schedule gave it."
         )
-        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter=names[0], lever="schedule")
+        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", lever="schedule")
+    if not names or case.state is None:
+        return None
     moments = eps_at_zero(case, groups)
     if moments:
         text = f"eps is 0: the update of '{moments}' divides zero by zero where its gradient has always been zero."

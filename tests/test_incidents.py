@@ -301,3 +301,17 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     assert incidents == [(1, "batch_nonfinite"), (1, "loss_nonfinite"), (1, "grad_nonfinite")]
     assert next(e for e in events if e["event"] == "epoch")["skipped_batches"] == 3
     assert yaml.safe_load((run / "result" / "config.yaml").read_text())["nan_inject"] == keys["nan_inject"]
+
+
+def test_a_rate_that_is_not_finite_reaches_no_weight(settings, tools):  # nan.md F41
+    trainer = tools.build(settings)
+    batches = tools.batches(trainer)
+    train(trainer, batches[:1])
+    before = tools.snapshot(trainer)
+    trainer.optimizer.param_groups[0]["lr"] = math.nan
+    train(trainer, batches[1:2])
+    trainer.close()
+    trainer.optimizer.param_groups[0]["lr"] = before["lr"][0]
+    tools.assert_same(before, tools.snapshot(trainer))
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["reason"] == "state_nonfinite" and math.isnan(read_dump(path)["lr"])
