@@ -23,7 +23,7 @@ class Case:
         self.begin, self.seconds = time.perf_counter(), seconds
         self.replay, self.refusal = None, ""
         self.evidence, self.activations = [], []
-        self.base = self.origin = self.probe = None
+        self.base = self.origin = self.probe = self.again = None
         if not replay:
             self.refusal = "not replayed: --no-replay"
         elif not dump.get("format_version"):
@@ -112,8 +112,16 @@ class Case:
         if told and self.cured_without(told):
             return told
         self.searches = 0
+        width = len(everything)
+        pairs = [everything[i : i + 2] for i in (0, width // 3, 2 * width // 3)]
+        if width > 7 and all(self.search(pair) for pair in pairs):
+            return []  # whatever rows: none of them is to blame
         guilty, left = [], everything
-        while len(guilty) <= len(everything) // 2 and self.searches < SEARCH_RUNS and self.time_left() > 0:
+        while (
+            len(guilty) <= len(everything) // 2
+            and self.searches < SEARCH_RUNS
+            and self.time_left() > 0.5 * self.seconds
+        ):
             found = self.smallest_failing(left)
             if not found or len(found) > len(everything) // 2:
                 return []
@@ -146,7 +154,7 @@ class Case:
     def smallest_failing(self, columns: list[int]) -> list[int]:
         """Halve a failing set of rows until neither half fails without the other (delta debugging, Zeller 2002)."""
         parts = 2
-        while len(columns) > 2 and self.searches < SEARCH_RUNS and self.time_left() > 0:
+        while len(columns) > 2 and self.searches < SEARCH_RUNS and self.time_left() > 0.5 * self.seconds:
             size = -(-len(columns) // parts)
             chunks = [columns[i : i + size] for i in range(0, len(columns), size)]
             failing = next((c for c in chunks if len(c) > 1 and self.search(c)), None)

@@ -103,6 +103,7 @@ def bad_samples(case):
     blame_files(case, finding, flat, rows, math.inf)
     if finding.cause == "environment" and case.dump.get("injected") == "data":
         finding.cause = "input"
+        finding.summary = f"nan_inject spoiled a sample of {finding.files[0]['path']}: a rehearsal, the file is sound."
     return finding
 
 
@@ -198,8 +199,8 @@ def too_little_precision(case):
     finding.cause = "precision"
     small = any(word in (finding.op or "").lower() for word in ("div", "log", "sqrt", "reciprocal", "acos"))
     finding.detail = "underflow" if small else "overflow"
-    where = finding.module or finding.source or "the step"
-    finding.summary = f"{where} is not finite in {dtype} ({finding.op}); in float32 the same step is."
+    name = case.origin.op_name if case.origin is not None else "an operation"
+    finding.summary = f"{where_of(finding)}, {name} is not finite in {dtype}; in float32 the same step is."
     finding.evidence.append(f"float32: {exact}")
     if finding.module:
         island = case.replay.run(islands=(finding.module,))
@@ -227,13 +228,19 @@ def place(case):
         finding.cause = "frontend"
     else:
         finding.cause = "model_backward" if record.backward else "model_forward"
-    where = f"{finding.module or 'the network'}, {finding.source}"
-    passed = "its gradient" if record.backward else "its output"
-    finding.summary = f"{finding.op} in {where}: finite operands, but {passed} is not ({finding.detail})."
-    exact = case.replay.run(dtype="float64") if case.time_left() > 20 else None
+    made = "the gradient of " if record.backward else ""
+    what = finding.detail.replace("_", " ")
+    finding.summary = f"{where_of(finding)}, {made}{record.op_name} is not finite although its operands are: {what}."
+    exact = case.replay.run(dtype="float64") if case.time_left() > 10 * case.base.seconds else None
     if exact is not None and not exact.error:
         finding.evidence.append(f"float64: {exact}")
     return finding
+
+
+def where_of(finding) -> str:
+    """The place of a finding as the beginning of a sentence."""
+    parts = {"__S__": "the model", "__L__": "the loss", None: "the network"}
+    return f"At {finding.source or 'no line of a plug-in'}, in {parts.get(finding.module, finding.module)}"
 
 
 def placed(case) -> Finding:

@@ -34,13 +34,13 @@ def _key(rec):
     return (rec["action"], repr(rec["change"]))
 
 
-def attempt(case, text, action, change, **how) -> dict:
-    """Replay the step with one change and say what came of it."""
+def attempt(case, text, action, change, spare: float = 1.0, **how) -> dict:
+    """Replay the step with one change and say what came of it; ``spare`` 0 is tried whatever time is left."""
     if case.replay is None:
         return recommendation(text, action, change, None, case.refusal)
     if case.base.finite:
         return recommendation(text, action, change, None, "the replayed step is finite without it")
-    if case.time_left() < 0:
+    if spare * case.time_left() < 0:
         return recommendation(text, action, change, None, "the time for trials was used up (--seconds)")
     try:
         outcome = case.replay.run(**how)
@@ -91,7 +91,8 @@ def by_rewind(case, finding, text, change, key) -> dict:
         return recommendation(text, "set", change, course.sound, f"steps from {rewind.start}: {course}")
     if case.base.finite:
         return recommendation(text, "set", change, None, "the replayed step is finite without it")
-    step = case.replay.run()
+    case.again = case.again or case.replay.run()  # once: neither of these settings is read before the update
+    step = case.again
     clipped = "clipping spreads what is not finite, and " if key == "grad_clip" else ""
     outcome = f"{clipped}the step fails before the update that this changes: {step}"
     return recommendation(text, "set", change, False, outcome)
@@ -210,11 +211,11 @@ def for_label(case, finding) -> list[dict]:
 
 def for_code(case, finding) -> list[dict]:
     """Guard the operation where it stands; or a setting of the plug-in that keeps it in bounds."""
-    fixes = [*settings_of_plugins(case, finding)]
+    fixes = []
     if finding.source:
         guard = LineGuard(finding.source)
         text = f"{finding.source}: guard {finding.op}"
-        fix = attempt(case, text, "fix_code", {"source": finding.source}, modes=[guard])
+        fix = attempt(case, text, "fix_code", {"source": finding.source}, spare=0, modes=[guard])
         if guard.applied and fix["verdict"] == "verified":
             fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
             fixes.append(fix)
@@ -232,13 +233,16 @@ def for_code(case, finding) -> list[dict]:
     silent = [f for r, f in zip(finding.rows, finding.files) if "silence" in finding.detail]
     if silent and finding.columns:
         fixes += for_input(case, finding)
-    return fixes
+    return [*fixes, *settings_of_plugins(case, finding)]
 
 
 def settings_of_plugins(case, finding) -> list[dict]:
     """Settings of model and loss that are not their defaults, at their defaults; margin and scale at the guide's."""
     trials, config = [], case.config
+    concerned = {"loss": ["loss"], "precision": ["models", "loss"]}.get(finding.cause, ["models"])
     for folder, chosen in (("models", "model"), ("loss", "trainfunc")):
+        if folder not in concerned:
+            continue
         declared = plugins.declaration(folder, str(config.get(chosen, "")))
         for key, default in (declared.keys if declared else {}).items():
             plain = isinstance(default, (int, float)) and not isinstance(default, bool)

@@ -1,6 +1,7 @@
 """Find the first operation of a step that makes a non-finite value from finite ones, forward and backward."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +42,12 @@ class Record:
     known: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
     operands: str = ""
+
+    @property
+    def op_name(self) -> str:
+        """The operation as people call it: 'sqrt' for SqrtBackward0 and for _softmax 'softmax'."""
+        name = re.sub(r"Backward\d*$", "", self.node) or self.op
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_")
 
     @property
     def masks(self) -> bool:
