@@ -238,7 +238,8 @@ class ModelTrainer:
                 [
                     f"{in_a_row} non-finite steps in a row (nan_patience), the last: {told['what']}",
                     f"the state before them is in {self.files.model / 'last.model'}",
-                    f"the debug data is in {self.incidents.writer.folder}; then run the same command again",
+                    f"to find out why: python analyze_nan_debug.py {self.incidents.writer.folder}; "
+                    "mend it, then run the same command again",
                 ],
                 3,
             )

@@ -231,6 +231,8 @@ class Incidents:
         state = {"model_state_dict": t.network.state_dict(), "optimizer_state_dict": t.optimizer.state_dict()}
         lines.append(self.save(content, to_cpu(state)))
         self.seen[signature] = [self.last_name or "not saved", 1]
+        if self.last_name:
+            lines.append(f"To find out why: python analyze_nan_debug.py {self.writer.folder / self.last_name}")
         lines.append("Training goes on; weights, buffers and optimizer are as before this batch.")
         self.print("\n".join(lines))
         return self.last_name

@@ -61,9 +61,10 @@ def quick_fixes(case, finding) -> list[dict]:
         text = f"lower the learning rate to {change['lr']:g} (now {base:g})"
         fixes.append(by_rewind(case, finding, text, change, "lr"))
     if isinstance(config.get("scale"), (int, float)):
-        change = {"scale": 20 if config["scale"] > 20 else float(f"{config['scale'] * 2 / 3:.3g}")}
-        text = f"lower the scale of the loss to {change['scale']:g} (now {config['scale']:g})"
-        fixes.append(attempt(case, text, "set", change, settings=change))
+        for lower in (20 if config["scale"] > 20 else float(f"{config['scale'] * 2 / 3:.3g}"), 10):
+            if lower < config["scale"] and not any(f["verdict"] == "verified" for f in fixes):
+                text = f"lower the scale of the loss to {lower:g} (now {config['scale']:g})"
+                fixes.append(lasting(case, attempt(case, text, "set", {"scale": lower}, settings={"scale": lower})))
     if case.dump["amp_dtype"] == "float32":
         outcome = f"it is off already: the step was computed in float32 ({case.base})"
         fixes.append(recommendation("switch mixed precision off", "set", {"mixedprec": False}, False, outcome))
@@ -246,7 +247,7 @@ def settings_of_plugins(case, finding) -> list[dict]:
         declared = plugins.declaration(folder, str(config.get(chosen, "")))
         for key, default in (declared.keys if declared else {}).items():
             plain = isinstance(default, (int, float)) and not isinstance(default, bool)
-            if plain and key in config and config[key] != default and key not in ("nOut", "nClasses"):
+            if plain and key in config and config[key] != default and case.replay.fits({key: default}):
                 trials.append({key: default})
     if isinstance(config.get("margin"), (int, float)) and finding.cause == "loss" and config["margin"] > 0.1:
         trials.append({"margin": 0.1})
@@ -254,13 +255,15 @@ def settings_of_plugins(case, finding) -> list[dict]:
     for change in trials:
         ((key, value),) = change.items()
         text = f"{key}: {value} (now {config[key]})"
-        fix = attempt(case, text, "set", change, settings=change)
-        if fix["verdict"] == "verified" and not survives(case, change):
-            fix.update(
-                verdict="refuted", outcome="this step is finite with it, one of the next with the same batch is not"
-            )
-        fixes.append(fix)
+        fixes.append(lasting(case, attempt(case, text, "set", change, settings=change)))
     return fixes
+
+
+def lasting(case, fix: dict) -> dict:
+    """Refute a verified setting with which one of the next steps fails."""
+    if fix["verdict"] == "verified" and not survives(case, fix["change"]):
+        fix.update(verdict="refuted", outcome="this step is finite with it, one of the next with the same batch is not")
+    return fix
 
 
 def survives(case, change: dict) -> bool:

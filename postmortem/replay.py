@@ -108,6 +108,15 @@ class Replay:
         self.load(network, self.state["model_state_dict"], strict=not settings)
         return network.train()
 
+    def fits(self, settings: dict) -> bool:
+        """Whether the network with these configuration keys can be built and takes all of the dump's weights."""
+        try:
+            own = self.network(settings).state_dict()
+        except ReplayError:
+            return False
+        weights = self.state["model_state_dict"]
+        return all(name in weights and weights[name].shape == tensor.shape for name, tensor in own.items())
+
     def load(self, network, weights: dict, strict: bool = True):
         """Put weights into the network; where the configuration was changed, those that fit."""
         own = network.state_dict()
