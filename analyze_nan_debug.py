@@ -35,16 +35,17 @@ def arguments(argv) -> argparse.Namespace:
 
 
 def find_dumps(paths) -> list[Path]:
-    """Dumps of files and folders, oldest first; without any, those below exps/*/debug_nan/."""
-    if not paths:
-        return sorted(Path("exps").glob("*/debug_nan/nan_*.pt"), key=lambda p: p.stat().st_mtime)
+    """Dumps and lists of lost trials, oldest first; without paths those below exps/*/debug_nan/ and exps/*/result/."""
     found = []
-    for path in map(Path, paths):
+    for path in map(Path, paths or ["exps"]):
         if path.is_dir():
-            found += sorted(path.rglob("nan_*.pt"), key=lambda p: p.stat().st_mtime)
+            patterns = ("**/nan_*.pt", "**/nan_trials_epoch_*.txt")
+            patterns = patterns if paths else ("*/debug_nan/nan_*.pt", "*/result/nan_trials_epoch_*.txt")
+            inside = [file for pattern in patterns for file in path.glob(pattern)]
+            found += sorted(inside, key=lambda p: p.stat().st_mtime)
         elif path.exists():
             found.append(path)
-        else:
+        elif paths:
             raise UsageError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found))
 
@@ -68,11 +69,16 @@ def analyse_all(paths, args) -> int:
     """Analyse dumps one after the other; an unreadable one is named and the others are analysed all the same."""
     from postmortem.analysis import analyse
     from postmortem.dump import DumpError
+    from postmortem.evaluation_faults import analyse_trials
     from postmortem.report import summary_lines, text_report
 
     analyses, status = [], 0
     for path in paths:
         try:
+            if path.suffix == ".txt":
+                lost = analyse_trials(path)
+                print(json.dumps(lost.verdict) if args.json else "\n".join([*lost.lines(), ""]), flush=True)
+                continue
             analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds)
         except DumpError as error:
             print(error, file=sys.stderr)

@@ -247,3 +247,25 @@ def test_guilty_rows_by_halving(dump_of):
     assert case.guilty_columns() == [2]
     guilty = set(range(4))
     assert case.guilty_columns() == []
+
+
+def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):  # nan.md F60
+    names = sorted({p for line in (data / "trials.txt").read_text().splitlines() for p in line.split()[1:]})
+    wav = tmp_path / "wav"
+    for name in names:
+        (wav / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(data / "wav" / name, wav / name)
+    bad = names[3]
+    audio, rate = soundfile.read(wav / bad)
+    (wav / bad).unlink()
+    audio[77] = math.nan
+    trials = tmp_path / "trials.txt"
+    trials.write_text((data / "trials.txt").read_text().replace(bad, "bad.wav"))
+    soundfile.write(wav / "bad.wav", audio, rate, subtype="FLOAT")
+    keys = {"test_path": str(wav), "test_list": str(trials), "max_nan_score_pct": 90.0}
+    assert tools.command("--config", write({**settings, **keys})).returncode == 0
+    done = analyser(settings["save_path"], "--json")
+    (found,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
+    assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
+    assert "1 file(s) account for all of them" in analyser(settings["save_path"]).stdout

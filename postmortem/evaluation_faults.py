@@ -1,0 +1,109 @@
+"""Explain the scores that an evaluation lost: the fewest files that account for all of them, and what is in each."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from audio import AudioError, read_audio
+from postmortem.fixes import recommendation
+from postmortem.reader import DumpError, printable
+
+NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
+MAX_BYTES = 1 << 28
+
+
+@dataclass
+class EvaluationFault:
+    """What is known of the lost trials of an evaluation; ``verdict`` is the JSON object of DESIGN 3.6."""
+
+    path: Path
+    verdict: dict
+    summary: str
+    pairs: int
+
+    def lines(self) -> list[str]:
+        """The report."""
+        found = ["=" * 80, f"Lost scores: {self.path}", "=" * 80, "Cause: evaluation", self.summary, "Evidence:"]
+        found += [f"- {text}" for text in self.verdict["evidence"]]
+        found += ["", "--- RECOMMENDATIONS ---"]
+        found += [f"{r['verdict'].upper()}  {r['text']}: {r['outcome']}" for r in self.verdict["recommendations"]]
+        return [printable(line) for line in found]
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The pairs of a list of lost trials, lines `score label pathA pathB`; DumpError where it is none."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DumpError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DumpError(f"{path}: cannot be read: {error}") from error
+    wrong = next((i for i, parts in enumerate(lines, 1) if len(parts) != 4), None)
+    if wrong or not lines:
+        raise DumpError(f"{path}:{wrong or 1}: expected 'score label pathA pathB'")
+    return [(first, second) for _, _, first, second in lines]
+
+
+def cover(pairs: list[tuple[str, str]]) -> list[str]:
+    """Files that account for all pairs, few of them: again and again the file in most pairs that are left."""
+    left, chosen = pairs, []
+    while left:
+        counts = Counter(file for pair in left for file in set(pair))
+        worst = max(counts.values())
+        # Of files in equally many pairs the one that stands in both places first: a bad file meets many others.
+        file = min(name for name, count in counts.items() if count == worst)
+        chosen.append(file)
+        left = [pair for pair in left if file not in pair]
+    return chosen
+
+
+def describe_file(root: Path, name: str) -> tuple[str, int | None]:
+    """What is wrong with a test file, in words, and its first bad sample."""
+    path = root / name
+    if not path.is_file():
+        return "not at hand", None
+    try:
+        audio, *_ = read_audio(path)
+    except AudioError as error:
+        return f"cannot be used: {error}", None
+    wrong = np.flatnonzero(~np.isfinite(audio))
+    if len(wrong):
+        return f"{len(wrong)} samples are not finite, the first is sample {wrong[0]}", int(wrong[0])
+    return f"{len(audio)} finite samples, peak {np.abs(audio).max():.3g}: the network makes it non-finite", None
+
+
+def analyse_trials(path) -> EvaluationFault:
+    """Analyse a file result/nan_trials_epoch_N.txt of a run."""
+    path = Path(path)
+    pairs = read_pairs(path)
+    config = path.parent / "config.yaml"
+    root = Path()
+    if config.is_file():
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else root
+    files = cover(pairs)
+    found = [(name, *describe_file(root, name)) for name in files]
+    counts = Counter(file for pair in pairs for file in set(pair))
+    evidence = [f"{name}: {counts[name]} trials; {text}" for name, text, _ in found[:20]]
+    evidence += [f"... and {len(files) - 20} more files"] if len(files) > 20 else []
+    outcome = f"none of the {len(pairs)} lost scores is left without them"
+    advice = recommendation(
+        f"repair these files, or take their trials out: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}",
+        *("exclude_file", {"files": files}, True, outcome),
+    )
+    places = [{"path": str(root / name), "sample": sample} for name, _, sample in found]
+    location = dict.fromkeys(("module", "op", "source", "parameter", "rank"))
+    verdict = {
+        **{"file": str(path), "reason": None, "cause": "evaluation"},
+        "detail": "nonfinite" if any(sample is not None for *_, sample in found) else "nonfinite_embedding",
+        "location": {**location, "phase": "data", "rows": [], "files": places},
+        **{"evidence": evidence, "replay": {"reproduced": None, "seconds": 0.0}, "recommendations": [advice]},
+    }
+    epoch = NAME.fullmatch(path.name)
+    when = f" of epoch {epoch[1]}" if epoch else ""
+    summary = f"{len(pairs)} trials{when} have no finite score; {len(files)} file(s) account for all of them."
+    return EvaluationFault(path, verdict, summary, len(pairs))
