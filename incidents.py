@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -241,9 +242,7 @@ class Incidents:
         """Everything of format 1 but the state's name."""
         t = self.trainer
         data = batch["data"] if t.config.nan_dump_audio else batch["data"][..., :0]
-        names = {"models": t.config.model, "loss": t.config.trainfunc}
-        names |= {"optimizer": t.config.optimizer, "scheduler": t.config.scheduler}
-        sources = {f"{folder}/{name}.py": plugins.ROOT / folder / f"{name}.py" for folder, name in names.items()}
+        chosen = [Path(folder, f"{getattr(t.config, key)}.py") for folder, key in plugins.CHOSEN_BY.items()]
         return {
             **{"format_version": 1, "reason": fault.reason, "batch_idx": t.batch, "epoch": t.epoch, "step": t.step},
             **{"rank": self.ranks.rank, "world": self.ranks.world, "injected": fault.injected},
@@ -262,7 +261,7 @@ class Incidents:
             },
             **{"threads": torch.get_num_threads(), "device": str(t.device), "config": t.config.values()},
             "versions": versions(),
-            "source_hashes": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()},
+            "source_hashes": source_hashes({*chosen, *imported_plug_ins()}),
             "state": "",
         }
 
@@ -276,6 +275,18 @@ class Incidents:
         self.history.extend(state["history"])
         self.seen, self.writer.written = state["seen"], state["written"]
         self.file_dumps = state.get("file_dumps", 0)
+
+
+def imported_plug_ins() -> set[Path]:
+    """Files of the plug-in folders that this process has imported: the chosen ones, and what they import."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    paths = {Path(file).relative_to(plugins.ROOT) for file in files if file and Path(file).is_relative_to(plugins.ROOT)}
+    return {p for p in paths if len(p.parts) == 2 and p.parts[0] in plugins.ENTRY and p.name != "__init__.py"}
+
+
+def source_hashes(paths) -> dict[str, str]:
+    """SHA-256 of plug-in files: 'loss/aamsoftmax.py' -> hash."""
+    return {p.as_posix(): hashlib.sha256((plugins.ROOT / p).read_bytes()).hexdigest() for p in sorted(paths)}
 
 
 def report(dump: dict, fault: Fault, network, classes: int) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import os
 import random
 import time
 import types
@@ -19,6 +20,7 @@ from precision import LossScaler
 from speaker_lists import UsageError
 from SpeakerNet import SpeakerNet
 
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # more would only wait for each other
 STEP_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError)
 
 
@@ -51,9 +53,11 @@ class Outcome:
 
 
 def changed_sources(dump: dict) -> list[str]:
-    """Plug-in files whose content is not that of the dump, or that are missing."""
-    changed = []
-    for name, digest in dump["source_hashes"].items():
+    """Plug-in files that are not what the run used: changed, missing, or without a hash in the dump."""
+    hashes, config = dump["source_hashes"], dump["config"]
+    needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in plugins.CHOSEN_BY.items()]
+    changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
+    for name, digest in hashes.items():
         folder, _, file = name.partition("/")
         path = plugins.ROOT / folder / file
         if folder not in plugins.ENTRY or "/" in file or not path.is_file():
@@ -63,12 +67,27 @@ def changed_sources(dump: dict) -> list[str]:
     return changed
 
 
+def absurd_setting(config: dict, state: dict) -> str:
+    """A whole number of model or loss that no network with these weights can have; '' where there is none.
+
+    A dump may come from anyone: its configuration must not make the analysis allocate what the state does not hold.
+    """
+    most = max(100_000, sum(t.numel() for t in state["model_state_dict"].values()))
+    for folder in ("models", "loss"):
+        declared = plugins.declaration(folder, str(config.get(plugins.CHOSEN_BY[folder])))
+        for key in declared.keys if declared else ():
+            value = config.get(key, 0)
+            if isinstance(value, int) and abs(value) > most:
+                return f"{key}: {value}"
+    return ""
+
+
 class Replay:
     """The step of a format-1 dump. Runs on the CPU, or on a GPU where the dump is of one and one is at hand."""
 
     def __init__(self, dump: dict, state: dict | None, trust_changed_code: bool = False):
         changed = changed_sources(dump)
-        missing = [name for name in changed if name.endswith("(missing)")]
+        missing = [name for name in changed if name.endswith(")")]
         if missing or (changed and not trust_changed_code):
             hint = "" if missing else "; --trust-changed-code replays with it as it is now"
             raise ReplayError(f"not replayed: {', '.join(missing or changed)} is not what the run used{hint}")
@@ -76,6 +95,9 @@ class Replay:
             raise ReplayError("not replayed: the dump comes without weights")
         if not dump["data"].numel():
             raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
+        absurd = absurd_setting(dump["config"], state)
+        if absurd:
+            raise ReplayError(f"not replayed: the configuration has {absurd}, its weights are not of such a network")
         self.dump, self.state = dump, state
         data = dump["data"].float()
         self.data = data if data.ndim == 3 else data.unsqueeze(0)  # (M, B, samples)
@@ -86,7 +108,7 @@ class Replay:
         self.emulated = cuda and self.device.type == "cpu"
         self.dtype = dump["amp_dtype"]
         self.networks = {}
-        if dump["threads"] > 0:
+        if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
         self.network()
 

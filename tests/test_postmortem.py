@@ -13,7 +13,7 @@ import torch
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.dump import read_dump, read_state
-from postmortem.patches import LineGuard
+from postmortem.patches import CudaCasts, LineGuard
 from postmortem.probe import Probe
 from postmortem.replay import Replay
 from utils import save_atomically
@@ -269,3 +269,46 @@ def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_p
     assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
     assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
     assert "1 file(s) account for all of them" in analyser(settings["save_path"]).stdout
+
+
+def edit(path, **values):
+    """Change keys of a dump on the disk."""
+    dump = {**torch.load(path, weights_only=True), **values}
+    save_atomically(dump, path)
+    return dump
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"source_hashes": {}}, "no hash in the dump"),
+        ({"threads": 4000}, ""),
+        ({"state": ""}, "without weights"),
+        ({"data": torch.zeros(1, 4, 0)}, "no audio"),
+    ],
+)
+def test_a_dump_is_not_taken_on_trust(dump_of, values, said):
+    path = dump_of(nan_inject="1:loss")
+    edit(path, **values)
+    before = torch.get_num_threads()
+    verdict = analyse(path, trust=True).verdict
+    assert said in " ".join(verdict["evidence"]) and torch.get_num_threads() == before
+    assert (verdict["replay"]["reproduced"] is None) == bool(said)
+
+
+def test_an_absurd_configuration_is_not_built(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    edit(path, config={**dump["config"], "channels": 10**9})
+    assert "channels: 1000000000" in " ".join(analyse(path).verdict["evidence"])
+
+
+def test_a_dump_of_a_gpu_is_replayed_with_its_casts(dump_of):
+    path = dump_of(nan_inject="1:data", mixedprec="true", amp_dtype="float16")
+    edit(path, device="cuda:0")
+    verdict = analyse(path).verdict
+    assert verdict["cause"] == "input" and "emulated" in " ".join(verdict["evidence"])
+    with torch.autocast("cpu", dtype=torch.float16), CudaCasts(torch.float16):
+        x = torch.full((2, 3), 300.0, dtype=torch.float16)
+        assert x.pow(2).dtype is torch.float32 and x.softmax(dim=1).dtype is torch.float32
+        assert (x @ x.T).dtype is torch.float16
