@@ -84,10 +84,14 @@ class Case:
         """Run the step under the probe; sets ``origin`` and the activations of every module."""
         network = self.replay.network(changes.get("settings"))
         self.probe = Probe(network, self.replay.data)
-        outcome = self.replay.run(modes=[self.probe], **changes)
+        outcome = self.replay.run(modes=[self.probe], scale=self.base.scale, **changes)
         self.probe.ended(network, math.isfinite(outcome.loss) and not outcome.error)
         self.origin = self.probe.origin()
         self.activations = self.probe.activations
+        if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
+            steep = Probe(network, self.replay.data, steep=True)
+            self.replay.run(modes=[steep], scale=self.base.scale, **changes)
+            self.origin = steep.steepest
 
     def fails(self, columns) -> bool:
         """Whether the step fails with these labelled rows alone."""

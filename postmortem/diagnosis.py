@@ -230,7 +230,9 @@ def place(case):
         finding.cause = "model_backward" if record.backward else "model_forward"
     made = "the gradient of " if record.backward else ""
     what = finding.detail.replace("_", " ")
-    finding.summary = f"{where_of(finding)}, {made}{record.op_name} is not finite although its operands are: {what}."
+    bad = "is not finite although its operands are"
+    bad = "overflows the norm" if finding.detail == "steep_gradient" else bad
+    finding.summary = f"{where_of(finding)}, {made}{record.op_name} {bad}: {what}."
     exact = case.replay.run(dtype="float64") if case.time_left() > 10 * case.base.seconds else None
     if exact is not None and not exact.error:
         finding.evidence.append(f"float64: {exact}")
@@ -261,9 +263,9 @@ def placed(case) -> Finding:
         finding.source or "no line of a plug-in",
         f", operands {record.operands}" if record.operands else "",
     )
-    finding.evidence.append(
-        f"first operation with a non-finite result: {finding.op} ({record.dtype}) at {line}{operands}"
-    )
+    first = "first operation with a non-finite result"
+    first = "operation that multiplies the gradient most" if finding.detail == "steep_gradient" else first
+    finding.evidence.append(f"{first}: {finding.op} ({record.dtype}) at {line}{operands}")
     if finding.rows:
         finding.evidence.append(f"rows {finding.rows[:16]}: without them the step is finite")
         if case.files:
@@ -282,6 +284,8 @@ def detail_of(record) -> str:
     names = [record.op, record.node.removesuffix("0").removesuffix("Backward").lower()]
     if record.constant:
         return "nonfinite_constant"
+    if not record.nan and not record.infinite:
+        return "steep_gradient"
     return next((DETAILS[n] for n in names[::-1] if n in DETAILS), "overflow" if not record.nan else "nonfinite")
 
 

@@ -34,6 +34,7 @@ class Record:
     site: Site
     backward: bool
     nan: bool
+    infinite: bool
     rows: list  # rows of the first dimension that hold it
     size: int  # of the first dimension
     dtype: str
@@ -62,8 +63,9 @@ class Probe(TorchDispatchMode):
     is one that no operation made: data, a weight, a buffer, a number in the code.
     """
 
-    def __init__(self, network, data):
+    def __init__(self, network, data, steep: bool = False):
         super().__init__()
+        self.steep, self.steepest, self.ratio = steep, None, 1e6
         self.names = {id(m): name for name, m in network.named_modules()}
         self.known = {data.untyped_storage().data_ptr(): "data"}
         tensors = [*network.named_parameters(), *network.named_buffers()]
@@ -127,6 +129,8 @@ class Probe(TorchDispatchMode):
         written = [t for t in _tensors([out]) if t.is_floating_point()]
         written += statistics if node is None else []
         bad = [t for t in written if t.numel() and not bool(t.isfinite().all())]
+        if self.steep and node is not None and written and not bad:
+            self.measure(name, node, written, inputs, (args, kwargs))
         if bad:
             self.record(name, node, bad, inputs if copies is None else copies, inputs, (args, kwargs))
         bad_pointers = {_pointer(t) for t in bad}
@@ -134,6 +138,17 @@ class Probe(TorchDispatchMode):
             if _pointer(t) not in bad_pointers:
                 self.made.pop(_pointer(t), None)
         return out
+
+    def measure(self, name, node, written, inputs, arguments):
+        """Keep the backward operation that multiplies the gradient most: where it is steep though finite."""
+        size = max(float(t.abs().max()) for t in written if t.numel()) if any(t.numel() for t in written) else 0.0
+        given = max([float(t.abs().max()) for t in inputs if t.numel()], default=0.0)
+        if size / max(given, 1e-3) > self.ratio:
+            self.ratio = size / max(given, 1e-3)
+            self.steepest = self.record(name, node, written, inputs, inputs, arguments)
+            self.records.pop()
+            for tensor in written:
+                self.made.pop(_pointer(tensor), None)
 
     def here(self) -> Site:
         """The site of the operation that is running in the forward pass."""
@@ -153,7 +168,15 @@ class Probe(TorchDispatchMode):
         rows = wrong.flatten(1).any(dim=1) if first.ndim > 1 else wrong
         rows = rows.nonzero().flatten().tolist() if first.ndim else []
         record = Record(
-            name, node.name() if node else "", site, node is not None, bool(first.isnan().any()), rows, 0, ""
+            name,
+            node.name() if node else "",
+            site,
+            node is not None,
+            bool(first.isnan().any()),
+            bool(first.isinf().any()),
+            rows,
+            0,
+            "",
         )
         record.size, record.dtype = (first.shape[0] if first.ndim else 0), str(first.dtype).removeprefix("torch.")
         record.constant = any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(arguments))
@@ -173,6 +196,7 @@ class Probe(TorchDispatchMode):
         self.records.append(record)
         for tensor in bad:
             self.made[_pointer(tensor)] = record
+        return record
 
     def origin(self) -> Record | None:
         """The earliest origin of what is not finite at the end of the pass that failed first.

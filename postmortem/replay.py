@@ -39,6 +39,7 @@ class Outcome:
     error: str = ""  # of the plug-in's own
     gradients: dict = field(default_factory=dict)  # statistics per parameter
     seconds: float = 0.0
+    scale: float = 1.0  # the loss scale it was computed with
 
     @property
     def finite(self) -> bool:
@@ -163,6 +164,7 @@ class Replay:
             outcome = self.run_once(columns, data, label, settings, dtype, tried, **more)
             if outcome.finite or outcome.error or not math.isfinite(outcome.loss) or outcome.bad_buffers:
                 break
+        outcome.scale = tried
         outcome.seconds = time.perf_counter() - begin
         return outcome
 
@@ -190,6 +192,7 @@ class Replay:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
                     stack.enter_context(mode)
                 self.forward_backward(network, windows, dtype, scale, outcome)
+            self.measure(network, scale, outcome)
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after"):
@@ -217,7 +220,7 @@ class Replay:
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
 
     def forward_backward(self, network, windows, dtype, scale, outcome):
-        """The trainer's forward and backward pass; leaves unscaled gradients."""
+        """The trainer's forward and backward pass; leaves gradients at the loss scale."""
         network.zero_grad(set_to_none=True)
         if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
             network.loss.set_epoch(self.dump["moment"])
@@ -233,10 +236,13 @@ class Replay:
             (loss.float() * (scale / len(windows))).backward()
             losses.append(float(loss.detach().float()))
             accuracies.append(float(torch.as_tensor(accuracy, dtype=torch.float32).reshape(())))
+        outcome.loss, outcome.accuracy = torch.tensor([losses, accuracies]).mean(dim=1).tolist()
+
+    def measure(self, network, scale, outcome):
+        """Unscale the gradients and check what the trainer checks."""
         gradients = list(gradients_of(network).values())
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
-        outcome.loss, outcome.accuracy = sum(losses) / len(losses), sum(accuracies) / len(accuracies)
         outcome.norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
         buffers = [b for b in network.buffers() if b.is_floating_point()]
         outcome.bad_buffers = bool(buffers) and not math.isfinite(float(nn.utils.get_total_norm(buffers)))
