@@ -392,7 +392,7 @@ class ModelTrainer:
 
     def save(self, state: dict, name: str) -> bool:
         """Write a checkpoint, but never one with non-finite weights over a good one; returns whether it was written."""
-        bad = checkpoint.nonfinite_tensors(state["model_state_dict"])
+        bad = [n for n in checkpoint.nonfinite_tensors(state["model_state_dict"]) if n not in self.buffers.masks]
         if bad:
             self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         elif self.ranks.main:

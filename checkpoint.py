@@ -82,9 +82,9 @@ def nonfinite_tensors(weights: dict) -> list[str]:
     return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
 
 
-def refuse_nonfinite(weights: dict, path):
-    """Raise UsageError where a start would be made from non-finite tensors, naming them."""
-    bad = nonfinite_tensors(weights)
+def refuse_nonfinite(weights: dict, path, masks=()):
+    """Raise UsageError where a start would be made from non-finite tensors, naming them; ``masks`` are meant so."""
+    bad = [name for name in nonfinite_tensors(weights) if name not in masks]
     if bad:
         listing = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise UsageError(f"{path}: {len(bad)} tensors are not finite ({listing}); start from another checkpoint")

@@ -14,6 +14,7 @@ import checkpoint
 import plugins
 import precision
 from postmortem.dump import DumpWriter, tensor_stats
+from postmortem.statistics import SETTINGS, number
 from run_files import versions
 from speaker_lists import UsageError
 
@@ -88,9 +89,9 @@ def check_batch(batch: dict, classes: int) -> Fault | None:
 def bad_setting(optimizer) -> str:
     """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' where all are finite."""
     for group in optimizer.param_groups:
-        for key in ("lr", "weight_decay", "momentum", "eps"):
-            if not math.isfinite(group.get(key, 0.0)):
-                return f"the optimizer's {key} is {float(group[key])}"
+        for key in SETTINGS:
+            if not math.isfinite(number(group, key)):
+                return f"the optimizer's {key} is {number(group, key)}"
     return ""
 
 
@@ -136,13 +137,13 @@ class Incidents:
     def remember(self, loss, norm, scale):
         """Add a step to the history that a dump carries."""
         t = self.trainer
-        lr = t.optimizer.param_groups[0]["lr"]
+        lr = float(t.optimizer.param_groups[0]["lr"])
         self.history.append({"step": t.step, "loss": loss, "grad_norm": norm, "lr": lr, "scale": scale})
 
     def classify(self, attempt) -> Fault:
         """Name what made a step non-finite, with the gradients of the last attempt still there."""
         t = self.trainer
-        bad = checkpoint.nonfinite_tensors(t.network.state_dict())
+        bad = [n for n in checkpoint.nonfinite_tensors(t.network.state_dict()) if n not in t.buffers.masks]
         common = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
         if bad:  # the buffers are back as they were: this was bad before the step
             return Fault("state_nonfinite", f"'{bad[0]}' is not finite", module=bad[0], **common)
@@ -253,6 +254,7 @@ class Incidents:
             "amp_dtype": "float32" if t.amp_dtype is None else str(t.amp_dtype).removeprefix("torch."),
             "grad_stats": grad_stats,
             "param_stats": tensor_stats(dict(t.network.named_parameters())),
+            "trainable": [name for name, p in t.network.named_parameters() if p.requires_grad],
             "history": list(self.history),
             "rng_state": {
                 **checkpoint.rng_state(t.device),

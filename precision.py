@@ -70,7 +70,9 @@ class BufferSnapshot:
         by_type = {}
         for buffer in module.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
-        self.floating = [b for b in module.buffers() if b.is_floating_point()]
+        # A buffer that is not finite from the start, as a mask of -inf, is meant to be so.
+        self.masks = {n for n, b in module.named_buffers() if b.is_floating_point() and not bool(b.isfinite().all())}
+        self.floating = [b for n, b in module.named_buffers() if b.is_floating_point() and n not in self.masks]
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
 
     @torch.no_grad()

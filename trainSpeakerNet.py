@@ -190,7 +190,7 @@ def load_initial(trainer, config):
     network, say = trainer.network, trainer.say
     state = checkpoint.load(config.initial_model)
     weights = checkpoint.weights_of(state, config.initial_model)
-    checkpoint.refuse_nonfinite(weights, config.initial_model)
+    checkpoint.refuse_nonfinite(weights, config.initial_model, trainer.buffers.masks)
     if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
         say("initial_model was trained with other speakers: the loss starts fresh")
         state = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.MODEL)}

@@ -40,7 +40,7 @@ def resume(trainer) -> bool:
         older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
         return continue_older(trainer, older[-1]) if older else False
     state = checkpoint.load(path)
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
@@ -90,7 +90,7 @@ def resume(trainer) -> bool:
 def continue_older(trainer, path: str) -> bool:
     """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
     state = checkpoint.load(path)
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing:

@@ -48,8 +48,9 @@ class Case:
 
     @property
     def bad_state(self) -> list[str]:
-        """Names of state tensors that were not finite before the step."""
-        return bad_state(self.state) if self.state else []
+        """Names of state tensors that were not finite before the step, but for those that are meant to be."""
+        masks = self.replay.masks if self.replay is not None else ()
+        return [name for name in bad_state(self.state) if name not in masks] if self.state else []
 
     def wrong_labels(self) -> list[int]:
         """Columns whose label is outside the classes."""
@@ -60,7 +61,7 @@ class Case:
         data = self.dump["data"]
         if not data.numel() or data.ndim == 0:
             return []
-        return (~rows_of(data).isfinite()).any(dim=1).nonzero().flatten().tolist()
+        return (~rows_of(data, len(self.label())).isfinite()).any(dim=1).nonzero().flatten().tolist()
 
     def time_left(self) -> float:
         """Seconds of the budget that are left."""
@@ -71,6 +72,9 @@ class Case:
     def run_as_it_was(self):
         """Replay the step, and if it fails, again under the probe."""
         self.base = self.replay.run(stats=True)
+        if self.base.error and self.dump["reason"] != "label_out_of_range":
+            self.refusal, self.replay = f"not replayed: the step raises {self.base.error}", None
+            return
         self.verdict = self.replay.verdict(self.base)
         if self.verdict == "vanished":
             again = self.replay.run(stats=True)
@@ -93,14 +97,23 @@ class Case:
             self.replay.run(modes=[steep], scale=self.base.scale, **changes)
             self.origin = steep.steepest
 
+    def next_bad_line(self, guards: list) -> str:
+        """The source line of the first bad operation while other lines are guarded; '' where there is none."""
+        probe = Probe(self.replay.network(), self.replay.data)
+        outcome = self.replay.run(modes=[*guards, probe], scale=self.base.scale)
+        probe.ended(self.replay.network(), math.isfinite(outcome.loss) and not outcome.error)
+        record = None if outcome.finite else probe.origin()
+        return record.site.source if record is not None else ""
+
     def fails(self, columns) -> bool:
-        """Whether the step fails with these labelled rows alone."""
-        return not self.replay.run(columns=sorted(columns)).finite
+        """Whether the step fails with these labelled rows alone; an error that the step did not raise is no answer."""
+        outcome = self.replay.run(columns=sorted(columns))
+        return not outcome.finite and bool(outcome.error) == bool(self.base.error)
 
     def to_rows(self, columns) -> list[int]:
         """Numbers into ``files`` of labelled rows: with nPerSpeaker above 1 each has several crops."""
         width, crops = self.replay.columns if self.replay else len(self.dump["label"]), 1
-        if self.dump["data"].ndim == 3:
+        if self.dump["data"].ndim == 3 and self.dump.get("format_version"):
             crops = self.dump["data"].shape[0]
         return sorted(crop * width + column for crop in range(crops) for column in columns)
 

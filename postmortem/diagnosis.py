@@ -4,29 +4,18 @@ Each hypothesis says what must hold if it is true and tries it; the first that s
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from postmortem.finding import Finding
+from postmortem.finding import Finding, detail_of
 from postmortem.patches import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, rows_of, same_as_files
-from postmortem.state_faults import bad_before, bad_scaler, diverged, outlier
+from postmortem.state_faults import bad_before, bad_scaler, diverged, impossible_statistic, outlier
 
 SILENT = 1e-6  # peak of a row that holds nothing
-# Operation -> short id of what went wrong with it, by what it did to its operand.
-DETAILS = {
-    **dict.fromkeys(("sqrt", "rsqrt"), "sqrt_at_zero"),
-    **dict.fromkeys(("log", "log2", "log10", "log1p"), "log_at_zero"),
-    **dict.fromkeys(("div", "reciprocal"), "divide_by_zero"),
-    **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), "acos_at_one"),
-    **dict.fromkeys(("exp", "expm1", "sinh", "cosh"), "exp_overflow"),
-    **dict.fromkeys(("_softmax", "_log_softmax", "softmax"), "softmax_of_minus_inf"),
-    **dict.fromkeys(("var", "std", "var_mean"), "variance_of_one"),
-    "pow": "power",
-    "mean": "mean_of_nothing",
-}
 
 
 def diagnose(case) -> Finding:
@@ -49,18 +38,25 @@ def unusable_file(case):
     """A file that could not be used gave way to another; the step was taken."""
     if case.dump.get("reason") != "data_error":
         return None
-    for row, info in enumerate(case.files):
-        for cause, entries in (("input", info.get("replaced", [])), ("augmentation", info.get("augment", []))):
-            for entry in entries:
-                if entry.get("reason", "silent") != "silent":
-                    place = f" (list line {entry['line']})" if "line" in entry else ""
-                    text = f"{entry['path']}{place} cannot be used: {entry['reason']}."
-                    files = [{"path": entry["path"], "sample": first_bad_sample(entry)}]
-                    detail = "empty" if "no samples" in entry["reason"] else "unreadable"
-                    evidence = [
-                        f"row {row} is {info['path']} in its place" if cause == "input" else f"row {row} is without it"
-                    ]
-                    return Finding(cause, detail, text, evidence, phase="data", rows=[row], files=files)
+    for cause, key in (("input", "replaced"), ("augmentation", "augment")):
+        entries = [
+            (row, entry)
+            for row, info in enumerate(case.files)
+            for entry in info.get(key, [])
+            if isinstance(entry, dict) and entry.get("reason", "silent") != "silent" and "path" in entry
+        ]
+        if entries:
+            first = entries[0][1]
+            place = f" (list line {first['line']})" if "line" in first else ""
+            unique = {entry["path"]: entry for _, entry in entries}
+            more = f", and {len(unique) - 1} more" if len(unique) > 1 else ""
+            text = f"{first['path']}{place} cannot be used: {first['reason']}{more}."
+            files = [{"path": path, "sample": first_bad_sample(entry)} for path, entry in unique.items()]
+            detail = "empty" if "no samples" in first["reason"] else "unreadable"
+            instead = "another file stands in its place" if cause == "input" else "the row is without it"
+            evidence = [f"row {row}: {entry['path']}: {entry['reason']}; {instead}" for row, entry in entries[:10]]
+            rows = sorted({row for row, _ in entries})
+            return Finding(cause, detail, text, evidence, phase="data", rows=rows, files=files)
     return None
 
 
@@ -109,12 +105,15 @@ def bad_samples(case):
 
 def blame_files(case, finding, flat, rows, limit):
     """Trace rows through their provenance; the cause that most of the origin explains wins."""
-    origins = [origin_of(flat[row].float().numpy(), case.files[row], limit) for row in rows[:16]]
+    origins = [origin_of(flat[row].float().numpy(), case.files[row], limit) for row in rows]
     finding.evidence += [f"row {row}: {origin.text}" for row, origin in zip(rows, origins)][:10]
     causes = [o.cause for o in origins]
     finding.cause = next((c for c in ("input", "augmentation", "environment") if c in causes), "input")
     chosen = [o for o in origins if o.cause in (finding.cause, "unknown")] or origins
+    chosen += [o for o in origins if o not in chosen and o.cause != "environment"]
     finding.files = [{"path": o.path, "sample": o.sample} for o in chosen]
+    newer = [o.path for o in origins if o.cause == "environment" and changed_since(o.path, case.path)]
+    finding.evidence += [f"changed since the dump was written: {', '.join(newer[:5])}"] if newer else []
     first = finding.files[0]
     at = f" at sample {first['sample']}" if first["sample"] is not None else ""
     more = f" and {len(finding.files) - 1} more" if len(finding.files) > 1 else ""
@@ -131,6 +130,11 @@ def blame_files(case, finding, flat, rows, limit):
         )
 
 
+def changed_since(path, dump) -> bool:
+    """Whether a file is newer than the dump."""
+    return Path(path).is_file() and Path(path).stat().st_mtime > Path(dump).stat().st_mtime
+
+
 # ------------------------------------------------------------------------------------------------ replay experiments
 
 
@@ -138,7 +142,15 @@ def vanished(case):
     """The replay is finite: another rank, the injection of a rehearsal, or the machine."""
     if case.replay is None or not case.base.finite:
         return None
-    injected = case.dump.get("injected")
+    injected, changed = case.dump.get("injected"), case.replay.changed
+    if changed and not injected:
+        text = f"With the code as it is now the step is finite; changed since the dump: {', '.join(changed)}."
+        return Finding("unknown", "code_changed", text, [f"replayed with the changed code: {case.base}"])
+    if case.replay.emulated and not injected:
+        text = (
+            "On a CPU, with the casts of a GPU emulated, the step is finite: run the analysis on a machine with a GPU."
+        )
+        return Finding("unknown", "other_device", text, [f"replayed on a CPU: {case.base}"])
     evidence = [f"replayed in {case.dump['amp_dtype']} with the same state and generators: {case.base}"]
     if injected:
         text = f"nan_inject spoiled the {injected} of this step: a rehearsal, not a fault."
@@ -255,10 +267,12 @@ def placed(case) -> Finding:
     finding.op = record.node or record.op
     finding.phase = "backward" if record.backward else "forward"
     finding.source = record.site.source or None
-    finding.parameter = next((g for g in [*record.givens, *record.known] if g != "data"), None)
+    finding.parameter = next((g for g in [*record.givens, *record.known[:1]] if g != "data"), None)
     finding.detail = detail_of(record)
     finding.columns = case.guilty_columns()
     finding.rows = case.to_rows(finding.columns)
+    if finding.columns and record.size == len(case.files) and set(record.rows) & set(finding.rows):
+        finding.rows = sorted(set(record.rows) & set(finding.rows))  # of several crops in a row the guilty one
     line, operands = (
         finding.source or "no line of a plug-in",
         f", operands {record.operands}" if record.operands else "",
@@ -279,17 +293,7 @@ def placed(case) -> Finding:
     return finding
 
 
-def detail_of(record) -> str:
-    """Short id of what happened at an operation."""
-    names = [record.op, record.node.removesuffix("0").removesuffix("Backward").lower()]
-    if record.constant:
-        return "nonfinite_constant"
-    if not record.nan and not record.infinite:
-        return "steep_gradient"
-    return next((DETAILS[n] for n in names[::-1] if n in DETAILS), "overflow" if not record.nan else "nonfinite")
-
-
 HYPOTHESES = (
     *(unusable_file, label_outside, bad_samples, bad_before, bad_scaler),
-    *(vanished, absurd_amplitude, outlier, diverged, too_little_precision, place),
+    *(vanished, absurd_amplitude, outlier, impossible_statistic, diverged, too_little_precision, place),
 )

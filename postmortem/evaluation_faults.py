@@ -83,10 +83,13 @@ def analyse_trials(path) -> EvaluationFault:
     config = path.parent / "config.yaml"
     root = Path()
     if config.is_file():
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        try:
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise DumpError(f"{config}: cannot be read: {str(error).splitlines()[0]}") from error
         root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else root
     files = cover(pairs)
-    found = [(name, *describe_file(root, name)) for name in files]
+    found = [(name, *(describe_file(root, name) if i < 20 else ("", None))) for i, name in enumerate(files)]
     counts = Counter(file for pair in pairs for file in set(pair))
     evidence = [f"{name}: {counts[name]} trials; {text}" for name, text, _ in found[:20]]
     evidence += [f"... and {len(files) - 20} more files"] if len(files) > 20 else []

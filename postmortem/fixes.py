@@ -5,11 +5,14 @@ import math
 import torch
 
 import plugins
-from postmortem.patches import LineBound, LineGuard
+from audio import AudioError
+from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild, rows_of
 from postmortem.replay import ReplayError
-from postmortem.state_faults import rewind_of
+from postmortem.state_faults import repaired, rewind_of
+from postmortem.statistics import number
 
+LINES = 4  # source lines that are guarded together
 GENTLE = 5  # more steps that a changed setting must survive, of the batch it was tried on
 
 
@@ -34,13 +37,13 @@ def _key(rec):
     return (rec["action"], repr(rec["change"]))
 
 
-def attempt(case, text, action, change, spare: float = 1.0, **how) -> dict:
-    """Replay the step with one change and say what came of it; ``spare`` 0 is tried whatever time is left."""
+def attempt(case, text, action, change, always: bool = False, **how) -> dict:
+    """Replay the step with one change and say what came of it; ``always``, whatever time is left."""
     if case.replay is None:
         return recommendation(text, action, change, None, case.refusal)
     if case.base.finite:
         return recommendation(text, action, change, None, "the replayed step is finite without it")
-    if spare * case.time_left() < 0:
+    if case.time_left() < 0 and not always:
         return recommendation(text, action, change, None, "the time for trials was used up (--seconds)")
     try:
         outcome = case.replay.run(**how)
@@ -56,7 +59,7 @@ def quick_fixes(case, finding) -> list[dict]:
     """Lower lr, lower scale, mixed precision off, harder clipping: tried in every replayed report."""
     config, fixes = case.config, []
     lr = case.dump["lr"] if math.isfinite(case.dump["lr"]) and case.dump["lr"] > 0 else config.get("lr", 0.001)
-    base = float(config.get("lr") or lr)
+    base = number(config, "lr") or lr
     for change in ({"lr": float(f"{base / 2:.3g}")}, {"lr": float(f"{base / 10:.3g}")}):
         text = f"lower the learning rate to {change['lr']:g} (now {base:g})"
         fixes.append(by_rewind(case, finding, text, change, "lr"))
@@ -70,7 +73,7 @@ def quick_fixes(case, finding) -> list[dict]:
         fixes.append(recommendation("switch mixed precision off", "set", {"mixedprec": False}, False, outcome))
     else:
         fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
-    clip = float(config.get("grad_clip") or 0.0)
+    clip = number(config, "grad_clip")
     harder = 1.0 if not clip or clip > 1.0 else clip / 5
     text = f"clip gradients harder, at {harder:g} (now {clip:g})"
     fixes.append(by_rewind(case, finding, text, {"grad_clip": harder}, "grad_clip"))
@@ -94,8 +97,10 @@ def by_rewind(case, finding, text, change, key) -> dict:
         return recommendation(text, "set", change, None, "the replayed step is finite without it")
     case.again = case.again or case.replay.run()  # once: neither of these settings is read before the update
     step = case.again
-    clipped = "clipping spreads what is not finite, and " if key == "grad_clip" else ""
-    outcome = f"{clipped}the step fails before the update that this changes: {step}"
+    if step.error:
+        return recommendation(text, "set", change, False, f"never read: the step raises {step.error}")
+    clipped = "clipping only spreads what is not finite, and " if key == "grad_clip" else ""
+    outcome = f"{clipped}the step fails before the update that reads it: {step}"
     return recommendation(text, "set", change, False, outcome)
 
 
@@ -167,24 +172,24 @@ def without_injection(case, finding) -> dict:
 
 
 def for_augmentation(case, finding) -> list[dict]:
-    """Take the impulse response or noise file out: the row made again without it."""
-    fixes = []
-    for path in dict.fromkeys(f["path"] for f in finding.files):
-        text, change = f"take {path} out of its folder, or repair it", {"file": path}
-        if case.dump.get("reason") == "data_error":
-            outcome = "the run left it out of this crop and the step was taken"
-            fixes.append(recommendation(text, "exclude_file", change, True, outcome))
-            continue
-        if case.replay is None:
-            fixes.append(recommendation(text, "exclude_file", change, None, case.refusal))
-            continue
-        flat = rows_of(case.dump["data"]).float().clone()
-        for row in finding.rows:
-            info = case.files[row]
-            kept = [d for d in info.get("augment", []) if d.get("path") != path]
+    """Take the impulse responses and noise files out: the rows made again without them."""
+    paths = list(dict.fromkeys(f["path"] for f in finding.files))
+    text = f"take out of its folder, or repair: {', '.join(paths)}"
+    change = {"file": paths[0]} if len(paths) == 1 else {"files": paths}
+    if case.dump.get("reason") == "data_error":
+        outcome = "the run left it out of this crop and the step was taken"
+        return [recommendation(text, "exclude_file", change, True, outcome)]
+    if case.replay is None:
+        return [recommendation(text, "exclude_file", change, None, case.refusal)]
+    flat = rows_of(case.dump["data"]).float().clone()
+    for row in finding.rows:
+        info = case.files[row]
+        kept = [d for d in info.get("augment", []) if d.get("path") not in paths]
+        try:
             flat[row] = torch.from_numpy(rebuild({**info, "augment": kept}, flat.shape[1])[1])
-        fixes.append(attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data)))
-    return fixes
+        except (AudioError, OSError, KeyError, ValueError) as error:
+            return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be made again: {error}")]
+    return [attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data))]
 
 
 def for_label(case, finding) -> list[dict]:
@@ -197,7 +202,7 @@ def for_label(case, finding) -> list[dict]:
         label[finding.columns] = 0
         fixes.append(attempt(case, text, "set", {"nan_inject": ""}, label=label))
     worst = max(int(v) for v in case.label()[finding.columns])
-    if worst >= 0 and worst >= (case.classes or 0):
+    if (case.classes or 0) <= worst < 10 * (case.classes or 10) + 1000:
         change = {"nClasses": worst + 1}
         text = f"nClasses must match the data set: {worst + 1} or more (now {case.classes}); 0 counts the train list"
         fixes.append(attempt(case, text, "set", change, settings=change))
@@ -212,29 +217,32 @@ def for_label(case, finding) -> list[dict]:
 
 def for_code(case, finding) -> list[dict]:
     """Guard the operation where it stands; or a setting of the plug-in that keeps it in bounds."""
-    fixes = []
-    if finding.source:
-        guard = LineGuard(finding.source)
-        text = f"{finding.source}: guard {finding.op}"
-        fix = attempt(case, text, "fix_code", {"source": finding.source}, spare=0, modes=[guard])
-        if guard.applied and fix["verdict"] == "verified":
-            fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
-            fixes.append(fix)
-        else:
-            text = (
-                f"{finding.source}: keep what this line returns within bounds, or find out why {finding.op} leaves them"
-            )
-            fix = attempt(case, text, "fix_code", {"source": finding.source}, modes=[LineBound(finding.source)])
-            if fix["verdict"] == "refuted":
-                fix.update(
-                    verdict="untested",
-                    outcome=f"no guard is known for {finding.op}; bounding its output: {fix['outcome']}",
-                )
-            fixes.append(fix)
-    silent = [f for r, f in zip(finding.rows, finding.files) if "silence" in finding.detail]
-    if silent and finding.columns:
+    fixes = guard_lines(case, finding, finding.source) if finding.source else []
+    if "silence" in finding.detail and finding.columns:
         fixes += for_input(case, finding)
     return [*fixes, *settings_of_plugins(case, finding)]
+
+
+def guard_lines(case, finding, source: str) -> list[dict]:
+    """Guard a line, and while another fails then, that one too; else bound what the first line gives."""
+    guards = []
+    while source and len(guards) < LINES and source not in [g.source for g in guards]:
+        guards.append(LineGuard(source))
+        fix = attempt(case, "", "fix_code", {"source": finding.source}, always=True, modes=list(guards))
+        applied = [g for g in guards if g.applied]
+        if fix["verdict"] == "verified" and applied:
+            fix["text"] = "; ".join(f"{g.source}: {', '.join(g.applied)}" for g in applied)
+            return [fix]
+        source = case.next_bad_line(guards)
+    bound = LineBound(finding.source)
+    text = f"{finding.source}: keep what this line returns within bounds: mask where {finding.op} is not defined"
+    fix = attempt(case, text, "fix_code", {"source": finding.source}, always=True, modes=[bound])
+    if fix["verdict"] == "refuted" or bound.share > 0.5:  # a result that is mostly bad is replaced, not guarded
+        tried = (
+            f"a guard of {finding.op} does not cure it, or cannot be set there; bounding its result: {fix['outcome']}"
+        )
+        fix.update(verdict="untested", outcome=tried)
+    return [fix]
 
 
 def settings_of_plugins(case, finding) -> list[dict]:
@@ -302,6 +310,10 @@ def for_precision(case, finding) -> list[dict]:
         if guard.applied and fix["verdict"] == "verified":
             fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
             fixes.append(fix)
+    if not any(f["verdict"] == "verified" for f in fixes) and finding.source:
+        text = f"{finding.source}: take out the cast to 16 bit"
+        how = {"dtype": "float32", "modes": [Casts(torch.float32)]}
+        fixes.append(attempt(case, text, "fix_code", {"source": finding.source}, **how))
     return [*fixes, *settings_of_plugins(case, finding)]
 
 
@@ -333,25 +345,10 @@ def for_state(case, finding) -> list[dict]:
                 text, "restore", {"tensor": finding.parameter}, case.base.finite, f"the step itself: {case.base}"
             ),
         ]
-    repair = repaired(case, finding)
-    text = f"restore '{finding.parameter}' from a sound checkpoint; its weights alone are to blame"
+    names = [finding.parameter] if finding.detail in ("outlier", "negative_variance") else case.bad_state
+    repair = repaired(case, names)
+    text = f"restore {', '.join(repr(n) for n in names[:3])}{', ...' if len(names) > 3 else ''} from a sound checkpoint"
     return [*fixes, attempt(case, text, "restore", {"tensor": finding.parameter}, edit=repair)]
-
-
-def repaired(case, finding):
-    """An edit that puts sound values where the state is bad: those of the start of the run."""
-    rewind = rewind_of(case)
-    fresh = rewind.fresh().state_dict() if rewind is not None else {}
-    names = case.bad_state if finding.detail != "outlier" else [finding.parameter]
-
-    def edit(network):
-        own = network.state_dict()
-        with torch.no_grad():
-            for name in names:
-                if name in own:
-                    own[name].copy_(fresh[name])
-
-    return edit
 
 
 def for_optimizer(case, finding) -> list[dict]:
@@ -366,8 +363,10 @@ def for_optimizer(case, finding) -> list[dict]:
         change = {"source": finding.source}
         fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {course}")]
         change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
-        course = rewind.course(**change) if rewind else None
-        return [*fixes, recommendation(f"scheduler: {change['scheduler']}", "set", change, verdict, f"steps: {course}")]
+        text = f"choose another schedule, as scheduler: {change['scheduler']}"
+        return [*fixes, recommendation(text, "set", change, None, "schedules are not replayed")]
+    if lever is None:
+        return for_update(case, finding)
     rewind = rewind_of(case)
     if rewind is None:
         text = f"set {lever} back to an ordinary value"
@@ -379,8 +378,8 @@ def for_optimizer(case, finding) -> list[dict]:
     elif lever == "weight_decay":
         changes = [{"weight_decay": 5e-5}]
     else:
-        lr = rewind.rate()
-        changes = [{"lr": float(f"{lr * f:.3g}")} for f in (0.1, 0.01)] + [{"lr": 0.001}]
+        lr = min(rewind.rate(), number(config, "lr", math.inf))
+        changes = [{"lr": float(f"{lr * f:.3g}")} for f in (0.1, 0.01)] + ([{"lr": 0.001}] if lr > 0.001 else [])
     fixes, control = [], rewind.course()
     for change in changes:
         course = rewind.course(**change)
@@ -392,6 +391,19 @@ def for_optimizer(case, finding) -> list[dict]:
         if course.sound:
             break
     return fixes
+
+
+def for_update(case, finding) -> list[dict]:
+    """An optimizer whose own code makes NaN: guard its line, or take another."""
+    rewind, change = rewind_of(case), {"source": finding.source}
+    guard = LineGuard(finding.source or "")
+    course = rewind.course(guard)
+    text = f"{finding.source}: {', '.join(guard.applied) or f'mend {finding.op or chr(39) + chr(39)}'}"
+    fixes = [recommendation(text, "fix_code", change, course.sound or None, f"steps from {rewind.start}: {course}")]
+    other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
+    course = rewind.course(**other)
+    outcome = f"steps from {rewind.start}: {course}"
+    return [*fixes, recommendation(f"optimizer: {other['optimizer']}", "set", other, course.sound, outcome)]
 
 
 def for_environment(case, finding) -> list[dict]:

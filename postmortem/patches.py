@@ -1,5 +1,6 @@
 """Function modes that change how chosen operations compute during a replay, and nothing outside it."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -21,15 +22,24 @@ EPSILON = 1e-7
 VERBS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
 
 
+@functools.cache
+def _place(filename: str) -> str:
+    """'loss/x.py' of a file that belongs to plug-ins or to what they import, '' of any other."""
+    path = Path(filename)
+    if not path.is_relative_to(ROOT):
+        return ""
+    place = path.relative_to(ROOT)
+    plug_in = place.parts[0] in ("models", "loss", "optimizer", "scheduler")
+    return place.as_posix() if plug_in or (len(place.parts) == 1 and place.name not in VERBS) else ""
+
+
 def call_site(skip: int = 1) -> str:
     """'loss/x.py:31' of the innermost frame in plug-ins or what they import, '' where there is none."""
     frame = sys._getframe(skip)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT):
-            place = path.relative_to(ROOT)
-            if place.parts[0] in ("models", "loss") or (len(place.parts) == 1 and place.name not in VERBS):
-                return f"{place.as_posix()}:{frame.f_lineno}"
+        place = _place(frame.f_code.co_filename)
+        if place:
+            return f"{place}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
@@ -89,7 +99,7 @@ def _inside_exp(x):
 
 
 def _finite_scores(x):
-    return torch.nan_to_num(x, nan=0.0, posinf=1e4, neginf=-1e4)
+    return torch.where(x == -torch.inf, torch.full_like(x, -1e4), x)
 
 
 # Operation -> (which operand, how it is kept where the operation and its slope are finite, the words of the sketch).
@@ -115,9 +125,9 @@ GUARDS = {
     **dict.fromkeys(
         ("softmax", "log_softmax", "logsumexp"), (0, _finite_scores, "mask with a large finite number, not with -inf")
     ),
-    **dict.fromkeys(("arctan2", "atan2"), (1, _away_from_zero, "keep the operands of {} away from zero")),
+    **dict.fromkeys(("arctan2", "atan2", "hypot"), (1, _away_from_zero, "keep the operands of {} away from zero")),
+    "acosh": (0, lambda x: x.clamp(min=1.0 + 1e-6), "clamp the operand of {} to more than 1"),
 }
-NEEDS_ROOT = ("norm", "vector_norm", "dist", "cdist", "pairwise_distance")
 
 
 class LineGuard(TorchFunctionMode):
@@ -128,61 +138,103 @@ class LineGuard(TorchFunctionMode):
         self.source, self.applied = source, []
 
     def __torch_function__(self, function, kinds, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
         if not args or not isinstance(args[0], torch.Tensor) or call_site() != self.source:
             return function(*args, **kwargs)
         if name in ("std", "var", "std_mean", "var_mean"):
-            return self.deviation(function, name, args, kwargs)
-        if name in ("pow", "__pow__", "float_power") and len(args) > 1 and not isinstance(args[1], torch.Tensor):
-            return self.power(function, args, kwargs)
-        if name in ("cross_entropy", "nll_loss") and isinstance(kwargs.get("weight"), torch.Tensor):
-            self.note("keep the class weights above zero")
-            return function(*args, **{**kwargs, "weight": _positive(kwargs["weight"])})
-        if name in GUARDS:
-            operand, keep, words = GUARDS[name]
-            if operand < len(args) and isinstance(args[operand], torch.Tensor) and args[operand].is_floating_point():
-                args = (*args[:operand], keep(args[operand]), *args[operand + 1 :])
-                self.note(words.format(name.strip("_")))
+            return self.deviation(name, args, kwargs)
+        if name in ("pow", "__pow__", "__rpow__", "float_power") and len(args) > 1:
+            args = self.power(name, args)
+        elif name in ("cross_entropy", "nll_loss") and isinstance(kwargs.get("weight"), torch.Tensor):
+            kwargs["weight"] = self.noted(_positive(kwargs["weight"]), "keep the class weights above zero")
+        elif name in ("cosine_similarity", "normalize", "layer_norm", "batch_norm", "group_norm", "rms_norm"):
+            if kwargs.get("eps", 1.0) < 1e-6:
+                kwargs["eps"] = self.noted(1e-6, f"give {name} an eps of 1e-6")
         elif name == "mean" and args[0].numel() == 0:
-            self.note("skip the mean of nothing")
-            return torch.nan_to_num(function(*args, **kwargs))
+            return torch.nan_to_num(self.noted(function(*args, **kwargs), "skip the mean of nothing"))
+        elif name in GUARDS:
+            args = self.guarded(name, args)
         return function(*args, **kwargs)
 
-    def note(self, words):
-        if words not in self.applied:
+    def guarded(self, name, args):
+        """The operands with the one that is singular kept away from where it is; a plain number too."""
+        operand, keep, words = GUARDS[name]
+        value = args[operand] if operand < len(args) else None
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            value = self.noted(keep(value), words.format(name.strip("_")), value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < EPSILON:
+            value = self.noted(EPSILON, words.format(name.strip("_")))
+        return (*args[:operand], value, *args[operand + 1 :])
+
+    def noted(self, value, words, before=None):
+        """``value``, with the change taken down in words unless it is what stood there ``before``."""
+        if words not in self.applied and not (before is not None and torch.equal(value, before)):
             self.applied.append(words)
+        return value
 
-    def power(self, function, args, kwargs):
-        exponent = args[1]
-        if exponent < 1:
-            self.note("clamp the operand of pow to at least 1e-7")
-            return function(_positive(args[0]), *args[1:], **kwargs)
-        limit = torch.finfo(args[0].dtype).max ** (1.0 / exponent) * 1e-3
-        self.note(f"bound the operand of pow (here to {limit:.1g})")
-        return function(args[0].clamp(-limit, limit), *args[1:], **kwargs)
+    def power(self, name, args):
+        """Operands of a power: above zero where the exponent is no whole number above 0, bounded where it is."""
+        base, exponent = (args[1], args[0]) if name == "__rpow__" else args[:2]
+        if isinstance(base, torch.Tensor) and base.is_floating_point():
+            if isinstance(exponent, torch.Tensor) or exponent < 1 or exponent != int(exponent):
+                base = self.noted(_positive(base), "clamp the base of the power to at least 1e-7", base)
+            else:
+                limit = torch.finfo(base.dtype).max ** (1.0 / exponent) * 1e-3
+                base = self.noted(base.clamp(-limit, limit), f"bound the base of the power (here to {limit:.1g})", base)
+        return (exponent, base, *args[2:]) if name == "__rpow__" else (base, *args[1:])
 
-    def deviation(self, function, name, args, kwargs):
+    def deviation(self, name, args, kwargs):
         """Variance with the biased estimate and a floor: finite for one frame and for constant features."""
         dims = kwargs.get("dim", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None)
         keep = kwargs.get("keepdim", False)
         x = args[0]
         variance = torch.var(x, dim=dims, correction=0, keepdim=keep) + EPSILON
-        self.note(f"use the biased {name} with 1e-7 added to the variance")
+        variance = self.noted(variance, f"use the biased {name} with 1e-7 added to the variance")
         result = variance.sqrt() if name.startswith("std") else variance
         return (result, torch.mean(x, dim=dims, keepdim=keep)) if name.endswith("_mean") else result
 
 
+class _FiniteGradient(torch.autograd.Function):
+    """Identity whose gradient is bounded and zero where it is not finite."""
+
+    @staticmethod
+    def forward(ctx, x, bound):
+        ctx.bound = bound
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0).clamp(-ctx.bound, ctx.bound), None
+
+
 class LineBound(TorchFunctionMode):
-    """Keeps what the operations of one source line (or of a module's own code) return within finite bounds."""
+    """Keeps what the operations of one source line return, and the gradients that leave it, within finite bounds.
+
+    As if the elements for which an operation is not defined were masked before it. ``share`` is the largest part of
+    an operation's result that was not finite.
+    """
 
     def __init__(self, source: str, bound: float = 1e4):
         super().__init__()
-        self.source, self.bound = source, bound
+        self.source, self.bound, self.share = source, bound, 0.0
 
     def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        if call_site() != self.source:
+            return function(*args, **(kwargs or {}))
+        args = tuple(_FiniteGradient.apply(a, self.bound) if _learns(a) else a for a in args)
         out = function(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() and call_site() == self.source:
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() and not _in_place(function):
+            self.share = max(self.share, float((~out.detach().isfinite()).float().mean()))
             bounded = torch.nan_to_num(out, nan=0.0, posinf=self.bound, neginf=-self.bound)
             return bounded.clamp(-self.bound, self.bound)
         return out
+
+
+def _learns(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad and value.is_floating_point() and not value.is_leaf
+
+
+def _in_place(function) -> bool:
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")

@@ -109,12 +109,13 @@ class Probe(TorchDispatchMode):
     def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
-        inputs = [t for t in _tensors([args, kwargs]) if t.is_floating_point()]
+        inputs = [t for t in _tensors([args, kwargs]) if _numeric(t)]
         statistics = []
         if "batch_norm" in name:  # written by it in training, not read
             statistics = [t for t in inputs if _pointer(t) in self.statistics]
             inputs = [t for t in inputs if _pointer(t) not in self.statistics]
-        copies = [t.clone() for t in inputs] if name.endswith("_") and len(inputs) < 3 else None
+        targets = _written_arguments(function, args, kwargs)
+        copies = [t.clone() if any(t is w for w in targets) else t for t in inputs] if targets else None
         out = function(*args, **kwargs)
         node = torch._C._current_autograd_node()
         if node is None:
@@ -126,7 +127,7 @@ class Probe(TorchDispatchMode):
                 self.sites[now - 1] = self.here()
         if name.startswith(UNWRITTEN):
             return out
-        written = [t for t in _tensors([out]) if t.is_floating_point()]
+        written = [t for t in _tensors([out]) if _numeric(t)]
         written += statistics if node is None else []
         bad = [t for t in written if t.numel() and not bool(t.isfinite().all())]
         if self.steep and node is not None and written and not bad:
@@ -135,8 +136,8 @@ class Probe(TorchDispatchMode):
             self.record(name, node, bad, inputs if copies is None else copies, inputs, (args, kwargs))
         bad_pointers = {_pointer(t) for t in bad}
         for t in written:
-            if _pointer(t) not in bad_pointers:
-                self.made.pop(_pointer(t), None)
+            if _pointer(t) not in bad_pointers and t.numel() * t.element_size() == t.untyped_storage().nbytes():
+                self.made.pop(_pointer(t), None)  # a part that is written does not clear the rest
         return out
 
     def measure(self, name, node, written, inputs, arguments):
@@ -214,6 +215,10 @@ class Probe(TorchDispatchMode):
                     return record
         return None
 
+    def first(self) -> Record | None:
+        """The first operation that made something non-finite of what was finite, for code that is no network's step."""
+        return next((r for r in self.records if not r.parents and not r.masks), None)
+
     def reaching(self, records: list) -> list:
         """Those of the records that the last of them stems from; none where the pass ended finite."""
         if not records or not self.failed(records):
@@ -275,8 +280,23 @@ def _tensors(value):
     return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
+def _numeric(tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _written_arguments(function, args, kwargs) -> list:
+    """The tensors that an in-place or ``out=`` operation writes to, by its schema."""
+    written = []
+    for index, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            written += _tensors([value])
+    return written
+
+
 def _range(tensor) -> str:
-    values = tensor.detach().float().flatten()
+    tensor = tensor.detach()
+    values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
     values = values[values.isfinite()]
     if not values.numel():
         return "nothing finite"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio import NORMAL, SAMPLE_RATE, AudioError, read_audio
+from audio import NORMAL, SAMPLE_RATE, AudioError, read_audio, read_blocks
 from augmentation import apply_draws
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
@@ -24,8 +24,13 @@ class Origin:
     text: str
 
 
-def rows_of(data) -> torch.Tensor:
-    """The batch as one row a crop: (rows, samples), in the order of ``files``."""
+def rows_of(data, labels: int = 0) -> torch.Tensor:
+    """The batch as one row a crop: (rows, samples), in the order of ``files``.
+
+    Features (B, frames, bands) of an old dump, told by as many ``labels`` as B, give one row an utterance.
+    """
+    if data.ndim == 3 and labels == data.shape[0] and labels != data.shape[1]:
+        return data.flatten(1)
     return data.flatten(0, -2) if data.ndim > 1 else data.reshape(1, -1)
 
 
@@ -47,8 +52,9 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
         return Origin("unknown", info["path"], sample, f"{info['path']} is not at hand ({error}): not made again")
     own = bad_samples(clean, limit)
     if len(own):
-        sample = _place(info, int(own[0]))
-        value = clean[own[0]]
+        sample, value = first_in_file(info["path"], int(info["start"]), limit)
+        sample = _place(info, int(own[0])) if sample is None else sample
+        value = clean[own[0]] if value is None else value
         return Origin("input", info["path"], sample, f"{info['path']} holds {value:.4g} at sample {sample}")
     for draw in draws:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -78,6 +84,8 @@ def rebuild(info: dict, samples: int) -> tuple[np.ndarray, np.ndarray]:
 def same_as_files(data, files: list[dict], rows) -> bool | None:
     """Whether rows equal what their files give, None where one of them is not at hand."""
     flat = rows_of(data)
+    if not files:
+        return None
     for row in rows:
         try:
             _, mixed = rebuild(files[row], flat.shape[1])
@@ -94,13 +102,25 @@ def _place(info: dict, index: int) -> int:
     return int(info.get("start", 0)) + round(index * rate / SAMPLE_RATE * info.get("speed", 1.0))
 
 
-def first_bad_sample(draw: dict) -> int | None:
-    """The first sample of an augmentation's file that is not finite; None where there is none, or no file."""
-    if not Path(draw["path"]).is_file():
-        return None
+def first_bad_sample(entry: dict) -> int | None:
+    """The first sample of an entry's file that is not finite; None where there is none, or no file."""
+    return first_in_file(entry["path"])[0]
+
+
+def first_in_file(path, start: int = 0, limit: float = np.inf) -> tuple[int | None, float | None]:
+    """The first bad sample of a file from ``start`` on, counted at its own rate, else before it: (number, value)."""
+    found, done = None, 0
     try:
-        noise, *_ = read_audio(draw["path"])
+        if not Path(path).is_file():
+            return None, None
+        for _, block in read_blocks(path):
+            for index in bad_samples(np.abs(block).max(axis=1), limit):
+                place = done + int(index)
+                if found is None or (found[0] < start <= place):
+                    found = place, float(block[index].flat[np.argmax(~(np.abs(block[index]) <= limit))])
+                if place >= start:
+                    return found
+            done += len(block)
     except AudioError:
-        return None
-    wrong = bad_samples(noise)
-    return int(wrong[0]) if len(wrong) else None
+        return found or (None, None)
+    return found or (None, None)

@@ -16,12 +16,10 @@ from torch import nn
 import plugins
 from postmortem.dump import tensor_stats
 from postmortem.patches import Casts, CudaCasts
-from precision import LossScaler
-from speaker_lists import UsageError
+from precision import BufferSnapshot, LossScaler
 from SpeakerNet import SpeakerNet
 
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more would only wait for each other
-STEP_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError)
 
 
 class ReplayError(Exception):
@@ -87,13 +85,15 @@ class Replay:
     """The step of a format-1 dump. Runs on the CPU, or on a GPU where the dump is of one and one is at hand."""
 
     def __init__(self, dump: dict, state: dict | None, trust_changed_code: bool = False):
-        changed = changed_sources(dump)
+        changed = self.changed = changed_sources(dump)
         missing = [name for name in changed if name.endswith(")")]
         if missing or (changed and not trust_changed_code):
             hint = "" if missing else "; --trust-changed-code replays with it as it is now"
             raise ReplayError(f"not replayed: {', '.join(missing or changed)} is not what the run used{hint}")
         if state is None:
             raise ReplayError("not replayed: the dump comes without weights")
+        if dump["data"].ndim not in (2, 3):
+            raise ReplayError(f"not replayed: data of {dump['data'].ndim} dimensions")
         if not dump["data"].numel():
             raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
         absurd = absurd_setting(dump["config"], state)
@@ -124,9 +124,10 @@ class Replay:
         if key not in self.networks:
             try:
                 network = SpeakerNet({**self.config, **(settings or {})})
-            except (*STEP_ERRORS, UsageError, ImportError, OSError) as error:
+            except Exception as error:  # a plug-in may raise anything
                 raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
             self.networks[key] = network.to(self.device)
+            self.masks = BufferSnapshot(network).masks  # infinite from the start, as a mask is
         network = self.networks[key]
         self.load(network, self.state["model_state_dict"], strict=not settings)
         return network.train()
@@ -180,24 +181,24 @@ class Replay:
     def run_once(self, columns, data, label, settings, dtype, scale, **more) -> Outcome:
         """``run`` at one loss scale."""
         network = self.network(settings)
-        if more.get("edit"):
-            more["edit"](network)
         batch = (self.data if data is None else data, self.label if label is None else label)
-        windows = self.windows(*batch, columns)
-        self.restore_generators()
         restored = fp32_islands(network, more.get("islands", ()))
         outcome = Outcome()
         try:
+            if more.get("edit"):
+                more["edit"](network)
+            windows = self.windows(*batch, columns)
+            self.restore_generators()
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
                     stack.enter_context(mode)
-                self.forward_backward(network, windows, dtype, scale, outcome)
-            self.measure(network, scale, outcome)
+                results = self.forward_backward(network, windows, dtype, scale)
+            self.measure(network, results, scale, outcome)
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
-            if more.get("after"):
+            if more.get("after") and outcome.finite:
                 more["after"](network)
-        except STEP_ERRORS as error:
+        except Exception as error:  # a plug-in may raise anything
             outcome.error = f"{type(error).__name__}: {first_line(error)}"
         finally:
             restored()
@@ -219,14 +220,14 @@ class Replay:
             return [Casts(torch.float64)]
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
 
-    def forward_backward(self, network, windows, dtype, scale, outcome):
-        """The trainer's forward and backward pass; leaves gradients at the loss scale."""
+    def forward_backward(self, network, windows, dtype, scale) -> list:
+        """The trainer's forward and backward pass: (loss, accuracy) pairs, and gradients at the loss scale."""
         network.zero_grad(set_to_none=True)
         if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
             network.loss.set_epoch(self.dump["moment"])
         if dtype == "float64":
             network.double()
-        losses, accuracies = [], []
+        results = []
         amp = dtype in ("float16", "bfloat16")
         for data, label in windows:
             data, label = data.to(self.device), label.to(self.device)
@@ -234,17 +235,20 @@ class Replay:
             with torch.autocast(self.device.type, dtype=getattr(torch, dtype) if amp else None, enabled=amp):
                 loss, accuracy = network(data, label)
             (loss.float() * (scale / len(windows))).backward()
-            losses.append(float(loss.detach().float()))
-            accuracies.append(float(torch.as_tensor(accuracy, dtype=torch.float32).reshape(())))
-        outcome.loss, outcome.accuracy = torch.tensor([losses, accuracies]).mean(dim=1).tolist()
+            results.append((loss.detach(), accuracy))
+        return results
 
-    def measure(self, network, scale, outcome):
-        """Unscale the gradients and check what the trainer checks."""
+    def measure(self, network, results, scale, outcome):
+        """Unscale the gradients and check what the trainer checks; no mode sees this."""
+        read = [
+            [float(loss.float()), float(torch.as_tensor(accuracy).float().reshape(()))] for loss, accuracy in results
+        ]
+        outcome.loss, outcome.accuracy = torch.tensor(read).mean(dim=0).tolist()
         gradients = list(gradients_of(network).values())
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
         outcome.norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        buffers = [b for b in network.buffers() if b.is_floating_point()]
+        buffers = [b for n, b in network.named_buffers() if b.is_floating_point() and n not in self.masks]
         outcome.bad_buffers = bool(buffers) and not math.isfinite(float(nn.utils.get_total_norm(buffers)))
 
     def restore_generators(self):

@@ -1,5 +1,6 @@
 """Take steps again from a sound state with the dump's own batch: what learning rate, decay and momentum make of it."""
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from torch import nn
 
 import plugins
 from postmortem.dump import DumpError, read_checkpoint
-from postmortem.replay import STEP_ERRORS, first_line, gradients_of
-from speaker_lists import UsageError
+from postmortem.probe import Probe
+from postmortem.replay import first_line, gradients_of
+from postmortem.statistics import number
 from SpeakerNet import SpeakerNet
 
 STEPS, COLUMNS, SECONDS = 100, 8, 12.0
@@ -27,6 +29,8 @@ class Course:
     growth: float  # of the weights' norm, from the first step to the last
     failed: bool  # something became non-finite
     error: str = ""
+    spoiled: str = ""  # the first parameter that an update made non-finite
+    site: object = None  # the probe's record of the operation that did
 
     @property
     def sound(self) -> bool:
@@ -37,6 +41,7 @@ class Course:
         if self.error:
             return self.error
         how = "not finite" if self.failed else f"loss {self.loss:.4g}"
+        how = f"the update makes '{self.spoiled}' non-finite" if self.spoiled else how
         return f"after {self.steps} steps {how}, weights' norm times {self.growth:.3g}"
 
 
@@ -53,7 +58,9 @@ class Rewind:
         """The newest checkpoint beside the dumps, older than the dump, whose weights are finite."""
         folder = Path(self.case.path).resolve().parent.parent / "model"
         candidates = [p for p in folder.glob("*.model") if p.is_file()] if folder.is_dir() else []
-        for path in sorted(candidates, key=lambda p: p.stat().st_mtime, reverse=True):
+        written = Path(self.case.path).stat().st_mtime
+        candidates = [p for p in candidates if p.stat().st_mtime <= written + 1.0]
+        for path in sorted(candidates, key=lambda p: p.stat().st_mtime, reverse=True)[:3]:
             try:
                 state = read_checkpoint(path)
             except DumpError:
@@ -66,7 +73,7 @@ class Rewind:
 
     def fresh(self, settings: dict | None = None) -> nn.Module:
         """The network as it started."""
-        torch.manual_seed(int(self.replay.config.get("seed", 0)))
+        torch.manual_seed(int(number(self.replay.config, "seed")))
         network = SpeakerNet({**self.replay.config, **(settings or {})}).to(self.replay.device)
         if self.weights:
             self.replay.load(network, self.weights, strict=False)
@@ -79,17 +86,34 @@ class Rewind:
         now = nn.utils.get_total_norm([self.case.state["model_state_dict"][n].float() for n in names])
         return float(now / start)
 
-    def course(self, **changes) -> Course:
-        """Take steps with configuration keys changed; ``lr`` defaults to the largest of the history."""
-        key = repr(sorted(changes.items()))
+    def growth_of_finite(self) -> float:
+        """``growth`` of the parameters that are finite."""
+        fresh = dict(self.fresh().named_parameters())
+        state = self.case.state["model_state_dict"]
+        names = [n for n in fresh if _finite(state[n])]
+        if not names:
+            return math.inf
+        start = nn.utils.get_total_norm([fresh[n].detach().float() for n in names])
+        return float(nn.utils.get_total_norm([state[n].float() for n in names]) / start)
+
+    def course(self, guard=None, **changes) -> Course:
+        """Take steps with configuration keys changed; ``lr`` defaults to the largest of the history.
+
+        ``guard`` is a mode around the optimizer's steps.
+        """
+        key = repr(sorted(changes.items())) + (guard.source if guard else "")
         if key not in self.courses:
             try:
-                self.courses[key] = self.take(changes)
-            except (*STEP_ERRORS, UsageError) as error:
+                self.courses[key] = self.take(changes, guard)
+                if self.courses[key].spoiled and not changes and not guard:
+                    probed = self.take(changes, None, self.courses[key].steps)
+                    self.courses[key].site = probed.site
+            except Exception as error:  # a plug-in may raise anything
                 self.courses[key] = Course(0, math.nan, 1.0, True, first_line(error))
         return self.courses[key]
 
-    def take(self, changes: dict) -> Course:
+    def take(self, changes: dict, guard=None, probed: int = 0) -> Course:
+        """``course``; the update of step ``probed`` is watched."""
         config = {**self.replay.config, "steps_per_epoch": STEPS, **changes}
         network = self.fresh()
         parameters = [p for p in network.parameters() if p.requires_grad]
@@ -101,7 +125,7 @@ class Rewind:
         data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
         first = norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
         begin = time.perf_counter()
-        loss, taken, clip = math.nan, 0, float(config.get("grad_clip") or 0.0)
+        loss, taken, clip = math.nan, 0, number(config, "grad_clip")
         self.replay.restore_generators()
         for taken in range(1, STEPS + 1):
             optimizer.zero_grad(set_to_none=True)
@@ -114,19 +138,23 @@ class Rewind:
                 return Course(taken, loss, norm / first, True)
             if clip and size > clip:
                 torch._foreach_mul_(gradients, clip / size)
-            optimizer.step()
+            probe = Probe(network, data) if taken == probed else None
+            with probe or guard or contextlib.nullcontext():
+                optimizer.step()
             norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
             if not math.isfinite(norm):
-                return Course(taken, loss, norm, True)
-            if norm / first > RUNAWAY**3 or time.perf_counter() - begin > SECONDS:
+                named = network.named_parameters()
+                spoiled = next((n for n, p in named if not bool(p.isfinite().all())), "")
+                return Course(taken, loss, norm / first, True, "", spoiled, probe.first() if probe else None)
+            if norm / first > RUNAWAY**3 or time.perf_counter() - begin > SECONDS or self.case.time_left() < 0:
                 break
         return Course(taken, loss, norm / first, False)
 
     def rate(self) -> float:
-        """The largest finite learning rate that the history shows, else the dump's."""
-        rates = [h["lr"] for h in self.case.dump["history"] if math.isfinite(h.get("lr", math.nan))]
-        lr = self.case.dump["lr"]
-        return max([*rates, *([lr] if math.isfinite(lr) else [])], default=float(self.replay.config.get("lr", 0.001)))
+        """The last finite learning rate of the history, else the dump's, else the configured one."""
+        rates = [number(h, "lr") for h in self.case.dump["history"][-3:]] + [self.case.dump["lr"]]
+        usable = [r for r in rates if math.isfinite(r) and r > 0]
+        return max(usable, default=number(self.replay.config, "lr", 0.001))
 
 
 def _finite(value) -> bool:

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from postmortem.finding import Finding
-from postmortem.rewind import Rewind
+from postmortem.finding import Finding, detail_of
+from postmortem.rewind import RUNAWAY, Rewind
+from postmortem.statistics import SETTINGS, number
 
 
 def bad_before(case):
@@ -17,6 +18,10 @@ def bad_before(case):
     if update is not None or not names:
         return update
     weights = [n for n in names if not n.startswith("optimizer.")]
+    tried = case.replay is not None and not case.base.finite  # the step that failed reads no moments
+    if tried and not (weights and case.replay.run(edit=repaired(case, weights)).finite):
+        case.evidence.append(f"not finite before the step, but not the cause of it: {', '.join(names[:5])}")
+        return None
     name = (weights or names)[0]
     kind = "optimizer moment" if name.startswith("optimizer.") else "state"
     if weights:
@@ -27,10 +32,25 @@ def bad_before(case):
     return Finding("state", kind.replace(" ", "_"), text, evidence, phase="state", parameter=name)
 
 
+def repaired(case, names):
+    """An edit that puts the values of the start of the run where the state is bad."""
+    rewind = rewind_of(case)
+    fresh = rewind.fresh().state_dict() if rewind is not None else {}
+
+    def edit(network):
+        own = network.state_dict()
+        with torch.no_grad():
+            for name in names:
+                if name in own:
+                    own[name].copy_(fresh[name])
+
+    return edit
+
+
 def bad_scaler(case):
     """A loss scale that is zero or not finite."""
     scale = case.dump.get("scaler_scale", 1.0)
-    if scale > 0 and math.isfinite(scale):
+    if case.dump.get("amp_dtype") != "float16" or (scale > 0 and math.isfinite(scale)):
         return None
     text = f"The loss scale is {scale}: every gradient is lost, whatever the batch."
     return Finding("state", "scaler", text, [f"scaler_scale {scale}"], phase="state", parameter="scaler")
@@ -41,23 +61,20 @@ def groups_of(case) -> list[dict]:
     return (case.state or {}).get("optimizer_state_dict", {}).get("param_groups", [])
 
 
-def number(group: dict, key: str) -> float:
-    """A number of a parameter group, 0 where it has none."""
-    value = group.get(key, 0.0)
-    return float(value) if isinstance(value, (int, float, torch.Tensor)) else 0.0
-
-
 def update_that_did_it(case, names) -> Finding | None:
     """Whether the last updates made the weights what they are: a rate, eps, or steps that run away again."""
     groups = groups_of(case)
-    rates = [case.dump["lr"], *(h.get("lr", 0.0) for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
+    rates = [case.dump["lr"], *(number(h, "lr") for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
     source = f"optimizer/{case.config.get('optimizer', '?')}.py"
-    if not all(math.isfinite(r) for r in rates):
+    wrong = next((r for r in rates if not math.isfinite(r)), None)
+    if wrong is not None:
         schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
-        text = (
-            f"The learning rate itself became {next(r for r in rates if not math.isfinite(r))}: the schedule gave it."
-        )
+        text = f"The learning rate itself became {wrong}: the schedule gave it."
         return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", lever="schedule")
+    for key in SETTINGS:
+        if not all(math.isfinite(number(g, key)) for g in groups):
+            text = f"The optimizer's {key} is not finite: it would spoil every weight."
+            return Finding("optimizer", key, text, phase="update", source=source, parameter=key, lever=key)
     if not names or case.state is None:
         return None
     moments = eps_at_zero(case, groups)
@@ -69,15 +86,19 @@ def update_that_did_it(case, names) -> Finding | None:
     return None
 
 
+SQUARES = ("exp_avg_sq", "square_avg", "sum", "v")  # what optimizers call their sums of squared gradients
+
+
 def eps_at_zero(case, groups) -> str:
     """The parameter whose elements are not finite just where Adam's second moment is zero, with eps 0."""
     optimizer = (case.state or {}).get("optimizer_state_dict", {})
-    weights, names = case.state["model_state_dict"], list(case.dump["param_stats"])
+    weights, names = case.state["model_state_dict"], case.dump.get("trainable") or list(case.dump["param_stats"])
     for group in groups:
         if "eps" not in group or number(group, "eps") > 1e-30:
             continue
         for index in group.get("params", []):
-            second = optimizer["state"].get(index, {}).get("exp_avg_sq")
+            entries = optimizer["state"].get(index, {})
+            second = next((entries[key] for key in SQUARES if isinstance(entries.get(key), torch.Tensor)), None)
             weight = weights.get(names[index]) if index < len(names) else None
             if second is None or weight is None or second.shape != weight.shape:
                 continue
@@ -101,7 +122,17 @@ def diverged(case):
     suspicious = growth > 30 or rising
     for group in groups_of(case):
         suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
-    return ran_away(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py") if suspicious else None
+    if not suspicious or not fails_on_noise(case):
+        return None
+    return ran_away(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py")
+
+
+def fails_on_noise(case) -> bool:
+    """Whether the dump's weights fail on other data too: noise at the level of the batch."""
+    data = case.replay.data
+    level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
+    noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
+    return not case.replay.run(data=noise).finite
 
 
 def rewind_of(case):
@@ -126,9 +157,8 @@ def cures_of(case, rewind) -> dict:
         cures["momentum"] = {"momentum": 0.9}
     if lr * decay > 0.5 and "weight_decay" in config:
         cures["weight_decay"] = {"weight_decay": 5e-5}
-    cures["lr"] = {"lr": lr * 0.1}
-    cures["lr, hundredth"] = {"lr": lr * 0.01}
-    cures["lr, sound"] = {"lr": 0.001}
+    tried = {"lr": lr * 0.1, "lr, hundredth": lr * 0.01, "lr, sound": 0.001}
+    cures |= {key: {"lr": rate} for key, rate in tried.items() if rate < lr}
     return cures
 
 
@@ -138,11 +168,21 @@ def ran_away(case, growth: float, source: str) -> Finding | None:
     if rewind is None:
         return None
     control = rewind.course()
-    if control.sound:
-        return None
+    if control.error or not (control.spoiled or control.growth >= RUNAWAY):
+        return None  # where a step fails with ordinary weights, the fault is not the update's
+    bad = [n for n in case.bad_state if not n.startswith("optimizer.")]
+    few = 2 * len(bad) < len(case.dump["param_stats"]) and control.spoiled not in bad
+    if bad and few and not rewind.growth_of_finite() >= RUNAWAY:
+        return None  # a few bad weights among ordinary ones are no divergence
     evidence = [f"from {rewind.start}, with the dump's batch and lr {rewind.rate():g}: {control}"]
     if math.isfinite(growth) and growth > 2:
         evidence.append(f"the norm of the weights is {growth:.3g} times that of {rewind.start}")
+    configured = float(case.config.get("lr") or rewind.rate())
+    if rewind.rate() > 2 * configured and rewind.course(lr=configured).sound:
+        schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
+        evidence.append(f"the same steps with the configured lr {configured:g}: {rewind.course(lr=configured)}")
+        text = f"The schedule raises the learning rate to {rewind.rate():g}, which drives the weights away."
+        return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, lever="schedule")
     for key, change in cures_of(case, rewind).items():
         course = rewind.course(**change)
         if course.sound:
@@ -150,7 +190,18 @@ def ran_away(case, growth: float, source: str) -> Finding | None:
             evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {course}")
             text = f"The {LEVERS[lever]} drives the weights away; the batch is innocent."
             return Finding("optimizer", lever, text, evidence, phase="update", source=source, lever=lever)
-    return None
+    return update_itself(control, evidence, source) if control.spoiled else None
+
+
+def update_itself(control, evidence, source) -> Finding:
+    """An update that makes NaN of finite gradients whatever its settings: the optimizer's own code."""
+    finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=control.spoiled)
+    if control.site is not None:
+        finding.op, finding.source = control.site.op, control.site.site.source or source
+        finding.detail = detail_of(control.site)
+        finding.evidence.append(f"first: {finding.op} at {finding.source}, operands {control.site.operands}")
+    finding.summary = f"The update of '{control.spoiled}' makes NaN of a finite gradient, at {finding.source}."
+    return finding
 
 
 def set_elements(name: str, where, value: float):
@@ -173,7 +224,7 @@ def outlier(case):
         size = tensor.abs().float().flatten()
         usual, largest = float(size.median()), float(size.max())
         few = size > max(1e4 * usual, 1e3)
-        if largest < 1e4 or not 0 < int(few.sum()) <= max(2, tensor.numel() // 100):
+        if not usual > 0 or largest < 1e4 or not 0 < int(few.sum()) <= max(2, tensor.numel() // 100):
             continue
 
         if case.replay.run(edit=set_elements(name, few.view(tensor.shape), usual)).finite:
@@ -183,4 +234,19 @@ def outlier(case):
                 f"{len(places)} element(s) of '{name}', at {places[:5]}; with them at {usual:.3g} the step is finite"
             ]
             return Finding("state", "outlier", text, evidence, phase="state", parameter=name)
+    return None
+
+
+def impossible_statistic(case):
+    """A BatchNorm variance below zero: no batch gives one, and its root is NaN wherever it is used."""
+    if case.replay is None:
+        return None
+    for name, tensor in case.state["model_state_dict"].items():
+        wrong = tensor < 0
+        if not name.endswith("running_var") or not bool(wrong.any()):
+            continue
+        if case.replay.run(edit=set_elements(name, wrong, 1.0)).finite:
+            text = f"'{name}' holds {float(tensor.min()):.4g}: a variance below zero, which no batch gives."
+            evidence = [f"with {int(wrong.sum())} element(s) of '{name}' at 1 the step is finite"]
+            return Finding("state", "negative_variance", text, evidence, phase="state", parameter=name)
     return None

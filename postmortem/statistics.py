@@ -8,6 +8,7 @@ from postmortem.provenance import rows_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 MANY = 1 << 24  # torch.quantile takes no more elements
+SETTINGS = ("lr", "weight_decay", "momentum", "eps")  # of an optimizer: one that is not finite spoils every weight
 BLOCKS = " .:-=+*#"
 
 
@@ -59,7 +60,7 @@ def place_lines(dump: dict, most: int = 10) -> list[str]:
     data, files = dump["data"], dump.get("files", [])
     if data.ndim == 0:
         return []
-    flat = rows_of(data)
+    flat = rows_of(data, dump["label"].numel())
     rows = (~flat.isfinite()).any(dim=1).nonzero().flatten().tolist()
     lines = []
     for row in rows[:most]:
@@ -174,6 +175,14 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
     if not found and not math.isfinite(float(dump["loss"])):
         found.append("Input looks normal but NaN in loss: model or loss instability")
     return found
+
+
+def number(values: dict, key: str, default: float = 0.0) -> float:
+    """A number of a configuration or parameter group; the default where there is none under that name."""
+    value = values.get(key, default)
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
 def bad_state(state: dict) -> list[str]:
