@@ -54,6 +54,17 @@ def row_of(*kinds):
     return check
 
 
+def between(low, high):
+    """Kind of a number from ``low`` to ``high``, whole where ``low`` is."""
+
+    def check(value, where):
+        check_kind(value, INT if type(low) is int else NUMBER, where)
+        if not low <= value <= high:
+            raise Refusal(f"'{where}' is {value}, not from {low} to {high}")
+
+    return check
+
+
 def text_of(pattern: str):
     """Kind of a text that matches a pattern as a whole."""
 
@@ -90,8 +101,10 @@ STATISTICS = Fields({**dict.fromkeys(("numel", "nan", "inf"), INT), **dict.fromk
 DRAW = Fields({"kind": TEXT, "path": TEXT}, {"start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
 FILE = Fields(
     {"path": TEXT, "line": INT},
-    {**dict.fromkeys(("start", "rate", "utterance"), INT), **dict.fromkeys(("speed", "peak", "rms"), NUMBER)}
-    | {"augment": [DRAW]},
+    {
+        **{"start": between(0, 1 << 40), "rate": between(1, 10**7), "speed": between(0.1, 10.0), "utterance": INT},
+        **{"peak": NUMBER, "rms": NUMBER, "augment": [DRAW], "replaced": [Fields({"path": TEXT, "reason": TEXT})]},
+    },
 )
 NUMPY_RNG, PYTHON_RNG = row_of(TEXT, [INT], INT, INT, NUMBER), row_of(INT, [INT], (float, type(None)))
 RNG_STATE = Fields({}, {"torch": BYTES, "cuda": BYTES, "numpy": NUMPY_RNG, "python": PYTHON_RNG})
@@ -109,7 +122,7 @@ KEYS = {
     **{"config": {str: check_setting}, "versions": {str: TEXT}, "source_hashes": {str: TEXT}},
     "state": text_of(f"({STATE_NAME.pattern})?"),
 }
-OPTIONAL_KEYS = {"window": [INT], "injected": TEXT, "world": INT}
+OPTIONAL_KEYS = {"window": [INT], "injected": TEXT, "world": INT, "moment": NUMBER, "trainable": [TEXT]}
 STATE_KEYS = {
     "model_state_dict": {str: TENSOR},
     "optimizer_state_dict": Fields({"state": (dict,), "param_groups": [Fields({"params": [INT]})]}),
@@ -246,6 +259,7 @@ def validate(dump, path) -> dict:
                     ONE_NUMBER(dump[key], key)
                     dump[key] = dump[key].item()
             check_kind(dump, Fields(ORIGIN_KEYS), "")
+            dump = {key: dump[key] for key in ORIGIN_KEYS}  # others mean nothing without a format
             return {**dump, "loss": float(dump["loss"]), "prec1": float(dump["prec1"])}
         check_kind(dump, Fields(KEYS, OPTIONAL_KEYS), "")
         check_rows(dump)

@@ -12,6 +12,7 @@ from postmortem.replay import ReplayError
 from postmortem.state_faults import repaired, rewind_of
 from postmortem.statistics import number
 
+COUNTS = ("nOut", "nClasses", "nPerSpeaker")
 LINES = 4  # source lines that are guarded together
 GENTLE = 5  # more steps that a changed setting must survive, of the batch it was tried on
 
@@ -255,6 +256,9 @@ def settings_of_plugins(case, finding) -> list[dict]:
         declared = plugins.declaration(folder, str(config.get(chosen, "")))
         for key, default in (declared.keys if declared else {}).items():
             plain = isinstance(default, (int, float)) and not isinstance(default, bool)
+            value = number(config, key, math.nan)
+            if plain and (abs(value) > 1e4 or (value <= 1e-12 and "eps" in key)) and key not in COUNTS:
+                trials.append({key: 1e-5 if "eps" in key else 1.0})
             if plain and key in config and config[key] != default and case.replay.fits({key: default}):
                 trials.append({key: default})
     if isinstance(config.get("margin"), (int, float)) and finding.cause == "loss" and config["margin"] > 0.1:
@@ -363,8 +367,13 @@ def for_optimizer(case, finding) -> list[dict]:
         change = {"source": finding.source}
         fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {course}")]
         change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
-        text = f"choose another schedule, as scheduler: {change['scheduler']}"
-        return [*fixes, recommendation(text, "set", change, None, "schedules are not replayed")]
+        text = f"choose another schedule: {change['scheduler']} (now {config.get('scheduler')})"
+        if rewind is None:
+            return [*fixes, recommendation(text, "set", change, None, case.refusal)]
+        course = rewind.course(**change)
+        now = rewind.course(scheduler=config["scheduler"])
+        outcome = f"steps along it: {course}; along the present one: {now}"
+        return [*fixes, recommendation(text, "set", change, course.sound, outcome)]
     if lever is None:
         return for_update(case, finding)
     rewind = rewind_of(case)
@@ -390,7 +399,7 @@ def for_optimizer(case, finding) -> list[dict]:
         fixes.append(recommendation(text, "set", change, verdict, outcome))
         if course.sound:
             break
-    return fixes
+    return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
 
 
 def for_update(case, finding) -> list[dict]:

@@ -1,6 +1,7 @@
 """Function modes that change how chosen operations compute during a replay, and nothing outside it."""
 
 import functools
+import math
 import sys
 from pathlib import Path
 
@@ -142,10 +143,16 @@ class LineGuard(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if not args or not isinstance(args[0], torch.Tensor) or call_site() != self.source:
             return function(*args, **kwargs)
+        infinite = [a for a in args if isinstance(a, float) and not math.isfinite(a)]
+        if infinite:  # softmax and max want it so; multiplied, or where all are masked, it becomes NaN
+            args = tuple(math.copysign(1e4, a) if isinstance(a, float) and a in infinite else a for a in args)
+            self.noted(args, f"write a large finite number in the place of {infinite[0]}")
         if name in ("std", "var", "std_mean", "var_mean"):
             return self.deviation(name, args, kwargs)
         if name in ("pow", "__pow__", "__rpow__", "float_power") and len(args) > 1:
             args = self.power(name, args)
+        elif name in ("cross_entropy", "nll_loss") and len(args) > 1 and _all_ignored(args[1], kwargs):
+            return self.noted(args[0].sum() * 0.0, "skip the loss where every label is ignored")
         elif name in ("cross_entropy", "nll_loss") and isinstance(kwargs.get("weight"), torch.Tensor):
             kwargs["weight"] = self.noted(_positive(kwargs["weight"]), "keep the class weights above zero")
         elif name in ("cosine_similarity", "normalize", "layer_norm", "batch_norm", "group_norm", "rms_norm"):
@@ -193,6 +200,10 @@ class LineGuard(TorchFunctionMode):
         variance = self.noted(variance, f"use the biased {name} with 1e-7 added to the variance")
         result = variance.sqrt() if name.startswith("std") else variance
         return (result, torch.mean(x, dim=dims, keepdim=keep)) if name.endswith("_mean") else result
+
+
+def _all_ignored(label, kwargs) -> bool:
+    return isinstance(label, torch.Tensor) and bool((label == kwargs.get("ignore_index", -100)).all())
 
 
 class _FiniteGradient(torch.autograd.Function):

@@ -97,9 +97,9 @@ class Rewind:
         return float(nn.utils.get_total_norm([state[n].float() for n in names]) / start)
 
     def course(self, guard=None, **changes) -> Course:
-        """Take steps with configuration keys changed; ``lr`` defaults to the largest of the history.
+        """Take steps with configuration keys changed, at the last learning rate of the history unless ``lr`` is given.
 
-        ``guard`` is a mode around the optimizer's steps.
+        With ``scheduler`` its schedule is followed from the start. ``guard`` is a mode around the optimizer's steps.
         """
         key = repr(sorted(changes.items())) + (guard.source if guard else "")
         if key not in self.courses:
@@ -114,13 +114,16 @@ class Rewind:
 
     def take(self, changes: dict, guard=None, probed: int = 0) -> Course:
         """``course``; the update of step ``probed`` is watched."""
-        config = {**self.replay.config, "steps_per_epoch": STEPS, **changes}
+        epochs = max(1, int(number(self.replay.config, "max_epoch", 1)))
+        config = {**self.replay.config, "steps_per_epoch": max(1, STEPS // epochs), **changes}
         network = self.fresh()
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = plugins.build("optimizer", config["optimizer"], config, parameters)
-        lr = changes.get("lr", self.rate())
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        schedule, unit = None, ""
+        if "scheduler" in changes:
+            schedule, unit = plugins.build("scheduler", config["scheduler"], config, optimizer)
+        for group in optimizer.param_groups if schedule is None else ():
+            group["lr"] = changes.get("lr", self.rate())
         step = range(min(COLUMNS, self.replay.columns))
         data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
         first = norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
@@ -141,6 +144,8 @@ class Rewind:
             probe = Probe(network, data) if taken == probed else None
             with probe or guard or contextlib.nullcontext():
                 optimizer.step()
+            if schedule is not None and (unit == "iteration" or taken % config["steps_per_epoch"] == 0):
+                schedule.step()
             norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
             if not math.isfinite(norm):
                 named = network.named_parameters()

@@ -22,9 +22,10 @@ def bad_before(case):
     if tried and not (weights and case.replay.run(edit=repaired(case, weights)).finite):
         case.evidence.append(f"not finite before the step, but not the cause of it: {', '.join(names[:5])}")
         return None
-    name = (weights or names)[0]
-    kind = "optimizer moment" if name.startswith("optimizer.") else "state"
-    if weights:
+    moments = [n for n in names if n.startswith("optimizer.")]
+    name = (moments or weights)[0]  # a moment spoils its weight, no weight spoils a moment while gradients are checked
+    kind = "optimizer moment"
+    if not moments:
         kind = "weight" if name in (case.dump.get("param_stats") or {}) else "buffer"
     listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     text = f"The {kind} '{name}' was not finite before this step: the batch is innocent."
@@ -122,7 +123,7 @@ def diverged(case):
     suspicious = growth > 30 or rising
     for group in groups_of(case):
         suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
-    if not suspicious or not fails_on_noise(case):
+    if not suspicious or not (growth > HOPELESS or fails_on_noise(case)):
         return None
     return ran_away(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py")
 
@@ -144,6 +145,7 @@ def rewind_of(case):
     return case.rewind
 
 
+HOPELESS = 1e6  # growth of the weights at which any batch is on the verge
 LEVERS = {"lr": "learning rate", "weight_decay": "weight decay", "momentum": "momentum"}
 
 
@@ -190,7 +192,13 @@ def ran_away(case, growth: float, source: str) -> Finding | None:
             evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {course}")
             text = f"The {LEVERS[lever]} drives the weights away; the batch is innocent."
             return Finding("optimizer", lever, text, evidence, phase="update", source=source, lever=lever)
-    return update_itself(control, evidence, source) if control.spoiled else None
+    other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
+    if not control.spoiled and rewind.course(**other).sound:
+        evidence.append(f"the same steps with {other['optimizer']}: {rewind.course(**other)}")
+        text = f"The updates of {source} drive the weights away; those of {other['optimizer']} do not."
+        return Finding("optimizer", "diverges", text, evidence, phase="update", source=source)
+    arithmetic = control.site is None or not control.site.constant  # else something was put there, not computed
+    return update_itself(control, evidence, source) if control.spoiled and arithmetic else None
 
 
 def update_itself(control, evidence, source) -> Finding:
