@@ -6,16 +6,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.dump import read_dump, read_state
 from postmortem.patches import CudaCasts, LineGuard
 from postmortem.probe import Probe
+from postmortem.provenance import origin_of
 from postmortem.replay import Replay
+from precision import BufferSnapshot
 from utils import save_atomically
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
@@ -312,3 +316,54 @@ def test_a_dump_of_a_gpu_is_replayed_with_its_casts(dump_of):
         x = torch.full((2, 3), 300.0, dtype=torch.float16)
         assert x.pow(2).dtype is torch.float32 and x.softmax(dim=1).dtype is torch.float32
         assert (x @ x.T).dtype is torch.float16
+
+
+def test_a_step_that_is_finite_with_changed_code_is_not_called_transient(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    edit(path, injected="", source_hashes={**dump["source_hashes"], "loss/aamsoftmax.py": "0" * 64})
+    verdict = analyse(path, trust=True).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("unknown", "code_changed")
+    edit(path, source_hashes=dump["source_hashes"], device="cuda:0")
+    assert analyse(path).verdict["detail"] == "other_device"
+    edit(path, device="cpu")
+    assert analyse(path).verdict["cause"] == "environment"
+
+
+def test_an_infinite_mask_is_meant_to_be_so():
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.full((2, 2), -math.inf))
+    snapshot = BufferSnapshot(module)
+    assert snapshot.masks == {"mask"} and len(snapshot.floating) == 2
+
+
+@pytest.mark.parametrize("rate, sample", [(8000, 3000), (44100, 20000)])
+def test_a_sample_is_counted_at_the_rate_of_its_file(tmp_path, rate, sample):
+    audio = np.random.default_rng(0).normal(0, 0.1, rate)
+    audio[sample] = math.nan
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    row, start, *_ = read_audio(tmp_path / "a.wav", 12000, 0.0)
+    info = {"path": str(tmp_path / "a.wav"), "line": 1, "start": start, "rate": rate, "speed": 1.0, "augment": []}
+    found = origin_of(row, info)
+    assert (found.cause, found.sample) == ("input", sample)
+
+
+def test_two_bad_files_are_taken_out_together(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    data = dump["data"].clone()
+    data[0, 1, 50], data[0, 3, 70] = math.nan, math.inf
+    files = [{**info, "path": f"gone/{row}.wav"} for row, info in enumerate(dump["files"])]
+    edit(path, data=data, files=files, injected="", reason="batch_nonfinite")
+    verdict = analyse(path).verdict
+    best = verdict["recommendations"][0]
+    assert verdict["location"]["rows"] == [1, 3] and best["verdict"] == "verified"
+    assert best["change"] == {"files": ["gone/1.wav", "gone/3.wav"]}
+
+
+def test_an_update_that_makes_nan_is_the_optimizers(dump_of):  # nan.md F41
+    def spoil(trainer):
+        trainer.optimizer.param_groups[0]["weight_decay"] = math.nan
+
+    verdict = analyse(dump_of(spoil)).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("optimizer", "weight_decay")
