@@ -84,6 +84,11 @@ def analyse_all(paths, args) -> int:
             print(error, file=sys.stderr)
             status = 2
             continue
+        except Exception as error:  # one dump that breaks the analysis must not take the others with it
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"{path}: the analysis failed, please report it: {type(error).__name__}: {reason}", file=sys.stderr)
+            status = 2
+            continue
         analyses.append(analysis)
         print(json.dumps(analysis.verdict) if args.json else "\n".join([*text_report(analysis), ""]), flush=True)
     if len(analyses) > 1 and not args.json:

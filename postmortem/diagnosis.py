@@ -241,10 +241,10 @@ def place(case):
     else:
         finding.cause = "model_backward" if record.backward else "model_forward"
     made = "the gradient of " if record.backward else ""
-    what = finding.detail.replace("_", " ")
+    what = "" if finding.detail == "nonfinite" else f": {finding.detail.replace('_', ' ')}"
     bad = "is not finite although its operands are"
     bad = "overflows the norm" if finding.detail == "steep_gradient" else bad
-    finding.summary = f"{where_of(finding)}, {made}{record.op_name} {bad}: {what}."
+    finding.summary = f"{where_of(finding)}, {made}{record.op_name} {bad}{what}."
     exact = case.replay.run(dtype="float64") if case.time_left() > 10 * case.base.seconds else None
     if exact is not None and not exact.error:
         finding.evidence.append(f"float64: {exact}")

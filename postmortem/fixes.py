@@ -342,12 +342,17 @@ def for_state(case, finding) -> list[dict]:
         text = f"restore '{finding.parameter}' from a sound checkpoint"
         return [*fixes, recommendation(text, "restore", {"tensor": finding.parameter}, None, case.refusal)]
     if finding.detail == "optimizer_moment":
-        text = f"reset the optimizer's moments: '{finding.parameter}' spoils every update"
+        weights = [n for n in case.bad_state if not n.startswith("optimizer.")]
+        also = f" and restore {', '.join(weights[:3])}" if weights else ""
+        text, change = (
+            f"reset the optimizer's moments{also}: '{finding.parameter}' spoils every update",
+            {"tensor": finding.parameter},
+        )
+        if weights:
+            return [*fixes, attempt(case, text, "restore", change, edit=repaired(case, weights))]
         return [
             *fixes,
-            recommendation(
-                text, "restore", {"tensor": finding.parameter}, case.base.finite, f"the step itself: {case.base}"
-            ),
+            recommendation(text, "restore", change, None, f"the next update reads it, not this step: {case.base}"),
         ]
     names = [finding.parameter] if finding.detail in ("outlier", "negative_variance") else case.bad_state
     repair = repaired(case, names)
