@@ -7,6 +7,7 @@ python analyze_nan_debug.py exps/run --html report.html                      # a
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -106,4 +107,6 @@ def analyse_all(paths, args) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     sys.exit(main())

@@ -214,6 +214,7 @@ def too_little_precision(case):
     name = case.origin.op_name if case.origin is not None else "an operation"
     finding.summary = f"{where_of(finding)}, {name} is not finite in {dtype}; in float32 the same step is."
     finding.evidence.append(f"float32: {exact}")
+    finding.evidence += ladder(case)
     if finding.module:
         island = case.replay.run(islands=(finding.module,))
         finding.evidence.append(f"with {finding.module} alone in float32: {island}")
@@ -245,10 +246,24 @@ def place(case):
     bad = "is not finite although its operands are"
     bad = "overflows the norm" if finding.detail == "steep_gradient" else bad
     finding.summary = f"{where_of(finding)}, {made}{record.op_name} {bad}{what}."
-    exact = case.replay.run(dtype="float64") if case.time_left() > 10 * case.base.seconds else None
-    if exact is not None and not exact.error:
-        finding.evidence.append(f"float64: {exact}")
+    finding.evidence += ladder(case)
     return finding
+
+
+def ladder(case) -> list[str]:
+    """The step in other types, as far as time allows, and how near each module comes to float16's largest number."""
+    lines = []
+    for dtype in ("float64", "bfloat16"):
+        if dtype != case.dump["amp_dtype"] and case.time_left() > 10 * case.base.seconds:
+            outcome = case.replay.run(dtype=dtype)
+            lines += [f"{dtype}: {outcome}"] if not outcome.error else []
+    if case.dump["amp_dtype"] == "float16":
+        sizes = [(a["abs_max"], a["name"]) for a in case.activations if a["abs_max"] > 0]  # also leaves out NaN
+        tops = [
+            f"{name} {size:.3g} ({math.log2(65504 / size):.1f} bits left)" for size, name in sorted(sizes)[-3:][::-1]
+        ]
+        lines += [f"largest outputs against float16's 65504: {', '.join(tops)}"] if tops else []
+    return lines
 
 
 def where_of(finding) -> str:
