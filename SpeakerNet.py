@@ -64,6 +64,7 @@ class Attempt:
     buffers_finite: bool  # on all ranks
     finite: bool  # all of it
     at_fault: bool  # this rank's own loss or buffers are not finite
+    buffer: str = ""  # the first buffer that became non-finite on this rank
 
 
 class Interrupted(Exception):
@@ -129,6 +130,7 @@ class ModelTrainer:
             attempt = self.attempt(window, scale, poison)
             if attempt.finite:
                 break
+            attempt.buffer = "" if attempt.buffers_finite else self.buffers.first_bad()
             self.buffers.restore()
             precision.restore_draw_state(rng, self.device)
             if not (attempt.loss_finite and attempt.buffers_finite):

@@ -6,6 +6,7 @@ python analyze_nan_debug.py exps/run --html report.html                      # a
 """
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -59,6 +60,9 @@ def main(argv=None) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
+    if args.html and (Path(args.html).suffix in (".pt", ".model", ".wav", ".flac") or Path(args.html).is_dir()):
+        print(f"--html: {args.html} is no name for a page", file=sys.stderr)
+        return 2
     if not paths:
         where = ", ".join(args.paths) or "exps/*/debug_nan/"
         print(f"no dump found in {where}", file=sys.stderr)
@@ -80,7 +84,8 @@ def analyse_all(paths, args) -> int:
                 lost = analyse_trials(path)
                 print(json.dumps(lost.verdict) if args.json else "\n".join([*lost.lines(), ""]), flush=True)
                 continue
-            analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds)
+            with contextlib.redirect_stdout(sys.stderr):  # what plug-ins print is no part of the report
+                analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds)
         except DumpError as error:
             print(error, file=sys.stderr)
             status = 2

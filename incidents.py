@@ -150,7 +150,7 @@ class Incidents:
         if not attempt.loss_finite:
             return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
         if not attempt.buffers_finite and math.isfinite(attempt.norm):
-            return Fault("state_nonfinite", "a BatchNorm statistic became non-finite", **common)
+            return Fault("state_nonfinite", f"buffer '{attempt.buffer}' became non-finite", **common)
         grads = {n: p.grad for n, p in t.network.named_parameters() if p.grad is not None}
         first = next((n for n, g in grads.items() if not g.isfinite().all()), "")
         if not first:
@@ -167,7 +167,8 @@ class Incidents:
         if at_fault:
             batch = joined(window)
             paths = [batch["files"][row]["path"] for row in fault.rows]
-            signature = "|".join([fault.reason, fault.module, *sorted(set(paths))])
+            kind = "inf" if math.isinf(fault.loss) else "nan" if math.isnan(fault.loss) else ""
+            signature = "|".join([fault.reason, kind, fault.module, *sorted(set(paths))])
             saved = self.dump(batch, fault, rng, signature)
             summary = {
                 "rank": self.ranks.rank,
@@ -243,7 +244,6 @@ class Incidents:
         """Everything of format 1 but the state's name."""
         t = self.trainer
         data = batch["data"] if t.config.nan_dump_audio else batch["data"][..., :0]
-        chosen = [Path(folder, f"{getattr(t.config, key)}.py") for folder, key in plugins.CHOSEN_BY.items()]
         return {
             **{"format_version": 1, "reason": fault.reason, "batch_idx": t.batch, "epoch": t.epoch, "step": t.step},
             **{"rank": self.ranks.rank, "world": self.ranks.world, "injected": fault.injected},
@@ -263,19 +263,27 @@ class Incidents:
             },
             **{"threads": torch.get_num_threads(), "device": str(t.device), "config": t.config.values()},
             "versions": versions(),
-            "source_hashes": source_hashes({*chosen, *imported_plug_ins()}),
+            "source_hashes": self.sources(),
             "state": "",
         }
 
     def state(self) -> dict:
         """What a resumed run must know."""
         counts = {"written": self.writer.written, "file_dumps": self.file_dumps}
-        return {"history": list(self.history), "seen": self.seen, **counts}
+        return {"history": list(self.history), "seen": self.seen, "sources": self.sources(), **counts}
+
+    def sources(self) -> dict[str, str]:
+        """Hashes of the plug-in files in use."""
+        c = self.trainer.config
+        chosen = {Path(folder, f"{getattr(c, key)}.py") for folder, key in plugins.CHOSEN_BY.items()}
+        return source_hashes(chosen | imported_plug_ins())
 
     def load_state(self, state: dict):
         """Take over a saved state."""
         self.history.extend(state["history"])
-        self.seen, self.writer.written = state["seen"], state["written"]
+        # A fault of code that has changed since is another fault.
+        self.seen = state["seen"] if state.get("sources") == self.sources() else {}
+        self.writer.written = state["written"]
         self.file_dumps = state.get("file_dumps", 0)
 
 

@@ -72,8 +72,13 @@ class BufferSnapshot:
             by_type.setdefault(buffer.dtype, []).append(buffer)
         # A buffer that is not finite from the start, as a mask of -inf, is meant to be so.
         self.masks = {n for n, b in module.named_buffers() if b.is_floating_point() and not bool(b.isfinite().all())}
-        self.floating = [b for n, b in module.named_buffers() if b.is_floating_point() and n not in self.masks]
+        named = [(n, b) for n, b in module.named_buffers() if b.is_floating_point() and n not in self.masks]
+        self.names, self.floating = [n for n, _ in named], [b for _, b in named]
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
+
+    def first_bad(self) -> str:
+        """The name of the first buffer that is not finite, '' where all are."""
+        return next((n for n, b in zip(self.names, self.floating) if not bool(b.isfinite().all())), "")
 
     @torch.no_grad()
     def take(self):

@@ -94,6 +94,10 @@ def train(config, ranks) -> int:
     finally:
         trainer.close()
         files.close()
+    if trainer.incidents.seen:
+        count = sum(times for _, times in trainer.incidents.seen.values())
+        folder = trainer.incidents.writer.folder
+        trainer.say(f"{count} step(s) were left out; to find out why: python analyze_nan_debug.py {folder}")
     best = trainer.best
     if best["eer"] is not None:
         trainer.say(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")

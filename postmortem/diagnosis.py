@@ -27,8 +27,10 @@ def diagnose(case) -> Finding:
             if case.replay is not None and case.replay.emulated:
                 finding.evidence.append("the dump is of a GPU: its casts were emulated on the CPU")
             return finding
-    evidence = [case.refusal] if case.refusal else []
-    return Finding("unknown", "unknown", "No hypothesis survives; the statistics are all there is to go by.", evidence)
+    text = "Cause not found: no hypothesis survives, the statistics are all there is to go by."
+    if case.refusal:
+        text = "Cause not found: the step could not be run again, the statistics are all there is to go by."
+    return Finding("unknown", "unknown", text, [case.refusal] if case.refusal else [])
 
 
 # ------------------------------------------------------------------------------------------- what was given to it
@@ -74,10 +76,10 @@ def label_outside(case):
             f"row {row} has label {int(label[column])}; the classes are 0 to {(case.classes or 0) - 1}{where}"
         )
         files += [{"path": info["path"], "sample": None}] if info else []
-    if case.dump.get("injected") == "label":
-        evidence.append("nan_inject put it there")
     worst = max((int(v) for v in label[columns]), key=lambda v: abs(v))
     text = f"Label out of range: {worst} with {case.classes} classes, in {len(columns)} row(s)."
+    if case.dump.get("injected") == "label":
+        text = f"nan_inject spoiled a label ({worst} with {case.classes} classes): a rehearsal, the list is sound."
     return Finding("label", "out_of_range", text, evidence, phase="data", columns=columns, rows=rows, files=files)
 
 
@@ -97,7 +99,7 @@ def bad_samples(case):
         finding.summary = f"The batch itself holds {wrong} non-finite samples, in {len(rows)} row(s)."
         return finding
     blame_files(case, finding, flat, rows, math.inf)
-    if finding.cause == "environment" and case.dump.get("injected") == "data":
+    if case.dump.get("injected") == "data":
         finding.cause = "input"
         finding.summary = f"nan_inject spoiled a sample of {finding.files[0]['path']}: a rehearsal, the file is sound."
     return finding
@@ -117,9 +119,9 @@ def blame_files(case, finding, flat, rows, limit):
     first = finding.files[0]
     at = f" at sample {first['sample']}" if first["sample"] is not None else ""
     more = f" and {len(finding.files) - 1} more" if len(finding.files) > 1 else ""
-    what = "samples that are not finite" if limit == math.inf else "samples of absurd size"
+    what = "NaN or Inf" if limit == math.inf else "samples of absurd size"
     finding.summary = {
-        "input": f"{first['path']} brings {what}{at}{more}.",
+        "input": f"{first['path']} holds {what}{at}{more}.",
         "augmentation": f"The augmentation with {first['path']} brings {what}{at}{more}; the speech is sound.",
         "environment": f"The step was given {what} that its file does not hold: {first['path']} reads sound{more}.",
     }[finding.cause]
@@ -144,7 +146,7 @@ def vanished(case):
         return None
     injected, changed = case.dump.get("injected"), case.replay.changed
     if changed and not injected:
-        text = f"With the code as it is now the step is finite; changed since the dump: {', '.join(changed)}."
+        text = f"With the code as it is now the step is finite: the change to {', '.join(changed)} cures it."
         return Finding("unknown", "code_changed", text, [f"replayed with the changed code: {case.base}"])
     if case.replay.emulated and not injected:
         text = (

@@ -26,7 +26,11 @@ def recommendation(text, action, change, verdict, outcome) -> dict:
 def recommendations(case, finding) -> list[dict]:
     """Every fix that fits the cause, and the guide's four quick fixes: verified first, the smallest change first."""
     found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
-    seed = quick_fixes(case, finding) if case.replay is not None else []
+    if finding.detail == "code_changed":
+        return [
+            recommendation("go on with the code as it is now", "none", None, True, f"the step with it: {case.base}")
+        ]
+    seed = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
     said = {_key(r) for r in found}
     found += [r for r in seed if _key(r) not in said]
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
@@ -69,10 +73,10 @@ def quick_fixes(case, finding) -> list[dict]:
             if lower < config["scale"] and not any(f["verdict"] == "verified" for f in fixes):
                 text = f"lower the scale of the loss to {lower:g} (now {config['scale']:g})"
                 fixes.append(lasting(case, attempt(case, text, "set", {"scale": lower}, settings={"scale": lower})))
-    if case.dump["amp_dtype"] == "float32":
+    if case.dump["amp_dtype"] == "float32" and case.replay is not None and not case.base.finite:
         outcome = f"it is off already: the step was computed in float32 ({case.base})"
         fixes.append(recommendation("switch mixed precision off", "set", {"mixedprec": False}, False, outcome))
-    else:
+    elif case.dump["amp_dtype"] != "float32":
         fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
     clip = number(config, "grad_clip")
     harder = 1.0 if not clip or clip > 1.0 else clip / 5
@@ -83,6 +87,8 @@ def quick_fixes(case, finding) -> list[dict]:
 
 def by_rewind(case, finding, text, change, key) -> dict:
     """A fix of the update: for an optimizer fault tried by taking the steps again, else it cannot reach this step."""
+    if case.replay is None:
+        return recommendation(text, "set", change, None, case.refusal)
     if finding.cause == "optimizer":
         rewind = rewind_of(case)
         if rewind is None or rewind.course().sound:
@@ -203,7 +209,7 @@ def for_label(case, finding) -> list[dict]:
         label[finding.columns] = 0
         fixes.append(attempt(case, text, "set", {"nan_inject": ""}, label=label))
     worst = max(int(v) for v in case.label()[finding.columns])
-    if (case.classes or 0) <= worst < 10 * (case.classes or 10) + 1000:
+    if case.dump.get("injected") != "label" and (case.classes or 0) <= worst < 10 * (case.classes or 10) + 1000:
         change = {"nClasses": worst + 1}
         text = f"nClasses must match the data set: {worst + 1} or more (now {case.classes}); 0 counts the train list"
         fixes.append(attempt(case, text, "set", change, settings=change))

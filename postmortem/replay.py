@@ -47,7 +47,7 @@ class Outcome:
     def __str__(self):
         if self.error:
             return self.error
-        buffers = ", a BatchNorm statistic is not finite" if self.bad_buffers else ""
+        buffers = ", a buffer is not finite" if self.bad_buffers else ""
         return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{buffers}"
 
 

@@ -20,11 +20,13 @@ def basic_lines(dump: dict, path) -> list[str]:
             f"Reason: {dump['reason']}, step {dump['step']}, rank {dump['rank']} of {dump.get('world', 1)}",
             f"Computed in {dump['amp_dtype']} on {dump['device']}, loss scale {dump['scaler_scale']:g}",
             f"Learning rate: {dump['lr']:g}",
-            f"Gradient norm: {dump['grad_norm']:.6g}",
+            *([f"Gradient norm: {dump['grad_norm']:.6g}"] if dump["grad_stats"] else []),
         ]
     else:
         lines.append("An old dump: batch, labels and loss only")
-    return [*lines, f"Loss value: {dump['loss']}", f"Precision: {dump['prec1']}"]
+    if dump.get("reason") in ("batch_nonfinite", "label_out_of_range", "data_error"):
+        return [*lines, "Loss value, precision: not computed when the dump was made"]
+    return [*lines, f"Loss value: {dump['loss']}", f"Precision (training accuracy in %): {dump['prec1']}"]
 
 
 def data_lines(dump: dict) -> list[str]:
@@ -172,7 +174,8 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
     if state is not None:
         names = bad_state(state)
         found += [f"State that was bad before the step: {', '.join(names[:5])}"] if names else []
-    if not found and not math.isfinite(float(dump["loss"])):
+    failed = dump.get("reason", "loss_nonfinite") == "loss_nonfinite"
+    if not found and failed and not math.isfinite(float(dump["loss"])):
         found.append("Input looks normal but NaN in loss: model or loss instability")
     return found
 

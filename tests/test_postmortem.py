@@ -118,7 +118,11 @@ def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, s
 
 
 def test_a_label_out_of_range(dump_of):
-    verdict = analyse(dump_of(nan_inject="1:label")).verdict
+    path = dump_of(nan_inject="1:label")
+    (best, *_) = analyse(path).verdict["recommendations"]
+    assert best["change"] == {"nan_inject": ""} and best["verdict"] == "verified"
+    edit(path, injected="")
+    verdict = analyse(path).verdict
     assert (verdict["cause"], verdict["location"]["rows"]) == ("label", [0])
     assert {"nClasses": 10} in [r["change"] for r in verdict["recommendations"] if r["verdict"] == "verified"]
 
