@@ -46,6 +46,12 @@ def declaration(folder: str, name: str) -> Declaration | None:
     entry = _entry_node(tree, ENTRY[folder])
     if entry is None:
         return None
+    variant = _variant_of(tree, entry, folder)
+    if variant is not None:
+        base, fixed = variant
+        keys, own = ({k: fixed.get(k, v) for k, v in part.items()} for part in (base.keys, base.own))
+        required = [name for name in base.required if name not in fixed]
+        return Declaration(path, keys, own, required, base.constants)
     found = Declaration(path)
     function = _callable_of(entry)
     if function is not None:
@@ -106,7 +112,7 @@ def _entry_node(tree: ast.Module, name: str):
             return node
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
+        if isinstance(node, ast.ImportFrom) and name in _names(node):
             return node
     return None
 
@@ -117,6 +123,28 @@ def _callable_of(node) -> ast.FunctionDef | None:
     if isinstance(node, ast.ClassDef):
         return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     return None
+
+
+def _variant_of(tree: ast.Module, entry, folder: str):
+    """(declaration, {key: value}) where an entry point is another file's, as it is or with other defaults.
+
+    ``from models.ResNet import MainModel`` is one, ``MainModel = partial(ResNet, depth=34)`` the other.
+    """
+    fixed, name = {}, None
+    if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Call) and entry.value.args:
+        called, first = entry.value.func, entry.value.args[0]
+        if "partial" in (getattr(called, "id", ""), getattr(called, "attr", "")) and isinstance(first, ast.Name):
+            name = first.id
+            fixed = {k.arg: _literal(k.value) for k in entry.value.keywords if k.arg}
+            entry = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and name in _names(n)), None)
+    if isinstance(entry, ast.ImportFrom) and entry.module and entry.module.startswith(f"{folder}."):
+        base = declaration(folder, entry.module.removeprefix(f"{folder}."))
+        return (base, fixed) if base is not None else None
+    return None
+
+
+def _names(node: ast.ImportFrom) -> list[str]:
+    return [alias.asname or alias.name for alias in node.names]
 
 
 def _arguments(function: ast.FunctionDef):

@@ -97,7 +97,7 @@ def MainModel(
     aggregate=1536,
     n_mels=80,
     global_context=True,
-    frontend="fbank",
+    features="wespeaker",
     input_norm="mean",
     spec_augment=(0, 0),
 ):
@@ -107,5 +107,5 @@ def MainModel(
     """
     if channels % 8:
         raise ValueError(f"channels: ECAPA_TDNN needs a multiple of 8, got {channels}")
-    features = FrontEnd(frontend, n_mels, input_norm, spec_augment=tuple(spec_augment))
-    return ECAPA_TDNN(nOut, channels, aggregate, n_mels, global_context, features)
+    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
+    return ECAPA_TDNN(nOut, channels, aggregate, n_mels, global_context, frontend)

@@ -14,7 +14,7 @@ class ResNetSE34L(nn.Module):
         super().__init__()
         if encoder_type not in ("SAP", "ASP"):
             raise ValueError(f"encoder_type: must be SAP or ASP, got '{encoder_type}'")
-        self.frontend = FrontEnd("logmel", n_mels, "meanvar", log_input)
+        self.frontend = FrontEnd("voxceleb_trainer", n_mels, "meanvar", log_input)
         c1, c2, c3, c4 = num_filters
         self.conv1 = nn.Conv2d(1, c1, 7, stride=(2, 1), padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(c1)

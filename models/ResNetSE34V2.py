@@ -14,7 +14,7 @@ class ResNetSE34V2(nn.Module):
         super().__init__()
         if encoder_type not in ("SAP", "ASP"):
             raise ValueError(f"encoder_type: must be SAP or ASP, got '{encoder_type}'")
-        self.frontend = FrontEnd("logmel", n_mels, "meanvar", log_input, preemphasis=True)
+        self.frontend = FrontEnd("voxceleb_trainer", n_mels, "meanvar", log_input, preemphasis=True)
         c1, c2, c3, c4 = num_filters
         self.conv1 = nn.Conv2d(1, c1, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(c1)

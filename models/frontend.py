@@ -1,5 +1,7 @@
 """Waveform to log-mel features; the only file that imports torchaudio. Everything here computes in fp32."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -10,42 +12,70 @@ from utils import PreEmphasis
 SAMPLE_RATE = 16000
 
 
+# Whose chain of features a preset is, and how it differs.
+PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker")
+NORMS = ("none", "mean", "meanvar")
+
+
 class FrontEnd(nn.Module):
     """Features of a waveform batch: (B, T) -> (B, n_mels, frames), fp32 whatever the autocast.
 
-    ``kind``: 'logmel' is voxceleb_trainer's (512-point FFT of 25 ms Hamming windows every 10 ms, power mel),
-    'fbank' is Kaldi's (no centring, DC removal, pre-emphasis 0.97 in each frame, 16-bit sample scale).
+    ``features`` names the toolkit whose chain is computed; windows are 25 ms every 10 ms:
+
+    ``voxceleb_trainer``  power mel 0 to 8000 Hz of a 512-point FFT, Hamming; ``log_input`` takes the logarithm
+    ``taoruijie``         pre-emphasis 0.97, log power mel 20 to 7600 Hz of a 512-point FFT, Hamming
+    ``speechbrain``       decibels of triangular filters on a 400-point FFT, Hamming, at most 80 dB below the loudest
+    ``wespeaker``         Kaldi's fbank (no centring, DC removal, pre-emphasis in each frame) of 16-bit samples, Hamming
+    ``3dspeaker``         the same of samples in [-1, 1], Povey's window
+
     ``norm``: 'mean' subtracts each band's mean over time, 'meanvar' divides by its deviation too, 'none' neither.
     ``spec_augment``: (frequency bands, frames) of the widest mask of each kind, drawn in training mode only.
     """
 
     def __init__(
-        self, kind="logmel", n_mels=40, norm="meanvar", log_input=True, preemphasis=False, spec_augment=(0, 0)
+        self,
+        features="voxceleb_trainer",
+        n_mels=40,
+        norm="meanvar",
+        log_input=True,
+        preemphasis=False,
+        spec_augment=(0, 0),
     ):
         super().__init__()
-        if kind not in ("logmel", "fbank") or norm not in ("none", "mean", "meanvar"):
-            raise ValueError(f"front end: unknown kind '{kind}' or norm '{norm}'")
-        self.kind, self.norm, self.log_input = kind, norm, log_input
+        if features not in PRESETS:
+            raise ValueError(f"features: must be one of {', '.join(PRESETS)}; got '{features}'")
+        if norm not in NORMS:
+            raise ValueError(f"input_norm: must be one of {', '.join(NORMS)}; got '{norm}'")
+        self.features, self.norm, self.log_input = features, norm, log_input
         self.spec_augment = spec_augment
         self.preemphasis = PreEmphasis() if preemphasis else None
-        if kind == "logmel":
+        if features in ("voxceleb_trainer", "taoruijie"):
+            low, high = (20.0, 7600.0) if features == "taoruijie" else (0.0, None)
             self.spectrogram = torchaudio.transforms.MelSpectrogram(
-                SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160, window_fn=torch.hamming_window, n_mels=n_mels
+                SAMPLE_RATE, 512, 400, 160, low, high, n_mels=n_mels, window_fn=torch.hamming_window
             )
             _forget_buffers(self.spectrogram)
+            if features == "taoruijie":
+                self.preemphasis = _forget_buffers(PreEmphasis())
+        elif features == "speechbrain":
+            self.register_buffer("banks", _speechbrain_filters(n_mels), persistent=False)  # (201, n_mels)
+            self.register_buffer("window", torch.hamming_window(400), persistent=False)
         else:
             banks, _ = torchaudio.compliance.kaldi.get_mel_banks(
                 n_mels, 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0
             )
+            window = torch.hamming_window(400, periodic=False)
+            if features == "3dspeaker":
+                window = torch.hann_window(400, periodic=False).pow(0.85)  # Povey's
             self.register_buffer("banks", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)  # (257, n_mels)
-            self.register_buffer("window", torch.hamming_window(400, periodic=False), persistent=False)
+            self.register_buffer("window", window, persistent=False)
 
     def forward(self, x):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if self.preemphasis is not None:
                 x = self.preemphasis(x)
-            features = self._logmel(x) if self.kind == "logmel" else self._fbank(x)
+            features = self._compute(x)
             if self.norm != "none":
                 features = features - features.mean(dim=2, keepdim=True)
             if self.norm == "meanvar":
@@ -55,14 +85,24 @@ class FrontEnd(nn.Module):
                 features = self._mask(features)
             return features
 
-    def _logmel(self, x):
-        features = self.spectrogram(x) + 1e-6
-        return features.log() if self.log_input else features
+    def _compute(self, x):
+        if self.features in ("voxceleb_trainer", "taoruijie"):
+            features = self.spectrogram(x) + 1e-6
+            return features.log() if self.log_input else features
+        if self.features == "speechbrain":
+            return self._decibels(x)
+        return self._fbank(x * 32768.0 if self.features == "wespeaker" else x)  # Kaldi's samples are 16-bit integers
+
+    def _decibels(self, x):
+        spectrum = torch.stft(x, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
+        power = spectrum.abs().square().transpose(1, 2) @ self.banks  # (B, frames, n_mels)
+        decibels = 10.0 * power.clamp(min=1e-10).log10()
+        return decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - 80.0).transpose(1, 2)
 
     def _fbank(self, x):
         if x.shape[1] < 400:
             raise ValueError(f"fbank needs at least 400 samples, got {x.shape[1]}")
-        frames = (x * 32768.0).unfold(1, 400, 160)  # (B, frames, 400); Kaldi's samples are 16-bit integers
+        frames = x.unfold(1, 400, 160)  # (B, frames, 400)
         frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
         frames = (frames - 0.97 * previous) * self.window
@@ -88,3 +128,13 @@ def _forget_buffers(module):
     """Keep constants that the constructor makes (windows, mel filters) out of checkpoints."""
     for part in module.modules():
         part._non_persistent_buffers_set.update(part._buffers)
+    return module
+
+
+def _speechbrain_filters(n_mels: int) -> torch.Tensor:
+    """Triangles equally spaced in mel from 0 to 8000 Hz, each as wide to the right as to the left: (201, n_mels)."""
+    top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
+    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, n_mels + 2) / 2595.0) - 1.0)
+    width, centre = edges[1:-1] - edges[:-2], edges[1:-1]
+    distance = (torch.linspace(0.0, SAMPLE_RATE / 2, 201)[:, None] - centre) / width
+    return (1.0 - distance.abs()).clamp(min=0.0)

@@ -5,7 +5,8 @@ import torch
 
 import plugins
 
-SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet34": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
+SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
+SMALL["ResNet34"] = SMALL["ResNet"]
 SMALL |= {name: {"num_filters": (8, 8, 8, 16)} for name in ("ResNetSE34L", "ResNetSE34V2")}
 VALUES = {
     "nOut": 16,
@@ -237,3 +238,17 @@ def test_a_voxceleb_trainer_file_drops_in(tmp_path, monkeypatch):
     model = plugins.call(plugins.load("models", "TheirNet"), {**VALUES, "levels": 7})
     assert model.levels == 7 and model.kwargs["margin"] == 0.2  # all keys reach **kwargs
     assert model(voices()).shape == (4, 16)
+
+
+def test_a_file_of_three_lines_is_a_variant(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "Base.py").write_text("def MainModel(nOut=8, depth=34, wide=(1, 2)):\n    return nOut, depth, wide\n")
+    (folder / "Deep.py").write_text(
+        "from functools import partial\nfrom models.Base import MainModel as Base\nMainModel = partial(Base, depth=221)\n"
+    )
+    (folder / "Same.py").write_text("from models.Base import MainModel\n")
+    monkeypatch.setattr(plugins, "ROOT", tmp_path)
+    assert plugins.available("models") == ["Base", "Deep", "Same"]
+    assert plugins.declaration("models", "Deep").own == {"nOut": 8, "depth": 221, "wide": (1, 2)}
+    assert plugins.declaration("models", "Same").own["depth"] == 34

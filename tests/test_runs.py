@@ -310,7 +310,7 @@ def test_processes_agree_to_stop_on_bad_files(finished, tmp_path, tools, data):
             "models/ResNetSE34L.py: encoder_type: must be",
         ),
         (["--channels", "100"], "models/ECAPA_TDNN.py: channels: ECAPA_TDNN needs a multiple of 8, got 100"),
-        (["--frontend", "mfcc"], "models/ECAPA_TDNN.py: front end: unknown kind 'mfcc'"),
+        (["--features", "mfcc"], "models/ECAPA_TDNN.py: features: must be one of voxceleb_trainer,"),
         (["--beta1", "1.5"], "optimizer/adam.py: Invalid beta parameter"),
         (["--batch_size", "1"], "batch_size: 1 leaves a process batches of one row"),
     ],
