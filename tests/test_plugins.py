@@ -245,7 +245,8 @@ def test_a_file_of_three_lines_is_a_variant(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "Base.py").write_text("def MainModel(nOut=8, depth=34, wide=(1, 2)):\n    return nOut, depth, wide\n")
     (folder / "Deep.py").write_text(
-        "from functools import partial\nfrom models.Base import MainModel as Base\nMainModel = partial(Base, depth=221)\n"
+        "from functools import partial\nfrom models.Base import MainModel as Base\n"
+        "MainModel = partial(Base, depth=221)\n"
     )
     (folder / "Same.py").write_text("from models.Base import MainModel\n")
     monkeypatch.setattr(plugins, "ROOT", tmp_path)
