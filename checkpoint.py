@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import torch
 
+import interop
 from speaker_lists import UsageError
 
 FORMAT_VERSION = 1
@@ -37,23 +38,36 @@ def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
 
     Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
     ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
-    network, are kept as they are.
+    network, are kept as they are. The names of other toolkits are translated (interop.py).
     """
+    weights = {}
+    for name, tensor in interop.translate(_tensors(state, own)).items():
+        weights[name if name.startswith((MODEL, LOSS)) else MODEL + name] = tensor
+    if not weights:
+        raise UsageError(f"{path}: holds no tensors")
+    return weights
+
+
+def toolkit_of(state: dict) -> interop.Toolkit | None:
+    """The other toolkit that a checkpoint is of, None for our own and for an unknown one."""
+    return interop.recognise(_tensors(state))
+
+
+def _tensors(state: dict, own=()) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, without wrappers."""
     for key in ("model_state_dict", "model", "state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    weights = {}
+    tensors = {}
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             continue
         if name not in own and MODEL + name not in own:
             for wrapper in WRAPPERS:
                 name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
-        weights[name if name.startswith((MODEL, LOSS)) else MODEL + name] = tensor
-    if not weights:
-        raise UsageError(f"{path}: holds no tensors")
-    return weights
+        tensors[name] = tensor
+    return tensors
 
 
 def load_weights(network, state: dict, path) -> dict[str, list[str]]:
@@ -68,7 +82,10 @@ def load_weights(network, state: dict, path) -> dict[str, list[str]]:
     for name, tensor in own.items():
         part = faults["model" if name.startswith(MODEL) else "loss"]
         if name not in weights:
-            part.append(f"{name}: not in the file")
+            if not name.endswith("num_batches_tracked"):  # older files lack it, and nothing depends on it
+                part.append(f"{name}: not in the file")
+        elif weights[name].shape == (*tensor.shape, 1):  # a convolution over one frame is a linear layer
+            fitting[name] = weights[name].squeeze(-1)
         elif weights[name].shape != tensor.shape:
             part.append(f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model")
         else:

@@ -48,6 +48,7 @@ KEYS = _table(
             _k("config", str, "", "YAML file with any of these keys"),
             _k("save_path", str, "exps/exp1", "folder of the run: model/, result/, logs/, debug_nan/"),
             _k("initial_model", str, "", "checkpoint to start from, or to evaluate with --eval"),
+            _k("allow_partial", bool, False, "start from an initial_model that fits the model only in part"),
             _k("eval", bool, False, "evaluate initial_model on the trials and stop"),
             _k("preflight", bool, False, "look at the data, the keys, the plug-ins and one step of training, and stop"),
             _k("seed", int, 10, "seed of every random draw", low=0, high=2**62),

@@ -200,9 +200,21 @@ def load_initial(trainer, config):
         state = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.MODEL)}
     faults = checkpoint.load_weights(network, state, config.initial_model)
     total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
+    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
     if len(misses) == total:
         raise UsageError(f"{config.initial_model}: none of its tensors fits {config.model}")
-    say(f"initial_model {config.initial_model}: {total - len(misses)} of {total} tensors loaded")
+    if (faults["model"] or unused) and not config.allow_partial:
+        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
+        raise UsageError(
+            f"{config.initial_model}: {len(faults['model'])} tensors of {config.model} are missing or of another shape,"
+            f" {len(unused)} of the file are unknown to it: {listing}; --allow_partial starts the rest fresh"
+        )
+    toolkit = checkpoint.toolkit_of(state)
+    origin = f" ({toolkit.name})" if toolkit else ""
+    say(f"initial_model {config.initial_model}{origin}: {total - len(misses)} of {total} tensors loaded")
+    features = getattr(config, "features", None)
+    if toolkit and features and features not in toolkit.features:
+        say(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
     for line in misses:
         say(f"  starts fresh: {line}")
     for name in faults["unused"]:

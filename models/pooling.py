@@ -10,13 +10,13 @@ from torch import nn
 MIN_VARIANCE = 1e-7
 
 
-def weighted_statistics(x, weights):
+def weighted_statistics(x, weights, min_variance=MIN_VARIANCE):
     """Mean and deviation of x (B, C, T) under weights (B, C or 1, T) that sum to 1 over T: two (B, C) in fp32."""
     with torch.autocast(x.device.type, enabled=False):
         x, weights = x.float(), weights.float()
         mean = (x * weights).sum(dim=2)
         variance = ((x - mean.unsqueeze(2)).square() * weights).sum(dim=2)
-        return mean, variance.clamp(min=MIN_VARIANCE).sqrt()
+        return mean, variance.clamp(min=min_variance).sqrt()
 
 
 def softmax_over_time(logits):
@@ -40,6 +40,8 @@ class TSTP(nn.Module):
 class SAP(nn.Module):
     """Self-attentive pooling (Cai et al. 2018): one attention weight a frame, (B, C, T) -> (B, C)."""
 
+    min_variance = 1e-5  # voxceleb_trainer's
+
     def __init__(self, channels: int):
         super().__init__()
         self.linear = nn.Linear(channels, channels)
@@ -59,7 +61,9 @@ class ASP(SAP):
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            return torch.cat(weighted_statistics(x, softmax_over_time(self.logits(x.float()))), dim=1)
+            return torch.cat(
+                weighted_statistics(x, softmax_over_time(self.logits(x.float())), self.min_variance), dim=1
+            )
 
 
 class ChannelAttention(nn.Module):
@@ -79,26 +83,40 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x):
-        mean, deviation = weighted_statistics(x, softmax_over_time(self.attention(x)))
+        mean, deviation = weighted_statistics(x, softmax_over_time(self.attention(x)), SAP.min_variance)
         return torch.cat([mean, deviation], dim=1) if self.statistics else mean
 
 
 class AttentiveStatistics(nn.Module):
     """ECAPA's channel- and context-dependent statistics pooling (Desplanques et al. 2020, section 3.1).
 
-    (B, C, T) -> (B, 2 C). ``global_context`` appends the utterance's mean and deviation to every frame.
+    (B, C, T) -> (B, 2 C). ``global_context`` appends the utterance's mean and deviation to every frame. ``norm`` puts
+    ReLU and BN before the tanh; ``unbiased`` is the deviation of the context, ``min_variance`` what variances are
+    clamped to: in these the toolkits differ.
     """
 
-    def __init__(self, channels: int, bottleneck: int = 128, global_context: bool = True):
+    def __init__(
+        self, channels: int, bottleneck=128, global_context=True, norm=False, unbiased=True, min_variance=MIN_VARIANCE
+    ):
         super().__init__()
-        self.global_context = global_context
+        self.global_context, self.unbiased, self.min_variance = global_context, unbiased, min_variance
+        self.norm = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(bottleneck)) if norm else nn.Identity()
         self.linear1 = nn.Conv1d(channels * (3 if global_context else 1), bottleneck, 1)
         self.linear2 = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x):
         attended = x
         if self.global_context:
-            context = TSTP()(x).to(x.dtype).unsqueeze(2).expand(-1, -1, x.shape[2])
+            context = self.context(x).to(x.dtype).unsqueeze(2).expand(-1, -1, x.shape[2])
             attended = torch.cat([x, context], dim=1)
-        weights = softmax_over_time(self.linear2(torch.tanh(self.linear1(attended))))
-        return torch.cat(weighted_statistics(x, weights), dim=1)
+        weights = softmax_over_time(self.linear2(torch.tanh(self.norm(self.linear1(attended)))))
+        return torch.cat(weighted_statistics(x, weights, self.min_variance), dim=1)
+
+    def context(self, x):
+        """Mean and deviation of the whole utterance, (B, C, T) -> (B, 2 C) in fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            mean = x.mean(dim=2)
+            count = max(x.shape[2] - 1, 1) if self.unbiased else x.shape[2]
+            variance = (x - mean.unsqueeze(2)).square().sum(dim=2) / count
+            return torch.cat([mean, variance.clamp(min=self.min_variance).sqrt()], dim=1)
