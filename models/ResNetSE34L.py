@@ -10,11 +10,11 @@ from models.ResNetBlocks import SEBasicBlock, init_convolutions, make_stage
 class ResNetSE34L(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
-    def __init__(self, nOut, encoder_type, n_mels, log_input, num_filters):
+    def __init__(self, nOut, encoder_type, num_filters, frontend):
         super().__init__()
         if encoder_type not in ("SAP", "ASP"):
             raise ValueError(f"encoder_type: must be SAP or ASP, got '{encoder_type}'")
-        self.frontend = FrontEnd("voxceleb_trainer", n_mels, "meanvar", log_input)
+        self.frontend = frontend
         c1, c2, c3, c4 = num_filters
         self.conv1 = nn.Conv2d(1, c1, 7, stride=(2, 1), padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(c1)
@@ -34,6 +34,15 @@ class ResNetSE34L(nn.Module):
         return self.fc(self.pooling(x.mean(dim=2)))
 
 
-def MainModel(nOut=256, encoder_type="SAP", n_mels=40, log_input=True, num_filters=(16, 32, 64, 128)):
+def MainModel(
+    nOut=256,
+    encoder_type="SAP",
+    n_mels=40,
+    log_input=True,
+    num_filters=(16, 32, 64, 128),
+    input_norm="meanvar",
+    spec_augment=(0, 0),
+):
     """Build the model; ``encoder_type`` SAP or ASP."""
-    return ResNetSE34L(nOut, encoder_type, n_mels, log_input, tuple(num_filters))
+    frontend = FrontEnd("voxceleb_trainer", n_mels, input_norm, log_input, spec_augment=tuple(spec_augment))
+    return ResNetSE34L(nOut, encoder_type, tuple(num_filters), frontend)

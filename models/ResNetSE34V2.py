@@ -10,11 +10,11 @@ from models.ResNetBlocks import SEBasicBlock, init_convolutions, make_stage
 class ResNetSE34V2(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut); pre-emphasis and a ReLU-then-BN stem."""
 
-    def __init__(self, nOut, encoder_type, n_mels, log_input, num_filters):
+    def __init__(self, nOut, encoder_type, n_mels, num_filters, frontend):
         super().__init__()
         if encoder_type not in ("SAP", "ASP"):
             raise ValueError(f"encoder_type: must be SAP or ASP, got '{encoder_type}'")
-        self.frontend = FrontEnd("voxceleb_trainer", n_mels, "meanvar", log_input, preemphasis=True)
+        self.frontend = frontend
         c1, c2, c3, c4 = num_filters
         self.conv1 = nn.Conv2d(1, c1, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(c1)
@@ -35,8 +35,17 @@ class ResNetSE34V2(nn.Module):
         return self.fc(self.pooling(x.flatten(1, 2)))
 
 
-def MainModel(nOut=512, encoder_type="ASP", n_mels=64, log_input=True, num_filters=(32, 64, 128, 256)):
+def MainModel(
+    nOut=512,
+    encoder_type="ASP",
+    n_mels=64,
+    log_input=True,
+    num_filters=(32, 64, 128, 256),
+    input_norm="meanvar",
+    spec_augment=(0, 0),
+):
     """Build the model; ``n_mels`` is a multiple of 8, ``encoder_type`` SAP or ASP."""
     if n_mels % 8:
         raise ValueError(f"n_mels: ResNetSE34V2 needs a multiple of 8, got {n_mels}")
-    return ResNetSE34V2(nOut, encoder_type, n_mels, log_input, tuple(num_filters))
+    frontend = FrontEnd("voxceleb_trainer", n_mels, input_norm, log_input, True, tuple(spec_augment))
+    return ResNetSE34V2(nOut, encoder_type, n_mels, tuple(num_filters), frontend)
