@@ -1,11 +1,14 @@
 """Plug-in files written for voxceleb_trainer work unchanged in a copy of the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+import pytest
 import yaml
+from conftest import ROOT
 
 MODEL = """
 import torch
@@ -65,9 +68,21 @@ def Scheduler(optimizer, test_interval, max_epoch, lr_decay, **kwargs):
 """
 
 
-def test_voxceleb_trainer_files_run_unchanged(settings, tools, tmp_path):
-    checkout = tmp_path / "checkout"
-    shutil.copytree(tools.root, checkout, ignore=shutil.ignore_patterns(".*", "data", "exps", "tests", "__pycache__"))
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout to drop files into."""
+    folder = tmp_path_factory.mktemp("copy") / "checkout"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "exps", "tests", "__pycache__"))
+    return folder
+
+
+def train(checkout, path, *arguments):
+    words = [sys.executable, str(checkout / "trainSpeakerNet.py"), "--config", str(path), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(words, capture_output=True, text=True, cwd=checkout, env=environment, timeout=120)
+
+
+def test_voxceleb_trainer_files_run_unchanged(settings, checkout, tmp_path):
     for folder, text in (("models", MODEL), ("loss", LOSS), ("optimizer", OPTIMIZER), ("scheduler", SCHEDULER)):
         (checkout / folder / "theirs.py").write_text(text)
     keys = {k: v for k, v in settings.items() if k not in ("channels", "aggregate")}
@@ -75,8 +90,22 @@ def test_voxceleb_trainer_files_run_unchanged(settings, tools, tmp_path):
     keys |= {"nPerSpeaker": 2, "levels": 5, "batch_size": 3}
     path = tmp_path / "theirs.yaml"
     path.write_text(yaml.safe_dump(keys))
-    words = [sys.executable, str(checkout / "trainSpeakerNet.py"), "--config", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=checkout, env=environment, timeout=120)
+    done = train(checkout, path)
     assert done.returncode == 0, done.stderr
     assert "12, 5 levels" in done.stdout and "best EER" in done.stdout
+
+
+def test_the_model_of_the_guide_trains(settings, checkout, tmp_path):
+    guide = (ROOT / "docs" / "add_a_model.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.S)
+    (checkout / "models" / "SmallTDNN.py").write_text(blocks[0])
+    (checkout / "models" / "WideTDNN.py").write_text(blocks[1].replace("512", "20"))
+    keys = {k: v for k, v in settings.items() if k not in ("channels", "aggregate")}
+    path = tmp_path / "guide.yaml"
+    path.write_text(yaml.safe_dump({**keys, "model": "SmallTDNN", "width": 16, "max_epoch": 1}))
+    done = train(checkout, path)
+    assert done.returncode == 0 and "SmallTDNN (3,228 parameters)" in done.stdout, done.stdout + done.stderr
+    path.write_text(yaml.safe_dump({**keys, "model": "WideTDNN"}))
+    printed = train(checkout, path, "--print_config").stdout
+    assert "width: 20\n" in printed and "model: WideTDNN\n" in printed
+    assert "did you mean 'width'" in train(checkout, path, "--print_config", "--widht=3").stderr.replace("--", "")
