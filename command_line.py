@@ -1,0 +1,40 @@
+"""What the small scripts share: usage errors in one line, no abbreviated flags, exit status 2."""
+
+import argparse
+import os
+import signal
+import sys
+
+from speaker_lists import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of exact flags, whose complaints are a UsageError of one line."""
+
+    def __init__(self, script: str, description: str, **more):
+        super().__init__(prog=f"python {script}", description=description, allow_abbrev=False, **more)
+        self.script = script
+
+    def error(self, message):
+        raise UsageError(f"{self.script}: {message}")
+
+
+def run(main, argv=None) -> int:
+    """Call ``main(argv)``; a UsageError is one line on stderr and exit status 2, Ctrl-C is 130."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def existing_file(path: str, flag: str) -> str:
+    """The path, or a UsageError that names the flag where there is no such file."""
+    if not os.path.isfile(path):
+        raise UsageError(f"{flag}: no such file: '{path}'")
+    return path
