@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python trainSpeakerNet.py --config configs/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
