@@ -1,0 +1,166 @@
+"""Enrolled speakers in one file: written whole or not at all, by one process at a time, for one model only."""
+
+import contextlib
+import errno
+import io
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from speaker_lists import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl: one process at a time is then the user's care
+    fcntl = None
+
+FORMAT_VERSION = 1
+ARRAYS = {"speakers": "U", "owner": "i", "embeddings": "f", "sources": "U", "identity": "U", "format_version": "i"}
+LARGEST_FILE = 4 << 30  # bytes: a store of a million speakers, far from what memory cannot hold
+
+
+class SpeakerStore:
+    """Names and the embeddings (D,) that each was enrolled with; ``identity`` says of which model they are."""
+
+    def __init__(self, path, identity: str, dimension: int):
+        self.path, self.identity, self.dimension = Path(path), identity, dimension
+        self.speakers: dict[str, list[tuple[np.ndarray, str]]] = {}  # name -> [(embedding, source), ...]
+
+    @classmethod
+    def open(cls, path, identity: str, dimension: int, create: bool = False) -> "SpeakerStore":
+        """Read a store; with ``create`` a missing file is an empty one. UsageError for a damaged or another model's."""
+        store = cls(path, identity, dimension)
+        if not store.path.exists():
+            if create:
+                return store
+            raise UsageError(f"--store: no such file: '{path}'; enroll.py makes it")
+        arrays = read_arrays(store.path)
+        if str(arrays["identity"]) != identity:
+            raise UsageError(
+                f"{path}: its speakers were enrolled with another model ({str(arrays['identity'])[:12]}, this one is "
+                f"{identity[:12]}): embeddings of two models cannot be compared; enroll them again in another store"
+            )
+        if arrays["embeddings"].shape[1] != dimension:
+            raise UsageError(f"{path}: embeddings of size {arrays['embeddings'].shape[1]}, the model gives {dimension}")
+        names = [str(name) for name in arrays["speakers"]]
+        store.speakers = {name: [] for name in names}
+        for owner, embedding, source in zip(arrays["owner"], arrays["embeddings"], arrays["sources"]):
+            store.speakers[names[owner]].append((embedding, str(source)))
+        return store
+
+    def __len__(self):
+        return len(self.speakers)
+
+    def embeddings(self, name: str) -> np.ndarray:
+        """Embeddings (N, D) of a speaker; UsageError names those that are there."""
+        if name not in self.speakers:
+            known = ", ".join(sorted(self.speakers)[:10]) or "nobody"
+            raise UsageError(f"{self.path}: '{name}' is not enrolled; enrolled: {known}")
+        return np.stack([embedding for embedding, _ in self.speakers[name]])
+
+    def add(self, name: str, embeddings, sources, replace: bool = False):
+        """Enroll a speaker with embeddings (N, D), or add to those that are there; one source twice is refused."""
+        if not name or any(c in name for c in "\n\r\t") or len(name) > 200:
+            raise UsageError(f"name: '{name[:200]}' is empty, too long or has a line break")
+        embeddings = np.asarray(embeddings, dtype=np.float32).reshape(len(sources), -1)
+        if embeddings.shape[1] != self.dimension or not np.isfinite(embeddings).all() or not len(embeddings):
+            raise ValueError(f"expected finite embeddings of size {self.dimension}, got shape {embeddings.shape}")
+        there = [] if replace else self.speakers.get(name, [])
+        known = {source for _, source in there}
+        for source in sources:
+            if source in known:
+                raise UsageError(f"{source}: '{name}' is already enrolled with this file; --replace starts anew")
+            known.add(source)
+        self.speakers[name] = there + list(zip(embeddings, map(str, sources)))
+
+    def remove(self, name: str):
+        """Forget a speaker."""
+        self.embeddings(name)
+        del self.speakers[name]
+
+    def save(self):
+        """Write to a temporary name, flush, rename: a crash leaves the old store or the new one. Mode 0600: voices."""
+        rows = [(i, e, s) for i, part in enumerate(self.speakers.values()) for e, s in part]
+        written = io.BytesIO()
+        np.savez(
+            written,
+            format_version=np.int64(FORMAT_VERSION),
+            identity=np.str_(self.identity),
+            speakers=np.array(list(self.speakers), dtype=np.str_),
+            owner=np.array([i for i, _, _ in rows], dtype=np.int64),
+            embeddings=np.array([e for _, e, _ in rows], dtype=np.float32).reshape(len(rows), self.dimension),
+            sources=np.array([s for _, _, s in rows], dtype=np.str_),
+        )
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+                f.write(written.getbuffer())
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, self.path)
+            _flush_folder(self.path.parent)
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):  # its folder may not exist either
+                temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path):
+    """Make a rename last through a power cut, where the system can do that."""
+    if hasattr(os, "O_DIRECTORY"):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems cannot
+                raise
+        finally:
+            os.close(number)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold a store for reading, changing and writing it: two processes that enroll at once both stay in it."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UsageError(f"--store: cannot write beside '{path}': {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read and check the arrays of a store file, without pickle."""
+    damaged = UsageError(f"{path}: damaged, or not a store of speakers")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > LARGEST_FILE:
+                raise UsageError(f"{path}: larger than a store of speakers can be")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise damaged from error
+    owner, embeddings, names = arrays["owner"], arrays["embeddings"], arrays["speakers"]
+    if any(arrays[name].dtype.kind != kind for name, kind in ARRAYS.items()) or embeddings.ndim != 2:
+        raise damaged
+    if owner.shape != embeddings.shape[:1] or arrays["sources"].shape != owner.shape or names.ndim != 1:
+        raise damaged
+    if arrays["format_version"].shape or arrays["format_version"] != FORMAT_VERSION:
+        raise UsageError(f"{path}: format {arrays['format_version']}, this program reads {FORMAT_VERSION}")
+    if set(owner.tolist()) != set(range(len(names))) or len(set(names.tolist())) != len(names):
+        raise UsageError(f"{path}: damaged: a speaker without embeddings, or twice")
+    if not np.isfinite(embeddings).all():
+        raise UsageError(f"{path}: damaged: embeddings that are not finite")
+    return arrays
