@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchaudio
 
 from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
-from models import ECAPA_TDNN, ResNet34, ResNetSE34L, ResNetSE34V2
+from models import ECAPA_TDNN, ReDimNet, ResNet34, ResNetSE34L, ResNetSE34V2
 from models.frontend import FrontEnd
 from models.pooling import ASP, SAP, TSTP, AttentiveStatistics
 
@@ -27,6 +27,13 @@ COUNTS = [  # field.md 2.3
     (6_190_720, ECAPA_TDNN, {"channels": 512}),
     (14_263_872, ECAPA_TDNN, {"channels": 1024, "global_context": False}),
     (14_657_088, ECAPA_TDNN, {"channels": 1024}),
+    (1_001_851, ReDimNet, {"size": "B0", "n_mels": 60}),
+    (2_123_481, ReDimNet, {"size": "B1"}),
+    (4_888_241, ReDimNet, {}),
+    (3_220_413, ReDimNet, {"size": "B3"}),
+    (6_432_305, ReDimNet, {"size": "B4"}),
+    (7_650_545, ReDimNet, {"size": "B5"}),
+    (15_006_257, ReDimNet, {"size": "B6"}),
 ]
 
 

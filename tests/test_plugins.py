@@ -8,6 +8,7 @@ import plugins
 SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
 SMALL["ResNet34"] = SMALL["ResNet"]
 SMALL |= {name: {"num_filters": (8, 8, 8, 16)} for name in ("ResNetSE34L", "ResNetSE34V2")}
+SMALL["ReDimNet"] = {"size": "B0", "channels": 3}
 VALUES = {
     "nOut": 16,
     "n_mels": 40,
