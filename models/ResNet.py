@@ -1,10 +1,10 @@
-"""wespeaker's ResNets of 18 to 293 layers: statistics pooling over (channels x frequency), one FC (He et al. 2016)."""
+"""wespeaker's ResNets of 18 to 293 layers: pooling over (channels x frequency), one FC (He et al. 2016)."""
 
 import torch.nn.functional as F
 from torch import nn
 
 from models.frontend import FrontEnd
-from models.pooling import TSTP
+from models.pooling import make_pooling
 
 
 class BasicBlock(nn.Module):
@@ -68,7 +68,7 @@ DEPTHS = {
 class ResNet(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
-    def __init__(self, nOut, block, blocks, m_channels, n_mels, two_emb_layer, frontend):
+    def __init__(self, nOut, block, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend):
         super().__init__()
         self.frontend = frontend
         self.conv1 = nn.Conv2d(1, m_channels, 3, padding=1, bias=False)
@@ -80,9 +80,9 @@ class ResNet(nn.Module):
             inplanes = planes * block.expansion
             parts += [block(inplanes, planes, 1) for _ in range(count - 1)]
             setattr(self, f"layer{i + 1}", nn.Sequential(*parts))
-        self.pool = TSTP()
         bands = -(-n_mels // 8)  # mel filters left after three strides of 2
-        self.seg_1 = nn.Linear(inplanes * bands * 2, nOut)
+        self.pool = make_pooling(pooling, inplanes * bands)
+        self.seg_1 = nn.Linear(self.pool.output_channels, nOut)
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
 
@@ -100,6 +100,7 @@ def MainModel(
     depth=34,
     m_channels=32,
     blocks=(0, 0, 0, 0),
+    pooling="TSTP",
     two_emb_layer=False,
     features="wespeaker",
     input_norm="mean",
@@ -107,12 +108,12 @@ def MainModel(
 ):
     """Build the model of ``depth`` 18, 34, 50, 101, 152, 221 or 293; ``m_channels`` is the width of the first stage.
 
-    ``blocks`` counts the residual blocks of each stage where they are not those of the depth. ``two_emb_layer`` adds
-    ReLU, BN and a second embedding layer.
+    ``blocks`` counts the residual blocks of each stage where they are not those of the depth. ``pooling`` is one of
+    models/pooling.py. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
     block, standard = DEPTHS[depth]
     blocks = tuple(blocks) if any(blocks) else standard
     frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
-    return ResNet(nOut, block, blocks, m_channels, n_mels, two_emb_layer, frontend)
+    return ResNet(nOut, block, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend)

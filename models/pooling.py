@@ -2,7 +2,11 @@
 
 The variance is the mean of squared distances from the mean, not E[x^2] - mean^2, which cancels in fp32 and overflows
 in fp16 from |x| = 256; it is clamped before the root, so that constant features have deviation ~0 and gradient 0.
+Each takes (B, C, T) or (B, C, F, T), whose channels are C F; ``make_pooling`` builds one by its name.
 """
+
+from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,21 +29,48 @@ def softmax_over_time(logits):
         return logits.float().softmax(dim=2)
 
 
-class TSTP(nn.Module):
-    """Temporal statistics pooling: mean and unbiased deviation over time, (B, C, F, T) or (B, C, T) -> (B, 2 C F)."""
+def mean_and_variance(x, unbiased=True):
+    """Mean and variance over time of x (B, C, T): two (B, C) in fp32; a single frame has variance 0, not 0/0."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        mean = x.mean(dim=2)
+        count = max(x.shape[2] - 1, 1) if unbiased else x.shape[2]
+        return mean, (x - mean.unsqueeze(2)).square().sum(dim=2) / count
+
+
+class TAP(nn.Module):
+    """Temporal average pooling: the mean over time, (B, C, T) -> (B, C)."""
+
+    outputs_per_channel = 1
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float().flatten(1, -2)
-            mean = x.mean(dim=2)
-            # Unbiased as in wespeaker; a single frame has deviation 0, not 0/0.
-            variance = (x - mean.unsqueeze(2)).square().sum(dim=2) / max(x.shape[2] - 1, 1)
-            return torch.cat([mean, (variance + MIN_VARIANCE).sqrt()], dim=1)
+        return x.flatten(1, -2).float().mean(dim=2)
+
+
+class TSDP(nn.Module):
+    """Temporal deviation pooling: the unbiased deviation over time, (B, C, T) -> (B, C)."""
+
+    outputs_per_channel = 1
+
+    def forward(self, x):
+        _, variance = mean_and_variance(x.flatten(1, -2))
+        return (variance + MIN_VARIANCE).sqrt()
+
+
+class TSTP(nn.Module):
+    """Statistics pooling (Snyder et al. 2018): mean and unbiased deviation over time, (B, C, T) -> (B, 2 C)."""
+
+    outputs_per_channel = 2
+
+    def forward(self, x):
+        mean, variance = mean_and_variance(x.flatten(1, -2))
+        return torch.cat([mean, (variance + MIN_VARIANCE).sqrt()], dim=1)
 
 
 class SAP(nn.Module):
     """Self-attentive pooling (Cai et al. 2018): one attention weight a frame, (B, C, T) -> (B, C)."""
 
+    outputs_per_channel = 1
     min_variance = 1e-5  # voxceleb_trainer's
 
     def __init__(self, channels: int):
@@ -53,17 +84,19 @@ class SAP(nn.Module):
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            return (x.float() * softmax_over_time(self.logits(x.float()))).sum(dim=2)
+            x = x.flatten(1, -2).float()
+            return (x * softmax_over_time(self.logits(x))).sum(dim=2)
 
 
 class ASP(SAP):
     """Attentive statistics pooling with one weight a frame (Okabe et al. 2018): (B, C, T) -> (B, 2 C)."""
 
+    outputs_per_channel = 2
+
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            return torch.cat(
-                weighted_statistics(x, softmax_over_time(self.logits(x.float())), self.min_variance), dim=1
-            )
+            x = x.flatten(1, -2).float()
+            return torch.cat(weighted_statistics(x, softmax_over_time(self.logits(x)), self.min_variance), dim=1)
 
 
 class ChannelAttention(nn.Module):
@@ -83,8 +116,11 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x):
-        mean, deviation = weighted_statistics(x, softmax_over_time(self.attention(x)), SAP.min_variance)
-        return torch.cat([mean, deviation], dim=1) if self.statistics else mean
+        # In fp32, for no tanh bounds what a convolution in fp16 would overflow to.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.flatten(1, -2).float()
+            mean, deviation = weighted_statistics(x, self.attention(x).softmax(dim=2), SAP.min_variance)
+            return torch.cat([mean, deviation], dim=1) if self.statistics else mean
 
 
 class AttentiveStatistics(nn.Module):
@@ -94,6 +130,8 @@ class AttentiveStatistics(nn.Module):
     ReLU and BN before the tanh; ``unbiased`` is the deviation of the context, ``min_variance`` what variances are
     clamped to: in these the toolkits differ.
     """
+
+    outputs_per_channel = 2
 
     def __init__(
         self, channels: int, bottleneck=128, global_context=True, norm=False, unbiased=True, min_variance=MIN_VARIANCE
@@ -105,7 +143,7 @@ class AttentiveStatistics(nn.Module):
         self.linear2 = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x):
-        attended = x
+        attended = x = x.flatten(1, -2)
         if self.global_context:
             context = self.context(x).to(x.dtype).unsqueeze(2).expand(-1, -1, x.shape[2])
             attended = torch.cat([x, context], dim=1)
@@ -114,9 +152,78 @@ class AttentiveStatistics(nn.Module):
 
     def context(self, x):
         """Mean and deviation of the whole utterance, (B, C, T) -> (B, 2 C) in fp32."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            mean = x.mean(dim=2)
-            count = max(x.shape[2] - 1, 1) if self.unbiased else x.shape[2]
-            variance = (x - mean.unsqueeze(2)).square().sum(dim=2) / count
-            return torch.cat([mean, variance.clamp(min=self.min_variance).sqrt()], dim=1)
+        mean, variance = mean_and_variance(x, self.unbiased)
+        return torch.cat([mean, variance.clamp(min=self.min_variance).sqrt()], dim=1)
+
+
+class MultiHeadStatistics(nn.Module):
+    """Statistics pooling whose channels are cut into heads of an attention each (India et al. 2019).
+
+    (B, C, T) -> (B, 2 C): the mean and deviation of the first head, then those of the next. A head's attention is two
+    layers with tanh between; ``d_s`` 1 gives one weight a frame, more gives one for each of the head's channels.
+    """
+
+    outputs_per_channel = 2
+
+    def __init__(self, channels: int, head_num: int, d_s: int, bottleneck: int):
+        super().__init__()
+        if channels % head_num:
+            raise ValueError(f"MQMHASTP: {channels} channels do not divide into {head_num} heads")
+        width = channels // head_num
+        self.heads_att_trans = nn.ModuleList(
+            nn.Sequential(
+                OrderedDict(
+                    att_0=nn.Conv1d(width, bottleneck, 1),
+                    tanh0=nn.Tanh(),
+                    att_1=nn.Conv1d(bottleneck, width if d_s > 1 else 1, 1),
+                )
+            )
+            for _ in range(head_num)
+        )
+
+    def forward(self, x):
+        found = []
+        for head, attention in zip(x.chunk(len(self.heads_att_trans), dim=1), self.heads_att_trans):
+            found += weighted_statistics(head, softmax_over_time(attention(head)))
+        return torch.cat(found, dim=1)
+
+
+class MQMHASTP(nn.Module):
+    """Multi-query multi-head attentive statistics pooling (Zhao et al. 2022): (B, C, T) -> (B, 2 C query_num).
+
+    Each query attends for itself; ``head_num`` heads share the channels out, ``d_s`` as in MultiHeadStatistics.
+    """
+
+    def __init__(self, channels: int, query_num=2, head_num=8, d_s=2, bottleneck=64):
+        super().__init__()
+        self.outputs_per_channel = 2 * query_num
+        self.n_query = nn.ModuleList(MultiHeadStatistics(channels, head_num, d_s, bottleneck) for _ in range(query_num))
+
+    def forward(self, x):
+        x = x.flatten(1, -2)
+        return torch.cat([query(x) for query in self.n_query], dim=1)
+
+
+# By the names that wespeaker gives them; SAP and ASP are voxceleb_trainer's.
+POOLINGS = {
+    "TAP": lambda channels: TAP(),
+    "TSDP": lambda channels: TSDP(),
+    "TSTP": lambda channels: TSTP(),
+    "SAP": SAP,
+    "ASP": ASP,
+    "ASTP": partial(AttentiveStatistics, global_context=False),
+    "ASTP_GLOB": AttentiveStatistics,
+    "MQMHASTP": MQMHASTP,
+}
+
+
+def make_pooling(name: str, channels: int, **options) -> nn.Module:
+    """Build the pooling ``name`` of POOLINGS over ``channels`` (times mel bands); ``output_channels`` is its width.
+
+    ``options`` are the keyword arguments of its class. ValueError names what there is.
+    """
+    if name not in POOLINGS:
+        raise ValueError(f"pooling: must be one of {', '.join(POOLINGS)}; got '{name}'")
+    pooling = POOLINGS[name](channels, **options)
+    pooling.output_channels = channels * pooling.outputs_per_channel
+    return pooling

@@ -11,7 +11,6 @@ import torchaudio
 from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
 from models import ECAPA_TDNN, ReDimNet, ResNet34, ResNetSE34L, ResNetSE34V2
 from models.frontend import FrontEnd
-from models.pooling import ASP, SAP, TSTP, AttentiveStatistics
 
 COUNTS = [  # field.md 2.3
     (1_404_054, ResNetSE34L, {"nOut": 256, "encoder_type": "SAP"}),
@@ -81,32 +80,6 @@ def test_spec_augment_masks_in_training_only():
     assert torch.equal(clean, FrontEnd("wespeaker", 40, "mean").train()(x))
     changed = masked != clean
     assert changed.any(dim=(1, 2)).any() and changed.float().mean() < 0.7
-
-
-def test_poolings_against_numpy():
-    x = torch.randn(2, 6, 30, generator=torch.Generator().manual_seed(0))
-    mean, deviation = np.mean(x.numpy(), 2), np.std(x.numpy(), 2, ddof=1)
-    assert np.allclose(TSTP()(x).numpy(), np.concatenate([mean, deviation], 1), atol=1e-5)
-    for pooling in (SAP(6), ASP(6), AttentiveStatistics(6, 4), AttentiveStatistics(6, 4, global_context=False)):
-        out = pooling(x)
-        bound = x.abs().amax(dim=2)
-        assert (out[:, :6].abs() <= bound + 1e-5).all()
-    asp = ASP(6)
-    weights = torch.softmax((torch.tanh(asp.linear(x.transpose(1, 2))) @ asp.attention).squeeze(2), dim=1)
-    mu = (x * weights[:, None]).sum(2)
-    sigma = ((x**2 * weights[:, None]).sum(2) - mu**2).sqrt()
-    assert torch.allclose(asp(x), torch.cat([mu, sigma], 1), atol=1e-5)
-
-
-@pytest.mark.parametrize("pooling", [TSTP(), SAP(8), ASP(8), AttentiveStatistics(8, 4)])
-@pytest.mark.parametrize("frames", [1, 2, 50])
-@pytest.mark.parametrize("value", [0.0, 300.0, 60000.0])
-def test_poolings_survive_constant_input_and_fp16(pooling, frames, value):  # nan.md F11, F19, F20, F45
-    x = torch.full((2, 8, frames), value, dtype=torch.float16).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.float16):
-        out = pooling(x)
-    out.float().sum().backward()
-    assert out.isfinite().all() and x.grad.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------- losses
