@@ -23,11 +23,16 @@ BLOCK = r"layer\1.layers."
 TOOLKITS = (
     Toolkit(
         "voxceleb_trainer",
-        (("sap_linear.weight", "attention", "fc.weight"), ("attention.0.weight", "layer1.0.se.fc.0.weight")),
+        (
+            ("sap_linear.weight", "attention", "fc.weight"),
+            ("attention.0.weight", "layer1.0.se.fc.0.weight"),
+            ("netcnn.0.weight", "fc.weight"),
+        ),
         ("voxceleb_trainer",),
         (
             (r"torchfb\.0\.flipped_filter", "frontend.preemphasis.flipped_filter"),
             (r"torchfb\..*", None),
+            (r"netcnn\.(.*)", r"layers.\1"),
             (r"sap_linear\.(.*)", r"pooling.linear.\1"),
             (r"attention(.*)", r"pooling.attention\1"),
         ),
@@ -119,6 +124,7 @@ TOOLKITS = (
         (
             ("seg_1.weight", "layer1.0.conv1.weight"),
             ("xvector.tdnn.linear.weight",),
+            ("frame_1.conv_1d.weight", "seg_1.weight"),
             ("backbone.inputs_weights.0",),
             ("seg_1.weight", "front.conv1.weight"),
         ),

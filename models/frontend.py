@@ -30,6 +30,7 @@ class FrontEnd(nn.Module):
 
     ``norm``: 'mean' subtracts each band's mean over time, 'meanvar' divides by its deviation too, 'none' neither.
     ``spec_augment``: (frequency bands, frames) of the widest mask of each kind, drawn in training mode only.
+    ``window_fn`` is the window of the first two chains: voxceleb_trainer's VGGVox has Hann's.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class FrontEnd(nn.Module):
         log_input=True,
         preemphasis=False,
         spec_augment=(0, 0),
+        window_fn=torch.hamming_window,
     ):
         super().__init__()
         if features not in PRESETS:
@@ -52,7 +54,7 @@ class FrontEnd(nn.Module):
         if features in ("voxceleb_trainer", "taoruijie"):
             low, high = (20.0, 7600.0) if features == "taoruijie" else (0.0, None)
             self.spectrogram = torchaudio.transforms.MelSpectrogram(
-                SAMPLE_RATE, 512, 400, 160, low, high, n_mels=n_mels, window_fn=torch.hamming_window
+                SAMPLE_RATE, 512, 400, 160, low, high, n_mels=n_mels, window_fn=window_fn
             )
             _forget_buffers(self.spectrogram)
             if features == "taoruijie":
@@ -122,6 +124,16 @@ class FrontEnd(nn.Module):
                 masked = masked.unsqueeze(2) if axis == 1 else masked.unsqueeze(1)
                 features = torch.where(masked, features.mean(dim=(1, 2), keepdim=True), features)
         return features
+
+
+def repeat_to(features, frames):
+    """Repeat features (B, n_mels, T) from their start until there are ``frames`` of them; longer ones stay as they are.
+
+    Too short a file is repeated in the same way when it is read for training.
+    """
+    if features.shape[2] >= frames:
+        return features
+    return features.repeat(1, 1, -(-frames // features.shape[2]))[:, :, :frames]
 
 
 def _forget_buffers(module):

@@ -49,9 +49,8 @@ class Reader:
 
     def bn(self, x, name):
         s = self.state
-        return F.batch_norm(
-            x, s[f"{name}.running_mean"], s[f"{name}.running_var"], s[f"{name}.weight"], s[f"{name}.bias"]
-        )
+        scale = s.get(f"{name}.weight"), s.get(f"{name}.bias")
+        return F.batch_norm(x, s[f"{name}.running_mean"], s[f"{name}.running_var"], *scale)
 
     def linear(self, x, name):
         return F.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
@@ -62,8 +61,8 @@ def statistics(x, weights, least):
     return torch.cat([mean, ((x**2 * weights).sum(2) - mean**2).clamp(min=least).sqrt()], 1)
 
 
-def normed(shapes, name, size):
-    for part in ("weight", "bias", "running_mean", "running_var"):
+def normed(shapes, name, size, affine=True):
+    for part in ("weight", "bias", "running_mean", "running_var")[0 if affine else 2 :]:
         shapes[f"{name}.{part}"] = (size,)
     shapes[f"{name}.num_batches_tracked"] = ()
 

@@ -1,14 +1,18 @@
 """Checkpoints of other toolkits give their own embeddings, and training starts from them."""
 
+import foreign_models
+import foreign_tdnn
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import CASES, kaldi_fbank, resnetse34l, speechbrain_fbank, taoruijie, voice
+from foreign_models import kaldi_fbank, resnetse34l, speechbrain_fbank, taoruijie, voice
 
 import checkpoint
 import interop
 import plugins
 from models.frontend import FrontEnd
+
+CASES = [*foreign_models.CASES, *foreign_tdnn.CASES]
 
 
 class Holder(torch.nn.Module):
@@ -28,7 +32,7 @@ def read(file, keys):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("samples", [24000, 31234])
+@pytest.mark.parametrize("samples", [24000, 41234])
 def test_a_foreign_checkpoint_gives_its_own_embedding(case, samples):
     file, keys, embed = case()
     model, x = read(file, keys), voice(samples)
@@ -54,11 +58,13 @@ def test_the_four_forms_of_voxceleb_trainer(form):
 
 
 def test_projects_are_recognised_and_our_own_files_are_not():
-    names = [interop.recognise(case()[0]).name for case in CASES]
-    assert names[:4] == ["TaoRuijie/ECAPA-TDNN", *["SpeechBrain or 3D-Speaker"] * 2, "wespeaker"]
-    assert names[5:] == ["voxceleb_trainer"] * 3
+    names = {case.__name__: interop.recognise(case()[0]).name for case in CASES}
+    assert names["taoruijie"] == "TaoRuijie/ECAPA-TDNN" and names["wespeaker_ecapa"] == "wespeaker"
+    assert names["speechbrain"] == names["threedspeaker"] == "SpeechBrain or 3D-Speaker"
+    assert names["campplus"] == names["wespeaker_xvector"] == names["wespeaker_resnet"] == "wespeaker or 3D-Speaker"
+    assert names["resnetse34l"] == names["resnetse34v2"] == names["vggvox"] == "voxceleb_trainer"
     for name in plugins.available("models"):
-        if name in ("ECAPA_TDNN", "ResNetSE34L", "ResNetSE34V2", "ResNet34"):
+        if name in ("ECAPA_TDNN", "ResNetSE34L", "ResNetSE34V2", "ResNet34", "XVector", "CAMPPlus", "VGGVox"):
             values = {"nOut": 16, "n_mels": 40, "channels": 8, "aggregate": 8, "m_channels": 2, "encoder_type": "ASP"}
             own = Holder(plugins.call(plugins.load("models", name), values)).state_dict()
             assert interop.recognise(own) is None and checkpoint.weights_of(own, "own").keys() == own.keys()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchaudio
 
 from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
-from models import ECAPA_TDNN, ReDimNet, ResNet34, ResNetSE34L, ResNetSE34V2
+from models import ECAPA_TDNN, CAMPPlus, ReDimNet, ResNet34, ResNetSE34L, ResNetSE34V2, VGGVox, XVector
 from models.frontend import FrontEnd
 
 COUNTS = [  # field.md 2.3
@@ -33,12 +33,53 @@ COUNTS = [  # field.md 2.3
     (6_432_305, ReDimNet, {"size": "B4"}),
     (7_650_545, ReDimNet, {"size": "B5"}),
     (15_006_257, ReDimNet, {"size": "B6"}),
+    (4_610_524, XVector, {}),
+    (7_176_224, CAMPPlus, {}),
+    (6_848_544, CAMPPlus, {"nOut": 192}),
+    (4_295_104, VGGVox, {}),
 ]
 
 
 @pytest.mark.parametrize("count, module, keys", COUNTS)
 def test_parameter_counts(count, module, keys):
     assert sum(p.numel() for p in module.MainModel(**keys).parameters()) == count
+
+
+@pytest.mark.parametrize("frames", [1, 99, 100, 101, 250])
+def test_segment_means_of_cam(frames):
+    x = torch.randn(2, 3, frames, generator=torch.Generator().manual_seed(0))
+    expected = torch.empty_like(x)
+    for t in range(frames):
+        start = t // 100 * 100
+        expected[:, :, t] = x[:, :, start : start + 100].mean(2)
+    assert torch.allclose(CAMPPlus.segment_means(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("module, samples", [(CAMPPlus, 400), (XVector, 400), (VGGVox, 400), (VGGVox, 9000)])
+def test_the_shortest_input_gives_an_embedding(module, samples):
+    model = module.MainModel(nOut=8, features="wespeaker").eval()
+    with torch.inference_mode():
+        assert model(0.1 * torch.randn(2, samples)).isfinite().all()
+
+
+def test_xvector_gives_either_embedding_in_evaluation():
+    torch.manual_seed(0)
+    model = XVector.MainModel(nOut=8, channels=8, stats_channels=8).eval()
+    x = 0.1 * torch.randn(2, 8000)
+    last = model(x)
+    model.embedding_layer = 1
+    first = model(x)
+    assert torch.allclose(model.seg_2(model.seg_bn_1(first.relu())), last)
+    torch.manual_seed(1)
+    trained = model.train()(x)
+    model.embedding_layer = 2
+    assert torch.equal(model(x), trained)  # training is on the last layer whatever the key says
+
+
+@pytest.mark.parametrize("encoder", ["SAP", "TAP", "ASP", "MAX"])
+def test_vggvox_encoders(encoder):
+    model = VGGVox.MainModel(nOut=8, encoder_type=encoder, n_mels=24, num_filters=(4,) * 6)
+    assert model(0.1 * torch.randn(2, 16000)).shape == (2, 8)
 
 
 def test_fbank_is_kaldis():

@@ -7,6 +7,9 @@ import plugins
 
 SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
 SMALL["ResNet34"] = SMALL["ResNet"]
+SMALL["XVector"] = {"channels": 16, "stats_channels": 24}
+SMALL["CAMPPlus"] = {"m_channels": 4, "init_channels": 16, "growth_rate": 8, "blocks": (2, 2, 2)}
+SMALL["VGGVox"] = {"num_filters": (8, 8, 8, 8, 8, 16)}
 SMALL |= {name: {"num_filters": (8, 8, 8, 16)} for name in ("ResNetSE34L", "ResNetSE34V2")}
 SMALL["ReDimNet"] = {"size": "B0", "channels": 3}
 VALUES = {
