@@ -4,6 +4,7 @@ A stage takes a weighted sum of all outputs before it, folds it into (channels, 
 stride, passes 2-D residual blocks, unfolds to (channels x bands, frames) and mixes over time in a narrow 1-D block.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.frontend import FrontEnd
-from models.pooling import AttentiveStatistics
+from models.pooling import make_pooling
 
 HEADS = 4
 TIME_KERNELS = (7, 19, 31, 59)
@@ -32,7 +33,7 @@ class ChannelNorm(nn.Module):
 
 
 def group_count(channels, group_size):
-    """How many groups of ``group_size`` channels fit; where the last would be cut short there is one fewer."""
+    """How many groups the channels are cut into: as many as whole ones of ``group_size`` fit, at least one."""
     return max(channels // group_size, 1)
 
 
@@ -263,12 +264,12 @@ def squeeze(wide, channels, group_size):
 class ReDimNet(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
-    def __init__(self, nOut, size, channels, n_mels, global_context, two_emb_layer, frontend):
+    def __init__(self, nOut, size, channels, n_mels, pooling, two_emb_layer, frontend):
         super().__init__()
         self.frontend = frontend
         self.backbone = Backbone(size, channels, n_mels)
-        self.pool = AttentiveStatistics(channels * n_mels, global_context=global_context)
-        self.seg_1 = nn.Linear(channels * n_mels * 2, nOut)
+        self.pool = make_pooling(pooling, channels * n_mels)
+        self.seg_1 = nn.Linear(self.pool.output_channels, nOut)
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
 
@@ -282,7 +283,7 @@ def MainModel(
     n_mels=72,
     size="B2",
     channels=0,
-    global_context=True,
+    pooling="ASTP_GLOB",
     two_emb_layer=False,
     features="wespeaker",
     input_norm="mean",
@@ -290,17 +291,15 @@ def MainModel(
 ):
     """Build the model of ``size`` B0 to B6; published are 60 mel filters for B0, 72 for the others.
 
-    ``channels`` is the width of the stem where it is not that of the size. ``global_context`` is of the pooling; older
-    weights of wespeaker's B1 are without. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
+    ``channels`` is the width of the stem where it is not that of the size. ``pooling`` is one of models/pooling.py;
+    wespeaker's B1 had ASTP at first. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
     """
     if size not in SIZES:
         raise ValueError(f"size: must be one of {', '.join(SIZES)}; got '{size}'")
     chosen = SIZES[size]
     channels = channels or chosen.channels
-    stride = 1
-    for stage in chosen.stages:
-        stride *= stage[0]
+    stride = math.prod(stage[0] for stage in chosen.stages)
     if n_mels % stride:
         raise ValueError(f"n_mels: ReDimNet of size {size} needs a multiple of {stride}, got {n_mels}")
     frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
-    return ReDimNet(nOut, chosen, channels, n_mels, global_context, two_emb_layer, frontend)
+    return ReDimNet(nOut, chosen, channels, n_mels, pooling, two_emb_layer, frontend)

@@ -1,6 +1,7 @@
 """Checkpoints of other toolkits give their own embeddings, and training starts from them."""
 
 import foreign_models
+import foreign_redimnet
 import foreign_tdnn
 import pytest
 import torch
@@ -12,7 +13,7 @@ import interop
 import plugins
 from models.frontend import FrontEnd
 
-CASES = [*foreign_models.CASES, *foreign_tdnn.CASES]
+CASES = [*foreign_models.CASES, *foreign_tdnn.CASES, *foreign_redimnet.CASES]
 
 
 class Holder(torch.nn.Module):
@@ -62,9 +63,19 @@ def test_projects_are_recognised_and_our_own_files_are_not():
     assert names["taoruijie"] == "TaoRuijie/ECAPA-TDNN" and names["wespeaker_ecapa"] == "wespeaker"
     assert names["speechbrain"] == names["threedspeaker"] == "SpeechBrain or 3D-Speaker"
     assert names["campplus"] == names["wespeaker_xvector"] == names["wespeaker_resnet"] == "wespeaker or 3D-Speaker"
+    assert names["wespeaker_redimnet_b1"] == names["wespeaker_redimnet_b3"] == "wespeaker or 3D-Speaker"
     assert names["resnetse34l"] == names["resnetse34v2"] == names["vggvox"] == "voxceleb_trainer"
     for name in plugins.available("models"):
-        if name in ("ECAPA_TDNN", "ResNetSE34L", "ResNetSE34V2", "ResNet34", "XVector", "CAMPPlus", "VGGVox"):
+        if name in (
+            "ECAPA_TDNN",
+            "ResNetSE34L",
+            "ResNetSE34V2",
+            "ResNet34",
+            "XVector",
+            "CAMPPlus",
+            "VGGVox",
+            "ReDimNet",
+        ):
             values = {"nOut": 16, "n_mels": 40, "channels": 8, "aggregate": 8, "m_channels": 2, "encoder_type": "ASP"}
             own = Holder(plugins.call(plugins.load("models", name), values)).state_dict()
             assert interop.recognise(own) is None and checkpoint.weights_of(own, "own").keys() == own.keys()
