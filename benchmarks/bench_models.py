@@ -230,7 +230,7 @@ def main(argv) -> int:
         if args.only:
             raise UsageError("--only: leaves rows out of the page; give it without --write")
     load = f"{os.getloadavg()[0]:.1f}"
-    from published_models import SETTINGS
+    from published_models import SETTINGS, SOURCES
     from tqdm import tqdm
 
     chosen = [s for s in SETTINGS if not args.only or any(word in s.name for word in args.only)]
@@ -242,7 +242,8 @@ def main(argv) -> int:
         parts["checks"] = table(CHECK_HEAD, [check_row(s) for s in tqdm(timed, disable=None)])
     else:
         speeds = table(SPEED_HEAD, [speed_row(s) for s in tqdm(timed, disable=None)])
-        parts["models"] = f"{measured_on(load)}\n\n{speeds}"
+        sources = "\n".join(f"- {name}: <{SOURCES[name]}>" for name in dict.fromkeys(s.source for s in timed))
+        parts["models"] = f"{measured_on(load)}\n\n{speeds}\n\nWhose settings and error rates:\n{sources}"
         counts = [[s.name, keys_text(s), counted(s, build(s)), s.published] for s in rest]
         parts["further settings"] = table(COUNT_HEAD, counts)
     for name, text in parts.items():
