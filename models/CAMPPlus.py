@@ -40,14 +40,11 @@ def norm_relu(channels):
     return nn.Sequential(OrderedDict(batchnorm=nn.BatchNorm1d(channels), relu=nn.ReLU(inplace=True)))
 
 
-def segment_means(x):
-    """Each frame of (B, C, T) becomes the mean of its segment of 100 frames; the last segment may be shorter."""
-    means = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)  # (B, C, segments)
-    return means.unsqueeze(3).expand(-1, -1, -1, SEGMENT).flatten(2)[:, :, : x.shape[2]]
-
-
 class ContextAwareMask(nn.Module):
-    """Convolution whose channels are gated, frame by frame, by the means of the utterance and of the segment."""
+    """Convolution whose channels are gated by the means of the utterance and of each segment of 100 frames.
+
+    The gate is computed once a segment, for its frames share it; the last segment may be shorter.
+    """
 
     def __init__(self, inputs, outputs, dilation, reduction=2):
         super().__init__()
@@ -56,8 +53,10 @@ class ContextAwareMask(nn.Module):
         self.linear2 = nn.Conv1d(inputs // reduction, outputs, 1)
 
     def forward(self, x):
-        context = x.mean(dim=2, keepdim=True) + segment_means(x)
-        return self.linear_local(x) * torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
+        segments = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)  # (B, C, segments)
+        context = x.mean(dim=2, keepdim=True) + segments
+        gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
+        return self.linear_local(x) * gate.repeat_interleave(SEGMENT, dim=2).narrow(2, 0, x.shape[2])
 
 
 class DenseTDNNLayer(nn.Module):

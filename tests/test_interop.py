@@ -1,18 +1,23 @@
 """Checkpoints of other toolkits give their own embeddings, and training starts from them."""
 
+from pathlib import Path
+
 import foreign_models
 import foreign_redimnet
 import foreign_tdnn
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from foreign_models import kaldi_fbank, resnetse34l, speechbrain_fbank, taoruijie, voice
 
 import checkpoint
 import interop
 import plugins
+from config import load_config
 from models.frontend import FrontEnd
 
+MODELS = plugins.available("models")
 CASES = [*foreign_models.CASES, *foreign_tdnn.CASES, *foreign_redimnet.CASES]
 
 
@@ -79,6 +84,17 @@ def test_projects_are_recognised_and_our_own_files_are_not():
             values = {"nOut": 16, "n_mels": 40, "channels": 8, "aggregate": 8, "m_channels": 2, "encoder_type": "ASP"}
             own = Holder(plugins.call(plugins.load("models", name), values)).state_dict()
             assert interop.recognise(own) is None and checkpoint.weights_of(own, "own").keys() == own.keys()
+
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/interop/*.yaml"))
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if yaml.safe_load(p.read_text())["model"] in MODELS], ids=str)
+def test_the_configuration_of_a_foreign_checkpoint_fits_its_model(path):
+    config, _, notes, _ = load_config(["--config", str(path)])
+    written = yaml.safe_load(path.read_text())
+    assert not notes and all(getattr(config, key) == value for key, value in written.items())
+    assert path.stem.startswith(written.get("features", "voxceleb_trainer"))
 
 
 def test_feature_chains_against_the_originals():

@@ -21,13 +21,16 @@ def test_parameter_counts(setting):
 
 
 @pytest.mark.parametrize("frames", [1, 99, 100, 101, 250])
-def test_segment_means_of_cam(frames):
-    x = torch.randn(2, 3, frames, generator=torch.Generator().manual_seed(0))
-    expected = torch.empty_like(x)
-    for t in range(frames):
-        start = t // 100 * 100
-        expected[:, :, t] = x[:, :, start : start + 100].mean(2)
-    assert torch.allclose(CAMPPlus.segment_means(x), expected, atol=1e-6)
+def test_context_aware_mask_of_cam(frames):
+    torch.manual_seed(0)
+    layer = CAMPPlus.ContextAwareMask(6, 4, dilation=2)
+    x = torch.randn(2, 6, frames)
+    local, expected = layer.linear_local(x), torch.empty(2, 4, frames)
+    for t in range(frames):  # a mask for each frame, as in equations 3 to 6 of the paper
+        segment = x[:, :, t // 100 * 100 :][:, :, :100]
+        context = (x.mean(2) + segment.mean(2))[:, :, None]
+        expected[:, :, t] = local[:, :, t] * layer.linear2(layer.linear1(context).relu()).sigmoid()[:, :, 0]
+    assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("module, samples", [(CAMPPlus, 400), (XVector, 400), (VGGVox, 400), (VGGVox, 9000)])
