@@ -129,7 +129,7 @@ def check_row(setting) -> list[str]:
 
     model = build(setting).train()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for dtype, seconds in ((torch.float16, 0.3), (torch.bfloat16, 0.5), (torch.float32, 0.5)):
+    for dtype, seconds in ((torch.float16, 0.3), (torch.bfloat16, 0.5), (torch.float32, 1.5)):
         model.load_state_dict(start)
         backward(setting, model, voices(3, seconds), dtype)
     zero = [name for name, p in model.named_parameters() if not p.grad.any()]
