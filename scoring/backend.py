@@ -174,10 +174,10 @@ class Backend:
         """Log-likelihood ratios (N,) of what ``score_trials`` gave; UsageError without a calibration."""
         if self.calibration is None:
             raise UsageError(f"{self.source}: has no calibration; score.py --calibrate TRIALS --save_backend makes one")
-        missing = [name for name in self.calibration.names if name not in names]
-        if missing:
-            raise UsageError(f"{self.source}: its calibration needs {', '.join(missing)} of each trial")
-        return self.calibration.llrs(features[:, [names.index(name) for name in self.calibration.names]])
+        try:
+            return self.calibration.llrs(features, names)
+        except ValueError as error:
+            raise UsageError(f"{self.source}: {error}") from error
 
     def decision(self, values):
         """Accept (True) or not: log-likelihood ratios, or scores where there is no calibration, at the threshold."""

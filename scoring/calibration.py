@@ -49,9 +49,17 @@ class LogisticCalibration:
         bias = model.intercept_[0] - weights @ center - np.log(prior / (1 - prior))
         return cls(weights, bias, prior, names)
 
-    def llrs(self, features) -> np.ndarray:
-        """Map features (N, K) or (N,) to natural-log likelihood ratios (N,)."""
+    def llrs(self, features, names=None) -> np.ndarray:
+        """Map features (N, K) or (N,) to natural-log likelihood ratios (N,).
+
+        ``names`` of the columns, where there are others too or in another order; a missing one is a ValueError.
+        """
         x = _columns(features)
+        if names is not None:
+            missing = [name for name in self.names if name not in names]
+            if missing:
+                raise ValueError(f"the calibration needs {', '.join(missing)} of each trial")
+            x = x[:, [list(names).index(name) for name in self.names]]
         if x.shape[1] != len(self.weights):
             raise ValueError(f"the calibration takes {', '.join(self.names)}, got {x.shape[1]} columns")
         return x @ self.weights + self.bias

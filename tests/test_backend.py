@@ -279,7 +279,7 @@ def test_the_chain_equals_its_parts(chain):
     assert backend.decision(llr) == (llr >= np.log(9)) and bayes_threshold(0.1) == pytest.approx(np.log(9))
     assert backend.probability(0.0) == pytest.approx(0.1) and backend.probability(np.log(9)) == pytest.approx(0.5)
     assert backend.probability(np.array([-1e4, 1e4])).tolist() == [0, 1]
-    with pytest.raises(UsageError, match="needs log_duration_min"):
+    with pytest.raises(UsageError, match="needs log_duration_min, log_duration_max of each trial"):
         backend.llr(x[a], x[b])
 
 

@@ -1,0 +1,113 @@
+"""Where embeddings come from: files of embeddings, or a model and the audio files below a folder."""
+
+from pathlib import Path
+
+import numpy as np
+
+from speaker_lists import UsageError, _lines
+
+ENDINGS = (".npz", ".ark", ".scp", ".npy")
+
+
+class Source:
+    """Embeddings and durations of utterances by name."""
+
+    def __init__(self, files=(), model=None, root: str = "", durations: str = ""):
+        self.files, self.model, self.root = list(files), model, root
+        self.names, self.rows, self.problems = {}, [], {}
+        self.lengths = read_durations(durations) if durations else {}
+        for path in self.files:
+            self.read(path)
+
+    def read(self, path) -> list[str]:
+        """Take in a file of embeddings; returns the names in it."""
+        from embedding_files import read_embeddings
+
+        names, x = read_embeddings(path)
+        if self.rows and x.shape[1] != len(self.rows[0]):
+            raise UsageError(f"{path}: embeddings of size {x.shape[1]}, those read before are of {len(self.rows[0])}")
+        for name, row in zip(names, x):
+            self._add(name, row)
+        return names
+
+    def _add(self, name, row):
+        self.names[name] = len(self.rows)
+        self.rows.append(row)
+
+    def embeddings(self, names):
+        """Embeddings (N, D) float32 of utterances by name; NaN rows and {row: reason} where there is none."""
+        wanted = [name for name in dict.fromkeys(names) if name not in self.names and name not in self.problems]
+        if wanted and self.model is not None:
+            x, unreadable = self.model.embed_files([str(Path(self.root, name)) for name in wanted], progress=True)
+            self.problems.update({wanted[i]: reason for i, reason in unreadable.items()})
+            for i, name in enumerate(wanted):
+                if i not in unreadable:
+                    self._add(name, x[i])
+        where = " or ".join(map(str, self.files)) or "the model's output"
+        if not self.rows:
+            raise UsageError(
+                f"no embedding of the {len(set(names))} utterances: the first is {names[0]}, not in {where}"
+            )
+        index = np.array([self.names.get(name, -1) for name in names])
+        x = np.stack([self.rows[i] for i in index])
+        x[index < 0] = np.nan
+        problems = {}
+        for i in np.flatnonzero(~np.isfinite(x).all(axis=1)):
+            if index[i] < 0:
+                problems[int(i)] = self.problems.get(names[i], f"not in {where}")
+            else:
+                nan, inf = int(np.isnan(x[i]).sum()), int(np.isinf(x[i]).sum())
+                problems[int(i)] = f"non-finite embedding: {nan} NaN and {inf} Inf of {x.shape[1]} values"
+        return x, problems
+
+    def seconds(self, names):
+        """Durations in seconds (N,) float64, NaN where unknown; None where there is nothing to learn them from."""
+        if not self.lengths and not self.root:
+            return None
+        for name in dict.fromkeys(names):
+            if name not in self.lengths and self.root:
+                self.lengths[name] = _duration(Path(self.root, name))
+        return np.array([self.lengths.get(name, np.nan) for name in names])
+
+
+def _duration(path) -> float:
+    """Seconds that the header of an audio file states, NaN for an unreadable one."""
+    import soundfile
+
+    try:
+        return soundfile.info(path).duration
+    except (soundfile.SoundFileError, OSError):
+        return float("nan")
+
+
+def read_durations(path) -> dict:
+    """Read ``utterance seconds`` lines (Kaldi's utt2dur)."""
+    lengths = {}
+    for number, columns in _lines(path):
+        try:
+            name, seconds = columns
+            lengths[name] = float(seconds)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: expected 'utterance seconds', got '{' '.join(columns)}'") from error
+        if not 0 < lengths[name] < float("inf"):
+            raise UsageError(f"{path}:{number}: a duration must be a positive number, got {seconds}")
+    return lengths
+
+
+def read_enrollment(path):
+    """Read ``model utterance ..`` lines (Kaldi's spk2utt); returns {model: [utterances]}."""
+    models = {}
+    for number, columns in _lines(path):
+        if len(columns) < 2:
+            raise UsageError(f"{path}:{number}: expected 'model utterance ..', got one column")
+        if columns[0] in models:
+            raise UsageError(f"{path}:{number}: model '{columns[0]}' is in the list twice")
+        models[columns[0]] = columns[1:]
+    if not models:
+        raise UsageError(f"{path}: the enrolment list is empty")
+    return models
+
+
+def is_embedding_file(path) -> bool:
+    """Whether the ending is that of a file of embeddings rather than of a list."""
+    return Path(path).suffix in ENDINGS
