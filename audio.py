@@ -53,6 +53,12 @@ def audio_length(path) -> int:
         return math.ceil(audio.frames * _ratio(audio.samplerate, NORMAL))
 
 
+def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
+    """Bring one channel (samples,) float32 to 16 kHz; ``speed`` above 1 is faster."""
+    ratio = _ratio(rate, speed)
+    return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+
+
 def read_blocks(path, samples: int = 1 << 18):
     """Yield (rate, block (samples, channels) float32) of a whole file as it is stored.
 
@@ -105,8 +111,7 @@ def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_ch
     if len(x) < wanted:
         raise AudioError(f"truncated: the header promises {total} samples, reading ends at {start + len(x)}")
     x = x[:, 0] if channels == 1 or first_channel else x.mean(axis=1)
-    if ratio != 1:
-        x = resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+    x = resample(x, rate, speed)
     if samples:
         x = wrap_pad(x, samples)[:samples]
     return np.ascontiguousarray(x), start, rate, channels

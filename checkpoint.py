@@ -94,6 +94,22 @@ def load_weights(network, state: dict, path) -> dict[str, list[str]]:
     return faults
 
 
+def load_model_exactly(network, state: dict, path, name: str):
+    """Load the model's weights, all of them; UsageError where some are missing, of another shape, unknown or NaN."""
+    faults = load_weights(network, state, path)
+    unknown = [weight for weight in faults["unused"] if weight.startswith(MODEL)]
+    if faults["model"] or unknown:
+        own = sum(weight.startswith(MODEL) for weight in network.state_dict())
+        listing = "; ".join((faults["model"] + [f"{weight}: not in the model" for weight in unknown])[:5])
+        raise UsageError(
+            f"{path}: {own - len(faults['model'])} of {own} tensors of {name} match,"
+            f" {len(unknown)} of the file are unknown to it: {listing}"
+        )
+    weights = {weight: t for weight, t in network.state_dict().items() if weight.startswith(MODEL)}
+    masks = {n for n in nonfinite_tensors(dict(network.named_buffers())) if n not in weights}
+    refuse_nonfinite(weights, path, masks)
+
+
 def nonfinite_tensors(weights: dict) -> list[str]:
     """Names of the tensors that hold a NaN or Inf."""
     return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]

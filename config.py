@@ -211,10 +211,15 @@ def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     for name, setting in written.items():
         if name in REFUSED:
             raise UsageError(f"{_unknown_place(setting, name)} is not supported: {REFUSED[name]}")
+    return resolve(written, notes), written, notes, print_config
+
+
+def resolve(written: dict[str, Setting], notes: list) -> Config:
+    """Check what somebody wrote and fill in the defaults of the table and of the chosen plug-ins."""
     values = {name: key.default for name, key in KEYS.items()}
     values.update({name: coerce(KEYS[name], s) for name, s in written.items() if name in KEYS})
     _resolve_plugin_keys(values, written, notes)
-    return Config(**values), written, notes, print_config
+    return Config(**values)
 
 
 def _rename_aliases(settings: dict, notes: list) -> dict:
@@ -260,7 +265,7 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
     try:
         found = chosen_plugins(values)
     except UsageError as error:
-        everybody = {n for f in plugins.ENTRY for p in plugins.available(f) for n in plugins.declaration(f, p).keys}
+        everybody = plugins.all_keys()
         for name in foreign:  # a misspelt key first: it may be why the plug-in is not chosen
             if name not in everybody and not values["allow_unknown"]:
                 raise UsageError(_unknown_message(name, written[name], everybody)) from None

@@ -37,6 +37,11 @@ def available(folder: str) -> list[str]:
     return names
 
 
+def all_keys() -> set[str]:
+    """The keyword arguments of every plug-in on disk."""
+    return {key for folder in ENTRY for name in available(folder) for key in declaration(folder, name).keys}
+
+
 def declaration(folder: str, name: str) -> Declaration | None:
     """Read the declaration of a plug-in from its source; None where there is no such plug-in file."""
     path = ROOT / folder / f"{name}.py"

@@ -20,7 +20,7 @@ class Finished(Exception):
         self.lines, self.status = lines, status
 
 
-def _lines(path):
+def numbered_lines(path):
     """Yield (line number, columns) of the non-empty lines; accepts CRLF and a byte-order mark."""
     try:
         with open(path, encoding="utf-8-sig") as f:
@@ -40,7 +40,7 @@ def read_train_list(path):
     numbers). Labels count the sorted speakers from 0, as voxceleb_trainer does.
     """
     names, paths, numbers = [], [], []
-    for number, columns in _lines(path):
+    for number, columns in numbered_lines(path):
         if len(columns) != 2:
             raise UsageError(f"{path}:{number}: expected 'speaker path', got {len(columns)} column(s)")
         names.append(columns[0])
@@ -55,7 +55,7 @@ def read_train_list(path):
 def read_trials(path):
     """Read ``label pathA pathB`` lines; returns (labels (N,) int64, first paths, second paths)."""
     labels, first, second = [], [], []
-    for number, columns in _lines(path):
+    for number, columns in numbered_lines(path):
         if len(columns) != 3:
             raise UsageError(f"{path}:{number}: expected 'label pathA pathB', got {len(columns)} column(s)")
         label = TRIAL_LABELS.get(columns[0])
@@ -73,7 +73,7 @@ def read_trials(path):
 
 def trial_lines(path) -> list[int]:
     """Line number of each trial that ``read_trials`` gives."""
-    return [number for number, _ in _lines(path)]
+    return [number for number, _ in numbered_lines(path)]
 
 
 def list_hash(path) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,26 @@ except ImportError:  # Windows has no fcntl: one process at a time is then the u
     fcntl = None
 
 FORMAT_VERSION = 1
-ARRAYS = {"speakers": "U", "owner": "i", "embeddings": "f", "sources": "U", "identity": "U", "format_version": "i"}
+ARRAYS = {"speakers": "U", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "U"}
+ARRAYS |= {"identity": "U", "format_version": "i"}
 LARGEST_FILE = 4 << 30  # bytes: a store of a million speakers, far from what memory cannot hold
 
 
+@dataclass(frozen=True)
+class Utterance:
+    """One recording that a speaker was enrolled with."""
+
+    embedding: np.ndarray  # (D,)
+    seconds: float
+    source: str
+
+
 class SpeakerStore:
-    """Names and the embeddings (D,) that each was enrolled with; ``identity`` says of which model they are."""
+    """Names and the utterances that each was enrolled with; ``identity`` says of which model the embeddings are."""
 
     def __init__(self, path, identity: str, dimension: int):
         self.path, self.identity, self.dimension = Path(path), identity, dimension
-        self.speakers: dict[str, list[tuple[np.ndarray, str]]] = {}  # name -> [(embedding, source), ...]
+        self.speakers: dict[str, list[Utterance]] = {}
 
     @classmethod
     def open(cls, path, identity: str, dimension: int, create: bool = False) -> "SpeakerStore":
@@ -47,52 +58,55 @@ class SpeakerStore:
             raise UsageError(f"{path}: embeddings of size {arrays['embeddings'].shape[1]}, the model gives {dimension}")
         names = [str(name) for name in arrays["speakers"]]
         store.speakers = {name: [] for name in names}
-        for owner, embedding, source in zip(arrays["owner"], arrays["embeddings"], arrays["sources"]):
-            store.speakers[names[owner]].append((embedding, str(source)))
+        for owner, *row in zip(*(arrays[key] for key in ("owner", "embeddings", "seconds", "sources"))):
+            store.speakers[names[owner]].append(Utterance(row[0], float(row[1]), str(row[2])))
         return store
 
     def __len__(self):
         return len(self.speakers)
 
-    def embeddings(self, name: str) -> np.ndarray:
-        """Embeddings (N, D) of a speaker; UsageError names those that are there."""
+    def utterances(self, name: str) -> list[Utterance]:
+        """What a speaker was enrolled with; UsageError names the speakers that are there."""
         if name not in self.speakers:
             known = ", ".join(sorted(self.speakers)[:10]) or "nobody"
             raise UsageError(f"{self.path}: '{name}' is not enrolled; enrolled: {known}")
-        return np.stack([embedding for embedding, _ in self.speakers[name]])
+        return self.speakers[name]
 
-    def add(self, name: str, embeddings, sources, replace: bool = False):
-        """Enroll a speaker with embeddings (N, D), or add to those that are there; one source twice is refused."""
+    def add(self, name: str, utterances: list[Utterance], replace: bool = False):
+        """Enroll a speaker, or add to what is there; a recording that is there already is refused."""
         if not name or any(c in name for c in "\n\r\t") or len(name) > 200:
             raise UsageError(f"name: '{name[:200]}' is empty, too long or has a line break")
-        embeddings = np.asarray(embeddings, dtype=np.float32).reshape(len(sources), -1)
-        if embeddings.shape[1] != self.dimension or not np.isfinite(embeddings).all() or not len(embeddings):
-            raise ValueError(f"expected finite embeddings of size {self.dimension}, got shape {embeddings.shape}")
         there = [] if replace else self.speakers.get(name, [])
-        known = {source for _, source in there}
-        for source in sources:
-            if source in known:
-                raise UsageError(f"{source}: '{name}' is already enrolled with this file; --replace starts anew")
-            known.add(source)
-        self.speakers[name] = there + list(zip(embeddings, map(str, sources)))
+        known = {utterance.source for utterance in there}
+        for utterance in utterances:
+            embedding = utterance.embedding
+            if embedding.shape != (self.dimension,) or not np.isfinite(embedding).all():
+                raise ValueError(f"expected finite embeddings of size {self.dimension}, got shape {embedding.shape}")
+            if utterance.source in known:
+                raise UsageError(f"{utterance.source}: '{name}' is already enrolled with it; --replace starts anew")
+            known.add(utterance.source)
+        if not utterances:
+            raise ValueError("a speaker is enrolled with at least one utterance")
+        self.speakers[name] = [*there, *utterances]
 
     def remove(self, name: str):
         """Forget a speaker."""
-        self.embeddings(name)
+        self.utterances(name)
         del self.speakers[name]
 
     def save(self):
         """Write to a temporary name, flush, rename: a crash leaves the old store or the new one. Mode 0600: voices."""
-        rows = [(i, e, s) for i, part in enumerate(self.speakers.values()) for e, s in part]
+        rows = [(i, utterance) for i, part in enumerate(self.speakers.values()) for utterance in part]
         written = io.BytesIO()
         np.savez(
             written,
             format_version=np.int64(FORMAT_VERSION),
             identity=np.str_(self.identity),
             speakers=np.array(list(self.speakers), dtype=np.str_),
-            owner=np.array([i for i, _, _ in rows], dtype=np.int64),
-            embeddings=np.array([e for _, e, _ in rows], dtype=np.float32).reshape(len(rows), self.dimension),
-            sources=np.array([s for _, _, s in rows], dtype=np.str_),
+            owner=np.array([i for i, _ in rows], dtype=np.int64),
+            embeddings=np.array([u.embedding for _, u in rows], dtype=np.float32).reshape(len(rows), self.dimension),
+            seconds=np.array([u.seconds for _, u in rows], dtype=np.float64),
+            sources=np.array([u.source for _, u in rows], dtype=np.str_),
         )
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
@@ -155,12 +169,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     owner, embeddings, names = arrays["owner"], arrays["embeddings"], arrays["speakers"]
     if any(arrays[name].dtype.kind != kind for name, kind in ARRAYS.items()) or embeddings.ndim != 2:
         raise damaged
-    if owner.shape != embeddings.shape[:1] or arrays["sources"].shape != owner.shape or names.ndim != 1:
+    one_each = all(arrays[key].shape == embeddings.shape[:1] for key in ("owner", "seconds", "sources"))
+    if not one_each or names.ndim != 1:
         raise damaged
     if arrays["format_version"].shape or arrays["format_version"] != FORMAT_VERSION:
         raise UsageError(f"{path}: format {arrays['format_version']}, this program reads {FORMAT_VERSION}")
     if set(owner.tolist()) != set(range(len(names))) or len(set(names.tolist())) != len(names):
         raise UsageError(f"{path}: damaged: a speaker without embeddings, or twice")
-    if not np.isfinite(embeddings).all():
+    if not np.isfinite(embeddings).all() or not np.isfinite(arrays["seconds"]).all():
         raise UsageError(f"{path}: damaged: embeddings that are not finite")
     return arrays

@@ -158,15 +158,7 @@ def evaluate(config, ranks) -> int:
 
     state = checkpoint.load(config.initial_model)
     network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)
-    faults = checkpoint.load_weights(network, state, config.initial_model)
-    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
-    if faults["model"] or unused:
-        matched = len(network.state_dict()) - len(faults["model"])
-        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
-        raise UsageError(
-            f"{config.initial_model}: {matched} of {len(network.state_dict())} tensors of {config.model} match,"
-            f" {len(unused)} of the file are unknown to it: {listing}"
-        )
+    checkpoint.load_model_exactly(network, state, config.initial_model, config.model)
     evaluator = Evaluator(config, ranks)
     files = RunFiles(config, ranks.main)
     epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0

@@ -1,6 +1,5 @@
 """score.py through the real command line on tiny embeddings with known answers, and the scoring benchmark."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scoring.backend import Backend
-from scoring.cosine import cosine_scores
 from scoring.held_out import check_held_out, make_trials
-from speaker_lists import UsageError, read_trials
+from speaker_lists import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

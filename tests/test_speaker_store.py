@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from speaker_lists import UsageError
-from speaker_store import SpeakerStore, locked
+from speaker_store import SpeakerStore, Utterance, locked
 
 MODEL = "ab" * 32
 
@@ -19,12 +19,20 @@ def rows(count, seed=0):
     return np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
 
 
+def heard(embeddings, *sources):
+    return [Utterance(e, 1.5 + i, source) for i, (e, source) in enumerate(zip(embeddings, sources))]
+
+
+def embeddings(store, name):
+    return np.stack([utterance.embedding for utterance in store.utterances(name)])
+
+
 @pytest.fixture
 def path(tmp_path):
     """A store of two speakers."""
     store = SpeakerStore.open(tmp_path / "speakers.npz", MODEL, 5, create=True)
-    store.add("ann", rows(2), ["a1.wav", "a2.wav"])
-    store.add("bob van dyck", rows(1, 1), ["b.wav"])
+    store.add("ann", heard(rows(2), "a1.wav", "a2.wav"))
+    store.add("bob van dyck", heard(rows(1, 1), "b.wav"))
     store.save()
     return store.path
 
@@ -32,15 +40,18 @@ def path(tmp_path):
 def test_what_was_enrolled_comes_back(path):
     store = SpeakerStore.open(path, MODEL, 5)
     assert list(store.speakers) == ["ann", "bob van dyck"]
-    assert np.array_equal(store.embeddings("ann"), rows(2))
-    store.add("ann", rows(1, 2), ["a3.wav"])
+    assert np.array_equal(embeddings(store, "ann"), rows(2))
+    assert [(u.seconds, u.source) for u in store.utterances("ann")] == [(1.5, "a1.wav"), (2.5, "a2.wav")]
+    store.add("ann", heard(rows(1, 2), "a3.wav"))
     store.remove("bob van dyck")
     store.save()
     again = SpeakerStore.open(path, MODEL, 5)
-    assert list(again.speakers) == ["ann"] and np.array_equal(again.embeddings("ann"), np.vstack([rows(2), rows(1, 2)]))
+    assert list(again.speakers) == ["ann"] and np.array_equal(
+        embeddings(again, "ann"), np.vstack([rows(2), rows(1, 2)])
+    )
     assert path.stat().st_mode & 0o777 == 0o600
-    again.add("ann", rows(1, 3), ["a1.wav"], replace=True)
-    assert np.array_equal(again.embeddings("ann"), rows(1, 3))
+    again.add("ann", heard(rows(1, 3), "a1.wav"), replace=True)
+    assert np.array_equal(embeddings(again, "ann"), rows(1, 3))
 
 
 def test_refusals(path):
@@ -52,13 +63,13 @@ def test_refusals(path):
         SpeakerStore.open(path.with_name("other.npz"), MODEL, 5)
     store = SpeakerStore.open(path, MODEL, 5)
     with pytest.raises(UsageError, match=r"a1\.wav: 'ann' is already enrolled"):
-        store.add("ann", rows(1), ["a1.wav"])
+        store.add("ann", heard(rows(1), "a1.wav"))
     with pytest.raises(UsageError, match="'eve' is not enrolled; enrolled: ann, bob van dyck"):
         store.remove("eve")
     with pytest.raises(ValueError, match="finite"):
-        store.add("eve", np.full((1, 5), np.nan), ["e.wav"])
+        store.add("eve", heard(np.full((1, 5), np.nan), "e.wav"))
     with pytest.raises(UsageError, match="line break"):
-        store.add("eve\n", rows(1), ["e.wav"])
+        store.add("eve\n", heard(rows(1), "e.wav"))
 
 
 def test_damaged_files_are_one_line(path):
@@ -88,10 +99,10 @@ CHILD = """
 import os, sys
 sys.path.insert(0, {root!r})
 import numpy as np
-from speaker_store import SpeakerStore, locked
+from speaker_store import SpeakerStore, Utterance, locked
 with locked({path!r}):
     store = SpeakerStore.open({path!r}, {model!r}, 5, create=True)
-    store.add({name!r}, np.ones((1, 5), np.float32), ["x.wav"])
+    store.add({name!r}, [Utterance(np.ones(5, np.float32), 1.0, "x.wav")])
     {before}
     store.save()
 """

@@ -1,0 +1,111 @@
+"""Embed recordings with a trained model.
+
+python embed.py --initial_model exps/demo/model/model_best.model --wav A.wav --out A.npy
+python embed.py --initial_model exps/demo/model/model_best.model --dir data/demo/wav --out demo.npz
+python embed.py --initial_model avg_model.pt --config configs/interop/wespeaker_resnet34.yaml --scp wav.scp --out x.ark
+"""
+
+import sys
+from pathlib import Path
+
+from command_line import Parser, existing_file, run
+from embedding_files import check_ending, write_embeddings
+from speaker_lists import UsageError, numbered_lines
+from speaker_model import add_model_arguments, load_model, model_from
+
+__all__ = ["load_model", "main"]
+AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".m4a"}
+
+
+def main(argv) -> int:
+    """Run the command line: 0 all embedded, 1 some files gave nothing (the others are written), 2 bad usage."""
+    parser = Parser("embed.py", __doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--wav", nargs="+", default=[], metavar="FILE", help="recordings")
+    parser.add_argument(
+        "--dir", default="", metavar="FOLDER", help="all recordings below a folder, named by their paths"
+    )
+    parser.add_argument("--list", default="", metavar="FILE", help="lines 'path' or 'name path'; '#' begins no comment")
+    parser.add_argument("--scp", default="", metavar="FILE", help="Kaldi's wav.scp, lines 'name path', without pipes")
+    parser.add_argument(
+        "--root", default="", metavar="FOLDER", help="folder that the paths of --list, --scp are relative to"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help=".npy for one recording, .npz or .ark for many")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="files of equal length embedded together (default 32)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read audio (default 0: the main one)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.workers < 0:
+        raise UsageError("embed.py: --batch_size must be at least 1, --workers at least 0")
+    names, paths = recordings(args)
+    check_ending(args.out, len(paths))
+    if not Path(args.out).resolve().parent.is_dir():
+        raise UsageError(f"--out: no such folder: '{Path(args.out).parent}'")
+    if len(paths) == 1:
+        write_embeddings(args.out, names, model_from(args).embed_file(paths[0])[None])
+        return 0
+    return embed_many(args, names, paths)
+
+
+def embed_many(args, names, paths) -> int:
+    """Embed and write; files that gave nothing are named and left out."""
+    model = model_from(args)
+    x, problems = model.embed_files(paths, args.batch_size, True, args.workers)
+    for index, reason in sorted(problems.items()):
+        print(f"{paths[index]}: {reason}", file=sys.stderr)
+    kept = [i for i in range(len(paths)) if i not in problems]
+    if not kept:
+        raise UsageError(
+            f"embed.py: none of the {len(paths)} recordings could be embedded; '{args.out}' is not written"
+        )
+    write_embeddings(args.out, [names[i] for i in kept], x[kept])
+    left = f", {len(problems)} left out" if problems else ""
+    print(f"{args.out}: {len(kept)} embeddings of {model.dimension}{left}")
+    return 1 if problems else 0
+
+
+def recordings(args) -> tuple[list[str], list[str]]:
+    """Names and paths of what to embed."""
+    given = [flag for flag in ("wav", "dir", "list", "scp") if getattr(args, flag)]
+    if len(given) != 1:
+        raise UsageError("embed.py: give one of --wav, --dir, --list and --scp")
+    if args.wav:
+        names, paths = list(args.wav), [existing_file(file, "--wav") for file in args.wav]
+    elif args.dir:
+        folder = Path(args.dir)
+        if not folder.is_dir():
+            raise UsageError(f"--dir: no such folder: '{folder}'")
+        paths = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS and p.is_file())
+        names = [str(Path(path).relative_to(folder)) for path in paths]
+    else:
+        names, paths = from_list(args.list or args.scp, args.root, bool(args.scp))
+    if not paths:
+        raise UsageError(f"--{given[0]}: no recording in '{getattr(args, given[0])}'")
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"--{given[0]}: '{name}' stands there twice; names must differ")
+        seen.add(name)
+    return names, paths
+
+
+def from_list(path: str, root: str, scp: bool) -> tuple[list[str], list[str]]:
+    """Read 'path' or 'name path' lines -> (names, paths). In a train list ('speaker path') the path is the name."""
+    rows = []
+    for number, columns in numbered_lines(path):
+        if columns[-1] == "|" or columns[-1].endswith("|"):
+            raise UsageError(f"{path}:{number}: a pipe; write the audio to files first, commands of a list are not run")
+        if len(columns) > 2 or (scp and len(columns) != 2):
+            raise UsageError(
+                f"{path}:{number}: expected '{'' if scp else '[name] '}{'name ' if scp else ''}path', got "
+                f"{len(columns)} columns"
+            )
+        rows.append(columns)
+    repeated = len({row[0] for row in rows}) < len(rows) and all(len(row) == 2 for row in rows) and not scp
+    names = [row[-1] if repeated else row[0] for row in rows]
+    return names, [str(Path(root, row[-1])) for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,95 @@
+"""Files of embeddings: npy (one), npz (names and rows, without pickle), Kaldi ark with its scp."""
+
+import contextlib
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from speaker_lists import UsageError
+
+ENDINGS = (".npy", ".npz", ".ark")
+
+
+def check_ending(path, rows: int | None = None):
+    """UsageError where a name says no form that can be written; a .npy file holds one embedding."""
+    ending = Path(path).suffix
+    if ending not in ENDINGS:
+        raise UsageError(f"{path}: embeddings are written as .npy (one), .npz or .ark; choose one of these endings")
+    if ending == ".npy" and rows is not None and rows != 1:
+        raise UsageError(f"{path}: a .npy file holds one embedding, there are {rows}; write .npz or .ark")
+
+
+def write_embeddings(path, names: list[str], x):
+    """Write embeddings (N, D) by the ending of ``path``, whole or not at all.
+
+    .npy: the one row, shape (D,). .npz: arrays ``names`` (N,) and ``embeddings`` (N, D). .ark: Kaldi's float vectors,
+    with a .scp beside it; its names hold no white space.
+    """
+    path, x = Path(path), np.ascontiguousarray(x, dtype=np.float32)
+    check_ending(path, len(names))
+    if path.suffix == ".ark":
+        return _write_ark(path, names, x)
+    with _replacing(path) as temporary, open(temporary, "wb") as f:
+        if path.suffix == ".npy":
+            np.save(f, x[0])
+        else:
+            np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x)
+        f.flush()
+        os.fsync(f.fileno())
+    return None
+
+
+def _write_ark(path, names, x):
+    import kaldiio
+
+    spaced = [name for name in names if len(name.split()) != 1]
+    if spaced:
+        raise UsageError(f"{path}: Kaldi's names hold no white space, '{spaced[0]}' does; write .npz")
+    scp = path.with_suffix(".scp")
+    with _replacing(path) as ark, _replacing(scp) as index:
+        kaldiio.save_ark(str(ark), dict(zip(names, x)), scp=str(index))
+        lines = Path(index).read_text(encoding="utf-8").replace(str(ark), str(path))
+        Path(index).write_text(lines, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path):
+    """A temporary name beside ``path`` that takes its place at the end."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):  # its folder may not exist either
+            temporary.unlink(missing_ok=True)
+
+
+def read_embeddings(path) -> tuple[list[str], np.ndarray]:
+    """Read names and embeddings (N, D) float32 of an .npz, .ark or .scp file; UsageError for anything else."""
+    path = Path(path)
+    if path.suffix not in (".npz", ".ark", ".scp"):
+        raise UsageError(f"{path}: embeddings are read from .npz, .ark or .scp")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                names, x = [str(name) for name in file["names"]], file["embeddings"].astype(np.float32)
+        else:
+            import kaldiio
+
+            vectors = dict(
+                kaldiio.load_ark(str(path)) if path.suffix == ".ark" else kaldiio.load_scp(str(path)).items()
+            )
+            names, x = list(vectors), np.array(list(vectors.values()), dtype=np.float32)
+    except (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
+    if x.ndim != 2 or len(names) != len(x) or len(set(names)) != len(names):
+        raise UsageError(f"{path}: expected one embedding for each of {len(set(names))} names, got shape {x.shape}")
+    return names, x

@@ -1,0 +1,68 @@
+"""Enroll a speaker with one or more recordings, add recordings to one, remove one, or list them.
+
+python enroll.py ann a1.wav a2.wav --store speakers.npz --initial_model exps/demo/model/model_best.model
+python enroll.py ann --remove --store speakers.npz --initial_model exps/demo/model/model_best.model
+python enroll.py --list --store speakers.npz --initial_model exps/demo/model/model_best.model
+"""
+
+import sys
+
+from command_line import Parser, existing_file, run
+from speaker_lists import UsageError
+from verification import add_store_argument, hear
+
+
+def main(argv) -> int:
+    """Run the command line."""
+    from speaker_model import add_model_arguments
+
+    parser = Parser("enroll.py", __doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the speaker")
+    parser.add_argument("files", nargs="*", metavar="WAV", help="recordings of the speaker")
+    add_model_arguments(parser)
+    add_store_argument(parser)
+    parser.add_argument("--replace", action="store_true", help="forget earlier recordings of this speaker")
+    parser.add_argument("--remove", action="store_true", help="forget this speaker")
+    parser.add_argument("--list", action="store_true", help="list the enrolled speakers")
+    args = parser.parse_args(argv)
+    if args.list and (args.name or args.remove):
+        raise UsageError("enroll.py: --list takes no name")
+    if not args.list and not args.name:
+        raise UsageError("enroll.py: needs the name of a speaker, and recordings")
+    if args.remove and args.files:
+        raise UsageError(f"enroll.py: --remove takes a name alone, got '{args.files[0]}' too")
+    if not args.list and not args.remove and not args.files:
+        raise UsageError(f"enroll.py: needs recordings of '{args.name}'")
+    for file in args.files:
+        existing_file(file, "enroll.py")
+    return change(args)
+
+
+def change(args) -> int:
+    """List, remove or enroll, with the store locked while it is changed."""
+    from speaker_model import model_from
+    from speaker_store import SpeakerStore, locked
+
+    model = model_from(args)
+    if args.list:
+        for name, rows in SpeakerStore.open(args.store, model.identity, model.dimension).speakers.items():
+            print(f"{name}  {len(rows)} recording(s)")
+        return 0
+    utterances = [hear(model, file) for file in args.files]  # before the lock: it may take a while
+    with locked(args.store):
+        store = SpeakerStore.open(args.store, model.identity, model.dimension, create=not args.remove)
+        if args.remove:
+            store.remove(args.name)
+        else:
+            store.add(args.name, utterances, args.replace)
+        store.save()
+    if args.remove:
+        print(f"{args.store}: '{args.name}' removed, {len(store)} speaker(s) left")
+    else:
+        rows = len(store.speakers[args.name])
+        print(f"{args.store}: '{args.name}' with {rows} recording(s), {len(store)} speaker(s) in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,57 @@
+"""Say which enrolled speaker a recording is of, if any.
+
+python identify.py A.wav --store speakers.npz --initial_model exps/demo/model/model_best.model
+"""
+
+import json
+import sys
+
+from command_line import Parser, existing_file, run
+from speaker_lists import UsageError
+from verification import add_store_argument, add_verifier_arguments, hear, verifier_from
+
+
+def main(argv) -> int:
+    """Run the command line."""
+    parser = Parser("identify.py", __doc__.splitlines()[0])
+    parser.add_argument("file", metavar="WAV", help="recording")
+    add_verifier_arguments(parser)
+    add_store_argument(parser)
+    parser.add_argument("--top", type=int, default=5, help="how many speakers to name (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    if args.top < 1:
+        raise UsageError(f"--top: must be at least 1, got {args.top}")
+    existing_file(args.file, "identify.py")
+    verifier = verifier_from(args)
+    model = verifier.model
+    from speaker_store import SpeakerStore
+
+    store = SpeakerStore.open(args.store, model.identity, model.dimension)
+    if not len(store):
+        raise UsageError(f"{args.store}: nobody is enrolled; enroll.py does that")
+    found = verifier.identify(store, hear(model, args.file), args.top)
+    name, best = found[0]
+    if args.json:
+        who = name if best.same else None
+        print(json.dumps({"speaker": who, "speakers": [{"name": n, **v.values()} for n, v in found]}))
+        return 0
+    width = max(len(other) for other, _ in found)
+    for other, verdict in found:
+        likely = (
+            ""
+            if verdict.llr is None
+            else f"  log-likelihood ratio {verdict.llr:+.3f}  probability {100 * verdict.probability:.2f} %"
+        )
+        print(f"{other:{width}}  score {verdict.score:.4f}{likely}")
+    if best.same is None:
+        print(f"nearest: {name}; to decide, give --threshold, or a --backend that has a calibration or a threshold")
+    elif best.same:
+        print(f"speaker: {name}")
+    else:
+        print("speaker: nobody who is enrolled")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

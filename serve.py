@@ -1,0 +1,294 @@
+"""A local web page: compare two recordings, enroll speakers, identify one; with the scores, waveforms and log-mels.
+
+python serve.py --initial_model exps/demo/model/model_best.model                      # then open http://127.0.0.1:8000
+python serve.py --initial_model exps/demo/model/model_best.model --store speakers.npz --port 8123
+
+It listens on this machine alone unless --host says otherwise. Nothing leaves it: no telemetry, no fonts or scripts from
+elsewhere. FastAPI, not Gradio: three requests and one page need no framework of widgets, and limits on what is
+uploaded can be enforced before it is read.
+"""
+
+import base64
+import ipaddress
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from command_line import Parser, run
+from speaker_lists import UsageError
+from verification import add_store_argument, add_verifier_arguments, verifier_from
+
+PAGE = Path(__file__).resolve().parent / "web"
+MAX_SECONDS = 300.0
+MIN_SECONDS = 0.3
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64", "AU", "CAF")
+PICTURE_COLUMNS = 400  # of a waveform or log-mel picture, however long the recording
+SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class TooLarge(Exception):
+    """A request body above the limit."""
+
+
+class Guard:
+    """ASGI middleware: a limit on the body before it is read, no requests of other sites, safe headers.
+
+    A page of another site may send forms here although it cannot read the answers, and a name that it controls may be
+    made to point to 127.0.0.1: both are refused by the Host and Origin headers.
+    """
+
+    def __init__(self, app, hosts: set[str], limit: int):
+        self.app, self.hosts, self.limit = app, hosts, limit
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        started, size = False, 0
+
+        async def counted():
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                raise TooLarge
+            return message
+
+        async def safe(message):
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                safer = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
+                message = {**message, "headers": [*message["headers"], *safer]}
+            await send(message)
+
+        host, origin = headers.get("host", ""), headers.get("origin")
+        length = headers.get("content-length", "0")
+        if self.hosts and host.rsplit(":", 1)[0] not in self.hosts:
+            await answer(safe, scope, 421, f"this server is not '{host}'")
+        elif origin is not None and origin.split("://", 1)[-1] != host:
+            await answer(safe, scope, 403, f"requests of '{origin}' are refused")
+        elif not length.isdigit() or int(length) > self.limit:
+            await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
+        else:
+            try:
+                await self.app(scope, counted, safe)
+            except TooLarge:
+                if not started:
+                    await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
+
+
+async def answer(send, scope, status: int, text: str):
+    """Send a JSON complaint."""
+    from starlette.responses import JSONResponse
+
+    await JSONResponse({"detail": text}, status)(scope, None, send)
+
+
+def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
+    """The web application of a verifier (verification.Verifier) and a store of speakers."""
+    from fastapi import FastAPI, File, Form, HTTPException, UploadFile
+    from fastapi.responses import FileResponse, JSONResponse
+
+    from speaker_store import SpeakerStore, Utterance, locked
+
+    app = FastAPI(title="Speaker verification", docs_url=None, redoc_url=None, openapi_url=None)
+    model, busy = verifier.model, threading.Lock()  # one embedding at a time: the cores are shared
+
+    @app.exception_handler(UsageError)
+    async def complain(request, error):
+        return JSONResponse({"detail": str(error)}, 400)
+
+    def open_store(create=False) -> SpeakerStore:
+        return SpeakerStore.open(store_path, model.identity, model.dimension, create or not Path(store_path).exists())
+
+    def hear(upload: UploadFile):
+        try:
+            heard = read_upload(upload.file, Path(upload.filename or "recording").name)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        with busy:
+            try:
+                utterance = Utterance(model.embed(*heard), len(heard[0]) / heard[1], upload.filename or "recording")
+                return utterance, describe(*heard, log_mel(*heard))
+            except (ValueError, UsageError) as error:
+                raise HTTPException(422, f"{upload.filename}: {error}") from error
+
+    @app.get("/")
+    def page():
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/{name}.{ending}")
+    def asset(name: str, ending: str):
+        if f"{name}.{ending}" not in ("page.js", "page.css"):
+            raise HTTPException(404, "no such page")
+        return FileResponse(PAGE / f"{name}.{ending}")
+
+    @app.get("/api/about")
+    def about():
+        return {
+            "model": model.config.model,
+            "dimension": model.dimension,
+            "threshold": verifier.threshold,
+            "calibrated": verifier.calibrated,
+            "max_mb": max_mb,
+        }
+
+    @app.post("/api/compare")
+    def compare(first: UploadFile = File(), second: UploadFile = File()):  # noqa: B008 (FastAPI's way to declare fields)
+        (a, drawn_a), (b, drawn_b) = hear(first), hear(second)
+        return {"verdict": verifier.compare([a], b).values(), "recordings": [drawn_a, drawn_b]}
+
+    @app.get("/api/speakers")
+    def speakers():
+        return [{"name": name, "recordings": len(rows)} for name, rows in sorted(open_store().speakers.items())]
+
+    @app.post("/api/speakers")
+    def enroll(name: str = Form(), recordings: list[UploadFile] = File()):  # noqa: B008
+        heard = [hear(upload) for upload in recordings]
+        with locked(store_path):
+            store = open_store(create=True)
+            known = {utterance.source for utterance in store.speakers.get(name.strip(), [])}
+            store.add(name.strip(), [replace(u, source=unused(Path(u.source).name, known)) for u, _ in heard])
+            store.save()
+        return {"name": name.strip(), "recordings": [drawn for _, drawn in heard]}
+
+    @app.delete("/api/speakers/{name}")
+    def forget(name: str):
+        with locked(store_path):
+            store = open_store()
+            store.remove(name)
+            store.save()
+        return {"name": name}
+
+    @app.post("/api/identify")
+    def identify(recording: UploadFile = File()):  # noqa: B008
+        store = open_store()
+        if not len(store):
+            raise HTTPException(400, "nobody is enrolled yet")
+        utterance, drawn = hear(recording)
+        found = [{"name": name, **verdict.values()} for name, verdict in verifier.identify(store, utterance)]
+        return {"speakers": found, "enrolled": len(store), "recordings": [drawn]}
+
+    app.add_middleware(Guard, hosts=hosts, limit=int(max_mb * (1 << 20)))
+    return app
+
+
+def unused(name: str, known: set[str]) -> str:
+    """A source name that is not taken yet: browsers give every recording the same one."""
+    number, free = 2, name
+    while free in known:
+        free, number = f"{name} ({number})", number + 1
+    known.add(free)
+    return free
+
+
+def read_upload(file, name: str):
+    """Decode an uploaded recording -> (samples (T,) float32, sample rate); ValueError says why it is refused."""
+    import numpy as np
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(file) as audio:
+            if audio.format not in FORMATS:
+                raise ValueError(f"{name}: {audio.format} is not read here; send WAV, FLAC, OGG or MP3")
+            seconds = audio.frames / audio.samplerate
+            if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+                raise ValueError(
+                    f"{name}: {seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long"
+                )
+            x, rate = audio.read(dtype="float32", always_2d=True).mean(axis=1), audio.samplerate
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}: not a recording that can be read; send WAV, FLAC, OGG or MP3") from error
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: holds samples that are NaN or Inf")
+    return x, rate
+
+
+def log_mel(x, rate: int):
+    """Log-mel spectrogram (80, frames) of a recording, for the eye: whatever features the model takes."""
+    import torch
+
+    from audio import resample
+    from models.frontend import FrontEnd
+
+    with torch.inference_mode():
+        return FrontEnd("wespeaker", 80, "none")(torch.from_numpy(resample(x, rate))[None])[0].numpy()
+
+
+def describe(x, rate: int, features) -> dict:
+    """What the page draws: length, the span of the waveform in each column, the features as bytes row by row."""
+    import numpy as np
+
+    edges = np.linspace(0, len(x), min(PICTURE_COLUMNS, len(x)) + 1).astype(int)[:-1]
+    low, high = np.minimum.reduceat(x, edges), np.maximum.reduceat(x, edges)
+    frames = features.shape[1]
+    columns = np.linspace(0, frames, min(PICTURE_COLUMNS, frames) + 1).astype(int)[:-1]
+    features = np.add.reduceat(features, columns, axis=1) / np.diff([*columns, frames])
+    bottom, top = np.percentile(features, (2, 99.5))
+    shades = np.clip(255 * (features - bottom) / max(top - bottom, 1e-6), 0, 255).astype(np.uint8)
+    return {
+        "seconds": len(x) / rate,
+        "rate": rate,
+        "peak": float(np.abs(x).max()),
+        "waveform": [[round(float(a), 4), round(float(b), 4)] for a, b in zip(low, high)],
+        "bands": shades.shape[0],
+        "frames": shades.shape[1],
+        "mel": base64.b64encode(shades.tobytes()).decode(),
+    }
+
+
+def names_of(host: str) -> set[str]:
+    """Host names that requests may carry; empty, so that any may, where the server listens on every address."""
+    address = host.strip("[]")
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return {host, "localhost"}
+    if ip.is_unspecified:
+        return set()
+    return {host, address, f"[{address}]", *(("localhost", "127.0.0.1", "[::1]") if ip.is_loopback else ())}
+
+
+def main(argv) -> int:
+    """Run the command line."""
+    parser = Parser("serve.py", __doc__.splitlines()[0])
+    add_verifier_arguments(parser)
+    add_store_argument(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
+    parser.add_argument("--max_mb", type=float, default=20.0, help="largest request in MB (default 20)")
+    args = parser.parse_args(argv)
+    if not 0 <= args.port <= 65535 or not 0 < args.max_mb <= 1000:
+        raise UsageError("serve.py: --port must be 0 to 65535, --max_mb above 0 and at most 1000")
+    import socket
+
+    import uvicorn
+
+    app = build_app(verifier_from(args), args.store, names_of(args.host), args.max_mb)
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((args.host.strip("[]"), args.port))
+        except OSError as error:
+            raise UsageError(f"serve.py: cannot listen on {args.host}:{args.port}: {error.strerror}") from error
+        shown = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"open http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        if names_of(args.host) != names_of("127.0.0.1") and "localhost" not in names_of(args.host):
+            print(f"warning: {args.host} can be reached from other machines, without a password", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

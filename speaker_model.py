@@ -1,0 +1,220 @@
+"""A trained model ready to embed: ``load_model(path).embed(wave, sample_rate)``.
+
+from speaker_model import load_model
+model = load_model("exps/demo/model/model_best.model")
+embedding = model.embed(wave, 16000)                        # (D,) float32, not length-normalised
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import plugins
+from audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, read_audio, resample, wrap_pad
+from command_line import existing_file
+from config import Config, Setting, read_yaml, resolve
+from config_keys import ALIASES, KEYS
+from speaker_lists import UsageError
+
+# Keys of a training run that a model is built and used without.
+NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eval", "config", "run_info")
+DRAWN_IN_TRAINING_ONLY = ("spec_augment",)
+
+
+class SpeakerModel:
+    """Embeds whole utterances in fp32. ``config``: the keys it was built with; ``dimension`` of an embedding."""
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, network, config: Config, device, path):
+        self.network, self.config, self.device, self.path = network.eval(), config, device, path
+        self.dimension = config.nOut
+        self.identity = identity_of(network, config)
+
+    def embed(self, wave, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+        """Embed a wave -> (D,) float32, not length-normalised.
+
+        ``wave``: (samples,), or (channels, samples), which are averaged; float in [-1, 1], or int16. Other rates than
+        16 kHz are resampled. ValueError for an empty wave, another type, samples or an embedding that are not finite.
+        """
+        return self._embed(to_float(wave, sample_rate), "the wave")
+
+    def embed_file(self, path) -> np.ndarray:
+        """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
+        try:
+            x, *_ = read_audio(path)
+        except AudioError as error:
+            raise UsageError(f"{path}: {error}") from error
+        try:
+            return self._embed(x, str(path))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def _embed(self, x: np.ndarray, what: str) -> np.ndarray:
+        refuse_nonfinite_samples(x, what)
+        embedding = self.embed_batch(wrap_pad(x, MIN_SAMPLES)[None])[0]
+        if not np.isfinite(embedding).all():
+            raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
+        return embedding
+
+    def embed_batch(self, x) -> np.ndarray:
+        """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
+        import torch
+
+        with torch.inference_mode():
+            return self.network(torch.as_tensor(x).to(self.device)).float().cpu().numpy()
+
+    def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
+        """Embed many files, those of equal length together, without padding.
+
+        Returns ((N, D) float32, a row of NaN where a file gave nothing, and {index: reason}). ``workers`` processes
+        read the audio.
+        """
+        from tqdm import tqdm
+
+        from DatasetLoader import TestDataset, make_loader
+        from evaluation import collate_one
+
+        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size)
+        problems = dict(dataset.problems)
+        embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
+        plan = [[i] for i in range(len(dataset))]
+        loader = make_loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
+        bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
+        for read, audio, unreadable in loader:
+            problems.update(unreadable)
+            if read:
+                embeddings[read] = self.embed_batch(audio[:, 0])
+                for index, x in zip(read, audio[:, 0]):
+                    if not np.isfinite(embeddings[index]).all():
+                        problems[index] = reason_of(x.numpy())
+                        embeddings[index] = np.nan
+            bar.update(len(read) + len(unreadable))
+        bar.close()
+        return embeddings, problems
+
+
+def reason_of(x: np.ndarray) -> str:
+    """Why a waveform has no finite embedding."""
+    try:
+        refuse_nonfinite_samples(x, "")
+    except ValueError as error:
+        return str(error).removeprefix(": ")
+    return f"its embedding is not finite ({span(x)})"
+
+
+def span(x: np.ndarray) -> str:
+    """Length and range of a waveform in a few words."""
+    return f"{len(x)} samples from {x.min():.4g} to {x.max():.4g}"
+
+
+def refuse_nonfinite_samples(x: np.ndarray, what: str):
+    """Raise ValueError where a waveform holds a NaN or Inf, with its place."""
+    bad = np.flatnonzero(~np.isfinite(x))
+    if len(bad):
+        raise ValueError(f"{what}: {len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s")
+
+
+def to_float(wave, sample_rate) -> np.ndarray:
+    """A wave as one channel of float32 at 16 kHz; ValueError for what is none."""
+    x = np.asarray(wave)
+    if x.dtype == np.int16:
+        x = x.astype(np.float32) / np.float32(32768.0)
+    elif x.dtype.kind != "f":
+        raise ValueError(f"a wave is float in [-1, 1] or int16, got {x.dtype}")
+    if x.ndim not in (1, 2) or not x.size:
+        raise ValueError(f"a wave is (samples,) or (channels, samples) and not empty, got shape {x.shape}")
+    if x.ndim == 2 and x.shape[0] > x.shape[1]:
+        raise ValueError(f"a wave of several channels is (channels, samples), got shape {x.shape}: transpose it")
+    if int(sample_rate) != sample_rate or sample_rate < 1:
+        raise ValueError(f"sample_rate must be a whole number of Hz, got {sample_rate}")
+    x = x.astype(np.float32)
+    return resample(np.ascontiguousarray(x if x.ndim == 1 else x.mean(axis=0)), int(sample_rate))
+
+
+def identity_of(network, config) -> str:
+    """SHA-256 over the model's weights and keys: two models with the same one share an embedding space."""
+    digest = hashlib.sha256()
+    own = plugins.declaration("models", config.model).own
+    keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
+    digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
+    """Load a checkpoint of ours, or with ``config`` (a YAML file) of another toolkit, to embed with.
+
+    UsageError where it does not match the configuration in every tensor, or holds values that are not finite.
+    """
+    import torch
+
+    import checkpoint
+    from SpeakerNet import SpeakerNet
+
+    state = checkpoint.load(path)
+    resolved = configuration_of(state, path, config)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: cuda is not available on this machine")
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    network = SpeakerNet(resolved.values())
+    checkpoint.load_model_exactly(network, state, path, resolved.model)
+    return SpeakerModel(network.to(chosen), resolved, chosen, path)
+
+
+def configuration_of(state: dict, path, config: str) -> Config:
+    """The keys to build the model with: those of the YAML file, else those that the checkpoint carries."""
+    import checkpoint
+
+    if config:
+        written = {ALIASES.get(name, name): setting for name, setting in read_yaml(config).items()}
+    elif isinstance(state.get("config"), dict):
+        written = {str(name): Setting(value, str(path)) for name, value in state["config"].items()}
+    else:
+        toolkit = checkpoint.toolkit_of(state)
+        whose = f"is a checkpoint of {toolkit.name} and " if toolkit else ""
+        raise UsageError(
+            f"{path}: {whose}carries no configuration; give --config: one of configs/interop/*.yaml, or the YAML file "
+            "that it was trained with"
+        )
+    where = config or str(path)
+    written = {name: setting for name, setting in written.items() if name not in NOT_OF_THE_MODEL}
+    if "model" not in written:
+        raise UsageError(f"{where}: names no model")
+    model = plugins.declaration("models", str(written["model"].value))
+    elsewhere = plugins.all_keys() - set(model.keys if model else ())
+    written = {name: setting for name, setting in written.items() if name in KEYS or name not in elsewhere}
+    written["eval"] = Setting(True, where)
+    if not config:  # of plug-ins that were dropped in then and are not here
+        written["allow_unknown"] = Setting(True, where)
+    return resolve(written, [])
+
+
+def add_model_arguments(parser):
+    """Add the flags that ``model_from`` reads."""
+    parser.add_argument("--initial_model", required=True, metavar="CKPT", help="checkpoint of a trained model")
+    parser.add_argument("--config", default="", metavar="YAML", help="its configuration, where the checkpoint has none")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default auto)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
+
+
+def model_from(args) -> SpeakerModel:
+    """Load the model that the flags of ``add_model_arguments`` name."""
+    existing_file(args.initial_model, "--initial_model")
+    if args.config:
+        existing_file(args.config, "--config")
+    if args.threads < 0:
+        raise UsageError(f"--threads: must be at least 0, got {args.threads}")
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return load_model(Path(args.initial_model), args.config, args.device)

@@ -1,0 +1,210 @@
+"""embed.py, speaker_model and the files of embeddings, through the command line, against evaluation and originals."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import ROOT
+from foreign_models import voice
+from test_interop import CASES
+
+import embed
+from command_line import run
+from embedding_files import read_embeddings, write_embeddings
+from speaker_lists import UsageError
+from speaker_model import load_model
+from utils import save_atomically
+
+
+@pytest.fixture(scope="session")
+def wave(tmp_path_factory):
+    """A file of 16-bit samples at 16 kHz, and its samples as they are read."""
+    path = tmp_path_factory.mktemp("wave") / "voice.wav"
+    soundfile.write(path, voice(31234)[0].numpy(), 16000)
+    return path, soundfile.read(path, dtype="float32")[0]
+
+
+@pytest.fixture
+def checkpoint(settings, tools, tmp_path):
+    """A checkpoint of a tiny model that carries its configuration, and the trainer it is of."""
+    import training_state
+
+    trainer = tools.build(settings)
+    path = tmp_path / "model_best.model"
+    save_atomically(training_state.capture(trainer), path)
+    return path, trainer
+
+
+def call(*words):
+    return run(embed.main, [str(word) for word in words])
+
+
+def command(*words):
+    words = [sys.executable, str(ROOT / "embed.py"), *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_foreign_checkpoint_gives_its_own_embedding(case, wave, tmp_path):
+    path, x = wave
+    file, keys, theirs = case()
+    torch.save(file, tmp_path / "their.model")
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"nOut": 192, "n_mels": 80, "trainfunc": "aamsoftmax", **keys}))
+    words = ("--config", tmp_path / "x.yaml", "--wav", path, "--out", tmp_path / "e.npy")
+    assert call("--initial_model", tmp_path / "their.model", *words) == 0
+    ours = torch.from_numpy(np.load(tmp_path / "e.npy"))
+    assert ours.dim() == 1 and 1 - float(F.cosine_similarity(ours, theirs(torch.from_numpy(x)[None])[0], dim=0)) < 1e-5
+
+
+def test_a_foreign_checkpoint_without_a_configuration_is_one_line(wave, tmp_path, capsys):
+    torch.save(CASES[0]()[0], tmp_path / "their.model")
+    assert call("--initial_model", tmp_path / "their.model", "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "TaoRuijie/ECAPA-TDNN" in error and "configs/interop" in error
+
+
+def test_one_recording_on_the_command_line(checkpoint, wave, tmp_path):
+    path, trainer = checkpoint
+    done = command("--initial_model", path, "--wav", wave[0], "--out", tmp_path / "e.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    with torch.inference_mode():
+        expected = trainer.network.eval()(torch.from_numpy(wave[1])[None])[0].numpy()
+    assert np.array_equal(np.load(tmp_path / "e.npy"), expected)  # not length-normalised
+    done = command("--initial", path, "--wav", wave[0], "--out", tmp_path / "e.npy")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "torch" not in done.stderr
+
+
+def test_many_files_equal_each_alone(checkpoint, data, tmp_path, capsys):
+    path, _ = checkpoint
+    for ending in ("npz", "ark"):
+        assert call("--initial_model", path, "--dir", data / "wav", "--out", tmp_path / f"e.{ending}") == 0
+    names, x = read_embeddings(tmp_path / "e.npz")
+    assert names == sorted(str(p.relative_to(data / "wav")) for p in (data / "wav").rglob("*.flac"))
+    model = load_model(path)
+    for name, row in list(zip(names, x))[::7]:
+        assert np.allclose(model.embed_file(data / "wav" / name), row, atol=1e-5)
+    for form in ("ark", "scp"):
+        others, y = read_embeddings(tmp_path / f"e.{form}")
+        assert others == names and np.array_equal(x, y)
+    assert (
+        call(
+            "--initial_model",
+            path,
+            "--list",
+            data / "train_list.txt",
+            "--root",
+            data / "wav",
+            "--out",
+            tmp_path / "l.npz",
+        )
+        == 0
+    )
+    listed, z = read_embeddings(tmp_path / "l.npz")  # a train list names many files alike: the paths are the names
+    assert set(listed) < set(names) and np.allclose(z[0], x[names.index(listed[0])], atol=1e-5)
+    scp = tmp_path / "wav.scp"
+    scp.write_text(f"utt1 {data / 'wav' / names[0]}\nutt2 {data / 'wav' / names[1]}\n")
+    assert call("--initial_model", path, "--scp", scp, "--out", tmp_path / "s.npz") == 0
+    assert read_embeddings(tmp_path / "s.npz")[0] == ["utt1", "utt2"]
+
+
+def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_path, capsys):
+    path, _ = checkpoint
+    spoilt = wave[1].copy()
+    spoilt[8000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", spoilt, 16000, subtype="FLOAT")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    files = [wave[0], tmp_path / "nan.wav", tmp_path / "empty.wav"]
+    assert call("--initial_model", path, "--wav", *files, "--out", tmp_path / "e.npz") == 1
+    captured = capsys.readouterr()
+    assert "nan.wav: 1 samples are NaN or Inf, the first at 0.500 s" in captured.err and "empty.wav: " in captured.err
+    assert "1 embeddings of 12, 2 left out" in captured.out
+    assert read_embeddings(tmp_path / "e.npz")[0] == [str(wave[0])]
+    assert call("--initial_model", path, "--wav", *files[1:], "--out", tmp_path / "none.npz") == 2
+    assert not (tmp_path / "none.npz").exists()
+    assert call("--initial_model", path, "--wav", files[1], "--out", tmp_path / "none.npy") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--wav", "{wave}", "--out", "x.txt"], "choose one of these endings"),
+        (["--wav", "{wave}", "{wave}2", "--out", "e.npz"], "no such file"),
+        (["--wav", "{wave}", "{wave}", "--out", "e.npz"], "stands there twice"),
+        (["--wav", "{wave}", "--dir", ".", "--out", "e.npz"], "give one of"),
+        (["--scp", "{scp}", "--out", "e.npz"], "a pipe"),
+        (["--wav", "{wave}", "--out", "/no/such/e.npz"], "no such folder"),
+    ],
+)
+def test_bad_usage_is_one_line(words, said, wave, tmp_path, capsys):
+    (tmp_path / "wav.scp").write_text("utt1 sox x.wav -t wav - |\n")
+    (tmp_path / "any.model").write_bytes(b"x")
+    words = [word.format(wave=wave[0], scp=tmp_path / "wav.scp") for word in words]
+    assert call("--initial_model", tmp_path / "any.model", *words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error, error
+
+
+def test_a_wave_in_memory_equals_its_file(checkpoint, wave, tmp_path):
+    model, x = load_model(checkpoint[0]), wave[1]
+    assert (model.dimension, model.sample_rate) == (12, 16000)
+    assert np.array_equal(model.embed(x), model.embed_file(wave[0]))
+    assert np.array_equal(model.embed((x * 32768).astype(np.int16)), model.embed(x))
+    stereo = np.stack([x, 0.5 * x])
+    for rate, subtype in ((8000, "FLOAT"), (44100, "FLOAT")):
+        soundfile.write(tmp_path / "other.wav", stereo.T, rate, subtype=subtype)
+        assert np.array_equal(model.embed(stereo, rate), model.embed_file(tmp_path / "other.wav"))
+    assert model.embed(x[:400]).shape == (12,)  # repeated to half a second, as in evaluation
+    spoilt = x.copy()
+    spoilt[16000] = np.inf
+    wrong = ((x[:0], "empty"), (spoilt, r"first at 1\.000 s"), (x.astype(np.int32), "int32"), (stereo.T, "transpose"))
+    for bad, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            model.embed(bad)
+
+
+def test_identity_is_that_of_the_embedding_space(checkpoint, settings, tmp_path):
+    path, trainer = checkpoint
+    model = load_model(path)
+    bare = tmp_path / "bare.model"
+    torch.save(trainer.network.state_dict(), bare)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**settings, "lr": 0.5, "spec_augment": [3, 3]}))
+    assert load_model(bare, str(tmp_path / "x.yaml")).identity == model.identity
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**settings, "features": "3dspeaker"}))
+    assert load_model(bare, str(tmp_path / "x.yaml")).identity != model.identity
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**settings, "chanels": 8}))
+    with pytest.raises(UsageError, match=r"x\.yaml:.*'chanels' - did you mean 'channels'"):
+        load_model(bare, str(tmp_path / "x.yaml"))
+    with torch.no_grad():
+        next(trainer.network.__S__.parameters()).view(-1)[0] += 1e-3
+    torch.save(trainer.network.state_dict(), bare)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    assert load_model(bare, str(tmp_path / "x.yaml")).identity != model.identity
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**settings, "channels": 16}))
+    with pytest.raises(UsageError, match="tensors of ECAPA_TDNN match"):
+        load_model(bare, str(tmp_path / "x.yaml"))
+    with torch.no_grad():
+        next(trainer.network.__S__.parameters()).view(-1)[0] = np.nan
+    torch.save(trainer.network.state_dict(), bare)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UsageError, match="1 tensors are not finite"):
+        load_model(bare, str(tmp_path / "x.yaml"))
+
+
+def test_files_of_embeddings_refuse_what_they_cannot_hold(tmp_path):
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(UsageError, match="white space"):
+        write_embeddings(tmp_path / "e.ark", ["a b", "c"], x)
+    with pytest.raises(UsageError, match="holds one embedding"):
+        write_embeddings(tmp_path / "e.npy", ["a", "b"], x)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 no")
+    with pytest.raises(UsageError, match="damaged"):
+        read_embeddings(tmp_path / "e.npz")
+    np.savez(tmp_path / "e.npz", names=np.array(["a"]), embeddings=x)
+    with pytest.raises(UsageError, match="one embedding for each of 1 names"):
+        read_embeddings(tmp_path / "e.npz")

@@ -1,0 +1,143 @@
+"""From recordings to a decision: embeddings, the back-end's score, its probability, the stored threshold."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audio import SAMPLE_RATE, AudioError, audio_length
+from scoring.backend import Backend
+from scoring.calibration import bayes_threshold
+from speaker_lists import UsageError
+from speaker_store import Utterance
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a pair. ``llr`` (natural logarithm) and ``probability`` need a calibrated back-end."""
+
+    score: float
+    llr: float | None
+    probability: float | None  # of the same speaker, where a share ``prior`` of the comparisons is
+    prior: float | None
+    threshold: float | None  # on the log-likelihood ratio where there is one, else on the score
+    same: bool | None
+
+    def values(self) -> dict:
+        """As a dict for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """As lines for a terminal."""
+        if self.llr is None:
+            lines, what = [f"score {self.score:.4f} (not calibrated)"], f"score {self.score:.4f}"
+        else:
+            what = f"log-likelihood ratio {self.llr:+.3f}"
+            share = f"where {100 * self.prior:.4g} % of the comparisons are"
+            lines = [f"score {self.score:.4f}  {what}"]
+            lines.append(f"probability of the same speaker {100 * self.probability:.2f} %, {share}")
+        if self.same is None:
+            return [*lines, "no decision: give --threshold, or a --backend that has a calibration or a threshold"]
+        word, sign = ("same speaker", ">=") if self.same else ("different speakers", "<")
+        return [*lines, f"{word}: {what} {sign} threshold {self.threshold:.4f}"]
+
+
+def hear(model, path) -> Utterance:
+    """Embed a file; UsageError where it gives no embedding."""
+    try:
+        seconds = audio_length(path) / SAMPLE_RATE
+    except AudioError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return Utterance(model.embed_file(path), seconds, os.path.abspath(path))
+
+
+class Verifier:
+    """A model and a back-end that belong together; ``threshold`` and ``prior`` replace the back-end's."""
+
+    def __init__(self, model, backend, threshold: float | None = None, prior: float | None = None):
+        backend.check_identity(model.identity)
+        self.model, self.backend = model, backend
+        self.prior = backend.prior if prior is None else prior
+        self.threshold = backend.threshold if threshold is None else threshold
+        if self.threshold is None and self.calibrated:
+            self.threshold = bayes_threshold(self.prior)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether scores are turned into log-likelihood ratios."""
+        return self.backend.calibration is not None
+
+    def compare(self, enrolled: list[Utterance], test: Utterance) -> Verdict:
+        """Compare an utterance with those of one speaker."""
+        return self.compare_all([enrolled], test)[0]
+
+    def compare_all(self, speakers: list[list[Utterance]], test: Utterance) -> list[Verdict]:
+        """Compare an utterance with those of each speaker."""
+        rows = [utterance for speaker in speakers for utterance in speaker]
+        owner = np.repeat(np.arange(len(speakers)), [len(speaker) for speaker in speakers])
+        pairs = np.stack([np.arange(len(speakers)), np.zeros(len(speakers), int)], axis=1)
+        seconds = np.array([u.seconds for u in rows]), np.array([test.seconds])
+        enrolled = np.stack([u.embedding for u in rows])
+        scores, names, features = self.backend.score_trials(enrolled, test.embedding[None], pairs, owner, *seconds)
+        llrs = self.backend.calibrate(names, features) if self.calibrated else [None] * len(scores)
+        return [self._verdict(float(score), llr) for score, llr in zip(scores, llrs)]
+
+    def _verdict(self, score: float, llr) -> Verdict:
+        if llr is None:
+            same = None if self.threshold is None else score >= self.threshold
+            return Verdict(score, None, None, None, self.threshold, same)
+        llr = float(llr)
+        probability = self.backend.probability(llr, self.prior)
+        return Verdict(score, llr, probability, self.prior, self.threshold, llr >= self.threshold)
+
+    def identify(self, store, test: Utterance, most: int = 5) -> list[tuple[str, Verdict]]:
+        """The speakers of a store that are likeliest of an utterance, best first."""
+        verdicts = self.compare_all(list(store.speakers.values()), test)
+        ranked = sorted(zip(store.speakers, verdicts), key=lambda found: _rank(found[1]), reverse=True)
+        return ranked[:most]
+
+
+def _rank(verdict: Verdict) -> float:
+    return verdict.score if verdict.llr is None else verdict.llr
+
+
+def add_verifier_arguments(parser):
+    """Add the flags that ``verifier_from`` reads."""
+    from speaker_model import add_model_arguments
+
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--backend",
+        default="",
+        metavar="FILE",
+        help="back-end that score.py saved; default: the calibration that training left beside the checkpoint, if any",
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="accept from here on: a log-likelihood ratio, or a score without calibration"
+    )
+    parser.add_argument("--prior", type=float, help="share of comparisons that are of one speaker, for the probability")
+
+
+def verifier_from(args) -> Verifier:
+    """Load the model and the back-end that the flags name."""
+    from speaker_model import model_from
+
+    if args.prior is not None and not 0 < args.prior < 1:
+        raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
+    model = model_from(args)
+    beside = Path(args.initial_model).with_suffix(".calibration")
+    if args.backend:
+        backend = Backend.load(args.backend)
+    elif beside.is_file():
+        backend = Backend.load(beside)
+    else:
+        backend = Backend()
+    return Verifier(model, backend, args.threshold, args.prior)
+
+
+def add_store_argument(parser):
+    """Add --store."""
+    parser.add_argument(
+        "--store", default="speakers.npz", metavar="FILE", help="enrolled speakers (default speakers.npz)"
+    )

@@ -1,0 +1,45 @@
+"""Say whether two recordings are of one speaker, or a recording of an enrolled one.
+
+python verify.py A.wav B.wav --initial_model exps/demo/model/model_best.model
+python verify.py A.wav --speaker ann --store speakers.npz --initial_model exps/demo/model/model_best.model
+"""
+
+import json
+import sys
+
+from command_line import Parser, existing_file, run
+from speaker_lists import UsageError
+from verification import add_store_argument, add_verifier_arguments, hear, verifier_from
+
+
+def main(argv) -> int:
+    """Run the command line; the decision is in the output, the exit status is 0 either way."""
+    parser = Parser("verify.py", __doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="WAV", help="two recordings, or one with --speaker")
+    parser.add_argument("--speaker", default="", metavar="NAME", help="compare with this enrolled speaker")
+    add_verifier_arguments(parser)
+    add_store_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    wanted = 1 if args.speaker else 2
+    if len(args.files) != wanted:
+        raise UsageError(
+            f"verify.py: takes {wanted} recording(s){' with --speaker' * (wanted == 1)}, got {len(args.files)}"
+        )
+    for file in args.files:
+        existing_file(file, "verify.py")
+    verifier = verifier_from(args)
+    model = verifier.model
+    if args.speaker:
+        from speaker_store import SpeakerStore
+
+        enrolled = SpeakerStore.open(args.store, model.identity, model.dimension).utterances(args.speaker)
+    else:
+        enrolled = [hear(model, args.files[0])]
+    verdict = verifier.compare(enrolled, hear(model, args.files[-1]))
+    print(json.dumps(verdict.values()) if args.json else "\n".join(verdict.lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

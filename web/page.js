@@ -1,0 +1,329 @@
+"use strict";
+
+// One slot holds the recordings of one field of a form: chosen, dropped or recorded here.
+class Slot {
+  constructor(element) {
+    this.element = element;
+    this.name = element.dataset.name;
+    this.many = "many" in element.dataset;
+    this.files = [];
+    element.append(document.getElementById("slot").content.cloneNode(true));
+    element.querySelector("h2").textContent = element.dataset.title;
+    this.input = element.querySelector("input");
+    this.input.multiple = this.many;
+    this.input.addEventListener("change", () => { this.take([...this.input.files]); this.input.value = ""; });
+    this.button = element.querySelector(".record");
+    this.button.addEventListener("click", () => this.record());
+    for (const kind of ["dragover", "dragleave", "drop"]) {
+      element.addEventListener(kind, (event) => {
+        event.preventDefault();
+        element.classList.toggle("over", kind === "dragover");
+        if (kind === "drop") this.take([...event.dataTransfer.files]);
+      });
+    }
+  }
+
+  take(files) {
+    if (!files.length) return;
+    this.files = this.many ? [...this.files, ...files] : files.slice(-1);
+    this.show();
+  }
+
+  clear() {
+    this.files = [];
+    this.show();
+  }
+
+  show() {
+    const names = this.files.map((file) => file.name).join(", ");
+    this.element.querySelector(".chosen").textContent = names || "or drop a WAV, FLAC, OGG or MP3 file here";
+    const players = this.element.querySelector(".players");
+    for (const player of players.children) URL.revokeObjectURL(player.src);
+    players.replaceChildren(...this.files.map((file) => {
+      const player = document.createElement("audio");
+      player.controls = true;
+      player.src = URL.createObjectURL(file);
+      return player;
+    }));
+    this.element.querySelector(".pictures").replaceChildren();
+  }
+
+  async record() {
+    if (this.recorder) {
+      this.recorder.stop();
+      return;
+    }
+    try {
+      this.recorder = await Recorder.start((seconds) => { this.button.textContent = `Stop (${seconds.toFixed(0)} s)`; });
+    } catch (error) {
+      this.element.querySelector(".chosen").textContent = `The microphone cannot be used: ${error.message}`;
+      return;
+    }
+    this.button.classList.add("on");
+    const wave = await this.recorder.done;
+    this.recorder = null;
+    this.button.classList.remove("on");
+    this.button.textContent = "Record";
+    const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "");
+    this.take([new File([wave], `recording_${time}.wav`, { type: "audio/wav" })]);
+  }
+}
+
+// Records the microphone as 16-bit WAV: what browsers record by themselves, WebM, is read by few programs.
+class Recorder {
+  static async start(tell) {
+    const stream = await navigator.mediaDevices.getUserMedia({
+      audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
+    });
+    return new Recorder(stream, tell);
+  }
+
+  constructor(stream, tell) {
+    this.stream = stream;
+    this.context = new AudioContext();
+    this.blocks = [];
+    this.samples = 0;
+    const node = this.context.createScriptProcessor(4096, 1, 1);
+    node.onaudioprocess = (event) => {
+      this.blocks.push(new Float32Array(event.inputBuffer.getChannelData(0)));
+      this.samples += event.inputBuffer.length;
+      tell(this.samples / this.context.sampleRate);
+      if (this.samples > 60 * this.context.sampleRate) this.stop();
+    };
+    this.context.createMediaStreamSource(stream).connect(node);
+    node.connect(this.context.destination);
+    this.done = new Promise((resolve) => { this.resolve = resolve; });
+  }
+
+  stop() {
+    for (const track of this.stream.getTracks()) track.stop();
+    const rate = this.context.sampleRate;
+    this.context.close();
+    this.resolve(encodeWav(this.blocks, this.samples, rate));
+  }
+}
+
+function encodeWav(blocks, samples, rate) {
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples));
+  const text = (place, letters) => [...letters].forEach((c, i) => view.setUint8(place + i, c.charCodeAt(0)));
+  text(0, "RIFF"); view.setUint32(4, 36 + 2 * samples, true); text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, rate, true); view.setUint32(28, 2 * rate, true); view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  text(36, "data"); view.setUint32(40, 2 * samples, true);
+  let place = 44;
+  for (const block of blocks) {
+    for (const value of block) {
+      view.setInt16(place, Math.round(32767 * Math.max(-1, Math.min(1, value))), true);
+      place += 2;
+    }
+  }
+  return new Blob([view], { type: "audio/wav" });
+}
+
+// ------------------------------------------------------------------------------------------------ pictures
+
+const SHADES = [[13, 8, 50], [84, 15, 109], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
+
+function shade(value) {
+  const place = (value / 255) * (SHADES.length - 1), low = Math.min(Math.floor(place), SHADES.length - 2);
+  return SHADES[low].map((c, i) => Math.round(c + (place - low) * (SHADES[low + 1][i] - c)));
+}
+
+function canvasOf(width, height, label) {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width, height });
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", label);
+  return canvas;
+}
+
+function drawWaveform(recording) {
+  const canvas = canvasOf(recording.waveform.length, 90, "waveform"), context = canvas.getContext("2d");
+  const peak = Math.max(recording.peak, 1e-4);
+  context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--wave");
+  recording.waveform.forEach(([low, high], x) => {
+    const top = 45 - 43 * (high / peak);
+    context.fillRect(x, top, 1, Math.max(45 - 43 * (low / peak) - top, 1));
+  });
+  canvas.style.height = "5rem";
+  return canvas;
+}
+
+function drawMel(recording) {
+  const { bands, frames } = recording, canvas = canvasOf(frames, bands, "log-mel spectrogram");
+  const context = canvas.getContext("2d"), picture = context.createImageData(frames, bands);
+  const values = Uint8Array.from(atob(recording.mel), (c) => c.charCodeAt(0));
+  for (let band = 0; band < bands; band++) {
+    for (let frame = 0; frame < frames; frame++) {
+      const place = 4 * ((bands - 1 - band) * frames + frame);
+      picture.data.set([...shade(values[band * frames + frame]), 255], place);
+    }
+  }
+  context.putImageData(picture, 0, 0);
+  canvas.style.height = "7rem";
+  return canvas;
+}
+
+function figureOf(recording, name) {
+  const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+  caption.textContent = `${name}: ${recording.seconds.toFixed(1)} s at ${recording.rate} Hz, peak ${recording.peak.toFixed(2)}`;
+  figure.append(drawWaveform(recording), drawMel(recording), caption);
+  return figure;
+}
+
+function drawRecordings(slots, recordings) {
+  let next = 0;
+  for (const slot of slots) {
+    const figures = slot.files.map((file) => figureOf(recordings[next++], file.name));
+    slot.element.querySelector(".pictures").replaceChildren(...figures);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- results
+
+function element(tag, text, kind = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (kind) made.className = kind;
+  return made;
+}
+
+const decisionOf = (verdict) => verdict.same === null ? "no threshold" : verdict.same ? "same speaker" : "different speakers";
+const percent = (share) => share === null ? "" : `${(100 * share).toFixed(share > 0.001 && share < 0.999 ? 1 : 3)} %`;
+
+function scaleOf(verdict) {
+  const scale = element("div", "", "scale");
+  const edges = [verdict.score, verdict.threshold ?? verdict.score], inside = edges.every((x) => x >= -0.2 && x <= 1);
+  const low = inside ? -0.2 : Math.min(...edges) - 1, high = inside ? 1 : Math.max(...edges) + 1;
+  const place = (x) => `${(100 * (x - low)) / (high - low)}%`;
+  const filled = document.createElement("b");
+  filled.style.width = place(verdict.score);
+  const mark = document.createElement("i");
+  mark.style.left = place(verdict.score);
+  scale.append(filled, mark);
+  if (verdict.threshold !== null) {
+    const threshold = element("i", "", "threshold"), label = element("span", `threshold ${verdict.threshold.toFixed(3)}`);
+    threshold.style.left = label.style.left = place(verdict.threshold);
+    scale.append(threshold, label);
+  }
+  return scale;
+}
+
+function showVerdict(section, verdict) {
+  const decision = element("p", decisionOf(verdict), "decision " + (verdict.same === null ? "" : verdict.same ? "yes" : "no"));
+  const details = [`score ${verdict.score.toFixed(4)}`];
+  if (verdict.probability !== null) {
+    details.push(`log-likelihood ratio ${verdict.llr.toFixed(2)}`,
+      `probability of the same speaker ${percent(verdict.probability)} (where ${percent(verdict.prior)} of the comparisons are)`);
+  } else {
+    details.push("not calibrated");
+  }
+  section.replaceChildren(decision, element("p", details.join(", ")), scaleOf(verdict));
+}
+
+function showSpeakersFound(section, answer) {
+  const best = answer.speakers[0];
+  const sure = best.same === null || best.same;
+  const decision = element("p", sure ? best.name : "nobody who is enrolled", `decision ${sure ? "yes" : "no"}`);
+  const table = document.createElement("table"), head = table.createTHead().insertRow();
+  for (const title of ["speaker", "score", "probability", "decision"]) {
+    head.append(element("th", title, title === "score" || title === "probability" ? "number" : ""));
+  }
+  const body = table.createTBody();
+  for (const found of answer.speakers) {
+    const row = body.insertRow();
+    row.append(element("td", found.name), element("td", found.score.toFixed(4), "number"),
+      element("td", percent(found.probability), "number"), element("td", decisionOf(found), found.same ? "yes" : ""));
+  }
+  section.replaceChildren(decision, element("p", `${answer.enrolled} enrolled, the nearest ${answer.speakers.length}:`), table);
+}
+
+async function ask(path, options) {
+  let reply;
+  try {
+    reply = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer; is it still running?");
+  }
+  const answer = await reply.json().catch(() => ({ detail: `the server answered ${reply.status}` }));
+  if (!reply.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : "a field is missing");
+  return answer;
+}
+
+async function listSpeakers() {
+  const list = document.getElementById("speakers");
+  const speakers = await ask("api/speakers");
+  list.replaceChildren(...speakers.map(({ name, recordings }) => {
+    const item = element("li", ""), forget = element("button", "Remove");
+    forget.type = "button";
+    forget.addEventListener("click", async () => {
+      if (!confirm(`Remove ${name}?`)) return;
+      await ask(`api/speakers/${encodeURIComponent(name)}`, { method: "DELETE" });
+      await listSpeakers();
+    });
+    item.append(element("span", `${name} (${recordings} recording${recordings === 1 ? "" : "s"})`), forget);
+    return item;
+  }));
+  if (!speakers.length) list.replaceChildren(element("li", "nobody yet"));
+}
+
+const FORMS = {
+  compare: (section, answer) => showVerdict(section, answer.verdict),
+  enroll: (section, answer) => section.replaceChildren(element("p", `${answer.name} is enrolled`, "decision yes")),
+  identify: showSpeakersFound,
+};
+const ROUTES = { compare: "api/compare", enroll: "api/speakers", identify: "api/identify" };
+
+function prepare(form) {
+  const slots = [...form.querySelectorAll(".slot")].map((slot) => new Slot(slot));
+  const section = form.querySelector(".result"), button = form.querySelector("[type=submit]");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const body = new FormData();
+    const name = form.querySelector("[name=name]");
+    if (name) body.append("name", name.value);
+    for (const slot of slots) {
+      for (const file of slot.files) body.append(slot.name, file);
+    }
+    const empty = slots.find((slot) => !slot.files.length);
+    if (empty) {
+      section.replaceChildren(element("p", `${empty.element.dataset.title}: choose a file or record one first`, "error"));
+      return;
+    }
+    button.disabled = true;
+    section.replaceChildren(element("p", "working ..."));
+    try {
+      const answer = await ask(ROUTES[form.id], { method: "POST", body });
+      drawRecordings(slots, answer.recordings);
+      FORMS[form.id](section, answer);
+      if (form.id === "enroll") await listSpeakers();
+    } catch (error) {
+      section.replaceChildren(element("p", error.message, "error"));
+    }
+    button.disabled = false;
+  });
+}
+
+function choose(tab) {
+  for (const other of document.querySelectorAll("[role=tab]")) {
+    const chosen = other === tab;
+    other.setAttribute("aria-selected", String(chosen));
+    document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
+  }
+}
+
+async function start() {
+  for (const tab of document.querySelectorAll("[role=tab]")) tab.addEventListener("click", () => choose(tab));
+  for (const form of document.querySelectorAll("form")) prepare(form);
+  try {
+    const about = await ask("api/about");
+    const threshold = about.threshold === null ? "no threshold" : `threshold ${about.threshold.toFixed(3)}`;
+    document.getElementById("about").textContent =
+      `${about.model}, embeddings of ${about.dimension}; ${threshold}; ${about.calibrated ? "calibrated" : "not calibrated"}; up to ${about.max_mb} MB`;
+    await listSpeakers();
+  } catch (error) {
+    document.getElementById("about").textContent = error.message;
+  }
+}
+
+start();
