@@ -1,25 +1,23 @@
 """Additive angular margin softmax: cos(theta + margin) for the target (Deng et al. 2019, "ArcFace", eq. 3)."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loss.margin import MarginSchedule, turned
 from utils import accuracy, cosine_matrix
-
-# The sine is a root of 1 - cos^2: at |cos| = 1 its slope is infinite. Clamped before the root, gradients stay finite.
-MAX_COSINE = 1.0 - 1e-6
 
 
 class LossFunction(nn.Module):
     """x (B, nOut), label (B,) -> (loss, accuracy in %). Computes in fp32.
 
-    Beyond theta = pi - margin, where cos(theta + margin) would rise again, the target logit is
-    cos(theta) - (1 + cos(pi - margin)), which is continuous at the switch (wespeaker's form; voxceleb_trainer's
-    cos(theta) - margin sin(pi - margin) jumps there). ``easy_margin`` applies the margin only where cos(theta) > 0.
-    ``margin_start_epoch``/``margin_end_epoch``: the margin is 0 before the first and ``margin`` from the second on,
-    rising exponentially between them (wespeaker's margin scheduler); both 0 is a fixed margin.
+    ``easy_margin`` applies the margin only where cos(theta) > 0. ``margin_warmup`` lets it rise (loss/margin.py).
+    ``sub_centers``: each class has that many centres and its cosine is that of the nearest, so that a noisy or
+    many-sided class need not gather round one (Deng et al. 2020, "Sub-center ArcFace", section 3.3); row
+    class x sub_centers + centre of ``weight``.
+    ``top_k``: the logits of the nearest ``top_k`` other classes are cos(theta - top_k_penalty), which pushes them away
+    (Zhao et al. 2022, "Multi-query multi-head attention pooling and inter-topK penalty for speaker verification",
+    section 3.2); the penalty rises with the margin, as in wespeaker.
     """
 
     per_speaker = (1, 1)
@@ -31,40 +29,41 @@ class LossFunction(nn.Module):
         margin=0.3,
         scale=15.0,
         easy_margin=False,
-        margin_start_epoch=0,
-        margin_end_epoch=0,
+        margin_warmup=(0, 0, "exponential"),
+        sub_centers=1,
+        top_k=0,
+        top_k_penalty=0.06,
     ):
         super().__init__()
+        if sub_centers < 1 or top_k < 0 or top_k_penalty < 0:
+            values = f"sub_centers {sub_centers}, top_k {top_k}, top_k_penalty {top_k_penalty}"
+            raise ValueError(f"{values}: the first must be at least 1, the others at least 0")
         self.test_normalize = True
-        self.final_margin = margin
-        self.scale = scale
-        self.easy_margin = easy_margin
-        self.ramp = (margin_start_epoch, margin_end_epoch)
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(nClasses, nOut)))
+        self.final_margin, self.schedule = margin, MarginSchedule(margin_warmup)
+        self.scale, self.easy_margin, self.sub_centers = scale, easy_margin, sub_centers
+        self.top_k, self.final_penalty = top_k, top_k_penalty
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(nClasses * sub_centers, nOut)))
         self.set_epoch(1.0)
 
     def set_epoch(self, epoch: float):
-        """Set the margin for a moment of training; ``epoch`` counts from 1 and has a fraction inside an epoch."""
-        start, end = self.ramp
-        if end <= start or epoch >= end:
-            self.margin = self.final_margin
-        elif epoch <= start:
-            self.margin = 0.0
-        else:
-            self.margin = self.final_margin * (1.0 - math.exp((epoch - start) / (end - start) * math.log(1e-3)))
+        """Set margin and penalty for a moment of training; ``epoch`` counts from 1 and has a fraction inside one."""
+        share = self.schedule.share(epoch)
+        self.margin, self.penalty = share * self.final_margin, share * self.final_penalty
 
     def forward(self, x, label):
-        cosine = cosine_matrix(x, self.weight)  # (B, nClasses)
+        cosine = cosine_matrix(x, self.weight)  # (B, nClasses sub_centers)
         with torch.autocast(x.device.type, enabled=False):
+            if self.sub_centers > 1:
+                cosine = cosine.unflatten(1, (-1, self.sub_centers)).amax(dim=2)
             rows = torch.arange(len(label), device=label.device)
             target = cosine[rows, label]  # (B,)
-            bounded = target.clamp(-MAX_COSINE, MAX_COSINE)
-            sine = (1.0 - bounded.square()).sqrt()
-            shifted = bounded * math.cos(self.margin) - sine * math.sin(self.margin)  # cos(theta + margin)
+            shifted = turned(target, self.margin)
             if self.easy_margin:
                 shifted = torch.where(target > 0, shifted, target)
-            else:
-                beyond = target - (1.0 + math.cos(math.pi - self.margin))
-                shifted = torch.where(target > math.cos(math.pi - self.margin), shifted, beyond)
-            logits = self.scale * cosine.index_put((rows, label), shifted)
+            logits = cosine.index_put((rows, label), shifted)
+            if self.top_k:
+                others = cosine.detach().index_put((rows, label), cosine.new_full((), -2.0))
+                nearest = others.topk(min(self.top_k, cosine.shape[1] - 1), dim=1).indices  # (B, top_k)
+                logits = logits.scatter(1, nearest, turned(cosine.gather(1, nearest), -self.penalty))
+            logits = self.scale * logits
             return F.cross_entropy(logits, label), accuracy(logits.detach(), label)[0]

@@ -4,20 +4,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loss.margin import MarginSchedule
 from utils import accuracy, cosine_matrix
 
 
 class LossFunction(nn.Module):
-    """x (B, nOut), label (B,) -> (loss, accuracy in %). Computes in fp32."""
+    """x (B, nOut), label (B,) -> (loss, accuracy in %). Computes in fp32. ``margin_warmup`` lets the margin rise."""
 
     per_speaker = (1, 1)
 
-    def __init__(self, nOut, nClasses, margin=0.3, scale=15.0):
+    def __init__(self, nOut, nClasses, margin=0.3, scale=15.0, margin_warmup=(0, 0, "exponential")):
         super().__init__()
         self.test_normalize = True
-        self.margin = margin
+        self.final_margin, self.schedule = margin, MarginSchedule(margin_warmup)
         self.scale = scale
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(nClasses, nOut)))
+        self.set_epoch(1.0)
+
+    def set_epoch(self, epoch: float):
+        """Set the margin for a moment of training; ``epoch`` counts from 1 and has a fraction inside an epoch."""
+        self.margin = self.schedule.share(epoch) * self.final_margin
 
     def forward(self, x, label):
         cosine = cosine_matrix(x, self.weight)  # (B, nClasses)

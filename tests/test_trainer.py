@@ -203,7 +203,7 @@ def test_profiling_writes_a_trace(settings, tools):  # bug 36
 
 
 def test_margin_follows_the_epoch(settings, tools):
-    trainer = tools.build(settings, margin=0.2, margin_start_epoch=1, margin_end_epoch=2)
+    trainer = tools.build(settings, margin=0.2, margin_warmup="[1, 2, linear]")
     trainer.train_epoch()
     assert 0 < trainer.network.loss.margin < 0.2
     trainer.epoch, trainer.batch = 2, 0

@@ -1,0 +1,48 @@
+"""What losses with a margin share: how the margin rises in training, and a cosine turned by an angle."""
+
+import math
+
+import torch
+
+# The sine is a root of 1 - cos^2: at |cos| = 1 its slope is infinite. Clamped before the root, gradients stay finite.
+MAX_COSINE = 1.0 - 1e-6
+SHAPES = ("exponential", "linear")
+REST = 1e-3  # share of the margin that the exponential rise has left at its end
+
+
+class MarginSchedule:
+    """Share of the final margin at a moment of training: 0 up to epoch ``start``, 1 from epoch ``end`` on.
+
+    ``warmup`` is (start, end, shape), the key ``margin_warmup``. Between the two the share is 1 - 0.001^p
+    (exponential) or p (linear), p being the part of the way that is done: wespeaker's MarginScheduler
+    (wespeaker/utils/schedulers.py, increase_type exp and linear). An ``end`` not after ``start`` is no warm-up.
+    """
+
+    def __init__(self, warmup):
+        start, end, shape = warmup
+        if shape not in SHAPES:
+            raise ValueError(f"margin_warmup: the shape must be one of {', '.join(SHAPES)}, got '{shape}'")
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < math.inf for v in (start, end)):
+            raise ValueError(f"margin_warmup: expected [first epoch, last epoch, shape], got {list(warmup)}")
+        self.start, self.end, self.shape = start, end, shape
+
+    def share(self, epoch: float) -> float:
+        """The share at ``epoch``, which counts from 1 and has a fraction inside an epoch."""
+        if self.end <= self.start or epoch >= self.end:
+            return 1.0
+        done = max(epoch - self.start, 0.0) / (self.end - self.start)
+        return done if self.shape == "linear" else 1.0 - REST**done
+
+
+def turned(cosine, angle: float):
+    """cos(theta + angle) of cosine = cos(theta), any shape, fp32, with finite gradients up to |cosine| = 1.
+
+    Where theta + angle leaves [0, pi] and the cosine would turn round, it goes on as cosine - (1 - cos(angle)), or
+    plus that for a negative angle: continuous, and rising with ``cosine`` everywhere (for a positive angle that is
+    wespeaker's form; voxceleb_trainer's cosine - angle sin(pi - angle) jumps there).
+    """
+    sign = math.copysign(1.0, angle)
+    bounded = cosine.clamp(-MAX_COSINE, MAX_COSINE)
+    sine = (1.0 - bounded.square()).sqrt()
+    inside = bounded * math.cos(angle) - sine * math.sin(angle)
+    return torch.where(sign * cosine > -math.cos(angle), inside, cosine - sign * (1.0 - math.cos(angle)))
