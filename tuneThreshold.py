@@ -1,60 +1,37 @@
-"""Scores -> EER, minDCF, actDCF, Cllr and thresholds. Numbers only: numpy, scipy and scikit-learn, no torch.
+"""Scores -> EER, minDCF, actDCF, Cllr and thresholds, with intervals. Numbers only: no torch.
 
-python tuneThreshold.py exps/demo/result/trials_epoch_12.txt                # the figures of a trials file again
-python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --prefix 2     # and by the first 2 letters of path A
+python tuneThreshold.py exps/demo/result/trials_epoch_12.txt                       # the figures of a score file
+python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --by prefix:2         # and by the beginning of the paths
+python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --false_accept 0.01   # and the threshold for 1 % of them
 
 A trial is accepted where its score is at least the threshold. Equal scores are one threshold. Non-finite scores are
 left out, and how many is printed; no trials, one class or a label other than 0 and 1 is a ValueError.
 """
 
-import argparse
 import sys
 
 import numpy as np
-from sklearn import metrics
-from sklearn.linear_model import LogisticRegression
 
+from command_line import Parser, run
+from scoring.error_rates import ErrorRates, checked_trials
+from scoring.intervals import bootstrap_interval, trial_speakers
+from speaker_lists import UsageError
 
-def checked_trials(scores, labels):
-    """Return finite scores (N,) float64 and labels (N,) int64; ValueError for trials that define no error rate."""
-    scores = np.asarray(scores, dtype=np.float64).ravel()
-    labels = np.asarray(labels).ravel()
-    if len(scores) != len(labels):
-        raise ValueError(f"{len(scores)} scores but {len(labels)} labels")
-    if len(scores) == 0:
-        raise ValueError("no trials")
-    wrong = ~np.isin(labels, (0, 1))
-    if wrong.any():
-        raise ValueError(f"labels must be 0 or 1, got {labels[wrong][0]!r}")
-    finite = np.isfinite(scores)
-    if not finite.all():
-        left_out = int((~finite).sum())
-        print(f"tuneThreshold: filtered {left_out} of {len(scores)} scores that are NaN or Inf", file=sys.stderr)
-        scores, labels = scores[finite], labels[finite]
-        if len(scores) == 0:
-            raise ValueError(f"no trials left: all {left_out} scores are NaN or Inf")
-    labels = labels.astype(np.int64)
-    if labels.min() == labels.max():
-        raise ValueError(f"all trials have label {labels[0]}; error rates need both classes")
-    return scores, labels
-
-
-def _counts(scores, labels):
-    """Unique scores ascending (K,), and the target and nontarget trials at each (K,)."""
-    thresholds, index = np.unique(scores, return_inverse=True)
-    targets = np.bincount(index, weights=labels, minlength=len(thresholds))
-    return thresholds, targets, np.bincount(index, minlength=len(thresholds)) - targets
+__all__ = ["ErrorRates", "bootstrap_interval", "checked_trials", "trial_speakers"]  # of scoring/, for those who import
 
 
 def tuneThresholdfromScore(scores, labels, target_fa, target_fr=None):
     """Pick thresholds at wanted error rates, as voxceleb_trainer does.
 
-    Returns ([[threshold, fpr, fnr] for each target_fr, then each target_fa], EER in %, fpr, fnr). This EER is the
-    larger rate at the nearest operating point; ``ComputeEER`` interpolates.
+    Returns ([[threshold, fpr, fnr] for each target_fr, then each target_fa], EER in %, fpr, fnr), the rates at the
+    corners of the ROC curve by falling threshold, as scikit-learn's ``roc_curve`` gives them. This EER is the larger
+    rate at the corner where both are nearest; ``ComputeEER`` interpolates.
     """
-    scores, labels = checked_trials(scores, labels)
-    fpr, tpr, thresholds = metrics.roc_curve(labels, scores, pos_label=1)
-    fnr = 1 - tpr
+    thresholds, targets, nontargets = (x[::-1] for x in ErrorRates.of(scores, labels).counts)
+    hits, alarms = targets.cumsum(), nontargets.cumsum()
+    corner = np.r_[True, (np.diff(alarms, 2) != 0) | (np.diff(hits, 2) != 0), True] if len(hits) > 2 else slice(None)
+    fpr, tpr = (np.append(0.0, x[corner]) / x[-1] for x in (alarms, hits))
+    thresholds, fnr = np.append(np.inf, thresholds[corner]), 1 - tpr
     tuned = []
     for rates, wanted in ((fnr, target_fr or []), (fpr, target_fa)):
         for target in wanted:
@@ -66,7 +43,7 @@ def tuneThresholdfromScore(scores, labels, target_fa, target_fr=None):
 
 def ComputeErrorRates(scores, labels):
     """Return (miss rates, false-alarm rates, thresholds), each (K,), rejecting the scores up to each threshold."""
-    thresholds, targets, nontargets = _counts(*checked_trials(scores, labels))
+    thresholds, targets, nontargets = ErrorRates.of(scores, labels).counts
     return targets.cumsum() / targets.sum(), 1 - nontargets.cumsum() / nontargets.sum(), thresholds
 
 
@@ -85,62 +62,61 @@ def ComputeMinDcf(fnrs, fprs, thresholds, p_target, c_miss, c_fa):
 
 def ComputeActDcf(llrs, labels, p_target, c_miss, c_fa):
     """Return the normalised cost of natural-log LLRs at the Bayes threshold log(c_fa (1 - p) / (c_miss p))."""
-    llrs, labels = checked_trials(llrs, labels)
-    accept = llrs >= np.log(c_fa * (1 - p_target) / (c_miss * p_target))
-    miss, false_alarm = np.mean(~accept[labels == 1]), np.mean(accept[labels == 0])
-    cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)
-    return cost / min(c_miss * p_target, c_fa * (1 - p_target))
+    return float(ErrorRates.of(llrs, labels).act_dcf(p_target, c_miss, c_fa))
 
 
 def ComputeCllr(llrs, labels):
     """Return the cost of log-likelihood ratios (natural log) in bits (Bruemmer and du Preez 2006, eq. 11)."""
-    llrs, labels = checked_trials(llrs, labels)
-    target = np.logaddexp(0, -llrs[labels == 1]).mean()
-    nontarget = np.logaddexp(0, llrs[labels == 0]).mean()
-    return (target + nontarget) / 2 / np.log(2)
+    return float(ErrorRates.of(llrs, labels).cllr())
 
 
-def _equal_error(targets, nontargets):
-    """Crossing of both error rates from counts (..., K) at ascending scores.
-
-    Returns (EER as a share (...), index of the operating point after the crossing (...), share of the way to it).
-    Operating point k rejects the first k scores, k = 0 .. K.
-    """
-    zero = np.zeros((*targets.shape[:-1], 1))
-    miss = np.concatenate([zero, targets.cumsum(-1)], -1) / targets.sum(-1, keepdims=True)
-    alarm = 1 - np.concatenate([zero, nontargets.cumsum(-1)], -1) / nontargets.sum(-1, keepdims=True)
-    gap = miss - alarm  # rises from -1 to 1
-    after = np.argmax(gap >= 0, axis=-1)
-    ends = [np.take_along_axis(a, np.stack([after - 1, after], -1), -1) for a in (gap, miss)]
-    share = -ends[0][..., 0] / (ends[0][..., 1] - ends[0][..., 0])
-    return ends[1][..., 0] + share * (ends[1][..., 1] - ends[1][..., 0]), after, share
+def ComputeMinCllr(scores, labels):
+    """Return Cllr in bits after the best non-decreasing map of the scores (PAV; Bruemmer and du Preez 2006)."""
+    return float(ErrorRates.of(scores, labels).min_cllr())
 
 
 def ComputeEER(scores, labels):
     """Return (EER in %, its threshold), by linear interpolation where the two error rates cross."""
-    thresholds, targets, nontargets = _counts(*checked_trials(scores, labels))
-    rate, after, share = _equal_error(targets, nontargets)
-    edges = np.append(thresholds, np.nextafter(thresholds[-1], np.inf))
-    return float(rate * 100), float(edges[after - 1] + share * (edges[after] - edges[after - 1]))
+    rate, threshold = ErrorRates.of(scores, labels).eer()
+    return float(rate * 100), float(threshold)
 
 
-def eer_interval(scores, labels, draws=1000, seed=0, bins=2000):
-    """Return the 95 % bootstrap interval (low, high) of the EER in %, resampling target and nontarget trials.
+def ComputeRocchEER(scores, labels):
+    """Return the EER in % of the ROC convex hull, at most that of ``ComputeEER`` (BOSARIS; Bruemmer 2010)."""
+    return float(ErrorRates.of(scores, labels).rocch_eer() * 100)
 
-    Trials that share a file or a speaker are not independent, so the true interval is somewhat wider. More than
-    ``bins`` different scores are first counted into bins of equal size.
+
+def threshold_at_false_accept(scores, labels, rate: float) -> float:
+    """The lowest score of the list that, as threshold, accepts at most this share of the nontarget trials.
+
+    Just above the highest score where none does. A rate needs some 30 errors to be worth its name (Doddington et al.
+    2000): with N nontarget trials, no less than 30 / N.
     """
-    _, targets, nontargets = _counts(*checked_trials(scores, labels))
-    if len(targets) > bins:
-        edges = np.linspace(0, len(targets), bins, endpoint=False).astype(np.int64)
-        targets, nontargets = np.add.reduceat(targets, edges), np.add.reduceat(nontargets, edges)
-    rng = np.random.default_rng(seed)
-    rates = []
-    for _ in range(0, draws, 100):
-        resampled = [rng.multinomial(int(c.sum()), c / c.sum(), 100).astype(np.float64) for c in (targets, nontargets)]
-        rates.append(_equal_error(*resampled)[0] * 100)
-    low, high = np.percentile(np.concatenate(rates), (2.5, 97.5))
-    return float(low), float(high)
+    rates = ErrorRates.of(scores, labels)
+    nontargets = rates.nontargets
+    accepted = _whole(rate, len(nontargets))
+    if accepted == len(nontargets):
+        return float(min(nontargets[0], rates.targets[0]))
+    refused = nontargets[len(nontargets) - accepted - 1]
+    above = [s[np.searchsorted(s, refused, "right") :][:1] for s in (nontargets, rates.targets)]
+    return float(min([s[0] for s in above if len(s)], default=np.nextafter(refused, np.inf)))
+
+
+def threshold_at_false_reject(scores, labels, rate: float) -> float:
+    """The highest threshold that rejects at most this share of the target trials; the score of a target trial.
+
+    Just above the highest score for a rate of 1.
+    """
+    rates = ErrorRates.of(scores, labels)
+    highest = np.nextafter(max(rates.targets[-1], rates.nontargets[-1]), np.inf)
+    return float(np.append(rates.targets, highest)[_whole(rate, len(rates.targets))])
+
+
+def _whole(rate: float, trials: int) -> int:
+    """How many of ``trials`` are at most a share; 0.01 of 300 is 3 in spite of rounding."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"the rate must lie between 0 and 1, got {rate}")
+    return int(np.floor(rate * trials * (1 + 1e-12)))
 
 
 def calibrated_llrs(scores, labels, folds=5, seed=0):
@@ -148,8 +124,11 @@ def calibrated_llrs(scores, labels, folds=5, seed=0):
 
     A cosine is no likelihood ratio; actDCF and Cllr of one are meaningless without this. Natural logarithm.
     """
+    from scoring.calibration import LogisticCalibration
+
     scores, labels = checked_trials(scores, labels)
-    x = ((scores - scores.mean()) / (scores.std() + 1e-12))[:, None]
+    if np.ptp(scores) <= 1e-12 * np.abs(scores).max():
+        return np.zeros(len(scores))  # a collapsed model: equal scores say nothing
     order = np.random.default_rng(seed).permutation(len(scores))
     order = order[np.argsort(labels[order], kind="stable")]  # both classes in every fold
     fold = np.empty(len(scores), np.int64)
@@ -159,65 +138,157 @@ def calibrated_llrs(scores, labels, folds=5, seed=0):
         learn = fold != k
         if len(np.unique(labels[learn])) < 2:  # a single trial of a class: nothing to hold out
             learn = np.ones(len(scores), bool)
-        model = LogisticRegression(C=100.0, class_weight="balanced").fit(x[learn], labels[learn])
-        llrs[fold == k] = model.decision_function(x[fold == k])
+        llrs[fold == k] = LogisticCalibration.fit(scores[learn], labels[learn]).llrs(scores[fold == k])
     return llrs
 
 
-def evaluation_metrics(scores, labels, p_target=0.05, c_miss=1.0, c_fa=1.0) -> dict:
-    """Compute every figure of an evaluation; minDCF for priors 0.01, 0.05 and ``p_target``, rates in %."""
+def evaluation_metrics(
+    scores, labels, p_target=0.05, c_miss=1.0, c_fa=1.0, speakers=None, llrs=None, draws=0, seed=0
+) -> dict:
+    """Compute every figure of an evaluation, with its 95 % interval; EERs in %, costs at priors 0.01, 0.05, p_target.
+
+    ``speakers`` (N, 2) of ``trial_speakers``: the intervals (``X_low``, ``X_high``) are over speakers, else over
+    trials; ``interval`` says which. ``llrs`` (N,): default ``calibrated_llrs``.
+    """
+    if llrs is None:
+        finite = np.isfinite(np.asarray(scores, np.float64).ravel())
+        speakers = None if speakers is None else np.asarray(speakers)[finite]
+        scores, labels = checked_trials(scores, labels)
+        llrs = calibrated_llrs(scores, labels)
+    rates, llr_rates = ErrorRates.of(scores, labels), ErrorRates.of(llrs, labels)
+    priors = sorted({0.01, 0.05, p_target})
+    intervals = bootstrap_interval(scores, labels, speakers, llrs, priors, c_miss, c_fa, draws, seed)
+    rate, threshold = rates.eer()
+    result = {"eer": 100 * rate, "eer_rocch": 100 * rates.rocch_eer(), "threshold": threshold}
+    for prior in priors:
+        result[f"min_dcf_{prior:g}"] = rates.min_dcf(prior, c_miss, c_fa)[0]
+        result[f"act_dcf_{prior:g}"] = llr_rates.act_dcf(prior, c_miss, c_fa)
+    result.update(cllr=llr_rates.cllr(), min_cllr=rates.min_cllr())
+    for name, (low, high) in intervals.items():
+        result.update({f"{name}_low": low, f"{name}_high": high})
+    result = {name: float(value) for name, value in result.items()}
+    trials = len(rates.targets) + len(rates.nontargets)
+    return {
+        **result,
+        "interval": "trials" if speakers is None else "speakers",
+        "trials": trials,
+        "targets": len(rates.targets),
+    }
+
+
+def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, draws=0) -> list[dict]:
+    """Figures of all trials and of each group: dicts of ``evaluation_metrics``, with ``group`` and two more.
+
+    ``groupings``: lists (N,) of the name of each trial's group. ``miss`` and ``false_accept`` (in %, None without such
+    trials) are the errors at the threshold of the pooled EER: where a group's differ from the pooled ones, one
+    threshold does not serve all. Likelihood ratios are calibrated on all trials. A group of one class has no other
+    figures; one of fewer than 4 speakers has intervals over trials.
+    """
+    finite = np.isfinite(np.asarray(scores, np.float64).ravel())
+    groupings = [np.asarray(groups)[finite] for groups in groupings]
+    speakers = None if speakers is None else np.asarray(speakers)[finite]
     scores, labels = checked_trials(scores, labels)
-    eer, threshold = ComputeEER(scores, labels)
-    low, high = eer_interval(scores, labels)
-    rates = ComputeErrorRates(scores, labels)
-    llrs = calibrated_llrs(scores, labels)
-    result = {"eer": eer, "eer_low": low, "eer_high": high, "threshold": threshold}
-    for prior in sorted({0.01, 0.05, p_target}):
-        result[f"min_dcf_{prior:g}"] = float(ComputeMinDcf(*rates, prior, c_miss, c_fa)[0])
-    for prior in sorted({0.05, p_target}):
-        result[f"act_dcf_{prior:g}"] = float(ComputeActDcf(llrs, labels, prior, c_miss, c_fa))
-    result["cllr"] = float(ComputeCllr(llrs, labels))
-    result["trials"], result["targets"] = len(labels), int(labels.sum())
-    return result
+    llrs, threshold = calibrated_llrs(scores, labels), ComputeEER(scores, labels)[1]
+    chosen = [("pooled", np.ones(len(scores), bool))]
+    chosen += [(name, groups == name) for groups in groupings for name in sorted(set(groups.tolist()))]
+    rows = []
+    for name, mask in chosen:
+        s, y = scores[mask], labels[mask]
+        row = {"group": name, "trials": len(y), "targets": int(y.sum())}
+        row["miss"] = 100 * float(np.mean(s[y == 1] < threshold)) if y.any() else None
+        row["false_accept"] = 100 * float(np.mean(s[y == 0] >= threshold)) if not y.all() else None
+        if 0 < y.sum() < len(y):
+            these = None if speakers is None else speakers[mask]
+            if these is not None and len(np.unique(these)) < 4:
+                these = None
+            row.update(evaluation_metrics(s, y, p_target, speakers=these, llrs=llrs[mask], draws=draws))
+        rows.append(row)
+    return rows
 
 
-def read_trials_file(path):
-    """Read ``score label pathA pathB`` lines; returns (scores, labels, first paths)."""
-    with open(path, encoding="utf-8") as f:
-        rows = [line.split() for line in f]
-    return np.array([float(r[0]) for r in rows]), np.array([int(r[1]) for r in rows]), [r[2] for r in rows]
+def table_lines(rows, p_target=0.05) -> list[str]:
+    """The rows of ``condition_table`` as lines for a terminal."""
+    width = max(6, *[len(row["group"]) for row in rows])
+    lines = [
+        f"{'group':>{width}}    EER %   (95 % interval)  minDCF({p_target:g})  actDCF({p_target:g})   Cllr"
+        "   miss %  false accept %   trials  targets"
+    ]
+    for row in rows:
+        miss, alarm = [f"{row[k]:.2f}" if row[k] is not None else "-" for k in ("miss", "false_accept")]
+        if "eer" in row:
+            interval = f"({row['eer_low']:.2f} to {row['eer_high']:.2f})" + "*" * (row["interval"] == "trials")
+            costs = row[f"min_dcf_{p_target:g}"], row[f"act_dcf_{p_target:g}"]
+            figures = f"{row['eer']:8.2f}{interval:>18}{costs[0]:14.4f}{costs[1]:14.4f}{row['cllr']:8.4f}"
+        else:
+            figures = f"{'only targets' if row['targets'] else 'only nontargets'}: no EER".ljust(62)
+        lines.append(f"{row['group']:>{width}} {figures} {miss:>8} {alarm:>15} {row['trials']:8d} {row['targets']:8d}")
+    if any(row.get("interval") == "trials" for row in rows):
+        lines.append("* over trials, as if independent: too narrow where they share speakers")
+    lines.append("miss and false accept: at the threshold of the pooled EER")
+    return lines
 
 
-def main(argv=None) -> int:
-    """Print the figures of a trials file, pooled and by the beginning of the first path."""
-    parser = argparse.ArgumentParser(description="Print the error rates of a trials file (score label pathA pathB).")
-    parser.add_argument("file")
+def parse_arguments(argv):
+    """The options of the command line."""
+    parser = Parser("tuneThreshold.py", "Print the error rates of a score file, pooled and by condition.")
+    parser.add_argument("file", help="'score label a b', 'a b score label', or without labels (with --trials)")
+    parser.add_argument("--trials", default="", metavar="LIST", help="trial list with the labels and columns")
     parser.add_argument(
-        "--prefix", type=int, default=0, help="group by this many letters of path A (default 0: pooled only)"
+        "--by",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="prefix:N letters of the paths; column:N of the list; FILE.tsv:COLUMN of speakers or files; "
+        "duration:2,4 seconds of the shorter file; may be repeated",
     )
+    parser.add_argument("--prefix", type=int, default=0, metavar="N", help="the same as --by prefix:N")
+    parser.add_argument("--test_path", default="", metavar="FOLDER", help="where the files lie, for --by duration")
     parser.add_argument("--p_target", type=float, default=0.05, help="prior of a target trial (default 0.05)")
+    parser.add_argument("--false_accept", type=float, nargs="+", default=[], metavar="RATE", help="give the thresholds")
+    parser.add_argument("--false_reject", type=float, nargs="+", default=[], metavar="RATE", help="give the thresholds")
+    parser.add_argument("--draws", type=int, default=0, help="bootstrap draws (default 0: 200 to 1,000)")
     args = parser.parse_args(argv)
     if not 0 < args.p_target < 1:
         parser.error("--p_target must lie between 0 and 1")
+    if any(not 0 <= rate <= 1 for rate in args.false_accept + args.false_reject):
+        parser.error("a rate must lie between 0 and 1")
+    if args.draws < 0 or args.prefix < 0:
+        parser.error("--draws and --prefix must not be negative")
+    args.by += [f"prefix:{args.prefix}"] if args.prefix else []
+    return args
+
+
+def main(argv=None) -> int:
+    """Print the figures of a score file, pooled and by condition, and the thresholds asked for."""
+    from scoring.conditions import groups_of
+    from scoring.files import join_labels, read_scores, read_trials_any
+
+    args = parse_arguments(argv)
+    columns = any(condition.startswith("column:") for condition in args.by)
+    trials = read_scores(args.file, columns=columns and not args.trials)
+    if args.trials:
+        trials = join_labels(trials, read_trials_any(args.trials, columns=columns))
+    elif trials.labels is None:
+        raise UsageError(f"{args.file}: no labels in a file of '{trials.form}' scores: give --trials")
+    speakers, why = trial_speakers(trials.labels, trials.first, trials.second)
+    if why:
+        print(f"intervals over trials, not speakers: {why}")
     try:
-        scores, labels, first = read_trials_file(args.file)
-        groups = {"pooled": np.ones(len(scores), bool)}
-        for name in sorted({path[: args.prefix] for path in first}) if args.prefix else ():
-            groups[name] = np.array([path.startswith(name) for path in first])
-        for name, chosen in groups.items():
-            if len(np.unique(labels[chosen])) < 2:
-                kind = "targets" if labels[chosen][0] else "nontargets"
-                print(f"{name:>8}  only {kind}, {chosen.sum()} trials: no EER")
-                continue
-            r = evaluation_metrics(scores[chosen], labels[chosen], args.p_target)
-            dcf = f"minDCF({args.p_target:g}) {r[f'min_dcf_{args.p_target:g}']:.4f}"
-            interval = f"(95 % CI {r['eer_low']:.2f} to {r['eer_high']:.2f})"
-            print(f"{name:>8}  EER {r['eer']:5.2f} % {interval}  {dcf}  Cllr {r['cllr']:.4f}  {r['trials']} trials")
-    except (OSError, ValueError, IndexError) as error:
-        print(f"{args.file}: {error}", file=sys.stderr)
-        return 2
+        groupings = [groups_of(condition, trials, args.test_path) for condition in args.by]
+        rows = condition_table(trials.scores, trials.labels, groupings, args.p_target, speakers, args.draws)
+        for line in table_lines(rows, args.p_target):
+            print(line)
+        rates = ErrorRates.of(trials.scores, trials.labels)
+        for what, wanted in (("accept", args.false_accept), ("reject", args.false_reject)):
+            function = threshold_at_false_accept if what == "accept" else threshold_at_false_reject
+            for rate in wanted:
+                threshold = function(trials.scores, trials.labels, rate)
+                miss, alarm = (100 * float(x) for x in rates.at(threshold))
+                print(f"false {what} {rate:g}: threshold {threshold:.6g}, misses {miss:.2f} %, accepts {alarm:.2f} %")
+    except ValueError as error:
+        raise UsageError(f"{args.file}: {error}") from error
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -90,7 +90,7 @@ FUNCTIONS = [
     lambda s, y: tt.tuneThresholdfromScore(s, y, [0.1]),
     lambda s, y: tt.ComputeActDcf(s, y, 0.05, 1, 1),
     lambda s, y: tt.ComputeCllr(s, y),
-    lambda s, y: tt.eer_interval(s, y),
+    lambda s, y: tt.bootstrap_interval(s, y, draws=50),
     lambda s, y: tt.evaluation_metrics(s, y),
 ]
 
@@ -118,18 +118,20 @@ def test_bootstrap_interval_covers_the_true_eer():  # bug 5
     from scipy.stats import norm
 
     true = 100 * norm.cdf(-0.75)
-    intervals = [tt.eer_interval(*trials(seed, 600), draws=200) for seed in range(40)]
+    intervals = [tt.bootstrap_interval(*trials(seed, 600), draws=200)["eer"] for seed in range(40)]
     covered = sum(low <= true <= high for low, high in intervals)
     assert covered >= 34 and all(high - low > 1 for low, high in intervals)
 
 
-def test_figures_of_a_trials_file_by_group(tmp_path, capsys):
+def test_figures_of_a_score_file_by_group(tmp_path, capsys):
     path = tmp_path / "trials.txt"
-    lines = [f"{0.1 * i + (i % 2)} {i % 2} aa{i} x" for i in range(20)] + ["0.3 1 bb x", "0.4 1 bb y"]
-    path.write_text("\n".join(lines) + "\n")
+    lines = [f"{0.1 * i + (i % 2)} {i % 2} aa{i}/x aa{i + 1 - i % 2}/y" for i in range(20)]
+    path.write_text("\n".join([*lines, "0.3 1 bb1/x bb1/y", "0.4 1 bb2/x bb2/y"]) + "\n")
     assert tt.main([str(path), "--prefix", "2"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("  pooled  EER") and "aa  EER" in out[1] and "bb  only targets, 2 trials: no EER" in out[2]
+    heading, pooled, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["group", "EER", "%"] and pooled.split()[0] == "pooled"
+    assert pooled.split()[-2:] == ["22", "12"] and first.split()[0] == "aa" and float(first.split()[1]) > 0
+    assert second.split()[:6] == ["bb", "only", "targets:", "no", "EER", "100.00"]
 
 
 def test_calibration_makes_cosines_meaningful():
