@@ -9,6 +9,7 @@ uploaded can be enforced before it is read.
 """
 
 import base64
+import contextlib
 import ipaddress
 import sys
 import threading
@@ -25,7 +26,7 @@ MIN_SECONDS = 0.3
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64", "AU", "CAF")
 PICTURE_COLUMNS = 400  # of a waveform or log-mel picture, however long the recording
 SECURITY = {
-    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; media-src blob:; img-src data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -51,7 +52,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        started, size = False, 0
+        size = 0
 
         async def counted():
             nonlocal size
@@ -62,12 +63,14 @@ class Guard:
             return message
 
         async def safe(message):
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 safer = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
                 message = {**message, "headers": [*message["headers"], *safer]}
             await send(message)
+
+        async def within(message):  # what is said of a body that was cut off is of no use
+            if size <= self.limit:
+                await safe(message)
 
         host, origin = headers.get("host", ""), headers.get("origin")
         length = headers.get("content-length", "0")
@@ -78,11 +81,10 @@ class Guard:
         elif not length.isdigit() or int(length) > self.limit:
             await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
         else:
-            try:
-                await self.app(scope, counted, safe)
-            except TooLarge:
-                if not started:
-                    await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
+            with contextlib.suppress(TooLarge):
+                await self.app(scope, counted, within)
+            if size > self.limit:
+                await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
 
 
 async def answer(send, scope, status: int, text: str):
@@ -127,7 +129,7 @@ def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
 
     @app.get("/{name}.{ending}")
     def asset(name: str, ending: str):
-        if f"{name}.{ending}" not in ("page.js", "page.css"):
+        if f"{name}.{ending}" not in ("page.js", "page.css", "recorder.js"):
             raise HTTPException(404, "no such page")
         return FileResponse(PAGE / f"{name}.{ending}")
 
@@ -280,6 +282,7 @@ def main(argv) -> int:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((args.host.strip("[]"), args.port))
+            listener.listen(64)  # so that the address that is printed answers at once
         except OSError as error:
             raise UsageError(f"serve.py: cannot listen on {args.host}:{args.port}: {error.strerror}") from error
         shown = f"[{args.host}]" if ":" in args.host else args.host

@@ -126,14 +126,22 @@ def verifier_from(args) -> Verifier:
     if args.prior is not None and not 0 < args.prior < 1:
         raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
     model = model_from(args)
-    beside = Path(args.initial_model).with_suffix(".calibration")
+    return Verifier(model, backend_from(args), args.threshold, args.prior)
+
+
+def backend_from(args) -> Backend:
+    """The back-end of --backend, else what training left beside the checkpoint, else the plain cosine."""
     if args.backend:
-        backend = Backend.load(args.backend)
-    elif beside.is_file():
-        backend = Backend.load(beside)
-    else:
-        backend = Backend()
-    return Verifier(model, backend, args.threshold, args.prior)
+        return Backend.load(args.backend)
+    calibration, threshold = (Path(args.initial_model).with_suffix(e) for e in (".calibration", ".threshold"))
+    if calibration.is_file():
+        return Backend.load(calibration)
+    if threshold.is_file():
+        try:
+            return Backend(threshold=float(threshold.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UsageError(f"{threshold}: holds no number") from error
+    return Backend()
 
 
 def add_store_argument(parser):

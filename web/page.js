@@ -1,5 +1,7 @@
 "use strict";
 
+const MOST_SECONDS = 60; // of a recording made here
+
 // One slot holds the recordings of one field of a form: chosen, dropped or recorded here.
 class Slot {
   constructor(element) {
@@ -75,23 +77,21 @@ class Recorder {
     const stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
     });
-    return new Recorder(stream, tell);
+    const context = new AudioContext();
+    await context.audioWorklet.addModule("recorder.js");
+    return new Recorder(stream, context, tell);
   }
 
-  constructor(stream, tell) {
-    this.stream = stream;
-    this.context = new AudioContext();
-    this.blocks = [];
-    this.samples = 0;
-    const node = this.context.createScriptProcessor(4096, 1, 1);
-    node.onaudioprocess = (event) => {
-      this.blocks.push(new Float32Array(event.inputBuffer.getChannelData(0)));
-      this.samples += event.inputBuffer.length;
-      tell(this.samples / this.context.sampleRate);
-      if (this.samples > 60 * this.context.sampleRate) this.stop();
+  constructor(stream, context, tell) {
+    Object.assign(this, { stream, context, blocks: [], samples: 0 });
+    const tap = new AudioWorkletNode(context, "tap", { numberOfOutputs: 0 });
+    tap.port.onmessage = ({ data }) => {
+      this.blocks.push(data);
+      this.samples += data.length;
+      tell(this.samples / context.sampleRate);
+      if (this.samples > MOST_SECONDS * context.sampleRate) this.stop();
     };
-    this.context.createMediaStreamSource(stream).connect(node);
-    node.connect(this.context.destination);
+    context.createMediaStreamSource(stream).connect(tap);
     this.done = new Promise((resolve) => { this.resolve = resolve; });
   }
 
@@ -189,7 +189,7 @@ function element(tag, text, kind = "") {
 }
 
 const decisionOf = (verdict) => verdict.same === null ? "no threshold" : verdict.same ? "same speaker" : "different speakers";
-const percent = (share) => share === null ? "" : `${(100 * share).toFixed(share > 0.001 && share < 0.999 ? 1 : 3)} %`;
+const percent = (share) => share === null ? "-" : `${(100 * share).toFixed(share > 0.001 && share < 0.999 ? 1 : 3)} %`;
 
 function scaleOf(verdict) {
   const scale = element("div", "", "scale");
@@ -296,7 +296,10 @@ function prepare(form) {
       const answer = await ask(ROUTES[form.id], { method: "POST", body });
       drawRecordings(slots, answer.recordings);
       FORMS[form.id](section, answer);
-      if (form.id === "enroll") await listSpeakers();
+      if (form.id === "enroll") {
+        for (const slot of slots) slot.files = []; // their pictures stay; another click must not enroll them again
+        await listSpeakers();
+      }
     } catch (error) {
       section.replaceChildren(element("p", error.message, "error"));
     }
