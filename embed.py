@@ -43,7 +43,8 @@ def main(argv) -> int:
     if not Path(args.out).resolve().parent.is_dir():
         raise UsageError(f"--out: no such folder: '{Path(args.out).parent}'")
     if len(paths) == 1:
-        write_embeddings(args.out, names, model_from(args).embed_file(paths[0])[None])
+        model = model_from(args)
+        write_embeddings(args.out, names, model.embed_file(paths[0])[None], model.identity)
         return 0
     return embed_many(args, names, paths)
 
@@ -59,7 +60,7 @@ def embed_many(args, names, paths) -> int:
         raise UsageError(
             f"embed.py: none of the {len(paths)} recordings could be embedded; '{args.out}' is not written"
         )
-    write_embeddings(args.out, [names[i] for i in kept], x[kept])
+    write_embeddings(args.out, [names[i] for i in kept], x[kept], model.identity)
     left = f", {len(problems)} left out" if problems else ""
     print(f"{args.out}: {len(kept)} embeddings of {model.dimension}{left}")
     return 1 if problems else 0

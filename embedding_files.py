@@ -22,11 +22,11 @@ def check_ending(path, rows: int | None = None):
         raise UsageError(f"{path}: a .npy file holds one embedding, there are {rows}; write .npz or .ark")
 
 
-def write_embeddings(path, names: list[str], x):
+def write_embeddings(path, names: list[str], x, identity: str = ""):
     """Write embeddings (N, D) by the ending of ``path``, whole or not at all.
 
-    .npy: the one row, shape (D,). .npz: arrays ``names`` (N,) and ``embeddings`` (N, D). .ark: Kaldi's float vectors,
-    with a .scp beside it; its names hold no white space.
+    .npy: the one row, shape (D,). .npz: arrays ``names`` (N,) and ``embeddings`` (N, D), and ``identity``, which model
+    they are of. .ark: Kaldi's float vectors, with a .scp beside it; its names hold no white space.
     """
     path, x = Path(path), np.ascontiguousarray(x, dtype=np.float32)
     check_ending(path, len(names))
@@ -36,7 +36,7 @@ def write_embeddings(path, names: list[str], x):
         if path.suffix == ".npy":
             np.save(f, x[0])
         else:
-            np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x)
+            np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x, identity=np.str_(identity))
         f.flush()
         os.fsync(f.fileno())
     return None
@@ -93,3 +93,11 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
     if x.ndim != 2 or len(names) != len(x) or len(set(names)) != len(names):
         raise UsageError(f"{path}: expected one embedding for each of {len(set(names))} names, got shape {x.shape}")
     return names, x
+
+
+def read_identity(path) -> str:
+    """The model's identity that an .npz file of embeddings states, "" where a file does not say."""
+    if Path(path).suffix != ".npz":
+        return ""
+    with np.load(path, allow_pickle=False) as file:
+        return str(file["identity"]) if "identity" in file.files else ""

@@ -27,7 +27,8 @@ def _figure(title, xlabel, ylabel):
 def draw_all(folder, scores, labels, result: dict) -> list[Path]:
     """Write det.png, roc.png and scores.png into ``folder``; returns their paths."""
     folder = Path(folder)
-    title = f"EER {result['eer']:.2f} %, {result['trials']} trials, epoch {result['epoch']}"
+    epoch = f", epoch {result['epoch']}" if "epoch" in result else ""
+    title = f"EER {result['eer']:.2f} %, {result['trials']} trials{epoch}"
     miss, alarm, _ = ComputeErrorRates(scores, labels)
     miss, alarm = np.concatenate([[0.0], miss]), np.concatenate([[1.0], alarm])
     drawn = [

@@ -196,9 +196,11 @@ def configuration_of(state: dict, path, config: str) -> Config:
     return resolve(written, [])
 
 
-def add_model_arguments(parser):
+def add_model_arguments(parser, required: bool = True):
     """Add the flags that ``model_from`` reads."""
-    parser.add_argument("--initial_model", required=True, metavar="CKPT", help="checkpoint of a trained model")
+    parser.add_argument(
+        "--initial_model", required=required, default="", metavar="CKPT", help="checkpoint of a trained model"
+    )
     parser.add_argument("--config", default="", metavar="YAML", help="its configuration, where the checkpoint has none")
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default auto)"

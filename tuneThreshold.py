@@ -176,19 +176,20 @@ def evaluation_metrics(
     }
 
 
-def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, draws=0) -> list[dict]:
+def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, draws=0, llrs=None) -> list[dict]:
     """Figures of all trials and of each group: dicts of ``evaluation_metrics``, with ``group`` and two more.
 
     ``groupings``: lists (N,) of the name of each trial's group. ``miss`` and ``false_accept`` (in %, None without such
     trials) are the errors at the threshold of the pooled EER: where a group's differ from the pooled ones, one
-    threshold does not serve all. Likelihood ratios are calibrated on all trials. A group of one class has no other
+    threshold does not serve all. ``llrs`` (N,): default calibrated on all trials. A group of one class has no other
     figures; one of fewer than 4 speakers has intervals over trials.
     """
     finite = np.isfinite(np.asarray(scores, np.float64).ravel())
     groupings = [np.asarray(groups)[finite] for groups in groupings]
     speakers = None if speakers is None else np.asarray(speakers)[finite]
     scores, labels = checked_trials(scores, labels)
-    llrs, threshold = calibrated_llrs(scores, labels), ComputeEER(scores, labels)[1]
+    llrs = calibrated_llrs(scores, labels) if llrs is None else np.asarray(llrs)[finite]
+    threshold = ComputeEER(scores, labels)[1]
     chosen = [("pooled", np.ones(len(scores), bool))]
     chosen += [(name, groups == name) for groups in groupings for name in sorted(set(groups.tolist()))]
     rows = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scoring.backend import Backend
-from scoring.held_out import speaker_of
+from scoring.intervals import speaker_of
 from scoring.plda import PLDA
 from scoring.sources import is_embedding_file
 from speaker_lists import UsageError, read_train_list
@@ -84,8 +84,9 @@ def without_trial_speakers(names, speakers, trial_names, say):
     return [names[i] for i in keep], None if speakers is None else [speakers[i] for i in keep]
 
 
-def build_backend(a, source, identity: str, trial_names, say) -> Backend:
+def build_backend(a, source, trial_names, say) -> Backend:
     """The chain that score.py's options ``a`` ask for, without its calibration; ``say`` prints a line."""
+    identity = source.identity
     if a.backend:
         return Backend.load(a.backend, identity)
     backend = Backend(enrollment=a.enroll_by, prior=a.p_target, identity=identity)

@@ -2,13 +2,8 @@
 
 import numpy as np
 
+from scoring.intervals import speaker_of
 from speaker_lists import UsageError
-
-
-def speaker_of(name: str) -> str | None:
-    """Speaker of an utterance in the VoxCeleb layout (its first folder), or None where the name has no folder."""
-    head, slash, _ = name.strip("/").partition("/")
-    return head if slash else None
 
 
 def session_of(name: str) -> str:
@@ -16,13 +11,14 @@ def session_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0):
+def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0, prefix: int = 0):
     """Draw trials from a train list: ``pairs`` target and as many nontarget trials, fewer where there are no more.
 
-    labels (N,) speaker numbers, paths (N,). ``speakers``: take so many at random (0: all). Both sides of a target trial
-    are of different recordings where the speaker has several (else of different utterances), and every speaker is as
-    likely as any other. Returns (trial labels (T,) int64, first paths, second paths), targets first; a seed always
-    gives the same trials.
+    labels (N,) speaker numbers, paths (N,). ``speakers``: take so many at random (0: all). ``prefix``: nontarget
+    trials are of paths that share so many first letters, where those say the corpus or the gender. Both sides of a
+    target trial are of different recordings where the speaker has several (else of different utterances), and every
+    speaker is as likely as any other. Returns (trial labels (T,) int64, first paths, second paths), targets first; a
+    seed always gives the same trials; ValueError where there are none.
     """
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
@@ -45,9 +41,15 @@ def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0):
             others = np.arange(len(others)) != first
         return utterances[s][first], utterances[s][rng.choice(np.flatnonzero(others))]
 
+    kinds = np.unique([paths[rows[0]][:prefix] for rows in utterances], return_inverse=True)[1]
+    alike = [np.flatnonzero((kinds == kind) & (np.arange(len(kinds)) != s)) for s, kind in enumerate(kinds)]
+    with_alike = [s for s, others in enumerate(alike) if len(others)]
+    if not with_alike:
+        raise ValueError(f"no two speakers share the first {prefix} letters")
+
     def nontarget():
-        s, t = rng.choice(len(utterances), 2, replace=False)
-        return rng.choice(utterances[s]), rng.choice(utterances[t])
+        s = with_alike[rng.integers(len(with_alike))]
+        return rng.choice(utterances[s]), rng.choice(utterances[rng.choice(alike[s])])
 
     found = []
     for draw in (target, nontarget):
@@ -80,9 +82,7 @@ def check_held_out(path, names, evaluation_path, evaluation_names, allow: bool) 
         examples = ", ".join(shared[:3])
         message = f"{path}: shares {len(shared)} {kind} with {evaluation_path} ({examples} ..)"
         if not allow:
-            raise UsageError(
-                f"{message}: calibration on them would flatter actDCF and Cllr; --allow_overlap accepts that"
-            )
+            raise UsageError(f"{message}: calibrating on them flatters actDCF and Cllr; --allow_overlap accepts that")
         return f"WARNING: {message}: the calibrated figures are too good"
     if kind == "utterances":
         return f"{path}: the names have no folder of the speaker, so only utterances were compared, not speakers"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from speaker_lists import UsageError, _lines
+from speaker_lists import UsageError, numbered_lines
 
-ENDINGS = (".npz", ".ark", ".scp", ".npy")
+ENDINGS = (".npz", ".ark", ".scp")
 
 
 class Source:
@@ -15,15 +15,22 @@ class Source:
     def __init__(self, files=(), model=None, root: str = "", durations: str = ""):
         self.files, self.model, self.root = list(files), model, root
         self.names, self.rows, self.problems = {}, [], {}
+        self.identity = "" if model is None else model.identity
         self.lengths = read_durations(durations) if durations else {}
         for path in self.files:
             self.read(path)
 
     def read(self, path) -> list[str]:
         """Take in a file of embeddings; returns the names in it."""
-        from embedding_files import read_embeddings
+        from embedding_files import read_embeddings, read_identity
 
         names, x = read_embeddings(path)
+        identity = read_identity(path)
+        if identity and self.identity and identity != self.identity:
+            raise UsageError(
+                f"{path}: embeddings of another model ({identity[:12]}) than those before ({self.identity[:12]})"
+            )
+        self.identity = self.identity or identity
         if self.rows and x.shape[1] != len(self.rows[0]):
             raise UsageError(f"{path}: embeddings of size {x.shape[1]}, those read before are of {len(self.rows[0])}")
         for name, row in zip(names, x):
@@ -83,7 +90,7 @@ def _duration(path) -> float:
 def read_durations(path) -> dict:
     """Read ``utterance seconds`` lines (Kaldi's utt2dur)."""
     lengths = {}
-    for number, columns in _lines(path):
+    for number, columns in numbered_lines(path):
         try:
             name, seconds = columns
             lengths[name] = float(seconds)
@@ -97,7 +104,7 @@ def read_durations(path) -> dict:
 def read_enrollment(path):
     """Read ``model utterance ..`` lines (Kaldi's spk2utt); returns {model: [utterances]}."""
     models = {}
-    for number, columns in _lines(path):
+    for number, columns in numbered_lines(path):
         if len(columns) < 2:
             raise UsageError(f"{path}:{number}: expected 'model utterance ..', got one column")
         if columns[0] in models:

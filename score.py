@@ -1,0 +1,257 @@
+"""Score a trial list: embeddings or a model in, a score file, figures with intervals, pictures and one JSON out.
+
+python score.py --trials trials.txt --embeddings vox1.npz --out exps/scores
+python score.py --trials trials.txt --initial_model exps/demo/model/model_best.model --root data/demo/wav
+python score.py --trials trials.txt --embeddings all.npz --cohort train_list.txt --norm asnorm --calibrate held_out.txt
+"""
+
+import sys
+
+from command_line import Parser, existing_file, run
+from speaker_lists import UsageError, read_train_list
+
+BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
+
+
+def parser() -> Parser:
+    """The options, in groups."""
+    p = Parser("score.py", __doc__.splitlines()[0])
+    add = p.add_argument_group("trials and embeddings").add_argument
+    add("--trials", help="'label a b' (VoxCeleb) or 'a b target|nontarget' (Kaldi, wespeaker)")
+    add("--embeddings", nargs="+", default=[], metavar="FILE", help="embeddings by name: npz, ark or scp")
+    add("--root", default="", help="folder of the audio files that the lists name; durations are read there too")
+    add("--durations", default="", metavar="FILE", help="'utterance seconds' lines (utt2dur), for --qmf without --root")
+    add(
+        "--enroll",
+        default="",
+        metavar="LIST",
+        help="'model utterance ..' lines (spk2utt): the trials name models first",
+    )
+    add("--enroll_by", choices=("mean", "scores"), default="mean", help="average embeddings or scores (default mean)")
+    add = p.add_argument_group("back-end").add_argument
+    add("--backend", default="", metavar="FILE", help="a back-end of --save_backend: scores with that chain")
+    add("--cohort", default="", metavar="FILE", help="train list 'speaker path', or a file of embeddings")
+    add("--cohort_speakers", default="", metavar="LIST", help="'speaker name' list for a cohort given as embeddings")
+    add("--cohort_by", choices=("speaker", "utterance"), default="", help="default: speaker where they are known")
+    add("--submean", action="store_true", help="subtract the mean of the cohort's utterances from every embedding")
+    add("--norm", choices=("none", "snorm", "asnorm"), default="none", help="normalise scores by the cohort")
+    add("--top_n", type=int, default=300, help="best cohort scores of each side for asnorm (default 300)")
+    add("--train_plda", action="store_true", help="score by PLDA learnt on the cohort, not by cosine")
+    add("--lda_dimension", type=int, default=0, help="dimension before PLDA (default: as many as there are)")
+    add("--plda", default="", metavar="FILE", help="score by the PLDA of a back-end file")
+    add = p.add_argument_group("calibration and fusion, learnt on held-out trials").add_argument
+    add("--calibrate", default="", metavar="TRIALS", help="held-out trial list: scores become log-likelihood ratios")
+    add("--allow_overlap", action="store_true", help="accept speakers of the evaluation in --calibrate, with a warning")
+    add("--qmf", action="store_true", help="calibrate with duration, magnitude and cohort scores too")
+    add("--fuse", nargs="+", default=[], metavar="SCORES", help="scores of other systems on --trials, to be fused")
+    add("--fuse_calibrate", nargs="+", default=[], metavar="SCORES", help="their scores on --calibrate, same order")
+    add = p.add_argument_group("figures and files").add_argument
+    add("--p_target", type=float, default=0.05, help="prior of a target trial for calibration and decision (0.05)")
+    add("--by", action="append", default=[], metavar="CONDITION", help=BY)
+    add("--draws", type=int, default=0, help="bootstrap draws over speakers (default 0: 200 to 1,000)")
+    add("--max_nan_score_pct", type=float, default=5.0, help="non-finite scores above which there is no figure; %% (5)")
+    add("--form", choices=("voxceleb", "kaldi", "wespeaker"), default="voxceleb", help="form of the score file")
+    add("--out", default="", metavar="FOLDER", help="write scores.txt, result.json and the pictures there")
+    add("--save_backend", default="", metavar="FILE", help="write the chain as one .npz, for verify.py and --backend")
+    add = p.add_argument_group("make a held-out list").add_argument
+    add("--make_trials", nargs=2, metavar=("TRAIN_LIST", "TRIALS"), help="draw held-out trials from a train list; stop")
+    add("--pairs", type=int, default=10000, help="target trials to draw, and nontarget ones (default 10000)")
+    add("--prefix", type=int, default=0, help="nontarget trials of names that share so many first letters (default 0)")
+    add("--speakers", type=int, default=0, help="from so many speakers, at random (default: a quarter, at most 500)")
+    add("--seed", type=int, default=0)
+    return p
+
+
+def checked(p: Parser, argv):
+    """Parse and check what can be checked before anything slow."""
+    from speaker_model import add_model_arguments
+
+    add_model_arguments(p, required=False)
+    a = p.parse_args(argv)
+    if a.make_trials:
+        existing_file(a.make_trials[0], "--make_trials")
+        return a
+    if not a.trials:
+        p.error("--trials FILE is needed (or --make_trials TRAIN_LIST TRIALS)")
+    if a.embeddings and a.initial_model:
+        p.error("give --embeddings or --initial_model, not both")
+    if not (a.embeddings or a.initial_model or a.fuse):
+        p.error("give --embeddings FILE, or --initial_model with --root, or --fuse SCORES")
+    if a.initial_model and not a.root:
+        p.error("--initial_model needs --root, the folder of the audio files")
+    for flag in ("trials", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate"):
+        if getattr(a, flag):
+            existing_file(getattr(a, flag), f"--{flag}")
+    for flag in ("embeddings", "fuse", "fuse_calibrate"):
+        for path in getattr(a, flag):
+            existing_file(path, f"--{flag}")
+    for flag, needs in (("submean", "cohort"), ("train_plda", "cohort"), ("qmf", "calibrate"), ("fuse", "calibrate")):
+        if getattr(a, flag) and not getattr(a, needs):
+            p.error(f"--{flag} needs --{needs}")
+    if a.norm != "none" and not a.cohort:
+        p.error(f"--norm {a.norm} needs --cohort")
+    if a.backend and (a.cohort or a.plda or a.enroll_by != "mean"):
+        p.error("--backend is a whole chain: it takes no --cohort, --norm, --plda or --enroll_by beside it")
+    if a.plda and a.train_plda:
+        p.error("give --plda or --train_plda, not both")
+    if len(a.fuse) != len(a.fuse_calibrate):
+        p.error("--fuse and --fuse_calibrate take the same systems in the same order")
+    if a.fuse and a.save_backend:
+        p.error("--save_backend cannot hold the other systems of --fuse")
+    if not 0 < a.p_target < 1:
+        p.error("--p_target must lie between 0 and 1")
+    for flag, least in (("top_n", 1), ("pairs", 1), ("draws", 0), ("speakers", 0), ("prefix", 0), ("lda_dimension", 0)):
+        if getattr(a, flag) < least:
+            p.error(f"--{flag} must be at least {least}")
+    return a
+
+
+def make_held_out(a) -> int:
+    """Write a held-out trial list drawn from a train list."""
+    import numpy as np
+
+    from scoring.backend import write_atomically
+    from scoring.held_out import make_trials
+
+    speakers, labels, paths, _ = read_train_list(a.make_trials[0])
+    wanted = a.speakers or max(2, min(500, len(speakers) // 4))
+    try:
+        drawn = make_trials(labels, paths, a.pairs, a.seed, wanted, a.prefix)
+    except ValueError as error:
+        raise UsageError(f"{a.make_trials[0]}: {error}") from error
+    lines = [f"{label} {first} {second}\n" for label, first, second in zip(*drawn)]
+    write_atomically(a.make_trials[1], "".join(lines).encode())
+    targets = int(np.sum(drawn[0]))
+    print(f"{a.make_trials[1]}: {targets} target and {len(lines) - targets} nontarget trials of {wanted} speakers")
+    return 0
+
+
+def make_source(a):
+    """The source of the embeddings."""
+    from scoring.sources import Source
+
+    model = None
+    if a.initial_model:
+        from speaker_model import model_from
+
+        model = model_from(a)
+    return Source(a.embeddings, model, a.root, a.durations)
+
+
+def read_lists(a, say):
+    """The trial list, it and the held-out one as [(labels, first, second)], models, all utterances they name."""
+    from scoring.files import read_trials_any
+    from scoring.held_out import check_held_out
+    from scoring.sources import read_enrollment
+
+    columns = any(condition.startswith("column:") for condition in a.by)
+    read = [read_trials_any(path, columns=columns and path == a.trials) for path in (a.trials, a.calibrate) if path]
+    lists = [(trials.labels, trials.first, trials.second) for trials in read]
+    models = read_enrollment(a.enroll) if a.enroll else None
+    voices = []
+    for _, first, second in lists:
+        enrolled = first if models is None else [u for name in dict.fromkeys(first) for u in models.get(name, ())]
+        voices.append([*enrolled, *second])
+    if a.calibrate:
+        warning = check_held_out(a.calibrate, voices[1], a.trials, voices[0], a.allow_overlap)
+        if warning:
+            say(warning)
+    return read[0], lists, models, [name for names in voices for name in names]
+
+
+def score_lists(a, lists, models, voices, say):
+    """(Back-end or None, [scored trials, scored held-out trials]); without embeddings only --fuse gives scores."""
+    from scoring.chain import ScoredTrials, build_backend, score_list
+    from scoring.files import read_scores
+
+    backend, scored = None, [ScoredTrials.without_scores(*trials) for trials in lists]
+    if a.embeddings or a.initial_model:
+        source = make_source(a)
+        backend = build_backend(a, source, voices, say)
+        quality = a.qmf or (backend.calibration is not None and len(backend.calibration.names) > 1)
+        scored = [score_list(backend, source, *trials, models, quality) for trials in lists]
+    for number, paths in enumerate(zip(a.fuse, a.fuse_calibrate), 1):
+        for trials, path in zip(scored, paths):
+            theirs = read_scores(path)
+            trials.add_system(f"system {number}", dict(zip(zip(theirs.first, theirs.second), theirs.scores)), path)
+    return backend, scored
+
+
+def learn(a, backend, scored, say):
+    """The calibration: learnt on the held-out trials, or that of --backend, or None."""
+    from scoring.calibration import LogisticCalibration
+
+    if not a.calibrate:
+        return backend.calibration
+    held_out = scored[1]
+    good = held_out.finite
+    if not good.all():
+        say(f"{a.calibrate}: {(~good).sum()} of {len(good)} trials have no finite score and are left out")
+        describe_problems(held_out, say)
+    try:
+        found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
+    except ValueError as error:
+        raise UsageError(f"{a.calibrate}: {error}") from error
+    for name, weight in zip(found.names, found.weights):
+        if weight < 0 and (name == "score" or name.startswith("system")):
+            say(
+                f"WARNING: {a.calibrate}: the calibration turns {name} round (weight {weight:.3g}): are labels swapped?"
+            )
+    return found
+
+
+def calibrated(a, calibration, trials):
+    """Log-likelihood ratios of the trials; UsageError where --backend wants measures that are not there."""
+    try:
+        return calibration.llrs(trials.features, trials.names)
+    except ValueError as error:
+        raise UsageError(f"{a.backend or a.calibrate}: {error}: durations come from --root or --durations") from error
+
+
+def describe_problems(trials, say):
+    """Name each utterance without a score: why, and how many trials it spoils."""
+    for name, (reason, spoiled) in list(trials.problems.items())[:10]:
+        say(f"{name}: {reason}; spoils {spoiled} trials")
+    if len(trials.problems) > 10:
+        say(f"... and {len(trials.problems) - 10} more")
+
+
+def main(argv) -> int:
+    """Score a trial list, or draw a held-out one."""
+    a = checked(parser(), argv)
+    if a.make_trials:
+        return make_held_out(a)
+    from scoring import report
+
+    notes = []
+
+    def say(line):
+        notes.append(line)
+        print(line)
+
+    listed, lists, models, voices = read_lists(a, say)
+    backend, scored = score_lists(a, lists, models, voices, say)
+    trials = scored[0]
+    calibration = learn(a, backend, scored, say) if a.calibrate or backend else None
+    describe_problems(trials, say)
+    llrs = None if calibration is None else calibrated(a, calibration, trials)
+    parts = [backend.describe()] if backend else []
+    parts += [f"fusion with {len(a.fuse)} score files"] if a.fuse else []
+    parts += [f"{'QMF ' if a.qmf else ''}calibration on {a.calibrate}"] if a.calibrate else []
+    result = report.summarise(a, trials, llrs, " + ".join(parts), models)
+    print("\n".join(report.table(result)))
+    if a.by and not result["scores"]["failed"]:
+        print("\n".join(report.by_condition(a, listed, trials, llrs, models, result)))
+    if backend and a.save_backend:
+        backend.calibration = calibration
+        if calibration is None and not result["scores"]["failed"]:
+            backend.threshold = result["scores"]["figures"]["threshold"]
+        backend.save(a.save_backend)
+        print(f"back-end: {a.save_backend}")
+    if a.out:
+        report.write(a, trials, llrs, {**result, "notes": notes})
+    return 1 if result["scores"]["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
