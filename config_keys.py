@@ -116,7 +116,7 @@ KEYS = _table(
                 "encoder_type",
                 str,
                 "SAP",
-                "temporal pooling of the ResNetSE models, SAP or ASP, and of VGGVox, TAP or MAX too",
+                "temporal pooling of the ResNetSE models, SAP or ASP; of VGGVox TAP or MAX too; of RawNet3 ECA or ASP",
             ),
             _k("n_mels", int, 40, "mel filters", low=1),
             _k("log_input", bool, False, "take the logarithm of the mel spectrogram (ResNetSE models, VGGVox)"),

@@ -118,6 +118,31 @@ TOOLKITS = (
             (r"layer(\d)\.se_res2block\.(.*)", BLOCK + r"\2"),
         ),
     ),
+    Toolkit(
+        "RawNet3",  # Jungjee/RawNet and voxceleb_trainer
+        (("conv1.filterbank.low_hz_", "attention.3.weight"),),
+        (),
+        (
+            (r"conv1\.filterbank\.(low_hz|band_hz)_", r"conv1.\1"),
+            (r"conv1\.filterbank\..*", None),
+            (r"bn[16]\..*", None),  # in the file, but the published model passes nothing through them
+            (r"layer(\d)\.(conv|bn)1\.(.*)", BLOCK + r"0.\2.\3"),
+            (r"layer(\d)\.(conv|bn)s\.(\d)\.(.*)", BLOCK + r"1.parts.\3.\2.\4"),
+            (r"layer(\d)\.(conv|bn)3\.(.*)", BLOCK + r"2.\2.\3"),
+            (r"layer(\d)\.residual\.0\.weight", r"layer\1.residual.weight"),
+        ),
+    ),
+    Toolkit(
+        "wespeaker",  # whose ERes2Net has the first convolution of a fused block by a name of its own
+        (("layer3.0.conv2_1.weight", "seg_1.weight"),),
+        ("wespeaker",),
+        (
+            CLASSIFIER,
+            (r"(layer[34]\.\d+)\.conv2_1\.(.*)", r"\1.convs.0.\2"),
+            (r"(layer[34]\.\d+)\.bn2_1\.(.*)", r"\1.bns.0.\2"),
+            (r"(layer[34]\.\d+\.(?:convs|bns))\.0\.(.*)", r"\1.1.\2"),
+        ),
+    ),
     # Their names are kept in models/; only the classifier is renamed.
     Toolkit(
         "wespeaker or 3D-Speaker",
@@ -126,7 +151,7 @@ TOOLKITS = (
             ("xvector.tdnn.linear.weight",),
             ("frame_1.conv_1d.weight", "seg_1.weight"),
             ("backbone.inputs_weights.0",),
-            ("seg_1.weight", "front.conv1.weight"),
+            ("bottleneck.weight", "front.conv1.weight"),
         ),
         ("wespeaker", "3dspeaker"),
         (CLASSIFIER,),

@@ -112,6 +112,29 @@ SETTINGS = (
         "0.73 / 0.89 / 1.76",
         "3D-Speaker",
     ),
+    Setting("ERes2Net base", "ERes2Net", {"size": "base"}, 6_610_688, "6.61M", "0.96 / 1.06 / 1.96", "3D-Speaker"),
+    Setting(
+        "ERes2Net large", "ERes2Net", {"size": "large"}, 22_462_784, "22.46M", "0.52 / 0.75 / 1.44", "3D-Speaker", "LM"
+    ),
+    Setting("ERes2NetV2", "ERes2NetV2", {}, 17_859_632, "17.8M", "0.61 / 0.76 / 1.45", "3D-Speaker", "LM"),
+    *(
+        Setting(
+            f"SimAM-ResNet{depth}",
+            "SimAM_ResNet",
+            {"depth": depth},
+            parameters,
+            published,
+            eer,
+            "wespeaker",
+            VOXBLINK,
+        )
+        for depth, parameters, published, eer in (
+            (34, 25_213_760, "25.2M", "0.372 / 0.559 / 0.997"),
+            (100, 50_232_896, "50.2M", "0.202 / 0.421 / 0.795"),
+        )
+    ),
+    # The authors' file has 1,024 more, of two BNs that nothing passes through.
+    Setting("RawNet3", "RawNet3", {"nOut": 256}, 16_279_298, "16.3M", "0.893 / - / -", "voxceleb_trainer", CROPS),
     *(
         Setting(
             f"ReDimNet-{size}",
@@ -134,6 +157,9 @@ SETTINGS = (
         )
     ),
     # Counted only.
+    Setting("ERes2Net base, 512", "ERes2Net", {"size": "base", "nOut": 512}, 9_887_808),
+    Setting("ERes2Net huge", "ERes2Net", {"size": "huge"}, 55_165_024),
+    Setting("ERes2NetV2 w24s4ep4", "ERes2NetV2", {"size": "V2_w24s4ep4"}, 53_513_632),
     Setting("ResNetSE34L, 256, SAP", "ResNetSE34L", {**SE34L, "nOut": 256, "encoder_type": "SAP"}, 1_404_054),
     Setting("ResNetSE34L, 256, ASP", "ResNetSE34L", {**SE34L, "nOut": 256, "encoder_type": "ASP"}, 1_436_822),
     Setting("ResNetSE34L, 512, ASP", "ResNetSE34L", {**SE34L, "nOut": 512, "encoder_type": "ASP"}, 1_502_614),

@@ -66,18 +66,18 @@ DEPTHS = {
 
 
 class ResNet(nn.Module):
-    """Waveform (B, T) -> embedding (B, nOut)."""
+    """Waveform (B, T) -> embedding (B, nOut); ``kinds`` makes the blocks of each of the four stages."""
 
-    def __init__(self, nOut, block, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend):
+    def __init__(self, nOut, kinds, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend):
         super().__init__()
         self.frontend = frontend
         self.conv1 = nn.Conv2d(1, m_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(m_channels)
         inplanes = m_channels
-        for i, (count, stride) in enumerate(zip(blocks, (1, 2, 2, 2))):
+        for i, (block, count, stride) in enumerate(zip(kinds, blocks, (1, 2, 2, 2))):
             planes = m_channels * 2**i
             parts = [block(inplanes, planes, stride)]
-            inplanes = planes * block.expansion
+            inplanes = planes * parts[0].expansion
             parts += [block(inplanes, planes, 1) for _ in range(count - 1)]
             setattr(self, f"layer{i + 1}", nn.Sequential(*parts))
         bands = -(-n_mels // 8)  # mel filters left after three strides of 2
@@ -86,10 +86,13 @@ class ResNet(nn.Module):
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
 
+    def stages(self, x):
+        """What the last stage gives, (B, C, mels / 8, frames / 8), of the output of the first convolution."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
     def forward(self, x):
         x = self.frontend(x).unsqueeze(1)  # (B, 1, mels, frames)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.stages(F.relu(self.bn1(self.conv1(x))))
         x = self.seg_1(self.pool(x))
         return x if self.seg_2 is None else self.seg_2(self.seg_bn_1(F.relu(x)))
 
@@ -116,4 +119,4 @@ def MainModel(
     block, standard = DEPTHS[depth]
     blocks = tuple(blocks) if any(blocks) else standard
     frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
-    return ResNet(nOut, block, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend)
+    return ResNet(nOut, (block,) * 4, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import foreign_models
 import foreign_redimnet
+import foreign_res2net
 import foreign_tdnn
 import pytest
 import torch
@@ -18,7 +19,7 @@ from config import load_config
 from models.frontend import FrontEnd
 
 MODELS = plugins.available("models")
-CASES = [*foreign_models.CASES, *foreign_tdnn.CASES, *foreign_redimnet.CASES]
+CASES = [*foreign_models.CASES, *foreign_tdnn.CASES, *foreign_redimnet.CASES, *foreign_res2net.CASES]
 
 
 class Holder(torch.nn.Module):
@@ -64,26 +65,18 @@ def test_the_four_forms_of_voxceleb_trainer(form):
 
 
 def test_projects_are_recognised_and_our_own_files_are_not():
-    names = {case.__name__: interop.recognise(case()[0]).name for case in CASES}
+    names = {case.__name__: checkpoint.toolkit_of(case()[0]).name for case in CASES}
     assert names["taoruijie"] == "TaoRuijie/ECAPA-TDNN" and names["wespeaker_ecapa"] == "wespeaker"
     assert names["speechbrain"] == names["threedspeaker"] == "SpeechBrain or 3D-Speaker"
     assert names["campplus"] == names["wespeaker_xvector"] == names["wespeaker_resnet"] == "wespeaker or 3D-Speaker"
     assert names["wespeaker_redimnet_b1"] == names["wespeaker_redimnet_b3"] == "wespeaker or 3D-Speaker"
     assert names["resnetse34l"] == names["resnetse34v2"] == names["vggvox"] == "voxceleb_trainer"
-    for name in plugins.available("models"):
-        if name in (
-            "ECAPA_TDNN",
-            "ResNetSE34L",
-            "ResNetSE34V2",
-            "ResNet34",
-            "XVector",
-            "CAMPPlus",
-            "VGGVox",
-            "ReDimNet",
-        ):
-            values = {"nOut": 16, "n_mels": 40, "channels": 8, "aggregate": 8, "m_channels": 2, "encoder_type": "ASP"}
-            own = Holder(plugins.call(plugins.load("models", name), values)).state_dict()
-            assert interop.recognise(own) is None and checkpoint.weights_of(own, "own").keys() == own.keys()
+    assert names["eres2net"] == names["eres2netv2"] == names["wespeaker_simam"] == "wespeaker or 3D-Speaker"
+    assert names["rawnet3"] == "RawNet3" and names["wespeaker_eres2net"] == "wespeaker"
+    for name in MODELS:
+        values = {"nOut": 16, "n_mels": 40, "channels": 8, "aggregate": 8, "m_channels": 4, "encoder_type": "ASP"}
+        own = Holder(plugins.call(plugins.load("models", name), values)).state_dict()
+        assert interop.recognise(own) is None and checkpoint.weights_of(own, "own").keys() == own.keys()
 
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/interop/*.yaml"))

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchaudio
+from foreign_res2net import sinc_filters
 
 from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
-from models import CAMPPlus, VGGVox, XVector
+from models import CAMPPlus, ERes2Net, RawNet3, SimAM_ResNet, VGGVox, XVector
 from models.frontend import FrontEnd
 
 
@@ -31,6 +32,72 @@ def test_the_shortest_input_gives_an_embedding(module, samples):
     model = module.MainModel(nOut=8, features="wespeaker").eval()
     with torch.inference_mode():
         assert model(0.1 * torch.randn(2, samples)).isfinite().all()
+
+
+NARROW = {"m_channels": 8, "blocks": (1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    "module, keys",
+    [
+        (ERes2Net, NARROW),
+        (ERes2Net, {**NARROW, "size": "V2_w24s4ep4", "two_emb_layer": True}),
+        (SimAM_ResNet, NARROW),
+        (RawNet3, {"channels": 16}),
+    ],
+)
+def test_the_shortest_input_gives_an_embedding_of_narrow_models(module, keys):
+    model = module.MainModel(nOut=8, **keys).eval()
+    with torch.inference_mode():
+        assert model(0.1 * torch.randn(2, 400)).isfinite().all()
+        with pytest.raises(ValueError, match=r"needs at least \d+ samples, got 390"):
+            model(torch.zeros(2, 390))
+
+
+@pytest.mark.parametrize(
+    "module, keys, said",
+    [
+        (ERes2Net, {"size": "B0"}, "size: must be one of base, large, huge, V2"),
+        (ERes2Net, {"size": "V2", "m_channels": 2}, "m_channels: ERes2Net of size V2 needs at least 3"),
+        (SimAM_ResNet, {"depth": 18}, "depth: must be one of 34, 100"),
+        (RawNet3, {"encoder_type": "SAP"}, "encoder_type: RawNet3 has ECA and ASP"),
+        (RawNet3, {"channels": 12}, "channels: RawNet3 needs a multiple of 8"),
+    ],
+)
+def test_settings_that_a_model_does_not_have_are_refused_by_name(module, keys, said):
+    with pytest.raises(ValueError, match=said):
+        module.MainModel(**keys)
+
+
+def test_simam_is_its_formula_and_survives_fp16_and_constant_maps():  # Yang et al. 2021, equation 5
+    x = 300.0 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = SimAM_ResNet.simam(x.half())
+    for row, expected in zip(out.flatten(0, 1).double().numpy(), x.half().flatten(0, 1).double().numpy()):
+        energy = (
+            4 * (expected.var(ddof=1) + 1e-4) / ((expected - expected.mean()) ** 2 + 2 * expected.var(ddof=1) + 2e-4)
+        )
+        assert np.allclose(row, expected / (1 + np.exp(-1 / energy)), rtol=2e-3)
+    for value, size in ((0.0, (5, 7)), (6e4, (5, 7)), (-6e4, (1, 1))):
+        flat = torch.full((1, 2, *size), value, dtype=torch.float16).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.float16):
+            out = SimAM_ResNet.simam(flat)
+        out.float().sum().backward()
+        assert torch.allclose(out.float(), flat.float() * 0.6225, rtol=1e-3) and flat.grad.isfinite().all()
+
+
+def test_sinc_filters_are_their_formula_and_pass_their_bands():
+    bank = RawNet3.SincFilters(16, 251, 10)
+    filters = bank.filters()[:, 0].detach()
+    assert torch.allclose(filters, sinc_filters(bank.low_hz.detach(), bank.band_hz.detach()), atol=1e-5)
+    peaks = torch.fft.rfft(filters, 16000).abs().argmax(dim=1).view(2, 8)  # bins of 1 Hz
+    low = 50 + bank.low_hz[:, 0]
+    assert ((peaks > low - 40) & (peaks < low + 50 + bank.band_hz[:, 0] + 40)).all()
+    bank.low_hz.data[:3, 0] = torch.tensor([7950.0, -1e5, 0.0])  # trained past the Nyquist frequency, and to the bottom
+    bank.band_hz.data[:3] = 0.0
+    filters = bank.filters()
+    filters.square().sum().backward()
+    assert filters.isfinite().all() and bank.low_hz.grad.isfinite().all() and bank.band_hz.grad.isfinite().all()
 
 
 def test_xvector_gives_either_embedding_in_evaluation():

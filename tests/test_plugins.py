@@ -11,6 +11,9 @@ SMALL["XVector"] = {"channels": 16, "stats_channels": 24}
 SMALL["CAMPPlus"] = {"m_channels": 4, "init_channels": 16, "growth_rate": 8, "blocks": (2, 2, 2)}
 SMALL["VGGVox"] = {"num_filters": (8, 8, 8, 8, 8, 16)}
 SMALL |= {name: {"num_filters": (8, 8, 8, 16)} for name in ("ResNetSE34L", "ResNetSE34V2")}
+SMALL["SimAM_ResNet"] = SMALL["ResNet"]
+SMALL |= {name: {"m_channels": 8, "blocks": (1, 1, 1, 1)} for name in ("ERes2Net", "ERes2NetV2")}
+SMALL["RawNet3"] = {"channels": 16}
 SMALL["ReDimNet"] = {"size": "B0", "channels": 3}
 VALUES = {
     "nOut": 16,
