@@ -413,8 +413,7 @@ class ModelTrainer:
             eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
             (self.files.model / f"{name}.eer").write_text(eer)
         if improved:
-            (self.files.model / "model_best.threshold").write_text(f"{result['threshold']:.6f}")
-            self.evaluator.draw(self.files.result, result)
+            self.evaluator.keep_best(self.files, state["model_state_dict"], result)
 
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""

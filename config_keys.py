@@ -170,7 +170,13 @@ KEYS = _table(
             ),
             _k("num_eval", int, 10, "crops of a file, evenly spaced, where eval_frames is not 0", low=1),
             _k("eval_batch_size", int, 32, "files in an evaluation batch; cannot change a score", low=1),
-            _k("max_test_pairs", int, 0, "evaluate a random balanced subset of this many trials, 0 is all", low=0),
+            _k(
+                "max_test_pairs",
+                int,
+                0,
+                "evaluate so many random trials, half targets, of every speaker its share; 0 is all",
+                low=0,
+            ),
             _k(
                 "score_mode",
                 str,

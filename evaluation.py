@@ -1,20 +1,23 @@
 """Embed the files of a trial list, score the trials, and say what can be said of them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import plots
 from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
 from DatasetLoader import TestDataset, make_loader
-from speaker_lists import UsageError, read_trials
+from scoring.backend import Backend, write_atomically
+from scoring.calibration import LogisticCalibration
+from scoring.cosine import score_pairs
+from scoring.files import write_scores
+from scoring.intervals import trial_speakers
+from speaker_lists import UsageError, list_hash, read_trials
+from speaker_model import identity_of
 from tuneThreshold import ComputeEER, evaluation_metrics
-
-FIGURES = ("eer", "eer_low", "eer_high", "eer_worst", "threshold", "cllr")  # not given for a failed evaluation
-SCORE_CHUNK = 65536  # trials scored at a time: bounds memory, not results
 
 
 def collate_one(items):
@@ -28,10 +31,12 @@ class Evaluator:
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         labels, first, second = read_trials(config.test_list)
+        self.speakers, self.no_speakers = trial_speakers(labels, first, second)
         if config.max_test_pairs and config.max_test_pairs < len(labels):
-            chosen = balanced_subset(labels, config.max_test_pairs, config.seed)
+            chosen = stratified_subset(labels, self.speakers, config.max_test_pairs, config.seed)
             labels = labels[chosen]
             first, second = [first[i] for i in chosen], [second[i] for i in chosen]
+            self.speakers, self.no_speakers = trial_speakers(labels, first, second)
         self.labels, self.first, self.second = labels, first, second
         self.files = sorted(set(first) | set(second))
         number = {file: i for i, file in enumerate(self.files)}
@@ -119,24 +124,30 @@ class Evaluator:
         lost_pairs = np.flatnonzero(~finite)[:10]
         result["nan_pairs"] = [f"{self.labels[i]} {self.first[i]} {self.second[i]}" for i in lost_pairs]
         result["nan_targets"] = int(self.labels[~finite].sum())
-        c = self.config
-        share = 100 * lost / len(scores)
         left = np.unique(self.labels[finite])
         if len(left) < 2:
             result["failed"] = "all scores are non-finite" if not len(left) else "one class of trials is left"
         else:
-            result.update(
-                evaluation_metrics(scores[finite], self.labels[finite], c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
-            )
-            if lost:
-                worst = np.where(finite, scores, np.where(self.labels == 1, *_beyond(scores[finite])))
-                result["eer_worst"] = ComputeEER(worst, self.labels)[0]
-            if share > c.max_nan_score_pct:
-                for key in [k for k in result if k in FIGURES or k.startswith(("min_dcf", "act_dcf"))]:
-                    result[key] = None
-                limit = f"max_nan_score_pct {c.max_nan_score_pct:g}"
-                result["failed"] = f"{share:.1f} % of the scores are non-finite ({limit})"
+            result.update(self.figures(scores, finite))
         return result
+
+    def figures(self, scores, finite) -> dict:
+        """Figures of the finite scores; where too many are not, numbers are None and ``failed`` says so."""
+        c, lost = self.config, int((~finite).sum())
+        speakers = None if self.speakers is None else self.speakers[finite]
+        costs = c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa
+        found = evaluation_metrics(scores[finite], self.labels[finite], *costs, speakers, seed=c.seed)
+        if found["interval"] == "trials":
+            found["no_speakers"] = self.no_speakers or "too few speakers are left"
+        if lost:
+            worst = np.where(finite, scores, np.where(self.labels == 1, *_beyond(scores[finite])))
+            found["eer_worst"] = ComputeEER(worst, self.labels)[0]
+        share = 100 * lost / len(scores)
+        if share > c.max_nan_score_pct:
+            found = {key: None if isinstance(value, float) else value for key, value in found.items()}
+            limit = f"max_nan_score_pct {c.max_nan_score_pct:g}"
+            found["failed"] = f"{share:.1f} % of the scores are non-finite ({limit})"
+        return found
 
     @torch.no_grad()
     def statistics(self, network, file: str, embedding) -> str:
@@ -159,10 +170,36 @@ class Evaluator:
         for old in [*folder.glob("trials_epoch_*.txt"), *folder.glob("nan_trials_epoch_*.txt")]:
             old.unlink()
         for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
-            if chosen.any():
-                with open(folder / f"{name}_epoch_{result['epoch']}.txt", "w", encoding="utf-8") as f:
-                    for i in np.flatnonzero(chosen):
-                        f.write(f"{float(result['scores'][i])!r} {self.labels[i]} {self.first[i]} {self.second[i]}\n")
+            index = np.flatnonzero(chosen)
+            if len(index):
+                sides = [[side[i] for i in index] for side in (self.first, self.second)]
+                path = folder / f"{name}_epoch_{result['epoch']}.txt"
+                write_scores(path, result["scores"][index], self.labels[index], *sides)
+
+    def keep_best(self, files, weights: dict, result: dict):
+        """Write model_best.threshold and model_best.calibration of the evaluated weights, and the pictures."""
+        (files.model / "model_best.threshold").write_text(f"{result['threshold']:.6f}")
+        calibration = json.dumps(self.calibration(weights, result), indent=1) + "\n"
+        write_atomically(files.model / "model_best.calibration", calibration.encode())
+        self.draw(files.result, result)
+
+    def calibration(self, weights: dict, result: dict) -> dict:
+        """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
+
+        ``weights`` {name: tensor} say of which model it is. Scores that do not rise with the probability of a target
+        get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior applies.
+        """
+        c, finite = self.config, np.isfinite(result["scores"])
+        scores, labels, backend = result["scores"][finite], self.labels[finite], Backend(prior=c.dcf_p_target)
+        if np.ptp(scores) > 1e-12 * np.abs(scores).max():
+            backend.calibration = LogisticCalibration.fit(scores, labels, c.dcf_p_target)
+        if backend.calibration is None or backend.calibration.weights[0] <= 0:
+            backend.calibration, backend.threshold = None, result["threshold"]
+        backend.identity = identity_of(weights, c)
+        made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
+        made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
+        made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
+        return {**backend.header(), "score": c.score_mode, **made}
 
     def draw(self, folder, result) -> list[Path]:
         """Write the pictures of a result."""
@@ -182,31 +219,35 @@ def _beyond(scores):
     return scores.min() - 1.0, scores.max() + 1.0
 
 
-def balanced_subset(labels, count: int, seed: int) -> np.ndarray:
-    """Choose ``count`` trials at random, half of each class as far as there are that many; indices in list order."""
-    rng = np.random.default_rng(seed)
-    targets, nontargets = (rng.permutation(np.flatnonzero(labels == value)) for value in (1, 0))
-    half = min(len(targets), max(count // 2, count - len(nontargets), 1))
-    return np.sort(np.concatenate([targets[:half], nontargets[: count - half]]))
+def stratified_subset(labels, speakers, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` trials at random; indices in list order.
 
-
-def score_pairs(embeddings, pairs, mode: str = "cosine", normalize: bool = True) -> np.ndarray:
-    """Score pairs (N, 2) of rows of embeddings (files, crops, D) -> (N,) float64.
-
-    'cosine': mean cosine over all pairs of crops. 'euclidean': minus the mean distance over all pairs of crops, of
-    length-normalised embeddings where ``normalize`` (voxceleb_trainer's score). A zero embedding scores 0.
+    Half of each class, as far as there are that many. Of each class every speaker (``speakers`` (N, 2), or None) keeps
+    the same share of its trials, and at least one where there is room, so that the error rates of a subset are those
+    of the list but for chance.
     """
-    x = embeddings.double()
-    if mode == "cosine":
-        x = F.normalize(x, dim=2).mean(dim=1)  # the mean of products is the product of means
-    elif normalize:
-        x = F.normalize(x, dim=2)
-    scores = np.empty(len(pairs))
-    for begin in range(0, len(pairs), SCORE_CHUNK if mode == "cosine" else 2048):
-        part = slice(begin, begin + (SCORE_CHUNK if mode == "cosine" else 2048))
-        a, b = (x[torch.from_numpy(pairs[part, side])] for side in (0, 1))
-        scores[part] = ((a * b).sum(dim=1) if mode == "cosine" else -torch.cdist(a, b).mean(dim=(1, 2))).numpy()
-    return scores
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    targets, nontargets = (order[labels[order] == value] for value in (1, 0))
+    half = min(len(targets), max(count // 2, count - len(nontargets), 1))
+    chosen = []
+    for index, wanted in ((targets, half), (nontargets, count - half)):
+        if speakers is not None and len(index):
+            index = index[_spread(speakers[index], rng)]
+        chosen.append(index[:wanted])
+    return np.sort(np.concatenate(chosen))
+
+
+def _spread(speakers, rng) -> np.ndarray:
+    """Order trials (n, 2), which come in random order, so that every beginning holds each speaker's share of it."""
+    n = len(speakers)
+    owner = speakers[np.arange(n), rng.integers(0, 2, n)]  # a trial of two speakers counts for one of them
+    counts = np.bincount(owner)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(owner, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = (rank + rng.random(len(counts))[owner]) / counts[owner]
+    place[np.unique(speakers, return_index=True)[1] // 2] -= 1  # one trial of each speaker before all others
+    return np.argsort(place, kind="stable")
 
 
 def describe(result: dict, config) -> list[str]:
@@ -226,7 +267,8 @@ def describe(result: dict, config) -> list[str]:
     if result["failed"]:
         return [*lines, f"Epoch {result['epoch']}  evaluation failed: {result['failed']}"]
     p = config.dcf_p_target
-    eer = f"EER {result['eer']:.2f} % (95 % CI {result['eer_low']:.2f} to {result['eer_high']:.2f})"
+    over = "speakers" if result["interval"] == "speakers" else f"trials: {result['no_speakers']}"
+    eer = f"EER {result['eer']:.2f} % (95 % CI {result['eer_low']:.2f} to {result['eer_high']:.2f} over {over})"
     if result["nan_scores"]:
         eer = (
             f"EER {result['eer']:.2f} % without the removed trials, {result['eer_worst']:.2f} % counting them as errors"
@@ -234,7 +276,8 @@ def describe(result: dict, config) -> list[str]:
     dcf = "  ".join(f"minDCF({prior:g}) {result[f'min_dcf_{prior:g}']:.4f}" for prior in sorted({0.01, p}))
     lines.append(f"Epoch {result['epoch']}  {eer}  {dcf}")
     lines.append(
-        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold)"
+        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold;"
+        f" at best {result['min_cllr']:.4f})"
         f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
     )
     return lines

@@ -32,7 +32,7 @@ class SpeakerModel:
     def __init__(self, network, config: Config, device, path):
         self.network, self.config, self.device, self.path = network.eval(), config, device, path
         self.dimension = config.nOut
-        self.identity = identity_of(network, config)
+        self.identity = identity_of(network.state_dict(), config)
 
     def embed(self, wave, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
@@ -135,14 +135,17 @@ def to_float(wave, sample_rate) -> np.ndarray:
     return resample(np.ascontiguousarray(x if x.ndim == 1 else x.mean(axis=0)), int(sample_rate))
 
 
-def identity_of(network, config) -> str:
-    """SHA-256 over the model's weights and keys: two models with the same one share an embedding space."""
+def identity_of(weights: dict, config) -> str:
+    """SHA-256 over the model's ``weights`` {name: tensor} and keys: models with the same one share an embedding space.
+
+    Weights of a loss (``__L__.``) play no part.
+    """
     digest = hashlib.sha256()
     own = plugins.declaration("models", config.model).own
     keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
     digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):
+    for name, tensor in sorted(weights.items()):
+        if not name.startswith("__L__.") and not name.endswith("num_batches_tracked"):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

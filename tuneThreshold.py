@@ -14,7 +14,7 @@ import numpy as np
 
 from command_line import Parser, run
 from scoring.error_rates import ErrorRates, checked_trials
-from scoring.intervals import bootstrap_interval, trial_speakers
+from scoring.intervals import bootstrap_interval, enough_speakers, trial_speakers
 from speaker_lists import UsageError
 
 __all__ = ["ErrorRates", "bootstrap_interval", "checked_trials", "trial_speakers"]  # of scoring/, for those who import
@@ -147,14 +147,15 @@ def evaluation_metrics(
 ) -> dict:
     """Compute every figure of an evaluation, with its 95 % interval; EERs in %, costs at priors 0.01, 0.05, p_target.
 
-    ``speakers`` (N, 2) of ``trial_speakers``: the intervals (``X_low``, ``X_high``) are over speakers, else over
-    trials; ``interval`` says which. ``llrs`` (N,): default ``calibrated_llrs``.
+    ``speakers`` (N, 2) of ``trial_speakers``: the intervals (``X_low``, ``X_high``) are over speakers, else, or with
+    fewer than 4, over trials; ``interval`` says which. ``llrs`` (N,): default ``calibrated_llrs``.
     """
     if llrs is None:
         finite = np.isfinite(np.asarray(scores, np.float64).ravel())
         speakers = None if speakers is None else np.asarray(speakers)[finite]
         scores, labels = checked_trials(scores, labels)
         llrs = calibrated_llrs(scores, labels)
+    speakers = enough_speakers(speakers)
     rates, llr_rates = ErrorRates.of(scores, labels), ErrorRates.of(llrs, labels)
     priors = sorted({0.01, 0.05, p_target})
     intervals = bootstrap_interval(scores, labels, speakers, llrs, priors, c_miss, c_fa, draws, seed)
@@ -200,8 +201,6 @@ def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, 
         row["false_accept"] = 100 * float(np.mean(s[y == 0] >= threshold)) if not y.all() else None
         if 0 < y.sum() < len(y):
             these = None if speakers is None else speakers[mask]
-            if these is not None and len(np.unique(these)) < 4:
-                these = None
             row.update(evaluation_metrics(s, y, p_target, speakers=these, llrs=llrs[mask], draws=draws))
         rows.append(row)
     return rows

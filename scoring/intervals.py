@@ -42,6 +42,11 @@ def trial_speakers(labels, first, second, mapping=None):
     return speakers, ""
 
 
+def enough_speakers(speakers):
+    """The speakers (N, 2) of trials, or None where there are too few to resample."""
+    return None if speakers is None or len(np.unique(speakers)) < MIN_SPEAKERS else speakers
+
+
 def bootstrap_interval(
     scores,
     labels,

@@ -1,5 +1,6 @@
 """Scoring, non-finite scores, subsets, checkpoints of other trainers."""
 
+import json
 import types
 
 import numpy as np
@@ -7,26 +8,13 @@ import pytest
 import torch
 
 import checkpoint
-from evaluation import balanced_subset, describe, score_pairs
-from speaker_lists import UsageError
+from evaluation import describe, stratified_subset
+from scoring.backend import Backend
+from scoring.cosine import score_pairs
+from scoring.intervals import trial_speakers
+from speaker_lists import UsageError, list_hash
+from tuneThreshold import ComputeEER
 from utils import save_atomically
-
-
-def test_cosine_scores_against_a_loop():
-    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    pairs = np.array([[0, 1], [2, 3], [1, 1]])
-    unit = x.numpy() / np.linalg.norm(x.numpy(), axis=2, keepdims=True)
-    expected = [np.mean([u @ v for u in unit[a] for v in unit[b]]) for a, b in pairs]
-    assert np.allclose(score_pairs(x, pairs), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_euclidean_scores_against_a_loop(normalize):
-    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    pairs = np.array([[0, 1], [2, 3]])
-    y = x.numpy() / (np.linalg.norm(x.numpy(), axis=2, keepdims=True) if normalize else 1)
-    expected = [-np.mean([np.linalg.norm(u - v) for u in y[a] for v in y[b]]) for a, b in pairs]
-    assert np.allclose(score_pairs(x, pairs, "euclidean", normalize), expected, atol=1e-6)
 
 
 def test_a_zero_embedding_scores_zero_and_a_nan_one_nan():  # nan.md C10
@@ -36,12 +24,47 @@ def test_a_zero_embedding_scores_zero_and_a_nan_one_nan():  # nan.md C10
     assert scores[0] == 0 and np.isnan(scores[1])
 
 
-def test_a_subset_of_the_trials_is_random_and_balanced():  # bug 6
-    labels = np.array([1] * 300 + [0] * 700)
-    chosen = balanced_subset(labels, 100, 1)
-    assert len(set(chosen)) == 100 and labels[chosen].sum() == 50 and list(chosen) == sorted(chosen)
-    assert chosen[:50].max() > 150 and not np.array_equal(chosen, balanced_subset(labels, 100, 2))
-    assert len(balanced_subset(np.array([1] * 5 + [0] * 95), 50, 1)) == 50
+def ordered_list(speakers=20, each=100):
+    """A trial list ordered by speaker, as VoxCeleb's is, whose first speakers are the easy ones; with its scores."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(speakers), 2 * each)
+    labels = np.tile(np.repeat([1, 0], each), speakers)
+    other = np.where(labels == 1, owner, (owner + rng.integers(1, speakers, len(owner))) % speakers)
+    scores = rng.normal(labels * (3 - 2.5 * owner / speakers), 1)
+    sides = [[f"id{s:02d}/v/{i}.wav" for i, s in enumerate(side)] for side in (owner, other)]
+    return labels, *sides, scores
+
+
+def test_a_subset_of_the_trials_is_random_balanced_and_of_every_speaker():  # bug 6
+    labels, first, second, _ = ordered_list()
+    labels[:60] = 1  # 1,060 more of one class play no part
+    speakers = np.array([[int(p[2:4]) for p in side] for side in (first, second)]).T
+    chosen = stratified_subset(labels, speakers, 400, 1)
+    assert len(set(chosen)) == 400 and labels[chosen].sum() == 200 and list(chosen) == sorted(chosen)
+    assert not np.array_equal(chosen, stratified_subset(labels, speakers, 400, 2))
+    assert np.array_equal(chosen, stratified_subset(labels, speakers, 400, 1))
+    for value in (0, 1):
+        assert set(speakers[chosen][labels[chosen] == value].ravel()) == set(range(20))
+    share = np.bincount(speakers[chosen][labels[chosen] == 1, 0]) / np.bincount(speakers[labels == 1, 0])
+    assert np.all(np.abs(share - 200 / labels.sum()) <= 1.5 / 100)  # each speaker's targets: the same share
+    rare = np.where(np.arange(len(labels)) == 555, 77, speakers[:, 0])  # a speaker of a single trial stays
+    assert 555 in stratified_subset(labels, np.stack([rare, speakers[:, 1]], 1), 400, 1)
+
+
+def test_a_subset_without_speakers_is_balanced():
+    labels = np.array([1] * 5 + [0] * 95)
+    assert len(stratified_subset(labels, None, 50, 1)) == 50
+    assert labels[stratified_subset(labels, None, 8, 1)].sum() == 4
+
+
+def test_the_error_rate_of_a_subset_is_that_of_the_list():  # bug 6
+    labels, first, second, scores = ordered_list()
+    speakers, why = trial_speakers(labels, first, second)
+    whole = ComputeEER(scores, labels)[0]
+    subsets = [stratified_subset(labels, speakers, 400, seed) for seed in range(30)]
+    rates = [ComputeEER(scores[chosen], labels[chosen])[0] for chosen in subsets]
+    assert not why and abs(np.mean(rates) - whole) < 0.8
+    assert abs(ComputeEER(scores[:400], labels[:400])[0] - whole) > 8  # the habit: the first lines
 
 
 @pytest.fixture
@@ -96,6 +119,50 @@ def test_a_collapsed_model_is_evaluated_and_drawn(evaluator, tmp_path):
     assert len(evaluator.draw(tmp_path, result)) == 3
     result["scores"] = 1 - 1e-16 * np.arange(len(result["scores"]))
     assert len(evaluator.draw(tmp_path, result)) == 3
+
+
+def test_the_best_evaluation_leaves_a_calibration(settings, tools, data):
+    from speaker_model import load_model
+
+    trainer = tools.build(settings, max_epoch=1, test_interval=1, max_test_pairs=40)
+    trainer.run()
+    folder = trainer.files.model
+    made = json.loads((folder / "model_best.calibration").read_text())
+    assert made["trials"] == 40 and made["targets"] == 20 and made["score_mode"] == "cosine"
+    assert made["test_list_sha256"] == list_hash(data / "trials.txt") and made["eval_frames"] == 0
+    assert made["score_threshold"] == pytest.approx(float((folder / "model_best.threshold").read_text()), abs=1e-6)
+    model = load_model(folder / "model_best.model", device="cpu")
+    assert made["identity"] == model.identity
+    backend = Backend.load(folder / "model_best.calibration", model.identity)
+    evaluator = trainer.evaluator
+    (line,) = [e for e in map(json.loads, trainer.files.metrics.read_text().splitlines()) if e["event"] == "eval"]
+    assert line["interval"] == "speakers" and line["eer_low"] <= line["eer"] <= line["eer_high"]
+    a, b = (model.embed_file(data / "wav" / side[0]) for side in (evaluator.first, evaluator.second))
+    trials = next(trainer.files.result.glob("trials_epoch_*.txt")).read_text().splitlines()
+    assert float(backend.score(a, b[None])[0]) == pytest.approx(float(trials[0].split()[0]), abs=1e-5)
+    if backend.calibration is None:  # an untrained model: scores that do not rise with the probability of a target
+        assert made["threshold"] == made["score_threshold"]
+    else:
+        assert made["threshold"] is None and made["calibration"]["prior"] == trainer.config.dcf_p_target
+
+
+def test_scores_that_say_nothing_get_no_calibration(evaluator):
+    evaluator, trainer = evaluator
+    result = evaluator.run(trainer.network, 1)
+    for scores in (np.full(len(evaluator.labels), 0.5), 1.0 - evaluator.labels):
+        made = evaluator.calibration(trainer.network.state_dict(), {**result, "scores": scores})
+        assert made["calibration"] is None and made["threshold"] == result["threshold"]
+    made = evaluator.calibration(trainer.network.state_dict(), {**result, "scores": evaluator.labels * 0.4 + 0.1})
+    assert made["calibration"]["weights"][0] > 0 and made["threshold"] is None
+
+
+def test_an_interval_over_trials_says_why(evaluator):
+    evaluator, trainer = evaluator
+    assert "over speakers)" in "\n".join(describe(evaluator.run(trainer.network, 1), trainer.config))
+    evaluator.speakers, evaluator.no_speakers = trial_speakers(evaluator.labels, ["a"] * 80, ["b"] * 80)
+    result = evaluator.run(trainer.network, 1)
+    assert result["interval"] == "trials"
+    assert "over trials: the speaker of a is unknown)" in "\n".join(describe(result, trainer.config))
 
 
 def test_too_many_nan_scores_fail_the_evaluation_and_training_goes_on(evaluator):
