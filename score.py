@@ -53,6 +53,7 @@ def parser() -> Parser:
     add("--form", choices=("voxceleb", "kaldi", "wespeaker"), default="voxceleb", help="form of the score file")
     add("--out", default="", metavar="FOLDER", help="write scores.txt, result.json and the pictures there")
     add("--save_backend", default="", metavar="FILE", help="write the chain as one .npz, for verify.py and --backend")
+    add("--false_accept", type=float, metavar="RATE", help="its threshold: so many false accepts (held-out trials)")
     add = p.add_argument_group("make a held-out list").add_argument
     add("--make_trials", nargs=2, metavar=("TRAIN_LIST", "TRIALS"), help="draw held-out trials from a train list; stop")
     add("--pairs", type=int, default=10000, help="target trials to draw, and nontarget ones (default 10000)")
@@ -98,6 +99,8 @@ def checked(p: Parser, argv):
         p.error("--fuse and --fuse_calibrate take the same systems in the same order")
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
+    if a.false_accept is not None and not (0 < a.false_accept < 1 and a.save_backend):
+        p.error("--false_accept RATE lies between 0 and 1 and needs --save_backend")
     if not 0 < a.p_target < 1:
         p.error("--p_target must lie between 0 and 1")
     for flag, least in (("top_n", 1), ("pairs", 1), ("draws", 0), ("speakers", 0), ("prefix", 0), ("lda_dimension", 0)):
@@ -216,6 +219,30 @@ def describe_problems(trials, say):
         say(f"... and {len(trials.problems) - 10} more")
 
 
+def save(a, backend, calibration, scored, result):
+    """Write the back-end with its threshold: of --false_accept, else Bayes where calibrated, else of the EER."""
+    import numpy as np
+
+    from tuneThreshold import threshold_at_false_accept
+
+    backend.calibration = calibration
+    learnt = scored[-1]  # the held-out trials, where there are any
+    values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)
+    good = np.isfinite(values)
+    if a.false_accept is not None:
+        if len(np.unique(learnt.labels[good])) < 2:
+            raise UsageError(
+                f"--save_backend: no threshold from {a.calibrate or a.trials}: one class of trials is left"
+            )
+        backend.threshold = threshold_at_false_accept(values[good], learnt.labels[good], a.false_accept)
+    elif calibration is not None:
+        backend.threshold = None
+    elif result["scores"]["figures"]:
+        backend.threshold = result["scores"]["figures"]["threshold"]
+    backend.save(a.save_backend)
+    print(f"back-end: {a.save_backend}")
+
+
 def main(argv) -> int:
     """Score a trial list, or draw a held-out one."""
     a = checked(parser(), argv)
@@ -243,14 +270,10 @@ def main(argv) -> int:
     if a.by and not result["scores"]["failed"]:
         print("\n".join(report.by_condition(a, listed, trials, llrs, models, result)))
     if backend and a.save_backend:
-        backend.calibration = calibration
-        if calibration is None and not result["scores"]["failed"]:
-            backend.threshold = result["scores"]["figures"]["threshold"]
-        backend.save(a.save_backend)
-        print(f"back-end: {a.save_backend}")
+        save(a, backend, calibration, scored, result)
     if a.out:
         report.write(a, trials, llrs, {**result, "notes": notes})
-    return 1 if result["scores"]["failed"] else 0
+    return 1 if any(part and part["failed"] for part in (result["scores"], result["calibrated"])) else 0
 
 
 if __name__ == "__main__":

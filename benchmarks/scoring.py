@@ -78,12 +78,12 @@ def three_functions(scores, labels):
 
 
 def all_figures(scores, labels):
-    """EER, minDCF, actDCF and Cllr."""
-    from tuneThreshold import ComputeActDcf, ComputeCllr, ComputeEER, ComputeErrorRates, ComputeMinDcf
+    """EER, minDCF, actDCF and Cllr, from the scores sorted once."""
+    from scoring.error_rates import ErrorRates
 
-    eer, _ = ComputeEER(scores, labels)
-    min_dcf, _ = ComputeMinDcf(*ComputeErrorRates(scores, labels), P_TARGET, C_MISS, C_FA)
-    return eer, min_dcf, ComputeActDcf(scores, labels, P_TARGET, C_MISS, C_FA), ComputeCllr(scores, labels)
+    rates = ErrorRates.of(scores, labels)
+    costs = (P_TARGET, C_MISS, C_FA)
+    return 100 * rates.eer()[0], rates.min_dcf(*costs)[0], rates.act_dcf(*costs), rates.cllr()
 
 
 class PeakMemory:

@@ -111,7 +111,10 @@ def figures(trials, values, finite, a, models):
     found.update({f"act_dcf_{prior:g}": rates.act_dcf(prior) for prior in PRIORS})
     found.update(cllr=rates.cllr(), min_cllr=rates.min_cllr(), threshold=threshold)
     speakers, reason = trial_speakers(labels, first, second, speakers_of(models, second))
-    intervals = bootstrap_interval(values[finite], labels, speakers, priors=PRIORS, draws=a.draws)
+    try:
+        intervals = bootstrap_interval(values[finite], labels, speakers, priors=PRIORS, draws=a.draws)
+    except ValueError as error:  # a handful of trials
+        intervals, reason = {}, f"there are none: {error}"
     return {name: float(value) for name, value in found.items()}, intervals, reason
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import embedding_files
 from command_line import run
 from score import main
 from scoring.backend import Backend
@@ -175,6 +176,50 @@ def test_the_whole_chain_and_its_saved_backend(folder, tmp_path):
     assert (tmp_path / "again/llrs.txt").read_text() == (tmp_path / "out/llrs.txt").read_text()
 
 
+def test_the_threshold_of_a_wanted_rate_is_learnt_on_the_held_out_trials(folder, tmp_path):
+    words = ("--trials", folder / "ev.txt", "--embeddings", folder / "all.npz", "--calibrate", folder / "ho.txt")
+    score(*words, "--save_backend", tmp_path / "b.npz", "--false_accept", "0.1")
+    backend = Backend.load(tmp_path / "b.npz")
+    labels, first, second = read_trials(folder / "ho.txt")
+    data = np.load(folder / "all.npz")
+    row = {name: i for i, name in enumerate(data["names"].tolist())}
+    pairs = np.array([[row[a], row[b]] for a, b in zip(first, second)])
+    _, names, features = backend.score_trials(data["embeddings"], data["embeddings"], pairs)
+    accepted = backend.decision(backend.calibrate(names, features))[labels == 0]
+    assert accepted.sum() == int(0.1 * len(accepted))
+    score(*words[:4], "--save_backend", tmp_path / "raw.npz")
+    raw = Backend.load(tmp_path / "raw.npz")
+    assert raw.calibration is None and -1 < raw.threshold < 1
+
+
+def test_a_model_gives_the_embeddings_and_its_identity(data, settings, tools, tmp_path):
+    import training_state
+    from speaker_model import load_model
+    from utils import save_atomically
+
+    save_atomically(training_state.capture(tools.build(settings)), tmp_path / "m.model")
+    trials = ("--trials", data / "trials.txt", "--root", data / "wav")
+    out = score(
+        *trials, "--initial_model", tmp_path / "m.model", "--save_backend", tmp_path / "b.npz", "--out", tmp_path
+    )
+    assert "trials" in out
+    model, backend = load_model(tmp_path / "m.model"), Backend.load(tmp_path / "b.npz")
+    assert backend.identity == model.identity
+    value, _, first, second = (tmp_path / "scores.txt").read_text().splitlines()[3].split()
+    x = [model.embed_file(data / "wav" / name) for name in (first, second)]
+    assert backend.score(*x) == pytest.approx(float(value), abs=1e-5)
+
+    files = [str(p.relative_to(data / "wav")) for p in sorted((data / "wav").rglob("*.flac"))]
+    x = np.random.default_rng(0).standard_normal((len(files), 12))
+    embedding_files.write_embeddings(tmp_path / "e.npz", files, x, model.identity)
+    score(*trials, "--embeddings", tmp_path / "e.npz", "--backend", tmp_path / "b.npz")
+    embedding_files.write_embeddings(tmp_path / "other.npz", files, x, "another")
+    words = (*trials, "--embeddings", tmp_path / "other.npz", "--backend", tmp_path / "b.npz")
+    assert "b.npz: made with embeddings of another model" in score(*words, status=2)
+    words = (*trials, "--embeddings", tmp_path / "e.npz", tmp_path / "other.npz")
+    assert "other.npz: embeddings of another model" in score(*words, status=2)
+
+
 def test_fusion_learns_on_held_out_scores_of_both_systems(folder, tmp_path):
     words = ("--embeddings", folder / "all.npz")
     for kind in ("ev", "ho"):
@@ -249,6 +294,7 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
             "ev.txt:1: expected 'utter",
         ),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --backend {f}/all.npz", "not a back-end of score.py"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --false_accept 0.1", "needs --save_backend"),
         ("--trials {f}/ev.txt --initial_model x", "--initial_model needs --root"),
     ],
 )
