@@ -28,8 +28,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float().movedim(1, -1)
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-6).movedim(-1, 1)
+            x = x.float().transpose(1, -1)
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-6).transpose(1, -1)
 
 
 def group_count(channels, group_size):
