@@ -204,7 +204,8 @@ class Evaluator:
     def draw(self, folder, result) -> list[Path]:
         """Write the pictures of a result."""
         finite = np.isfinite(result["scores"])
-        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result)
+        costs = self.config.dcf_c_miss, self.config.dcf_c_fa
+        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, costs=costs)
 
 
 def span(x) -> str:

@@ -77,12 +77,12 @@ class ErrorRates:
         return scores[last], np.diff(targets, prepend=0), np.diff(nontargets, prepend=0)
 
     def at(self, thresholds):
-        """Miss rate and false-accept rate at thresholds (...), one for each set of weights."""
+        """Miss rate and false-accept rate at thresholds: any number (...), or one for each set of weights."""
         rates = []
         for scores, sums in ((self.targets, self.target_sums), (self.nontargets, self.nontarget_sums)):
-            index = np.searchsorted(scores, thresholds)
-            rejected = np.take_along_axis(sums, np.asarray(index)[..., None], -1)[..., 0].astype(np.float64)
-            rates.append(rejected / sums[..., -1])
+            index = np.asarray(np.searchsorted(scores, thresholds))
+            rejected = sums[index] if sums.ndim == 1 else np.take_along_axis(sums, index[..., None], -1)[..., 0]
+            rates.append(rejected / sums[..., -1].astype(np.float64))
         return rates[0], 1 - rates[1]
 
     def _first_crossing(self, scores):
@@ -101,7 +101,8 @@ class ErrorRates:
         """Equal error rate as a share, and its threshold: linear interpolation where both error rates cross.
 
         The rates step only at scores, so the crossing is found by bisection; the line runs from the last operating
-        point with fewer misses to the first with more.
+        point with fewer misses to the first with no fewer. Where a whole gap between two scores has equal rates, its
+        middle is the threshold.
         """
         after = np.minimum(self._first_crossing(self.targets), self._first_crossing(self.nontargets))
         before = [np.append(-np.inf, s)[np.searchsorted(s, after)] for s in (self.targets, self.nontargets)]
@@ -111,6 +112,7 @@ class ErrorRates:
         share = -gap_before / (gap_after - gap_before)
         rate = miss_before + share * (miss_after - miss_before)
         highest = np.nextafter(max(self.targets[-1], self.nontargets[-1]), np.inf)
+        share = np.where(gap_after == 0, 0.5, share)
         return rate, before + share * (np.minimum(after, highest) - before)
 
     def min_dcf(self, p_target=0.05, c_miss=1.0, c_fa=1.0):

@@ -116,9 +116,9 @@ def test_a_collapsed_model_is_evaluated_and_drawn(evaluator, tmp_path):
     evaluator.embed = lambda *a: (torch.ones_like(embed(*a)[0]), {})
     result = evaluator.run(trainer.network, 1)
     assert result["eer"] == pytest.approx(50) and result["min_dcf_0.05"] == pytest.approx(1)
-    assert len(evaluator.draw(tmp_path, result)) == 3
+    assert len(evaluator.draw(tmp_path, result)) == 4
     result["scores"] = 1 - 1e-16 * np.arange(len(result["scores"]))
-    assert len(evaluator.draw(tmp_path, result)) == 3
+    assert len(evaluator.draw(tmp_path, result)) == 4
 
 
 def test_the_best_evaluation_leaves_a_calibration(settings, tools, data):
