@@ -157,7 +157,13 @@ def write(a, trials, llrs, result: dict):
         good = np.isfinite(values)
         if not part["failed"]:
             counts = {"trials": int(good.sum()), "targets": int(trials.labels[good].sum())}
-            plots.draw_all(folder, values[good], trials.labels[good], {**part["figures"], **counts})
+            plots.draw_all(
+                folder,
+                values[good],
+                trials.labels[good],
+                {**part["figures"], **counts},
+                None if llrs is None else llrs[good],
+            )
     write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
