@@ -69,6 +69,7 @@ def checked(p: Parser, argv):
 
     add_model_arguments(p, required=False)
     a = p.parse_args(argv)
+    check_numbers(p, a)
     if a.make_trials:
         existing_file(a.make_trials[0], "--make_trials")
         return a
@@ -93,20 +94,25 @@ def checked(p: Parser, argv):
         p.error(f"--norm {a.norm} needs --cohort")
     if a.backend and (a.cohort or a.plda or a.enroll_by != "mean"):
         p.error("--backend is a whole chain: it takes no --cohort, --norm, --plda or --enroll_by beside it")
-    if a.plda and a.train_plda:
-        p.error("give --plda or --train_plda, not both")
+    if a.plda and (a.train_plda or a.submean):
+        p.error("--plda has its own training and mean: no --train_plda or --submean beside it")
     if len(a.fuse) != len(a.fuse_calibrate):
         p.error("--fuse and --fuse_calibrate take the same systems in the same order")
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
+    return a
+
+
+def check_numbers(p: Parser, a):
+    """UsageError for a number that cannot be."""
     if a.false_accept is not None and not (0 < a.false_accept < 1 and a.save_backend):
         p.error("--false_accept RATE lies between 0 and 1 and needs --save_backend")
     if not 0 < a.p_target < 1:
         p.error("--p_target must lie between 0 and 1")
-    for flag, least in (("top_n", 1), ("pairs", 1), ("draws", 0), ("speakers", 0), ("prefix", 0), ("lda_dimension", 0)):
-        if getattr(a, flag) < least:
+    at_least = {"top_n": 1, "pairs": 1, "draws": 0, "speakers": 0, "prefix": 0, "lda_dimension": 0, "seed": 0}
+    for flag, least in {**at_least, "max_nan_score_pct": 0}.items():
+        if not getattr(a, flag) >= least:
             p.error(f"--{flag} must be at least {least}")
-    return a
 
 
 def make_held_out(a) -> int:
@@ -267,13 +273,14 @@ def main(argv) -> int:
     parts += [f"{'QMF ' if a.qmf else ''}calibration on {a.calibrate}"] if a.calibrate else []
     result = report.summarise(a, trials, llrs, " + ".join(parts), models)
     print("\n".join(report.table(result)))
-    if a.by and not result["scores"]["failed"]:
+    failed = any(part and part["failed"] for part in (result["scores"], result["calibrated"]))
+    if a.by and not failed:
         print("\n".join(report.by_condition(a, listed, trials, llrs, models, result)))
     if backend and a.save_backend:
         save(a, backend, calibration, scored, result)
     if a.out:
         report.write(a, trials, llrs, {**result, "notes": notes})
-    return 1 if any(part and part["failed"] for part in (result["scores"], result["calibrated"])) else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from speaker_lists import UsageError, list_hash
 from tuneThreshold import ComputeEER, condition_table, table_lines
 
-PRIORS = (0.01, 0.05)
+PRIORS = (0.01, 0.05)  # and --p_target
+OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"
+PICTURES = ("det.png", "roc.png", "scores.png", "calibration.png")
 LISTS = ("trials", "embeddings", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate")
 
 
 def evaluate(trials, values, a, models) -> dict:
     """Figures of a trial list with their 95 % intervals over speakers; non-finite values are counted, never silent.
 
-    Returns counts, ``figures`` {name: value}, ``intervals`` {name: (low, high)}, ``not_over_speakers`` "" or why they
-    are over trials, ``eer_worst`` where trials were lost (those counted as errors), ``failed`` None or why it is all.
+    Returns counts, ``figures`` {name: value}, ``intervals`` {name: (low, high)}, ``interval``: over what they are,
+    ``eer_worst`` where trials were lost (those counted as errors), ``failed`` None or why it is all.
     """
     finite, labels = np.isfinite(values), trials.labels
     lost = int((~finite).sum())
@@ -37,7 +39,7 @@ def evaluate(trials, values, a, models) -> dict:
         result["failed"] = f"{share:.1f} % of the scores are non-finite (--max_nan_score_pct {a.max_nan_score_pct:g})"
     if result["failed"]:
         return {**result, "figures": None, "intervals": None}
-    result["figures"], result["intervals"], result["not_over_speakers"] = figures(trials, values, finite, a, models)
+    result["figures"], result["intervals"], result["interval"] = figures(trials, values, finite, a, models)
     if lost:
         beyond = values[finite].min() - 1.0, values[finite].max() + 1.0  # an error at every threshold
         result["eer_worst"] = ComputeEER(np.where(finite, values, np.where(labels == 1, *beyond)), labels)[0]
@@ -90,9 +92,7 @@ def table(result: dict) -> list[str]:
             _cell(part["figures"][key], part["intervals"].get(key), 2 if key == "eer" else 4) for _, part in columns
         ]
         lines.append((f"{title:<14}" + "".join(f"{cell:<32}" for cell in cells)).rstrip())
-    reason = columns[0][1]["not_over_speakers"]
-    over = f"over trials as if independent, too narrow ({reason})" if reason else "over speakers"
-    return [*lines, f"95 % intervals by bootstrap {over}; actDCF and Cllr take a score for a log-likelihood ratio"]
+    return [*lines, columns[0][1]["interval"], "actDCF and Cllr take a score for a natural-log likelihood ratio"]
 
 
 def _cell(value, interval, digits: int) -> str:
@@ -106,16 +106,18 @@ def figures(trials, values, finite, a, models):
     first, second = ([side[i] for i in np.flatnonzero(finite)] for side in (trials.first, trials.second))
     rates = ErrorRates.of(values[finite], labels)
     eer, threshold = rates.eer()
+    priors = sorted({*PRIORS, a.p_target})
     found = {"eer": 100 * eer}
-    found.update({f"min_dcf_{prior:g}": rates.min_dcf(prior)[0] for prior in PRIORS})
-    found.update({f"act_dcf_{prior:g}": rates.act_dcf(prior) for prior in PRIORS})
+    found.update({f"min_dcf_{prior:g}": rates.min_dcf(prior)[0] for prior in priors})
+    found.update({f"act_dcf_{prior:g}": rates.act_dcf(prior) for prior in priors})
     found.update(cllr=rates.cllr(), min_cllr=rates.min_cllr(), threshold=threshold)
     speakers, reason = trial_speakers(labels, first, second, speakers_of(models, second))
+    basis = f"95 % intervals over trials as if independent, too narrow: {reason}" if reason else OVER_SPEAKERS
     try:
-        intervals = bootstrap_interval(values[finite], labels, speakers, priors=PRIORS, draws=a.draws)
+        intervals = bootstrap_interval(values[finite], labels, speakers, priors=priors, draws=a.draws)
     except ValueError as error:  # a handful of trials
-        intervals, reason = {}, f"there are none: {error}"
-    return {name: float(value) for name, value in found.items()}, intervals, reason
+        intervals, basis = {}, f"no intervals: {error}"
+    return {name: float(value) for name, value in found.items()}, intervals, basis
 
 
 def speakers_of(models, tests):
@@ -141,30 +143,32 @@ def write(a, trials, llrs, result: dict):
     folder = Path(a.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("llrs.txt", "nan_trials.txt"):
+        for stale in ("scores.txt", "llrs.txt", "nan_trials.txt", *PICTURES):  # of an earlier run
             (folder / stale).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write into '{folder}': {error.strerror}") from error
     lost = ~np.isfinite(trials.scores if llrs is None else llrs)
-    for name, values, form in (("scores", trials.scores, a.form), ("llrs", llrs, a.form)):
+    for name, values in (("scores", trials.scores), ("llrs", llrs)):
         if values is not None and np.isfinite(values).any():
-            _write_part(folder / f"{name}.txt", trials, values, np.isfinite(values), form)
+            _write_part(folder / f"{name}.txt", trials, values, np.isfinite(values), a.form)
     if lost.any():
         _write_part(folder / "nan_trials.txt", trials, trials.scores, lost, "voxceleb")
-    if not result["scores"]["failed"]:
-        part = result["calibrated"] or result["scores"]
-        values = trials.scores if llrs is None else llrs
-        good = np.isfinite(values)
-        if not part["failed"]:
-            counts = {"trials": int(good.sum()), "targets": int(trials.labels[good].sum())}
-            plots.draw_all(
-                folder,
-                values[good],
-                trials.labels[good],
-                {**part["figures"], **counts},
-                None if llrs is None else llrs[good],
-            )
+    draw(folder, trials, llrs, result)
     write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
+def draw(folder, trials, llrs, result: dict):
+    """Write the pictures: of the log-likelihood ratios where there are any, else of the scores."""
+    part = result["calibrated"] or result["scores"]
+    if part["failed"]:
+        return
+    values = trials.scores if llrs is None else llrs
+    good = np.isfinite(values)
+    labels = trials.labels[good]
+    counts = {"trials": len(labels), "targets": int(labels.sum())}
+    low, high = part["intervals"].get("eer", (None, None))
+    shown = {**part["figures"], **counts, "eer_low": low, "eer_high": high}
+    plots.draw_all(folder, values[good], labels, shown, None if llrs is None else values[good])
 
 
 def _write_part(path, trials, values, chosen, form):

@@ -34,6 +34,9 @@ class Source:
         if self.rows and x.shape[1] != len(self.rows[0]):
             raise UsageError(f"{path}: embeddings of size {x.shape[1]}, those read before are of {len(self.rows[0])}")
         for name, row in zip(names, x):
+            known = self.names.get(name)
+            if known is not None and not np.array_equal(self.rows[known], row, equal_nan=True):
+                raise UsageError(f"{path}: '{name}' has another embedding here than in a file before")
             self._add(name, row)
         return names
 

@@ -56,6 +56,7 @@ def folder(tmp_path_factory):
                 names.append(f"{kind}{s:02d}/session{u % 2}/{u}.wav")
                 rows.append(place + 0.8 * rng.standard_normal(16))
     np.savez(out / "all.npz", names=np.array(names), embeddings=np.array(rows, dtype=np.float32))
+    np.savez(out / "other.npz", names=np.array(names[:1]), embeddings=np.ones((1, 16), dtype=np.float32))
     for kind in ("ev", "ho"):
         own = [n for n in names if n.startswith(kind)]
         trials = make_trials(np.unique([n[:4] for n in own], return_inverse=True)[1], own, 300, 1)
@@ -109,7 +110,7 @@ def test_score_file_and_figures_of_known_embeddings(tmp_path):
     assert result["scores"]["figures"]["eer"] == 0 and result["calibrated"] is None
     assert result["options"]["trials"] == str(tmp_path / "t.txt") and len(result["sha256"]) == 2
     pictures = {p.name for p in (tmp_path / "out").glob("*.png")}
-    assert {"det.png", "roc.png", "scores.png"} <= pictures
+    assert pictures == {"det.png", "roc.png", "scores.png", "calibration.png"}
 
 
 def write_embeddings(path, rows: dict):
@@ -295,6 +296,13 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
         ),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --backend {f}/all.npz", "not a back-end of score.py"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --false_accept 0.1", "needs --save_backend"),
+        ("--make_trials {f}/cohort.txt /tmp/x --pairs 0", "--pairs must be at least 1"),
+        ("--make_trials {f}/ev.txt /tmp/x", "ev.txt:1: expected 'speaker path'"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz {f}/other.npz", "other.npz: 'ev00/session0/0.wav' has another"),
+        (
+            "--trials {f}/ev.txt --embeddings {f}/all.npz --fuse {f}/ev.txt --calibrate {f}/ho.txt",
+            "--fuse_calibrate take",
+        ),
         ("--trials {f}/ev.txt --initial_model x", "--initial_model needs --root"),
     ],
 )
