@@ -17,16 +17,17 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoint
+import finetuning
 import plugins
 import precision
+import progress
 import training_state
+from averaging import MovingAverage
 from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from utils import save_atomically
-
-LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
 
 
 class SpeakerNet(nn.Module):
@@ -87,31 +88,46 @@ class ModelTrainer:
         self.buffers = precision.BufferSnapshot(self.network)
         self.accumulation = config.gradient_accumulation_steps
         self.steps_per_epoch = -(-len(sampler) // self.accumulation)
-        values = {**config.values(), "steps_per_epoch": self.steps_per_epoch}
-        self.optimizer = plugins.build("optimizer", config.optimizer, values, self.parameters)
-        self.scheduler, self.scheduler_unit = plugins.build("scheduler", config.scheduler, values, self.optimizer)
-        if self.scheduler_unit not in ("epoch", "iteration"):
-            raise UsageError(
-                f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {self.scheduler_unit}"
-            )
+        self.build_optimizer()
+        self.average = MovingAverage(self.network, config.ema_decay)
+        self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
             self.network.__S__.compile()
-        self.parallel = self.network
-        if ranks.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = nn.parallel.DistributedDataParallel(
-                self.network, device_ids=ids, find_unused_parameters=config.find_unused_parameters
-            )
+        self.parallel = self.over_ranks()
         pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
         self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
         self.epoch, self.batch, self.trained = 1, 0, False
         self.step, self.nonfinite_in_a_row = 0, 0
-        self.totals = new_totals()
+        self.totals = progress.new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
         self.file_events = FileEvents(config, len(dataset), self.say)
         self.incidents = Incidents(self)
         self.signal, self.profiler = None, None
         self.last_save = self.last_line = time.monotonic()
+
+    def build_optimizer(self):
+        """Optimizer and schedule from their plug-ins."""
+        config = self.config
+        values = finetuning.scaled(config.values(), finetuning.learning_rate_scale(config, self.ranks.world))
+        values["steps_per_epoch"] = self.steps_per_epoch
+        groups = finetuning.parameter_groups(self.network, values)
+        self.optimizer = plugins.build("optimizer", config.optimizer, values, groups)
+        self.scheduler, self.scheduler_unit = plugins.build("scheduler", config.scheduler, values, self.optimizer)
+        if self.scheduler_unit not in ("epoch", "iteration"):
+            raise UsageError(
+                f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {self.scheduler_unit}"
+            )
+        finetuning.check_ratio(self.optimizer, values, config.scheduler)
+
+    def over_ranks(self):
+        """The network as the step calls it: under several processes it shares the gradients of what trains now."""
+        if self.ranks.world == 1:
+            return self.network
+        return nn.parallel.DistributedDataParallel(
+            self.network,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            find_unused_parameters=self.config.find_unused_parameters,
+        )
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -119,7 +135,7 @@ class ModelTrainer:
         """Train on a window of batches; a non-finite step leaves no trace and returns None.
 
         Order: forward, backward, unscale, one norm over all gradients, one finite check agreed over the ranks, clip,
-        step, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
+        step, average, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
         """
         if hasattr(self.network.loss, "set_epoch"):
             self.network.loss.set_epoch(self.moment(len(window)))
@@ -156,6 +172,7 @@ class ModelTrainer:
             )
         self.incidents.remember(attempt.loss, attempt.norm, scale)
         self.optimizer.step()
+        self.average.update()
         self.scaler.stepped(scale)
         if self.scheduler_unit == "iteration":
             self.scheduler.step()
@@ -274,16 +291,19 @@ class ModelTrainer:
                 self.save_last()
                 self.evaluate()
             self.epoch, self.batch, self.trained = self.epoch + 1, 0, False
-            self.totals = new_totals()
+            self.totals = progress.new_totals()
             self.save_last()
             self.stop_early()
 
     def train_epoch(self):
         """Train on the batches of the epoch that are left."""
         self.network.train()
+        if self.backbone.enter(self.epoch):
+            self.parallel = self.over_ranks()
+            self.say(str(self.backbone))
         self.sampler.set_position(self.epoch, self.batch)
         window, waiting = [], time.perf_counter()
-        progress = self.progress_bar()
+        bar = progress.progress_bar(self, hidden=not self.ranks.main or not sys.stderr.isatty())
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
             self.batch += 1
@@ -302,8 +322,8 @@ class ModelTrainer:
                 self.save_if_due()
             self.totals["seconds"] += time.perf_counter() - waiting
             waiting = time.perf_counter()
-            self.show(progress)
-        progress.close()
+            progress.show(self, bar)
+        bar.close()
 
     def count(self, window, attempt):
         """Add a step that was taken to the epoch's means."""
@@ -316,41 +336,13 @@ class ModelTrainer:
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
         self.trained = True
-        drifted = self.ranks.reconcile(self.parameters)
+        drifted = self.ranks.reconcile([*self.parameters, *self.average.tensors.values()])
         if drifted:
             self.say(f"rank {drifted}: weights differ from those of rank 0, and are set to them again")
-        lr = self.optimizer.param_groups[0]["lr"]
+        rates = {group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         if self.scheduler_unit == "epoch":
             self.scheduler.step()
-        loss, accuracy, speed, wait = self.means()
-        skipped = f"  skipped batches {self.totals['skipped']}" if self.totals["skipped"] else ""
-        self.say(
-            f"Epoch {self.epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %  lr {lr:.3g}"
-            f"  {speed:.0f} utt/s  data wait {wait:.0f} %{skipped}"
-        )
-        self.files.event(
-            "epoch",
-            epoch=self.epoch,
-            step=self.step,
-            train_loss=loss,
-            train_acc=accuracy,
-            lr=lr,
-            utt_per_s=speed,
-            data_wait_pct=wait,
-            skipped_batches=self.totals["skipped"],
-        )
-        self.files.score_line(
-            f"Epoch {self.epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {loss:f}, LR {lr:f}"
-            + (f", skipped {self.totals['skipped']}" if self.totals["skipped"] else "")
-        )
-        for tag, value in (
-            ("Train/Loss", loss),
-            ("Train/Accuracy", accuracy),
-            ("Train/LR", lr),
-            ("Train/UttPerS", speed),
-        ):
-            self.files.scalar(tag, value, self.epoch)
-        self.files.scalar("Train/SkippedBatches", self.totals["skipped"], self.epoch)
+        progress.report_epoch(self, rates)
         self.file_events.report_conversions()
 
     def means(self):
@@ -362,7 +354,8 @@ class ModelTrainer:
 
     def evaluate(self):
         """Evaluate, write the checkpoint of the epoch, keep the best."""
-        result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
+        with self.average.applied():
+            result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
         if result.get("stopped"):
             number = torch.tensor(float(self.signal or 0), device=self.device)
             raise Interrupted(int(self.ranks.maximum(number)))
@@ -403,7 +396,7 @@ class ModelTrainer:
 
     def save_epoch(self, result, improved: bool):
         """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
-        state = training_state.capture(self)
+        state = training_state.capture(self, evaluated=True)
         if not self.ranks.main:
             return
         names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
@@ -460,37 +453,6 @@ class ModelTrainer:
         if self.ranks.main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-
-    def progress_bar(self):
-        """A bar on a terminal, nothing in a log file."""
-        hidden = not self.ranks.main or not sys.stderr.isatty()
-        return tqdm(
-            total=len(self.sampler),
-            initial=self.batch,
-            desc=f"epoch {self.epoch}",
-            leave=False,
-            disable=hidden,
-            unit="batch",
-        )
-
-    def show(self, progress):
-        """Advance the bar; in a log file, print a line a minute."""
-        if progress.disable and time.monotonic() - self.last_line < LOG_SECONDS:
-            return
-        loss, accuracy, speed, wait = self.means()
-        skipped = f" skipped {self.totals['skipped']}" if self.totals["skipped"] else ""
-        text = f"loss {loss:.3f} acc {accuracy:.1f}% {speed:.0f} utt/s wait {wait:.0f}%{skipped}"
-        if progress.disable:
-            self.last_line = time.monotonic()
-            self.say(f"  epoch {self.epoch} batch {self.batch}/{len(self.sampler)}  {text}")
-        else:
-            progress.set_postfix_str(text, refresh=False)
-            progress.update()
-
-
-def new_totals() -> dict:
-    """Sums of an epoch."""
-    return {"loss": 0.0, "accuracy": 0.0, "utterances": 0, "skipped": 0, "seconds": 0.0, "waited": 0.0}
 
 
 def as_scalar(value, like) -> torch.Tensor:

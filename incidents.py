@@ -244,6 +244,7 @@ class Incidents:
         """Everything of format 1 but the state's name."""
         t = self.trainer
         data = batch["data"] if t.config.nan_dump_audio else batch["data"][..., :0]
+        trained = {id(p) for p in t.parameters}  # in the optimizer's order; a frozen one is among them
         return {
             **{"format_version": 1, "reason": fault.reason, "batch_idx": t.batch, "epoch": t.epoch, "step": t.step},
             **{"rank": self.ranks.rank, "world": self.ranks.world, "injected": fault.injected},
@@ -254,7 +255,7 @@ class Incidents:
             "amp_dtype": "float32" if t.amp_dtype is None else str(t.amp_dtype).removeprefix("torch."),
             "grad_stats": grad_stats,
             "param_stats": tensor_stats(dict(t.network.named_parameters())),
-            "trainable": [name for name, p in t.network.named_parameters() if p.requires_grad],
+            "trainable": [name for name, p in t.network.named_parameters() if id(p) in trained],
             "history": list(self.history),
             "rng_state": {
                 **checkpoint.rng_state(t.device),

@@ -61,6 +61,7 @@ def train(config, ranks) -> int:
     """Train, or continue a run."""
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from evaluation import Evaluator
+    from finetuning import load_initial
     from run_files import RunFiles
     from SpeakerNet import Interrupted, ModelTrainer
     from training_state import resume
@@ -113,6 +114,7 @@ def preflight(config, written, ranks) -> int:
     def build(say):
         """The trainer as a run would start it, which writes nothing."""
         from DatasetLoader import SpeakerBatchSampler, TrainDataset
+        from finetuning import load_initial
         from run_files import RunFiles
         from SpeakerNet import ModelTrainer
         from training_state import resume
@@ -131,6 +133,7 @@ def preflight(config, written, ranks) -> int:
 def describe_run(trainer):
     """Print what will be trained."""
     from DatasetLoader import usable_cores
+    from finetuning import learning_rate_scale
 
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
@@ -143,6 +146,15 @@ def describe_run(trainer):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
+    scale = learning_rate_scale(c, trainer.ranks.world)
+    if c.lr_reference_batch:
+        rows = round(scale * c.lr_reference_batch)
+        sizes = f"{rows} rows a step / lr_reference_batch {c.lr_reference_batch}"
+        trainer.say(f"learning rate {scale * c.lr:.4g}: lr {c.lr:g} x {sizes}")
+    if c.ema_decay:
+        trainer.say(
+            f"evaluations and their checkpoints have the moving average of the weights (ema_decay {c.ema_decay})"
+        )
     if c.nDataLoaderThread > usable_cores():
         trainer.say(f"nDataLoaderThread: {usable_cores()} instead of {c.nDataLoaderThread}, one for each core here")
     if sampler.surplus:
@@ -175,42 +187,6 @@ def evaluate(config, ranks) -> int:
             print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result))))
     files.close()
     return 0
-
-
-def load_initial(trainer, config):
-    """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh."""
-    import checkpoint
-
-    if not config.initial_model:
-        return
-    network, say = trainer.network, trainer.say
-    state = checkpoint.load(config.initial_model)
-    weights = checkpoint.weights_of(state, config.initial_model)
-    checkpoint.refuse_nonfinite(weights, config.initial_model, trainer.buffers.masks)
-    if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
-        say("initial_model was trained with other speakers: the loss starts fresh")
-        state = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.MODEL)}
-    faults = checkpoint.load_weights(network, state, config.initial_model)
-    total, misses = len(network.state_dict()), faults["model"] + faults["loss"]
-    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
-    if len(misses) == total:
-        raise UsageError(f"{config.initial_model}: none of its tensors fits {config.model}")
-    if (faults["model"] or unused) and not config.allow_partial:
-        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
-        raise UsageError(
-            f"{config.initial_model}: {len(faults['model'])} tensors of {config.model} are missing or of another shape,"
-            f" {len(unused)} of the file are unknown to it: {listing}; --allow_partial starts the rest fresh"
-        )
-    toolkit = checkpoint.toolkit_of(state)
-    origin = f" ({toolkit.name})" if toolkit else ""
-    say(f"initial_model {config.initial_model}{origin}: {total - len(misses)} of {total} tensors loaded")
-    features = getattr(config, "features", None)
-    if toolkit and features and features not in toolkit.features:
-        say(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
-    for line in misses:
-        say(f"  starts fresh: {line}")
-    for name in faults["unused"]:
-        say(f"  not used: {name}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,19 @@ OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
 OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": "step_size"}
 
 
-def capture(trainer) -> dict:
-    """Collect the state of a trainer; a collective under several processes."""
+def capture(trainer, evaluated: bool = False) -> dict:
+    """Collect the state of a trainer; a collective under several processes.
+
+    With ``evaluated`` and a moving average, ``model_state_dict`` is what an evaluation saw, the averaged weights, and
+    ``raw_model_state_dict`` what training goes on from.
+    """
+    own = trainer.network.state_dict()
+    averaged = evaluated and trainer.average.updates > 0
     return {
         "format_version": checkpoint.FORMAT_VERSION,
-        "model_state_dict": trainer.network.state_dict(),
+        "model_state_dict": trainer.average.model_state() if averaged else own,
+        **({"raw_model_state_dict": own} if averaged else {}),
+        "ema_state_dict": trainer.average.state_dict(),
         "optimizer_state_dict": trainer.optimizer.state_dict(),
         "scheduler_state_dict": {k: v for k, v in trainer.scheduler.state_dict().items() if not callable(v)},
         "scaler_state_dict": trainer.scaler.state_dict(),
@@ -40,6 +48,8 @@ def resume(trainer) -> bool:
         older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
         return continue_older(trainer, older[-1]) if older else False
     state = checkpoint.load(path)
+    if "raw_model_state_dict" in state:  # a checkpoint of an evaluation, put in the place of last.model
+        state["model_state_dict"] = state["raw_model_state_dict"]
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
@@ -58,8 +68,13 @@ def resume(trainer) -> bool:
                 f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(trainer.config, name)}'; "
                 "choose another save_path and start from it with initial_model"
             )
-    changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
     fresh = [dict(group) for group in trainer.optimizer.param_groups]
+    if len(fresh) != len(state["optimizer_state_dict"]["param_groups"]):
+        raise UsageError(
+            f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor at 1 "
+            "or away from 1 as they were, or choose another save_path and start from it with initial_model"
+        )
+    changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
     schedule = dict(vars(trainer.scheduler))
     trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
     trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
@@ -70,7 +85,8 @@ def resume(trainer) -> bool:
         if key in changed and option in schedule:
             setattr(trainer.scheduler, option, schedule[option])
     trainer.scaler.load_state_dict(state["scaler_state_dict"])
-    apply_new_learning_rate(trainer, state["config"].get("lr"))
+    trainer.average.load_state_dict(state.get("ema_state_dict", {}))
+    apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
     position = state["sampler_state"]
     trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
@@ -103,13 +119,20 @@ def continue_older(trainer, path: str) -> bool:
     return True
 
 
-def apply_new_learning_rate(trainer, old):
-    """Scale the restored rates where the configuration's lr was changed between the runs."""
-    if old and old != trainer.config.lr:
-        factor = trainer.config.lr / old
-        for group in trainer.optimizer.param_groups:
-            group["lr"] *= factor
-            if "initial_lr" in group:
-                group["initial_lr"] *= factor
+def apply_new_learning_rates(trainer, fresh: list[dict], old_lr):
+    """Scale the restored rate of each group where the configuration gives it another one than it began with.
+
+    ``fresh``: the groups of the new optimizer. A schedule of torch keeps where a group began as ``initial_lr``; without
+    one the configured lr is compared with ``old_lr``, that of the run before.
+    """
+    for index, (group, new) in enumerate(zip(trainer.optimizer.param_groups, fresh)):
+        before, now = group.get("initial_lr"), new.get("initial_lr")
+        if not before or not now:
+            before, now = old_lr, trainer.config.lr
+        if not before or before == now:
+            continue
+        group["lr"] *= now / before
+        if "initial_lr" in group:
+            group["initial_lr"] *= now / before
         if hasattr(trainer.scheduler, "base_lrs"):
-            trainer.scheduler.base_lrs = [lr * factor for lr in trainer.scheduler.base_lrs]
+            trainer.scheduler.base_lrs[index] *= now / before

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import plugins
+from finetuning import FrozenBackbone
 from postmortem.dump import tensor_stats
 from postmortem.patches import Casts, CudaCasts
+from postmortem.statistics import number
 from precision import BufferSnapshot, LossScaler
 from SpeakerNet import SpeakerNet
 
@@ -130,7 +132,9 @@ class Replay:
             self.masks = BufferSnapshot(network).masks  # infinite from the start, as a mask is
         network = self.networks[key]
         self.load(network, self.state["model_state_dict"], strict=not settings)
-        return network.train()
+        network.train()
+        FrozenBackbone(network, number(self.config, "freeze_epochs", 0)).enter(self.dump["epoch"])
+        return network
 
     def fits(self, settings: dict) -> bool:
         """Whether the network with these configuration keys can be built and takes all of the dump's weights."""

@@ -98,8 +98,8 @@ def test_feature_chains_against_the_originals():
 
 
 def test_training_starts_from_a_foreign_file_and_lists_what_does_not_fit(settings, tools, tmp_path, capsys):
+    from finetuning import load_initial
     from speaker_lists import UsageError
-    from trainSpeakerNet import load_initial
 
     file, keys, embed = taoruijie()
     keys = {**keys, "nOut": 192, "n_mels": 80, "aggregate": 1536, "initial_model": str(tmp_path / "their.model")}

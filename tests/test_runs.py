@@ -262,7 +262,7 @@ def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # p
 
 
 def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, capsys):
-    from trainSpeakerNet import load_initial
+    from finetuning import load_initial
 
     trainer = tools.build(settings)
     trainer.save_last()
