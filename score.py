@@ -10,6 +10,7 @@ import sys
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_train_list
 
+FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 
 
@@ -201,12 +202,26 @@ def learn(a, backend, scored, say):
         found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
     except ValueError as error:
         raise UsageError(f"{a.calibrate}: {error}") from error
+    warn_of_few_errors(a.calibrate, held_out.scores[good], held_out.labels[good], say)
     for name, weight in zip(found.names, found.weights):
         if weight < 0 and (name == "score" or name.startswith("system")):
             say(
                 f"WARNING: {a.calibrate}: the calibration turns {name} round (weight {weight:.3g}): are labels swapped?"
             )
     return found
+
+
+def warn_of_few_errors(path, scores, labels, say):
+    """Say so where held-out trials are so easy that hardly any of them tells how a score should be mapped."""
+    from scoring.error_rates import ErrorRates
+
+    rate = float(ErrorRates.of(scores, labels).eer()[0])
+    errors = rate * min(labels.sum(), (1 - labels).sum())
+    if errors < FEW_ERRORS:
+        say(
+            f"WARNING: {path}: EER {100 * rate:.2f} %, about {errors:.0f} errors of a kind; a calibration learnt on "
+            f"fewer than {FEW_ERRORS} is a guess: take more trials, or speakers that the model was not trained on"
+        )
 
 
 def calibrated(a, calibration, trials):

@@ -251,6 +251,13 @@ def test_fusion_learns_on_held_out_scores_of_both_systems(folder, tmp_path):
     assert fused == pytest.approx(expected.llrs([[mine, theirs]])[0], abs=1e-6)
 
 
+def test_held_out_trials_without_errors_are_warned_of(folder, tmp_path):
+    rows = (folder / "ho.txt").read_text().splitlines()
+    (tmp_path / "few.txt").write_text("\n".join([*rows[:5], *rows[-5:]]) + "\n")
+    words = ("--trials", folder / "ev.txt", "--embeddings", folder / "all.npz", "--calibrate", tmp_path / "few.txt")
+    assert "fewer than 30 is a guess" in score(*words)
+
+
 def test_cohort_speakers_of_the_trials_are_left_out_and_plda_trains(folder, tmp_path):
     cohort = (folder / "cohort.txt").read_text() + "ev00 ev00/session0/0.wav\nho01 ho01/session0/0.wav\n"
     (tmp_path / "cohort.txt").write_text(cohort)
