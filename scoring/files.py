@@ -15,6 +15,8 @@ SCORE_FORMS = {
 }
 LABEL_WORDS = {"voxceleb": ("0", "1"), "kaldi": ("nontarget", "target"), "wespeaker": ("nontarget", "target")}
 
+WHITE_SPACE = np.array([chr(byte).isspace() for byte in range(128)])
+
 
 @dataclass
 class Trials:
@@ -115,10 +117,12 @@ def _columns(path):
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
         raise UsageError(f"{path}: cannot be read: {reason}") from error
     words = text.split()
-    data = np.frombuffer(b"\n" + text.encode() + b"\n", np.uint8)
-    starts = np.cumsum((data[1:] > 32) & (data[:-1] <= 32))
-    counts = np.diff(starts[np.flatnonzero(data == 10)[1:] - 1], prepend=0)
-    if counts.sum() != len(words):  # white space beyond ASCII
+    if text.isascii():
+        data = np.frombuffer(f"\n{text}\n".encode(), np.uint8)
+        space = WHITE_SPACE[data]
+        starts = np.flatnonzero(space[:-1] & ~space[1:])  # the byte before each word
+        counts = np.diff(np.searchsorted(starts, np.flatnonzero(data == 10)))
+    else:  # there is white space beyond ASCII
         counts = np.array([len(line.split()) for line in text.split("\n")])
     numbers = np.flatnonzero(counts)
     if not len(numbers):

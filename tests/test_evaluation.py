@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import checkpoint
+import plots
 from evaluation import describe, stratified_subset
 from scoring.backend import Backend
 from scoring.cosine import score_pairs
+from scoring.error_rates import ErrorRates
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash
 from tuneThreshold import ComputeEER
@@ -163,6 +165,31 @@ def test_an_interval_over_trials_says_why(evaluator):
     result = evaluator.run(trainer.network, 1)
     assert result["interval"] == "trials"
     assert "over trials: the speaker of a is unknown)" in "\n".join(describe(result, trainer.config))
+
+
+def test_pictures_of_many_trials_draw_few_points(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200_000)
+    scores = rng.normal(labels * 2.0, 1)
+    rates = ErrorRates.of(scores, labels)
+    miss, alarm = plots._curve(rates)
+    x, y = plots._thinned(alarm, miss)
+    assert len(x) < 5000 < len(miss) and (x[0], y[0], x[-1], y[-1]) == (alarm[0], miss[0], alarm[-1], miss[-1])
+    across = np.abs(np.interp(alarm[::97], x[::-1], y[::-1]) - miss[::97])
+    along = np.abs(np.interp(miss[::97], y, x) - alarm[::97])
+    assert np.minimum(across, along).max() < 0.001
+    eer, threshold = rates.eer()
+    result = {"eer": 100 * eer, "threshold": threshold, "trials": len(labels), "targets": int(labels.sum())}
+    names = [path.name for path in plots.draw_all(tmp_path, scores, labels, result, llrs=2 * scores - 2)]
+    assert names == ["det.png", "roc.png", "scores.png", "calibration.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_pictures_of_separable_and_of_inverted_trials(tmp_path):
+    for scores in ([0.1, 0.2, 0.8, 0.9], [0.9, 0.8, 0.2, 0.1]):
+        eer, threshold = ComputeEER(scores, [0, 0, 1, 1])
+        result = {"eer": eer, "threshold": threshold, "trials": 4, "targets": 2, "eer_low": eer, "eer_high": eer}
+        assert len(plots.draw_all(tmp_path, np.array(scores), np.array([0, 0, 1, 1]), result)) == 4
 
 
 def test_too_many_nan_scores_fail_the_evaluation_and_training_goes_on(evaluator):
