@@ -1,0 +1,51 @@
+"""Every shipped YAML, with its full-size model, takes two steps on tiny voices and embeds; recipes say their source."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def surroundings(tmp_path_factory):
+    """Folders of noise, music, babble and impulse responses, one short file of each kind."""
+    root = tmp_path_factory.mktemp("surroundings")
+    rng = np.random.default_rng(0)
+    for category in ("noise/a", "music/a", "speech/a", "rir/a"):
+        (root / category).mkdir(parents=True)
+        sound = rng.normal(size=16000) * np.exp(-np.arange(16000) / (200 if category == "rir/a" else 1e5))
+        soundfile.write(root / category / "x.wav", 0.1 * sound, 16000)
+    return root
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_two_steps(path, data, surroundings, tmp_path, tools):
+    keys = {"train_list": data / "train_list.txt", "train_path": data / "wav", "test_list": data / "trials.txt"}
+    keys |= {"test_path": data / "wav", "musan_path": surroundings, "rir_path": surroundings / "rir"}
+    keys |= {"save_path": tmp_path, "batch_size": 3, "max_frames": 48, "nDataLoaderThread": 0, "threads": 1}
+    trainer = tools.build({"config": ROOT / path, **keys})
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.network.train()
+    for batch in tools.batches(trainer)[:2]:
+        attempt = trainer.train_step([batch])
+        assert attempt is not None and attempt.finite and attempt.norm > 0
+    assert trainer.step == 2
+    moved = sum(not torch.equal(p, before[name]) for name, p in trainer.network.named_parameters())
+    assert moved > len(before) / 2  # a step of a low rate may be lost in rounding, as beside a BN weight of 1
+    with torch.inference_mode():
+        out = trainer.network.eval()(batch["data"][0])
+    assert out.shape == (len(batch["label"]), trainer.config.nOut) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.startswith(("configs/recipes", "configs/interop"))])
+def test_a_recipe_says_whose_it_is_and_what_to_expect(path):
+    comment = "".join(line for line in (ROOT / path).read_text().splitlines(True) if line.startswith("#"))
+    assert re.search(r"EER .*\d\.\d+|voxceleb_trainer|3D-Speaker|TaoRuijie|SpeechBrain", comment), comment
+    if path.startswith("configs/recipes"):
+        assert re.search(r"Published EER on VoxCeleb1-O.*: \d\.\d+", comment) and re.search(r"README|paper", comment)
