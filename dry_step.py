@@ -190,13 +190,15 @@ def check_learning_rate(trainer, report):
 
 
 def learning_rates(trainer) -> list[tuple[int, float]]:
-    """Points (epoch, rate) of the schedule from here to ``max_epoch``."""
-    scheduler, group = trainer.scheduler, trainer.optimizer.param_groups[0]
+    """Points (epoch, rate) of the schedule from here to ``max_epoch``, of the group with the highest rate."""
+    scheduler, groups = trainer.scheduler, trainer.optimizer.param_groups
+    index = max(range(len(groups)), key=lambda i: groups[i].get("initial_lr", groups[i]["lr"]))
+    group = groups[index]
     steps, last = trainer.steps_per_epoch, trainer.config.max_epoch
     if hasattr(scheduler, "lr_lambdas") and trainer.scheduler_unit == "iteration":
         total = last * steps
         points = sorted({total * i // SCHEDULE_POINTS for i in range(SCHEDULE_POINTS)} | {total - 1})
-        return [(p // steps + 1, scheduler.base_lrs[0] * scheduler.lr_lambdas[0](p)) for p in points]
+        return [(p // steps + 1, scheduler.base_lrs[index] * scheduler.lr_lambdas[index](p)) for p in points]
     per_epoch = 1 if trainer.scheduler_unit == "epoch" else steps
     rates = [(trainer.epoch, float(group["lr"]))]
     trainer.optimizer.zero_grad(set_to_none=True)

@@ -52,6 +52,7 @@ def resume(trainer) -> bool:
         state["model_state_dict"] = state["raw_model_state_dict"]
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
+    checkpoint.refuse_nonfinite(state.get("ema_state_dict", {}).get("parameters", {}), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:

@@ -155,8 +155,9 @@ def test_the_mean_of_checkpoints_through_the_command_line(averaged, tools, tmp_p
     assert f"VEER {eer}" in (tmp_path / "model000000003" / "result" / "scores.txt").read_text()
 
 
-def test_the_mean_starts_a_run_like_any_other(averaged, tools, tmp_path, capsys):
+def test_the_mean_starts_a_run_and_embeds_like_any_other(averaged, tools, tmp_path, capsys):
     from finetuning import load_initial
+    from speaker_model import load_model
 
     keys, folder, _ = averaged
     path = tmp_path / "avg.model"
@@ -165,6 +166,10 @@ def test_the_mean_starts_a_run_like_any_other(averaged, tools, tmp_path, capsys)
     load_initial(tuned, tuned.config)
     assert "starts fresh" not in capsys.readouterr().out
     assert torch.equal(tuned.network.loss.weight, load(path)["model_state_dict"]["__L__.weight"])
+    wave = torch.randn(12000).numpy() * 0.1
+    with torch.inference_mode():
+        expected = tuned.network.eval()(torch.from_numpy(wave)[None])[0]
+    assert np.allclose(load_model(path, device="cpu").embed(wave), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

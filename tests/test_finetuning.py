@@ -124,6 +124,14 @@ def test_groups_keep_their_ratio_through_every_schedule(settings, tools, schedul
         assert groups[1]["lr"] == pytest.approx(20 * groups[0]["lr"], rel=1e-9) and groups[1]["lr"] > 0
 
 
+def test_the_preflight_walks_the_highest_rate(settings, tools):
+    from dry_step import learning_rates
+
+    for scheduler in ("cosine", "steplr"):
+        trainer = tools.build(settings, scheduler=scheduler, backbone_lr_factor=0.1, head_lr_factor=2.0)
+        assert max(rate for _, rate in learning_rates(trainer)) == pytest.approx(0.02)
+
+
 def test_a_step_moves_each_part_by_its_own_rate(settings, tools):
     keys = {"optimizer": "sgd", "momentum": 0, "scheduler": "steplr", "grad_clip": 0}
     moves = []
@@ -157,11 +165,12 @@ def test_factors_and_reference_batch_changed_between_runs_are_used(settings, too
     trainer.config.max_epoch = 2
     run(trainer).save_last()
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
-    again = tools.build(settings, **{**keys, "head_lr_factor": 6, "lr_reference_batch": 8})
+    again = tools.build(settings, **{**keys, "head_lr_factor": 6, "lr_reference_batch": 8, "weight_decay": 0.3})
     assert resume(again)
     expected = [pytest.approx(rates[0] / 2), pytest.approx(rates[1] * 1.5)]
     assert [g["lr"] for g in again.optimizer.param_groups] == expected
     assert again.scheduler.base_lrs == [pytest.approx(0.005), pytest.approx(0.03)]
+    assert [g["weight_decay"] for g in again.optimizer.param_groups] == [0.3, 0.3]
 
 
 def test_a_schedule_that_gives_all_groups_one_rate_is_refused(settings, tools, monkeypatch):

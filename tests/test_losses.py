@@ -107,6 +107,23 @@ def test_sub_centres_and_top_k_against_their_formula(share):
     assert measured(loss, x, label) == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - picked), rel=1e-5)
 
 
+def test_heads_of_wespeaker_load():
+    import checkpoint
+    from interop import translate
+
+    class Network(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.__L__ = head
+
+    theirs = {"seg_1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}  # what tells a wespeaker file
+    theirs |= {"projection.weight": torch.randn(50, 8), "projection.bias": torch.ones(1, 1)}
+    network = Network(build("sphereface2 C"))
+    faults = checkpoint.load_weights(network, translate(theirs), "avg_model.pt")
+    assert faults["loss"] == [] and torch.equal(network.__L__.weight, theirs["projection.weight"])
+    assert network.__L__.bias.item() == 1
+
+
 def test_one_centre_without_penalty_is_the_plain_loss():
     x, label = rows()
     plain, whole = build("aamsoftmax", 6, 5), build("sub-centres and top k", 6, 5, sub_centers=1, top_k=0)
