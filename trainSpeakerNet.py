@@ -102,7 +102,8 @@ def train(config, ranks) -> int:
     best = trainer.best
     if best["eer"] is not None:
         trainer.say(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
-        pictures = ", ".join(str(files.result / name) for name in ("det.png", "roc.png", "scores.png"))
+        names = ("det.png", "roc.png", "scores.png", "calibration.png")
+        pictures = ", ".join(str(files.result / name) for name in names)
         trainer.say(f"pictures: {pictures}")
     return 0
 

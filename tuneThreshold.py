@@ -17,8 +17,6 @@ from scoring.error_rates import ErrorRates, checked_trials
 from scoring.intervals import bootstrap_interval, enough_speakers, trial_speakers
 from speaker_lists import UsageError
 
-__all__ = ["ErrorRates", "bootstrap_interval", "checked_trials", "trial_speakers"]  # of scoring/, for those who import
-
 
 def tuneThresholdfromScore(scores, labels, target_fa, target_fr=None):
     """Pick thresholds at wanted error rates, as voxceleb_trainer does.

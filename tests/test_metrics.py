@@ -71,6 +71,14 @@ def test_voxceleb_trainer_results_without_ties():
     assert eer == pytest.approx(100 * min(np.maximum(fpr, fnr)), abs=0.6)
 
 
+def test_everything_comes_with_a_star_import():  # as voxceleb_trainer's scripts do it
+    names = {}
+    exec("from tuneThreshold import *", names)
+    assert {"tuneThresholdfromScore", "ComputeErrorRates", "ComputeMinDcf", "ComputeEER", "bootstrap_interval"} <= set(
+        names
+    )
+
+
 def test_act_dcf_and_cllr_by_hand():
     llrs, labels = np.array([4.0, 1.0, -2.0, 3.5]), [1, 1, 0, 0]
     # log(0.95 / 0.05) = 2.94: one of two targets missed, one of two nontargets accepted
