@@ -63,6 +63,12 @@ def _mel(hz: float) -> float:
     return 2595.0 * math.log10(1.0 + hz / 700.0)
 
 
+def max_pool(x, frames: int):
+    """Largest of each ``frames`` frames: (B, C, T) -> (B, C, T // frames)."""
+    # As 2-D pooling: the ONNX exporter of torch 2.11 fixes the length of an input of max_pool1d.
+    return F.max_pool2d(x.unsqueeze(2), (1, frames)).squeeze(2)
+
+
 class AlphaScaling(nn.Module):
     """Alpha feature-map scaling: (B, C, T) plus a learned vector, times a gate of each channel's mean over time."""
 
@@ -87,11 +93,11 @@ class Bottle2neck(nn.Module):
             ConvReluBN(channels, channels),
         )
         self.residual = nn.Identity() if inputs == channels else nn.Conv1d(inputs, channels, 1, bias=False)
-        self.pool = nn.MaxPool1d(pool)
+        self.pool = pool
         self.afms = AlphaScaling(channels)
 
     def forward(self, x):
-        return self.afms(self.pool(self.layers(x) + self.residual(x)))
+        return self.afms(max_pool(self.layers(x) + self.residual(x), self.pool))
 
 
 class RawNet3(nn.Module):
@@ -139,7 +145,7 @@ class RawNet3(nn.Module):
     def forward(self, x):
         out1 = self.layer1(self.features(x))
         out2 = self.layer2(out1)
-        first = F.max_pool1d(out1, 3)
+        first = max_pool(out1, 3)
         out3 = self.layer3(first + out2)
         x = F.relu(self.layer4(torch.cat([first, out2, out3], dim=1)))
         return self.fc6(self.bn5(self.pool(x)))
