@@ -38,19 +38,43 @@ def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
 
     Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
     ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
-    network, are kept as they are. The names of other toolkits are translated (interop.py).
+    network, are kept as they are. The names of other toolkits are translated (interop.py), but where the model's are
+    just those of ``own``: its file may be one of that toolkit's, dropped in. Without ``own`` a checkpoint of ours is
+    left as it is.
     """
-    weights = {}
-    for name, tensor in interop.translate(_tensors(state, own)).items():
-        weights[name if name.startswith((MODEL, LOSS)) else MODEL + name] = tensor
+    tensors = _tensors(state, own)
+    ours = _of_model(own) == _of_model(_prefixed(tensors)) if own else "format_version" in state
+    weights = _prefixed(tensors if ours else interop.translate(tensors))
     if not weights:
         raise UsageError(f"{path}: holds no tensors")
     return weights
 
 
+def _prefixed(tensors: dict) -> dict:
+    return {name if name.startswith((MODEL, LOSS)) else MODEL + name: tensor for name, tensor in tensors.items()}
+
+
+def _of_model(names) -> set[str]:
+    """Names of the model's tensors, without the batch counters that older files lack and nothing depends on."""
+    return {name for name in names if name.startswith(MODEL) and not name.endswith("num_batches_tracked")}
+
+
 def toolkit_of(state: dict) -> interop.Toolkit | None:
     """The other toolkit that a checkpoint is of, None for our own and for an unknown one."""
     return interop.recognise(_tensors(state))
+
+
+def embedding_size(state: dict, path, network, size: int) -> int:
+    """The embedding size of a checkpoint that differs from ``network``, which has ``size``, in nothing else.
+
+    ``size`` itself where more or nothing differs.
+    """
+    own, differing = network.state_dict(), set()
+    for name, tensor in weights_of(state, path, own).items():
+        if name.startswith(MODEL) and name in own and tensor.dim() >= own[name].dim():
+            differing |= {(a, b) for a, b in zip(own[name].shape, tensor.shape) if a != b}
+    (here, there), *more = differing or {(size, size)}
+    return there if here == size and not more else size
 
 
 def _tensors(state: dict, own=()) -> dict[str, torch.Tensor]:

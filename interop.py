@@ -17,7 +17,7 @@ class Toolkit:
     rolls: tuple = ()  # (pattern of the name here, axis): an eighth of the channels goes from the front to the end
 
 
-CLASSIFIER = (r"projection\.(weight|bias)", r"__L__.\1")
+CLASSIFIER = (r"projection\.(.*)", r"__L__.\1")
 BLOCK = r"layer\1.layers."
 
 TOOLKITS = (

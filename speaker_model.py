@@ -64,7 +64,8 @@ class SpeakerModel:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
         import torch
 
-        with torch.inference_mode():
+        # TF32, cuDNN's default, rounds to 10 bits.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.network(torch.as_tensor(x).to(self.device)).float().cpu().numpy()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
@@ -132,7 +133,9 @@ def to_float(wave, sample_rate) -> np.ndarray:
     if int(sample_rate) != sample_rate or sample_rate < 1:
         raise ValueError(f"sample_rate must be a whole number of Hz, got {sample_rate}")
     x = x.astype(np.float32)
-    return resample(np.ascontiguousarray(x if x.ndim == 1 else x.mean(axis=0)), int(sample_rate))
+    if x.ndim == 2:
+        x = np.ascontiguousarray(x.T).mean(axis=1)  # summed in the order in which a file's channels are
+    return resample(np.ascontiguousarray(x), int(sample_rate))
 
 
 def identity_of(weights: dict, config) -> str:
@@ -154,7 +157,9 @@ def identity_of(weights: dict, config) -> str:
 def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     """Load a checkpoint of ours, or with ``config`` (a YAML file) of another toolkit, to embed with.
 
-    UsageError where it does not match the configuration in every tensor, or holds values that are not finite.
+    Toolkits publish one architecture with embeddings of several sizes: the size of another toolkit's checkpoint is
+    that of its tensors, with a line on stderr where ``nOut`` says otherwise. UsageError where it does not match the
+    configuration in every other tensor, or holds values that are not finite.
     """
     import torch
 
@@ -167,6 +172,11 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
         raise UsageError("--device: cuda is not available on this machine")
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     network = SpeakerNet(resolved.values())
+    size = checkpoint.embedding_size(state, path, network, resolved.nOut) if checkpoint.toolkit_of(state) else 0
+    if size and size != resolved.nOut:
+        print(f"{path}: embeddings of {size} values, not of the {resolved.nOut} that nOut says", file=sys.stderr)
+        resolved.nOut = size
+        network = SpeakerNet(resolved.values())
     checkpoint.load_model_exactly(network, state, path, resolved.model)
     return SpeakerModel(network.to(chosen), resolved, chosen, path)
 

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -20,13 +22,24 @@ class TheirNet(nn.Module):
     def __init__(self, block, layers, num_filters, nOut, n_mels=40, levels=2, **kwargs):
         super(TheirNet, self).__init__()
         print('Embedding size is %d, %d levels.' % (nOut, levels))
-        self.pre = PreEmphasis()
+        self.torchfb = torch.nn.Sequential(PreEmphasis())
         self.block = block(1, num_filters[0], downsample=nn.Conv2d(1, num_filters[0], 1))
+        self.sap_linear = nn.Linear(num_filters[0], num_filters[0])
+        self.attention = self.new_parameter(num_filters[0], 1)
         self.fc = nn.Linear(num_filters[0], nOut)
 
+    def new_parameter(self, *size):
+        out = nn.Parameter(torch.FloatTensor(*size))
+        nn.init.xavier_normal_(out)
+        return out
+
     def forward(self, x):
-        x = self.pre(x).unfold(1, 400, 160).abs().log1p().unsqueeze(1)
-        return self.fc(self.block(x).mean(dim=(2, 3)))
+        with torch.no_grad():
+            with torch.cuda.amp.autocast(enabled=False):
+                x = self.torchfb(x).unfold(1, 400, 160).abs().log1p().unsqueeze(1)
+        x = self.block(x).mean(dim=3).permute(0, 2, 1)
+        w = torch.softmax(torch.matmul(torch.tanh(self.sap_linear(x)), self.attention), dim=1)
+        return self.fc(torch.sum(x * w, dim=1))
 
 def MainModel(nOut=256, **kwargs):
     num_filters = [8, 16]
@@ -77,7 +90,11 @@ def checkout(tmp_path_factory):
 
 
 def train(checkout, path, *arguments):
-    words = [sys.executable, str(checkout / "trainSpeakerNet.py"), "--config", str(path), *arguments]
+    return command(checkout, "trainSpeakerNet.py", "--config", path, *arguments)
+
+
+def command(checkout, script, *arguments):
+    words = [sys.executable, str(checkout / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(words, capture_output=True, text=True, cwd=checkout, env=environment, timeout=120)
 
@@ -93,6 +110,18 @@ def test_voxceleb_trainer_files_run_unchanged(settings, checkout, tmp_path):
     done = train(checkout, path)
     assert done.returncode == 0, done.stderr
     assert "12, 5 levels" in done.stdout and "best EER" in done.stdout
+    # Its tensors have the names of voxceleb_trainer's own models; a checkpoint of it is still read as what it is.
+    best = tmp_path / "run" / "model" / "model_best.model"
+    again = train(checkout, path, "--eval", "--initial_model", best, "--save_path", tmp_path / "eval")
+    figures = [re.search(r"EER ([\d.]+) %.*minDCF\(0.01\) ([\d.]+)", run.stdout).groups() for run in (done, again)]
+    assert figures[0] == figures[1], again.stdout + again.stderr
+    file = next(Path(keys["test_path"]).rglob("*.flac"))
+    embedded = command(checkout, "embed.py", "--initial_model", best, "--wav", file, "--out", tmp_path / "e.npy")
+    assert embedded.returncode == 0, embedded.stderr
+    embedding = np.load(tmp_path / "e.npy")
+    assert embedding.shape == (12,) and np.isfinite(embedding).all()
+    more = train(checkout, path, "--max_epoch", "3")
+    assert more.returncode == 0 and "Epoch 3/3" in more.stdout and "Epoch 1/" not in more.stdout, more.stderr
 
 
 def test_the_model_of_the_guide_trains(settings, checkout, tmp_path):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import ROOT
-from foreign_models import voice
+from foreign_models import resnetse34v2, voice, wespeaker_resnet
 from test_interop import CASES
 
 import embed
@@ -59,6 +59,46 @@ def test_a_foreign_checkpoint_gives_its_own_embedding(case, wave, tmp_path):
     assert call("--initial_model", tmp_path / "their.model", *words) == 0
     ours = torch.from_numpy(np.load(tmp_path / "e.npy"))
     assert ours.dim() == 1 and 1 - float(F.cosine_similarity(ours, theirs(torch.from_numpy(x)[None])[0], dim=0)) < 1e-5
+
+
+VT_FORMS = {  # __S__ and __L__ names as it saves them, and what other releases of it and of its users made of them
+    "bare": lambda file: {n.removeprefix("__S__."): t for n, t in file.items() if not n.startswith("__L__.")},
+    "model": lambda file: {"model": VT_FORMS["bare"](file)},
+    "prefixed": lambda file: file,
+    "module": lambda file: {f"module.{name}": tensor for name, tensor in file.items()},
+    "module inside": lambda file: {name.replace("__S__.", "__S__.module."): t for name, t in file.items()},
+    "training": lambda file: {
+        "epoch": 3,
+        "model_state_dict": {f"module.{name}": tensor for name, tensor in file.items()},
+        "optimizer_state_dict": torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+        "scheduler_state_dict": {"step_size": 10, "last_epoch": 3, "_last_lr": [0.001]},
+    },
+}
+
+
+@pytest.mark.parametrize("form", VT_FORMS)
+def test_the_forms_of_voxceleb_trainer(form, wave, tmp_path):
+    file, keys, theirs = resnetse34v2()
+    criterion = {"__L__.softmax.fc.weight": torch.ones(9, 48), "__L__.angleproto.w": torch.tensor(10.0)}
+    torch.save(VT_FORMS[form](file | criterion), tmp_path / "their.model")
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"trainfunc": "softmaxproto", **keys}))
+    ours = torch.from_numpy(load_model(tmp_path / "their.model", str(tmp_path / "x.yaml")).embed_file(wave[0]))
+    assert 1 - float(F.cosine_similarity(ours, theirs(torch.from_numpy(wave[1])[None])[0], dim=0)) < 1e-5
+
+
+def test_classifiers_of_others_are_no_part_of_the_model(wave, tmp_path, capsys):
+    file, keys, _ = wespeaker_resnet()
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"n_mels": 80, "nOut": 256, "trainfunc": "sphereface2", **keys}))
+    for more in ({"projection.bias": torch.ones(1, 1)}, {"projection.trans.0.weight": torch.ones(256)}):
+        torch.save(file | more, tmp_path / "their.model")
+        assert load_model(tmp_path / "their.model", str(tmp_path / "x.yaml")).dimension == 256
+    # An embedding of another size alone is read from the file; anything else of another size is refused.
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"n_mels": 80, **keys, "nOut": 192}))
+    assert load_model(tmp_path / "their.model", str(tmp_path / "x.yaml")).embed_file(wave[0]).shape == (256,)
+    assert "embeddings of 256 values, not of the 192" in capsys.readouterr().err
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"n_mels": 40, **keys, "nOut": 192}))
+    with pytest.raises(UsageError, match="tensors of ResNet34 match"):
+        load_model(tmp_path / "their.model", str(tmp_path / "x.yaml"))
 
 
 def test_a_foreign_checkpoint_without_a_configuration_is_one_line(wave, tmp_path, capsys):
@@ -158,6 +198,9 @@ def test_a_wave_in_memory_equals_its_file(checkpoint, wave, tmp_path):
     for rate, subtype in ((8000, "FLOAT"), (44100, "FLOAT")):
         soundfile.write(tmp_path / "other.wav", stereo.T, rate, subtype=subtype)
         assert np.array_equal(model.embed(stereo, rate), model.embed_file(tmp_path / "other.wav"))
+    many = np.random.default_rng(0).uniform(-0.1, 0.1, (11, 9000)).astype(np.float32)
+    soundfile.write(tmp_path / "many.wav", many.T, 16000, subtype="FLOAT")
+    assert np.array_equal(model.embed(many), model.embed_file(tmp_path / "many.wav"))
     assert model.embed(x[:400]).shape == (12,)  # repeated to half a second, as in evaluation
     spoilt = x.copy()
     spoilt[16000] = np.inf
