@@ -130,6 +130,7 @@ def _histogram(title, rates, result):
     top, label = axes.get_ylim()[1], f"EER threshold {result['threshold']:.3f}"
     axes.plot([result["threshold"]] * 2, [0, top], color=MARK, linewidth=1.2, label=label)
     axes.set_ylim(0, 1.15 * top)
+    axes.locator_params(axis="x", nbins=6)
     axes.legend(frameon=False, loc="upper center", ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.5)
     return figure
 
