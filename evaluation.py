@@ -136,7 +136,7 @@ class Evaluator:
         c, lost = self.config, int((~finite).sum())
         speakers = None if self.speakers is None else self.speakers[finite]
         costs = c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa
-        found = evaluation_metrics(scores[finite], self.labels[finite], *costs, speakers, seed=c.seed)
+        found = evaluation_metrics(scores[finite], self.labels[finite], *costs, speakers)
         if found["interval"] == "trials":
             found["no_speakers"] = self.no_speakers or "too few speakers are left"
         if lost:
