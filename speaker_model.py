@@ -5,6 +5,7 @@ model = load_model("exps/demo/model/model_best.model")
 embedding = model.embed(wave, 16000)                        # (D,) float32, not length-normalised
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -164,21 +165,31 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     import torch
 
     import checkpoint
-    from SpeakerNet import SpeakerNet
 
     state = checkpoint.load(path)
     resolved = configuration_of(state, path, config)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: cuda is not available on this machine")
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    network = SpeakerNet(resolved.values())
-    size = checkpoint.embedding_size(state, path, network, resolved.nOut) if checkpoint.toolkit_of(state) else 0
-    if size and size != resolved.nOut:
-        print(f"{path}: embeddings of {size} values, not of the {resolved.nOut} that nOut says", file=sys.stderr)
-        resolved.nOut = size
-        network = SpeakerNet(resolved.values())
-    checkpoint.load_model_exactly(network, state, path, resolved.model)
+    said = resolved.nOut
+    network = network_of(state, path, resolved)
+    if resolved.nOut != said:
+        print(f"{path}: embeddings of {resolved.nOut} values, not of the {said} that nOut says", file=sys.stderr)
     return SpeakerModel(network.to(chosen), resolved, chosen, path)
+
+
+def network_of(state: dict, path, config: Config):
+    """The network of a checkpoint on the CPU; ``config.nOut`` becomes that of another toolkit's checkpoint."""
+    import checkpoint
+    from SpeakerNet import SpeakerNet
+
+    network = SpeakerNet(config.values())
+    size = checkpoint.embedding_size(state, path, network, config.nOut)
+    if size != config.nOut and checkpoint.toolkit_of(state):
+        config.nOut = size
+        network = SpeakerNet(config.values())
+    checkpoint.load_model_exactly(network, state, path, config.model)
+    return network
 
 
 def configuration_of(state: dict, path, config: str) -> Config:
@@ -190,12 +201,7 @@ def configuration_of(state: dict, path, config: str) -> Config:
     elif isinstance(state.get("config"), dict):
         written = {str(name): Setting(value, str(path)) for name, value in state["config"].items()}
     else:
-        toolkit = checkpoint.toolkit_of(state)
-        whose = f"is a checkpoint of {toolkit.name} and " if toolkit else ""
-        raise UsageError(
-            f"{path}: {whose}carries no configuration; give --config: one of configs/interop/*.yaml, or the YAML file "
-            "that it was trained with"
-        )
+        raise UsageError(f"{path}: {advice(state, path, checkpoint.toolkit_of(state))}")
     where = config or str(path)
     written = {name: setting for name, setting in written.items() if name not in NOT_OF_THE_MODEL}
     if "model" not in written:
@@ -207,6 +213,22 @@ def configuration_of(state: dict, path, config: str) -> Config:
     if not config:  # of plug-ins that were dropped in then and are not here
         written["allow_unknown"] = Setting(True, where)
     return resolve(written, [])
+
+
+def advice(state: dict, path, toolkit) -> str:
+    """What to do about a checkpoint of ``toolkit`` (None: unknown) that carries no configuration."""
+    if toolkit is None:
+        return "carries no configuration; give --config, the YAML file that it was trained with"
+    fitting = []
+    for file in sorted((plugins.ROOT / "configs" / "interop").glob("*.yaml")):
+        with contextlib.suppress(UsageError):  # does not fit
+            if file.name.startswith(toolkit.features):
+                network_of(state, path, configuration_of(state, path, str(file)))
+                fitting.append(f"configs/interop/{file.name}")
+    return (
+        f"is a checkpoint of {toolkit.name} and carries no configuration; give --config "
+        f"{' or '.join(fitting) or 'with its sizes, as the files of configs/interop do'}"
+    )
 
 
 def add_model_arguments(parser, required: bool = True):

@@ -350,12 +350,12 @@ def vt_mel(x, n_mels):
     return F.instance_norm((mel(x) + 1e-6).log())[:, None]
 
 
-def resnetse34l(encoder="SAP", n_out=48):
-    filters = (8, 8, 16, 16)
+def resnetse34l(encoder="SAP", n_out=48, filters=(8, 8, 16, 16)):
+    last = filters[3]
     shapes, plan = se_resnet(filters, 7, (1, 2, 2, 1))
-    layer(shapes, "sap_linear", 16, 16)
-    shapes["attention"] = (16, 1)
-    layer(shapes, "fc", n_out, 16 * (2 if encoder == "ASP" else 1))
+    layer(shapes, "sap_linear", last, last)
+    shapes["attention"] = (last, 1)
+    layer(shapes, "fc", n_out, last * (2 if encoder == "ASP" else 1))
     state = random_state(shapes, 5)
 
     def embed(x):
@@ -377,13 +377,13 @@ def resnetse34l_asp():
     return resnetse34l("ASP")
 
 
-def resnetse34v2(n_out=48):
-    filters = (8, 8, 16, 16)
+def resnetse34v2(n_out=48, filters=(8, 8, 16, 16)):
+    last = filters[3] * 8
     shapes, plan = se_resnet(filters, 3, (1, 2, 2, 2))
-    layer(shapes, "attention.0", 128, 128, 1)
+    layer(shapes, "attention.0", 128, last, 1)
     normed(shapes, "attention.2", 128)
-    layer(shapes, "attention.3", 128, 128, 1)
-    layer(shapes, "fc", n_out, 256)
+    layer(shapes, "attention.3", last, 128, 1)
+    layer(shapes, "fc", n_out, 2 * last)
     state = random_state(shapes, 6)
 
     def embed(x):

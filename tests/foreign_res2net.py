@@ -54,11 +54,21 @@ def eres2net_shapes(plan, m, base, groups, expansion, second):
     return shapes
 
 
-def eres2net(size="base", m=8, base=32, groups=2, expansion=2, second=False, features="3dspeaker", counts=(3, 4, 6, 3)):
+def eres2net(
+    size="base",
+    m=8,
+    base=32,
+    groups=2,
+    expansion=2,
+    second=False,
+    features="3dspeaker",
+    counts=(3, 4, 6, 3),
+    n_out=48,
+):
     """File, keys and embedding of a size, narrower; ``second`` is ERes2NetV2."""
     plan = list(stages(counts, m, expansion))
     shapes = eres2net_shapes(plan, m, base, groups, expansion, second)
-    layer(shapes, "seg_1", 48, m * 8 * expansion * 10 * 2)
+    layer(shapes, "seg_1", n_out, m * 8 * expansion * 10 * 2)
     state = random_state(shapes, 11)
 
     def embed(x):
@@ -100,7 +110,7 @@ def eres2net(size="base", m=8, base=32, groups=2, expansion=2, second=False, fea
             x = fuse(out["layer4"], r.conv2d(x, "layer3_downsample", 2), "fuse_mode1234")
         return r.linear(temporal_statistics(x, 1e-8), "seg_1")
 
-    keys = {"model": "ERes2Net", "size": size, "m_channels": m, "blocks": counts, "nOut": 48, "features": features}
+    keys = {"model": "ERes2Net", "size": size, "m_channels": m, "blocks": counts, "nOut": n_out, "features": features}
     return state, keys, embed
 
 

@@ -1,5 +1,6 @@
 """embed.py, speaker_model and the files of embeddings, through the command line, against evaluation and originals."""
 
+import re
 import subprocess
 import sys
 
@@ -10,10 +11,21 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import ROOT
-from foreign_models import resnetse34v2, voice, wespeaker_resnet
+from foreign_models import (
+    resnetse34l,
+    resnetse34v2,
+    speechbrain,
+    taoruijie,
+    voice,
+    wespeaker_ecapa,
+    wespeaker_resnet,
+)
+from foreign_res2net import eres2net
+from foreign_tdnn import campplus
 from test_interop import CASES
 
 import embed
+import plugins
 from command_line import run
 from embedding_files import read_embeddings, write_embeddings
 from speaker_lists import UsageError
@@ -61,6 +73,31 @@ def test_a_foreign_checkpoint_gives_its_own_embedding(case, wave, tmp_path):
     assert ours.dim() == 1 and 1 - float(F.cosine_similarity(ours, theirs(torch.from_numpy(x)[None])[0], dim=0)) < 1e-5
 
 
+FULL_SIZE = {  # of each project's published VoxCeleb model
+    "voxceleb_trainer_resnetse34l": lambda: resnetse34l("SAP", 512, (16, 32, 64, 128)),
+    "voxceleb_trainer_resnetse34v2": lambda: resnetse34v2(512, (32, 64, 128, 256)),
+    "taoruijie_ecapa512": lambda: taoruijie(512),
+    "taoruijie_ecapa1024": lambda: taoruijie(1024),
+    "speechbrain_ecapa1024": lambda: speechbrain("speechbrain", 1024, 3072),
+    "wespeaker_resnet34": lambda: wespeaker_resnet(32),
+    "wespeaker_ecapa512_glob": lambda: wespeaker_ecapa(512),
+    "3dspeaker_ecapa1024": lambda: speechbrain("3dspeaker", 1024, 3072),
+    "3dspeaker_campplus": lambda: campplus("3dspeaker", 32, 128, 32, (12, 24, 16), 512),
+    "3dspeaker_eres2net": lambda: eres2net("base", 32, n_out=192),
+}
+
+
+@pytest.mark.parametrize("case", FULL_SIZE)
+def test_the_shipped_configuration_reads_the_published_size(case, wave, tmp_path, capsys):
+    file, _, theirs = FULL_SIZE[case]()
+    torch.save(file, tmp_path / "their.model")
+    words = ("--config", ROOT / "configs" / "interop" / f"{case}.yaml", "--wav", wave[0], "--out", tmp_path / "e.npy")
+    assert call("--initial_model", tmp_path / "their.model", *words) == 0 and capsys.readouterr().err == ""
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(wave[1])[None])[0]
+    assert 1 - float(F.cosine_similarity(torch.from_numpy(np.load(tmp_path / "e.npy")), expected, dim=0)) < 1e-5
+
+
 VT_FORMS = {  # __S__ and __L__ names as it saves them, and what other releases of it and of its users made of them
     "bare": lambda file: {n.removeprefix("__S__."): t for n, t in file.items() if not n.startswith("__L__.")},
     "model": lambda file: {"model": VT_FORMS["bare"](file)},
@@ -70,7 +107,7 @@ VT_FORMS = {  # __S__ and __L__ names as it saves them, and what other releases 
     "training": lambda file: {
         "epoch": 3,
         "model_state_dict": {f"module.{name}": tensor for name, tensor in file.items()},
-        "optimizer_state_dict": torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+        "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]},
         "scheduler_state_dict": {"step_size": 10, "last_epoch": 3, "_last_lr": [0.001]},
     },
 }
@@ -102,10 +139,29 @@ def test_classifiers_of_others_are_no_part_of_the_model(wave, tmp_path, capsys):
 
 
 def test_a_foreign_checkpoint_without_a_configuration_is_one_line(wave, tmp_path, capsys):
-    torch.save(CASES[0]()[0], tmp_path / "their.model")
-    assert call("--initial_model", tmp_path / "their.model", "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
+    small = ("TaoRuijie/ECAPA-TDNN", "with its sizes, as the files of configs/interop do")
+    theirs = "configs/interop/{}_campplus.yaml"
+    either = ("wespeaker or 3D-Speaker", f"{theirs.format('3dspeaker')} or {theirs.format('wespeaker')}")
+    full = plugins.call(plugins.load("models", "CAMPPlus"), {"nOut": 192}).state_dict()
+    for state, (whose, which) in ((CASES[0]()[0], small), (full, either)):
+        torch.save(state, tmp_path / "their.model")
+        assert call("--initial_model", tmp_path / "their.model", "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
+        said = f"is a checkpoint of {whose} and carries no configuration; give --config {which}\n"
+        assert capsys.readouterr().err == f"{tmp_path / 'their.model'}: {said}"
+
+
+def test_a_checkpoint_of_plug_ins_that_are_gone(checkpoint, wave, tmp_path, capsys):
+    path, _ = checkpoint
+    state = torch.load(path, weights_only=True)
+    expected = load_model(path).embed_file(wave[0])
+    state["config"] |= {"trainfunc": "gone", "scheduler": "gone_too", "its_key": 3, "train_list": "/no/such/list.txt"}
+    torch.save(state, tmp_path / "gone.model")
+    assert np.array_equal(load_model(tmp_path / "gone.model").embed_file(wave[0]), expected)
+    state["config"]["model"] = "Vanished"
+    torch.save(state, tmp_path / "gone.model")
+    assert call("--initial_model", tmp_path / "gone.model", "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "TaoRuijie/ECAPA-TDNN" in error and "configs/interop" in error
+    assert error.count("\n") == 1 and "gone.model: model: no plug-in 'models/Vanished.py'" in error
 
 
 def test_one_recording_on_the_command_line(checkpoint, wave, tmp_path):
@@ -251,3 +307,24 @@ def test_files_of_embeddings_refuse_what_they_cannot_hold(tmp_path):
     np.savez(tmp_path / "e.npz", names=np.array(["a"]), embeddings=x)
     with pytest.raises(UsageError, match="one embedding for each of 1 names"):
         read_embeddings(tmp_path / "e.npz")
+
+
+def test_the_commands_of_the_guide(checkpoint, data, tmp_path, monkeypatch, capsys):
+    guide = (ROOT / "docs" / "embedding.md").read_text()
+    (tmp_path / "exps" / "demo" / "model").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    checkpoint[0].rename(tmp_path / "exps" / "demo" / "model" / "model_best.model")
+    (tmp_path / "data" / "demo").symlink_to(data)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    torch.save(wespeaker_resnet(32)[0], tmp_path / "avg_model.pt")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^python embed.py (.*)$", guide, re.M)
+    assert len(lines) == 4 and [call(*line.split()) for line in lines] == [0, 0, 0, 0], capsys.readouterr().err
+    one = np.load("one.npy")
+    names, x = read_embeddings("demo.npz")
+    assert np.allclose(x[names.index("trial000/session0/00000.flac")], one, atol=1e-5)
+    assert set(read_embeddings("train.ark")[0]) < set(names) and np.load("theirs.npy").shape == (256,)
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", guide, re.S).group(1), {})
+    dimension, cosine = capsys.readouterr().out.split()
+    assert dimension == "12" and -1 <= float(cosine) <= 1
