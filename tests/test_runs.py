@@ -103,7 +103,7 @@ def test_files_of_a_run(finished):  # DESIGN 3.4; bugs 8, 9, 10
     best = min((e for e in events if e["event"] == "eval"), key=lambda e: e["eer"])
     assert (run / "model" / "model_best.eer").read_text() == f"{best['eer']:.4f}"
     assert float((run / "model" / "model_best.threshold").read_text()) == pytest.approx(best["threshold"], abs=1e-5)
-    assert {p.name for p in (run / "result").glob("*.png")} == {"det.png", "roc.png", "scores.png"}
+    assert {p.name for p in (run / "result").glob("*.png")} == {"det.png", "roc.png", "scores.png", "calibration.png"}
     assert list((run / "logs").glob("events*")) and "best EER" in output
     again = yaml.safe_load((run / "result" / "config.yaml").read_text())
     assert again["channels"] == 8 and again["run_info"]["versions"]["torch"] == torch.__version__
