@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +13,20 @@ import numpy as np
 from speaker_lists import UsageError
 
 ENDINGS = (".npy", ".npz", ".ark")
+# What their readers raise on a damaged file.
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    AssertionError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def check_ending(path, rows: int | None = None):
@@ -69,6 +85,16 @@ def _replacing(path: Path):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _damage_named(path):
+    """UsageError in the place of what numpy, zipfile and kaldiio raise on a damaged file."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
+
+
 def read_embeddings(path) -> tuple[list[str], np.ndarray]:
     """Read names and embeddings (N, D) float32 of an .npz, .ark or .scp file; UsageError for anything else."""
     path = Path(path)
@@ -76,28 +102,42 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
         raise UsageError(f"{path}: embeddings are read from .npz, .ark or .scp")
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    try:
+    with _damage_named(path):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                names, x = [str(name) for name in file["names"]], file["embeddings"].astype(np.float32)
+                names, x = [str(name) for name in file["names"]], file["embeddings"]
         else:
             import kaldiio
 
-            vectors = dict(
-                kaldiio.load_ark(str(path)) if path.suffix == ".ark" else kaldiio.load_scp(str(path)).items()
-            )
-            names, x = list(vectors), np.array(list(vectors.values()), dtype=np.float32)
-    except (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
+            pairs = list(kaldiio.load_ark(str(path)) if path.suffix == ".ark" else _vectors_of_scp(path))
+            names, x = [name for name, _ in pairs], np.array([vector for _, vector in pairs])
+        if x.dtype.kind not in "fiu":
+            raise ValueError(f"the embeddings are {x.dtype}, not real numbers")
     if x.ndim != 2 or len(names) != len(x) or len(set(names)) != len(names):
         raise UsageError(f"{path}: expected one embedding for each of {len(set(names))} names, got shape {x.shape}")
-    return names, x
+    return names, x.astype(np.float32)
+
+
+def _vectors_of_scp(path):
+    """Yield (name, vector) of 'name ark:offset' lines. kaldiio would run a pipe as a command: none reaches it."""
+    import kaldiio
+
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, place = line.strip().replace("\t", " ").partition(" ")
+        place = place.strip()
+        if not name:
+            continue
+        if "|" in place:
+            raise UsageError(f"{path}:{number}: a pipe; commands of a list are not run")
+        file = re.sub(r":\d+$", "", place)
+        if not os.path.isfile(file):
+            raise UsageError(f"{path}:{number}: no such file: '{file}'")
+        yield name, kaldiio.load_mat(place)
 
 
 def read_identity(path) -> str:
     """The model's identity that an .npz file of embeddings states, "" where a file does not say."""
     if Path(path).suffix != ".npz":
         return ""
-    with np.load(path, allow_pickle=False) as file:
+    with _damage_named(path), np.load(path, allow_pickle=False) as file:
         return str(file["identity"]) if "identity" in file.files else ""

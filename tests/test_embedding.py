@@ -27,7 +27,7 @@ from test_interop import CASES
 import embed
 import plugins
 from command_line import run
-from embedding_files import read_embeddings, write_embeddings
+from embedding_files import read_embeddings, read_identity, write_embeddings
 from speaker_lists import UsageError
 from speaker_model import load_model
 from utils import save_atomically
@@ -307,6 +307,40 @@ def test_files_of_embeddings_refuse_what_they_cannot_hold(tmp_path):
     np.savez(tmp_path / "e.npz", names=np.array(["a"]), embeddings=x)
     with pytest.raises(UsageError, match="one embedding for each of 1 names"):
         read_embeddings(tmp_path / "e.npz")
+    np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), embeddings=x * 1j)
+    with pytest.raises(UsageError, match="complex64, not real numbers"):
+        read_embeddings(tmp_path / "e.npz")
+
+
+def test_a_list_of_vectors_runs_no_command(tmp_path):
+    write_embeddings(tmp_path / "e.ark", ["a", "b"], np.ones((2, 3), np.float32))
+    (tmp_path / "e.scp").write_text(f"a touch {tmp_path}/ran; cat {tmp_path}/e.ark |\n")
+    with pytest.raises(UsageError, match=r"e\.scp:1: a pipe"):
+        read_embeddings(tmp_path / "e.scp")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "e.scp").write_text(f"a {tmp_path}/no.ark:2\n")
+    with pytest.raises(UsageError, match=r"e\.scp:1: no such file"):
+        read_embeddings(tmp_path / "e.scp")
+
+
+@pytest.mark.parametrize("ending", ["ark", "npz"])
+def test_a_damaged_file_of_embeddings_is_one_line(ending, tmp_path):
+    path = tmp_path / f"e.{ending}"
+    write_embeddings(path, ["a", "b"], np.ones((2, 5), np.float32), "identity")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for trial in range(300):
+        spoilt = bytearray(whole)
+        if trial % 3:
+            for place in rng.integers(len(whole), size=3):
+                spoilt[place] = rng.integers(256)
+        path.write_bytes(spoilt if trial % 3 else whole[: rng.integers(len(whole))])
+        try:
+            read_embeddings(path)
+            read_identity(path)
+        except UsageError as error:
+            refused += "\n" not in str(error)
+    assert refused > 100
 
 
 def test_the_commands_of_the_guide(checkpoint, data, tmp_path, monkeypatch, capsys):
