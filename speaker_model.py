@@ -222,7 +222,7 @@ def advice(state: dict, path, toolkit) -> str:
     fitting = []
     for file in sorted((plugins.ROOT / "configs" / "interop").glob("*.yaml")):
         with contextlib.suppress(UsageError):  # does not fit
-            if file.name.startswith(toolkit.features):
+            if file.name.startswith(toolkit.features or ""):  # RawNet3 computes none of the features
                 network_of(state, path, configuration_of(state, path, str(file)))
                 fitting.append(f"configs/interop/{file.name}")
     return (
