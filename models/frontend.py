@@ -88,20 +88,24 @@ class FrontEnd(nn.Module):
             return features
 
     def _compute(self, x):
+        power = self._mel_power(x)  # (B, n_mels, frames)
         if self.features in ("voxceleb_trainer", "taoruijie"):
-            features = self.spectrogram(x) + 1e-6
-            return features.log() if self.log_input else features
+            power = power + 1e-6
+            return power.log() if self.log_input else power
         if self.features == "speechbrain":
-            return self._decibels(x)
-        return self._fbank(x * 32768.0 if self.features == "wespeaker" else x)  # Kaldi's samples are 16-bit integers
+            decibels = 10.0 * power.clamp(min=1e-10).log10()
+            return decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - 80.0)
+        return power.clamp(min=torch.finfo(torch.float32).eps).log()
 
-    def _decibels(self, x):
-        spectrum = torch.stft(x, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
-        power = spectrum.abs().square().transpose(1, 2) @ self.banks  # (B, frames, n_mels)
-        decibels = 10.0 * power.clamp(min=1e-10).log10()
-        return decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - 80.0).transpose(1, 2)
+    def _mel_power(self, x):
+        if self.features in ("voxceleb_trainer", "taoruijie"):
+            return self.spectrogram(x)
+        if self.features == "speechbrain":
+            spectrum = torch.stft(x, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
+            return (spectrum.abs().square().transpose(1, 2) @ self.banks).transpose(1, 2)
+        return self._kaldi(x * 32768.0 if self.features == "wespeaker" else x)  # Kaldi's samples are 16-bit integers
 
-    def _fbank(self, x):
+    def _kaldi(self, x):
         if x.shape[1] < 400:
             raise ValueError(f"fbank needs at least 400 samples, got {x.shape[1]}")
         frames = x.unfold(1, 400, 160)  # (B, frames, 400)
@@ -109,7 +113,7 @@ class FrontEnd(nn.Module):
         previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
         frames = (frames - 0.97 * previous) * self.window
         power = torch.fft.rfft(frames, n=512).abs().square()  # (B, frames, 257)
-        return (power @ self.banks).clamp(min=torch.finfo(torch.float32).eps).log().transpose(1, 2)
+        return (power @ self.banks).transpose(1, 2)
 
     def _mask(self, features):
         """SpecAugment (Park et al. 2019): one frequency and one time mask a row, filled with the row's mean."""
@@ -124,6 +128,49 @@ class FrontEnd(nn.Module):
                 masked = masked.unsqueeze(2) if axis == 1 else masked.unsqueeze(1)
                 features = torch.where(masked, features.mean(dim=(1, 2), keepdim=True), features)
         return features
+
+
+class ConvolutionFrontEnd(FrontEnd):
+    """The features of a FrontEnd with its Fourier transforms as one strided convolution, for export.
+
+    Exporters and other runtimes know convolutions everywhere, Fourier transforms hardly anywhere. Removing a frame's
+    mean, pre-emphasis inside it and the window are linear, so they are part of the filters.
+    """
+
+    def __init__(self, frontend: FrontEnd):
+        nn.Module.__init__(self)
+        for name in ("features", "norm", "log_input", "preemphasis"):
+            setattr(self, name, getattr(frontend, name))
+        self.spec_augment = (0, 0)
+        centred = self.features in ("voxceleb_trainer", "taoruijie")
+        if centred:
+            stft = frontend.spectrogram.spectrogram
+            size, window, banks = stft.n_fft, stft.window, frontend.spectrogram.mel_scale.fb
+        else:
+            size = 400 if self.features == "speechbrain" else 512
+            window, banks = frontend.window, frontend.banks
+        filters = torch.eye(len(window), dtype=torch.float64)  # (filter, sample), from a frame to a frame
+        if self.features in ("wespeaker", "3dspeaker"):
+            filters = filters - 1.0 / len(window)
+            filters = filters - 0.97 * torch.cat([filters[:1], filters[:-1]])
+        filters = window.double()[:, None] * filters
+        margin = (size - len(window)) // 2 if centred else 0  # torch puts a short window in the middle of its frame
+        time = torch.arange(len(window), dtype=torch.float64) + margin
+        angle = 2.0 * math.pi * torch.arange(size // 2 + 1, dtype=torch.float64)[:, None] * time / size
+        filters = torch.cat([angle.cos() @ filters, angle.sin() @ filters])  # (2 bins, samples)
+        # Centred frames reach half a frame over the ends; those at which the window is zero need not be there.
+        self.reach = size // 2 - margin if self.features in ("voxceleb_trainer", "taoruijie", "speechbrain") else 0
+        self.reflect = centred
+        self.register_buffer("filters", filters.float()[:, None], persistent=False)
+        self.register_buffer("banks", banks.clone(), persistent=False)
+
+    def _mel_power(self, x):
+        x = (x * 32768.0 if self.features == "wespeaker" else x).unsqueeze(1)
+        if self.reach:
+            x = F.pad(x, (self.reach, self.reach), "reflect" if self.reflect else "constant")
+        real, imaginary = F.conv1d(x, self.filters, stride=160).chunk(2, dim=1)
+        power = real.square() + imaginary.square()  # (B, bins, frames)
+        return (power.transpose(1, 2) @ self.banks).transpose(1, 2)
 
 
 def repeat_to(features, frames):

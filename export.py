@@ -1,0 +1,290 @@
+"""Export a model to ONNX or TorchScript, checked against PyTorch at several lengths before it is written.
+
+python export.py --initial_model exps/demo/model/model_best.model --out demo.onnx
+python export.py --initial_model exps/demo/model/model_best.model --out demo.pt --input features
+python export.py --initial_model exps/demo/model/model_best.model --out demo.onnx --int8 --test_list T --test_path WAV
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from command_line import Parser, existing_file, run
+from speaker_lists import UsageError
+from speaker_model import add_model_arguments, model_from
+
+SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
+BATCHES = (1, 3)
+ENDINGS = (".onnx", ".pt")
+OPSET = 17
+
+
+def main(argv) -> int:
+    """Run the command line: 0 written, 1 refused because it differs from PyTorch, 2 bad usage."""
+    parser = Parser("export.py", __doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="model.onnx, or model.pt for TorchScript")
+    parser.add_argument("--input", default="waveform", choices=("waveform", "features"), help="what it takes in")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of unit embeddings (1e-4)")
+    parser.add_argument("--int8", action="store_true", help="also quantise weights to 8 bits, to FILE_int8.onnx")
+    parser.add_argument("--test_list", default="", help="trials to measure the EER of fp32 and int8 on")
+    parser.add_argument("--test_path", default="", help="folder that the paths of test_list are relative to")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    if out.suffix not in ENDINGS:
+        raise UsageError(f"--out: '{out}' must end in .onnx or .pt (TorchScript)")
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"--out: no such folder: '{out.parent}'")
+    if not 0 < args.tolerance:
+        raise UsageError(f"--tolerance: must be above 0, got {args.tolerance:g}")
+    if args.int8 and out.suffix != ".onnx":
+        raise UsageError("--int8: quantises ONNX models; give --out FILE.onnx")
+    if bool(args.test_list) != bool(args.test_path) or (args.test_list and not args.int8):
+        raise UsageError("--test_list: goes with --test_path and --int8, to measure what quantising costs")
+    if args.test_list:
+        existing_file(args.test_list, "--test_list")
+    if args.int8 and args.input != "waveform" and args.test_list:
+        raise UsageError("--test_list: is measured on waveforms; leave --input as it is")
+    if out.suffix == ".onnx":
+        need_packages()
+    return export(args, out)
+
+
+def need_packages():
+    """UsageError where what writes and runs ONNX files is not installed."""
+    import importlib.util
+
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"export.py: needs {', '.join(missing)}; pip install -r requirements-dev.txt")
+
+
+def export(args, out: Path) -> int:
+    """Export, check, write."""
+    model = model_from(args)
+    network = exportable(model, args.input)
+    with replacing(out) as temporary:
+        write = write_onnx if out.suffix == ".onnx" else write_torchscript
+        write(network, model, args.input, temporary)
+        worst = check(reader(temporary), model, args.input)
+        if worst > args.tolerance:
+            print(f"{out}: not written: differs from PyTorch by {worst:.2e}, more than {args.tolerance:g}", file=sys.stderr)
+            return 1
+        os.replace(temporary, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {args.input} -> embedding of {model.dimension}")
+    return quantise(args, model, out) if args.int8 else 0
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A temporary name beside ``path``, removed at the end if it is still there."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------------- what is exported
+
+
+def exportable(model, kind: str):
+    """A copy of the model as it is exported: a front end of plain convolutions, or none at all."""
+    import copy
+
+    from torch import nn
+
+    from models.frontend import ConvolutionFrontEnd
+
+    network = copy.deepcopy(model.network.__S__).cpu().eval()
+    own = getattr(network, "frontend", None)
+    if kind == "features":
+        if own is None:
+            raise UsageError(f"--input: {model.config.model} has no features; it takes waveforms")
+        network.frontend = nn.Identity()
+    elif own is not None:
+        network.frontend = ConvolutionFrontEnd(own)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
+def example(model, kind: str, seconds: float, batch: int):
+    """Speech-like noise (batch, samples), or its features (batch, n_mels, frames), and its embeddings by PyTorch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(int(1000 * seconds) + batch)
+    samples = int(seconds * model.sample_rate)
+    wave = torch.randn(batch, samples, generator=generator)
+    level = 0.05 + 0.04 * torch.sin(torch.arange(samples) / 900.0 + torch.arange(batch)[:, None])
+    wave = level * (wave + 2 * torch.roll(wave, 1, dims=1) + torch.roll(wave, 2, dims=1))
+    with torch.inference_mode():
+        embeddings = torch.from_numpy(model.embed_batch(wave))
+        given = wave if kind == "waveform" else model.network.__S__.frontend(wave.to(model.device)).cpu()
+    return given.clone(), embeddings
+
+
+def write_onnx(network, model, kind: str, path: Path):
+    """Write an ONNX file that takes any batch and length.
+
+    By torch's exporter that traces: the newer one, by torch.export, takes minutes for the larger models and fixes the
+    length of some without a word. What a trace may bake in, the check would show.
+    """
+    import warnings
+
+    import onnx
+    import torch
+
+    given, _ = example(model, kind, 2.0, 2)
+    axes = {kind: {0: "batch", given.dim() - 1: "samples" if kind == "waveform" else "frames"}, "embedding": {0: "batch"}}
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        names = {"input_names": [kind], "output_names": ["embedding"], "dynamic_axes": axes}
+        torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, metadata(model, kind))
+    onnx.save(proto, path)
+
+
+def metadata(model, kind: str) -> dict[str, str]:
+    """What a program that runs the model needs to know."""
+    import torch
+
+    keys = {"model": model.config.model, "input": kind, "sample_rate": model.sample_rate, "dimension": model.dimension}
+    keys |= {name: getattr(model.config, name) for name in ("features", "n_mels", "input_norm") if hasattr(model.config, name)}
+    return {name: str(value) for name, value in {**keys, "identity": model.identity, "torch": torch.__version__}.items()}
+
+
+def write_torchscript(network, model, kind: str, path: Path):
+    """Write a TorchScript file by tracing."""
+    import json
+    import warnings
+
+    import torch
+
+    given, _ = example(model, kind, 2.0, 2)
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what depends on the length shows in the check
+        traced = torch.jit.trace(network, given, check_trace=False)
+    traced.save(str(path), _extra_files={"metadata.json": json.dumps(metadata(model, kind))})
+
+
+def reader(path: Path):
+    """A function that runs an exported file: input tensor -> embeddings tensor."""
+    import torch
+
+    if path.suffix == ".pt":
+        loaded = torch.jit.load(str(path))
+
+        def run_script(given):
+            with torch.inference_mode():
+                return loaded(given).float()
+
+        return run_script
+    session = onnx_session(path)
+    name = session.get_inputs()[0].name
+    return lambda given: torch.from_numpy(session.run(None, {name: given.numpy()})[0])
+
+
+def onnx_session(path: Path, threads: int = 0):
+    """Open an ONNX file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def differences(found, expected):
+    """Largest difference of length-normalised embeddings (B, D), and largest cosine distance."""
+    from torch.nn.functional import normalize
+
+    found, expected = normalize(found.double(), dim=1), normalize(expected.double(), dim=1)
+    return float((found - expected).abs().max()), float((1 - (found * expected).sum(dim=1)).max())
+
+
+def check(read, model, kind: str) -> float:
+    """Compare an exported model with PyTorch at every length and batch; prints and returns the largest difference."""
+    worst = 0.0
+    for seconds in SECONDS:
+        for batch in BATCHES:
+            given, expected = example(model, kind, seconds, batch)
+            largest, distance = differences(read(given), expected)
+            worst = max(worst, largest if largest == largest else float("inf"))
+            print(f"{seconds:4.1f} s x {batch}: largest difference {largest:.1e}, cosine distance {distance:.1e}")
+    return worst
+
+
+def quantise(args, model, out: Path) -> int:
+    """Write the int8 model beside the fp32 one and say what it costs."""
+    target = out.with_name(f"{out.stem}_int8.onnx")
+    with replacing(target) as temporary:
+        quantise_onnx(out, temporary)
+        os.replace(temporary, target)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, int8 weights")
+    exact, coarse = reader(out), reader(target)
+    if not args.test_list:
+        distances = []
+        for seconds in SECONDS:
+            given, _ = example(model, args.input, seconds, 3)
+            distances.append(differences(coarse(given), exact(given))[1])
+        print(f"cosine of int8 with fp32 embeddings at least {1 - max(distances):.4f}, on noise; no EER was measured: give")
+        print("--test_list and --test_path")
+        return 0
+    for name, read in (("fp32", exact), ("int8", coarse)):
+        print(f"{name}: {evaluate(read, args.test_list, args.test_path)}")
+    return 0
+
+
+def quantise_onnx(source: Path, target: Path):
+    """Quantise the weights of matrix products and convolutions to int8, those of the front end left as they are."""
+    import logging
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    spectrum = [node.name for node in onnx.load(source).graph.node if "/frontend/" in node.name]
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it recommends a pre-processing that changes nothing here
+    try:
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=spectrum)
+    finally:
+        log.setLevel(level)
+
+
+def evaluate(read, test_list: str, test_path: str) -> str:
+    """EER with its interval of an exported model that takes waveforms, each file alone."""
+    import numpy as np
+    import torch
+
+    from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+    from scoring.cosine import cosine_scores
+    from speaker_lists import read_trials
+    from tuneThreshold import ComputeEER, eer_interval
+
+    labels, first, second = read_trials(test_list)
+    files = sorted(set(first) | set(second))
+    rows = {}
+    for file in files:
+        try:
+            x, *_ = read_audio(Path(test_path, file))
+        except AudioError as error:
+            raise UsageError(f"{Path(test_path, file)}: {error}") from error
+        rows[file] = read(torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[None]))[0].numpy()
+    number = {file: i for i, file in enumerate(files)}
+    pairs = np.array([[number[a], number[b]] for a, b in zip(first, second)])
+    scores = cosine_scores(np.stack([rows[file] for file in files]), pairs)
+    low, high = eer_interval(scores, labels)
+    return f"EER {ComputeEER(scores, labels)[0]:.2f} % (95 % CI over trials {low:.2f} to {high:.2f}), {len(labels)} trials"
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
