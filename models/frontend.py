@@ -178,9 +178,11 @@ def repeat_to(features, frames):
 
     Too short a file is repeated in the same way when it is read for training.
     """
-    if features.shape[2] >= frames:
-        return features
-    return features.repeat(1, 1, -(-frames // features.shape[2]))[:, :, :frames]
+    length = features.shape[2]
+    if not torch.jit.is_tracing():  # what is traced for export must serve every length, so it may not choose
+        return features if length >= frames else features.repeat(1, 1, -(-frames // length))[:, :, :frames]
+    repeated = features.repeat(1, 1, (frames + length - 1) // length)
+    return repeated[:, :, : torch.maximum(torch.as_tensor(length), torch.tensor(frames))]
 
 
 def _forget_buffers(module):

@@ -1,0 +1,131 @@
+"""export.py: every model on disk, every feature chain, at lengths it was not traced at; what differs is not written."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+from test_plugins import SMALL, VALUES
+
+import export
+import plugins
+from command_line import run
+from config import Config
+from models.frontend import PRESETS, ConvolutionFrontEnd, FrontEnd
+from speaker_model import SpeakerModel
+from utils import save_atomically
+
+
+class Network(torch.nn.Module):
+    """A network with the model alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.__S__ = model
+
+    def forward(self, x):
+        return self.__S__(x)
+
+
+def speaker_model(name, **more):
+    """A tiny model with BatchNorm statistics that are no identity."""
+    torch.manual_seed(0)
+    values = {**VALUES, **SMALL.get(name, {}), **more}
+    network = Network(plugins.call(plugins.load("models", name), values))
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return SpeakerModel(network, Config(model=name, **values), torch.device("cpu"), "tiny.model")
+
+
+@pytest.fixture
+def checkpoint(settings, tools, tmp_path):
+    """A checkpoint of a tiny model that carries its configuration."""
+    import training_state
+
+    path = tmp_path / "model_best.model"
+    save_atomically(training_state.capture(tools.build(settings)), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["waveform", "features"])
+@pytest.mark.parametrize("ending", [".onnx", ".pt"])
+@pytest.mark.parametrize("name", plugins.available("models"))
+def test_every_model_exports_at_any_length(name, ending, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SECONDS", (0.5, 1.3, 3.1))
+    model = speaker_model(name)
+    if kind == "features" and not hasattr(model.network.__S__, "frontend"):
+        with pytest.raises(export.UsageError, match="has no features"):
+            export.exportable(model, kind)
+        return
+    path = tmp_path / f"x{ending}"
+    (export.write_onnx if ending == ".onnx" else export.write_torchscript)(
+        export.exportable(model, kind), model, kind, path
+    )
+    assert export.check(export.reader(path), model, kind) < 1e-4
+
+
+@pytest.mark.parametrize("norm", ["none", "mean", "meanvar"])
+@pytest.mark.parametrize("features", PRESETS)
+def test_a_front_end_of_convolutions_gives_the_same_features(features, norm):
+    for more in ({}, {"log_input": False, "preemphasis": features == "voxceleb_trainer"}):
+        front = FrontEnd(features, 40, norm, **more).eval()
+        plain = ConvolutionFrontEnd(front)
+        for samples in (8000, 12345):
+            x = 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(samples))
+            assert torch.allclose(plain(x), front(x), atol=1e-3, rtol=1e-4)
+
+
+def test_command_line(checkpoint, tmp_path, capsys, data):
+    out = tmp_path / "model.onnx"
+    words = ["--initial_model", checkpoint, "--out", str(out)]
+    trials = ["--test_list", str(data / "trials.txt"), "--test_path", str(data / "wav")]
+    assert run(export.main, [*words, "--int8", *trials]) == 0
+    said = capsys.readouterr().out
+    assert said.count("largest difference") == 8 and "waveform -> embedding of 12" in said
+    assert "fp32: EER" in said and "int8: EER" in said
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    properties = session.get_modelmeta().custom_metadata_map
+    assert (properties["sample_rate"], properties["model"], properties["dimension"]) == ("16000", "ECAPA_TDNN", "12")
+    from speaker_model import load_model
+
+    model = load_model(checkpoint)
+    assert properties["identity"] == model.identity
+    file = sorted((data / "wav").rglob("*.flac"))[0]
+    x = soundfile.read(file, dtype="float32")[0]
+    embedding = session.run(["embedding"], {"waveform": x[None]})[0][0]
+    assert np.allclose(embedding, model.embed_file(file), atol=1e-4)
+    script = tmp_path / "model.pt"
+    assert run(export.main, ["--initial_model", checkpoint, "--out", str(script), "--input", "features"]) == 0
+    extra = {"metadata.json": ""}
+    loaded = torch.jit.load(str(script), _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["input"] == "features"
+    features = model.network.__S__.frontend(torch.from_numpy(x)[None])
+    assert np.allclose(loaded(features).numpy()[0], embedding, atol=1e-4)
+
+
+def test_what_differs_is_not_written(checkpoint, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    assert run(export.main, ["--initial_model", checkpoint, "--out", str(out), "--tolerance", "1e-12"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not written: differs from PyTorch by" in error
+    assert sorted(p.name for p in tmp_path.iterdir() if "onnx" in p.name) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x.bin"], "must end in .onnx or .pt"),
+        (["--out", "/no/such/x.onnx"], "no such folder"),
+        (["--out", "x.pt", "--int8"], "--int8: quantises ONNX models"),
+        (["--out", "x.onnx", "--test_list", "t"], "--test_list: goes with"),
+        (["--out", "x.onnx", "--tolerance", "0"], "--tolerance: must be above 0"),
+    ],
+)
+def test_bad_usage_is_one_line(words, said, capsys):
+    assert run(export.main, ["--initial_model", "none.model", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error, error
