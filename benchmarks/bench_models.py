@@ -127,6 +127,7 @@ def check_row(setting) -> list[str]:
     """Cells of the table of checks; UsageError names what fails."""
     import torch
 
+    torch.set_num_threads(1)  # more wait for one another on a machine that does other work
     model = build(setting).train()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for dtype, seconds in ((torch.float16, 0.2), (torch.bfloat16, 0.5), (torch.float32, 1.5)):
