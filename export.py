@@ -7,6 +7,7 @@ python export.py --initial_model exps/demo/model/model_best.model --out demo.onn
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batch
 BATCHES = (1, 3)
 ENDINGS = (".onnx", ".pt")
 OPSET = 17
+# Said of every model: of lengths in a trace, of slices that are not folded, of the older exporter.
+EXPECTED = re.compile(r"TracerWarning|Constant folding|ONNX export mode is set|DeprecationWarning")
 
 
 def main(argv) -> int:
@@ -136,8 +139,6 @@ def write_onnx(network, model, kind: str, path: Path):
     By torch's exporter that traces: the newer one, by torch.export, takes minutes for the larger models and fixes the
     length of some without a word. What a trace may bake in, the check would show.
     """
-    import warnings
-
     import onnx
     import torch
 
@@ -146,16 +147,27 @@ def write_onnx(network, model, kind: str, path: Path):
         kind: {0: "batch", given.dim() - 1: "samples" if kind == "waveform" else "frames"},
         "embedding": {0: "batch"},
     }
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # Slices of step 2 and the instance norm of a model in evaluation: notes of the exporter, both exported rightly.
-        warnings.filterwarnings("ignore", "Constant folding|ONNX export mode is set")
+    with torch.inference_mode(False), torch.no_grad(), answered_by_the_check():
         names = {"input_names": [kind], "output_names": ["embedding"], "dynamic_axes": axes}
         torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata(model, kind))
     onnx.save(proto, path)
+
+
+@contextlib.contextmanager
+def answered_by_the_check():
+    """Drop what the exporters say of every model, that values depend on the example; show whatever else they say.
+
+    Whether something of the example was baked in, the comparison at other lengths and batches tells.
+    """
+    import warnings
+
+    with warnings.catch_warnings(record=True) as said:
+        yield
+    for warning in said:
+        if not EXPECTED.search(f"{warning.category.__name__}: {warning.message}"):
+            print(f"{warning.category.__name__}: {warning.message}", file=sys.stderr)
 
 
 def metadata(model, kind: str) -> dict[str, str]:
@@ -176,13 +188,11 @@ def metadata(model, kind: str) -> dict[str, str]:
 def write_torchscript(network, model, kind: str, path: Path):
     """Write a TorchScript file by tracing."""
     import json
-    import warnings
 
     import torch
 
     given, _ = example(model, kind, 2.0, 2)
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what depends on the length shows in the check
+    with torch.inference_mode(False), torch.no_grad(), answered_by_the_check():
         traced = torch.jit.trace(network, given, check_trace=False)
     traced.save(str(path), _extra_files={"metadata.json": json.dumps(metadata(model, kind))})
 
