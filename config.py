@@ -317,6 +317,26 @@ def _plugin_value(name: str, setting: Setting, default):
     return setting.value
 
 
+def table_defaults(config: Config, written: dict) -> list[str]:
+    """Lines on the keys nobody wrote whose default in the table is not that of the chosen model or loss."""
+    lines = []
+    for folder in ("models", "loss"):
+        name = getattr(config, plugins.CHOSEN_BY[folder])
+        own = plugins.declaration(folder, name).keys if name else {}
+        differing = [
+            f"{key}: {_shown(KEYS[key].default)} (its own is {_shown(default)})"
+            for key, default in own.items()
+            if key in KEYS and key not in written and default not in (KEYS[key].default, None, plugins.UNKNOWN)
+        ]
+        if differing:
+            lines.append(f"{folder}/{name}.py has the table's default for {', '.join(differing)}")
+    return lines
+
+
+def _shown(value):
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _suggest(name: str, names) -> str:
     lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)

@@ -21,6 +21,7 @@ import dry_step
 import numeric_lint
 from audio import SAMPLE_RATE, AudioError, read_blocks, samples_of
 from augmentation import find_noise, find_rirs, read_rir
+from config import table_defaults
 from DatasetLoader import usable_cores
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 
@@ -116,6 +117,8 @@ def preflight(config, written: dict, build) -> int:
     report.line(f"preflight of {config.config or 'the command line'}, for a run in {config.save_path}")
     if not config.eval:
         numeric_lint.check_keys(config, written, report)
+        for line in table_defaults(config, written):
+            report.finding("note", line)
         numeric_lint.check_plugins(config, report)
     check_data(config, report)
     if not config.eval:

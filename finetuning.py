@@ -140,12 +140,12 @@ def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:
     own = {name: t for name, t in trainer.network.state_dict().items() if name.startswith(checkpoint.LOSS)}
     config, speakers = trainer.config, len(trainer.dataset.speakers)
     before = state["config"] if isinstance(state.get("config"), dict) else {}
-    now, count = (
-        config.nClasses,
-        before.get("nClasses") or max((len(t) for t in head.values() if t.dim() > 1), default=0),
-    )
+    now = config.nClasses
     if not head or not any(t.dim() > 1 for t in own.values()):
         return weights, ""
+    matrices = {name: tensor for name, tensor in head.items() if tensor.dim() > 1}
+    rows = {name: max(len(own[name]) // now, 1) for name in matrices if name in own and own[name].dim()}  # of a class
+    count = before.get("nClasses") or max((len(t) // rows.get(n, 1) for n, t in matrices.items()), default=0)
     if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
         rest = {name: tensor for name, tensor in weights.items() if name not in head}
         return rest, f"it was trained with other speakers: the loss starts fresh, {count} classes before, {now} now"

@@ -89,6 +89,8 @@ def check_loss(config, fp16: bool, say):
             say("warning", "scale", "very high: 15 to 64 is usual, and the softmax becomes a hard maximum")
         if "margin" in taken and not 0 <= config.margin < 1.57:  # of a pair loss, the margin is a distance
             say("warning", "margin", "outside [0, 1.57): the target logit no longer falls with the angle")
+    if "margin_warmup" in taken and config.margin_warmup[0] < config.margin_warmup[1] > config.max_epoch + 1:
+        say("warning", "margin_warmup", f"max_epoch is {config.max_epoch}: the margin never reaches {config.margin:g}")
 
 
 def check_schedule(config, say):

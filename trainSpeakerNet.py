@@ -8,7 +8,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 import os
 import sys
 
-from config import load_config, to_yaml
+from config import load_config, table_defaults, to_yaml
 from preflight import check_paths
 from speaker_lists import Finished, UsageError
 
@@ -52,12 +52,12 @@ def run(config, argv, written) -> int:
     try:
         if config.preflight:
             return preflight(config, written, ranks)
-        return evaluate(config, ranks) if config.eval else train(config, ranks)
+        return evaluate(config, ranks) if config.eval else train(config, written, ranks)
     finally:
         ranks.close()
 
 
-def train(config, ranks) -> int:
+def train(config, written, ranks) -> int:
     """Train, or continue a run."""
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from evaluation import Evaluator
@@ -71,7 +71,7 @@ def train(config, ranks) -> int:
     evaluator = Evaluator(config, ranks)
     files = RunFiles(config, ranks.main)
     trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
-    describe_run(trainer)
+    describe_run(trainer, written)
     if not resume(trainer):
         load_initial(trainer, config)
     elif config.initial_model:
@@ -131,7 +131,7 @@ def preflight(config, written, ranks) -> int:
     return data_scan.preflight(config, written, build)
 
 
-def describe_run(trainer):
+def describe_run(trainer, written):
     """Print what will be trained."""
     from DatasetLoader import usable_cores
     from finetuning import learning_rate_scale
@@ -147,6 +147,8 @@ def describe_run(trainer):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
+    for line in table_defaults(c, written):
+        trainer.say(line)
     scale = learning_rate_scale(c, trainer.ranks.world)
     if c.lr_reference_batch:
         rows = round(scale * c.lr_reference_batch)

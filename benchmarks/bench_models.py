@@ -118,9 +118,8 @@ def counted(setting, model) -> str:
 def keys_text(setting) -> str:
     """The keys of a setting as they stand in YAML."""
     keys = {"model": setting.model, **setting.keys}
-    return (
-        "`" + ", ".join(f"{key}: {str(value).lower() if value is True else value}" for key, value in keys.items()) + "`"
-    )
+    shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in keys.items()}
+    return "`" + ", ".join(f"{key}: {value}" for key, value in shown.items()) + "`"
 
 
 def check_row(setting) -> list[str]:

@@ -104,10 +104,10 @@ SETTINGS = (
     Setting("ResNet293", "ResNet", {"depth": 293}, 28_626_016, "28.62M", "0.595 / 0.756 / 1.433", "wespeaker"),
     Setting("CAM++ 512", "CAMPPlus", {"nOut": 512}, 7_176_224, "7.18M", "0.803 / 0.932 / 1.860", "wespeaker"),
     Setting(
-        "CAM++ 192",
+        "CAM++ 512, 3D-Speaker",
         "CAMPPlus",
-        {"nOut": 192, "features": "3dspeaker"},
-        6_848_544,
+        {"nOut": 512, "features": "3dspeaker"},
+        7_176_224,
         "7.2M",
         "0.73 / 0.89 / 1.76",
         "3D-Speaker",
@@ -157,6 +157,7 @@ SETTINGS = (
         )
     ),
     # Counted only.
+    Setting("CAM++ 192", "CAMPPlus", {"nOut": 192}, 6_848_544),
     Setting("ERes2Net base, 512", "ERes2Net", {"size": "base", "nOut": 512}, 9_887_808),
     Setting("ERes2Net huge", "ERes2Net", {"size": "huge"}, 55_165_024),
     Setting("ERes2NetV2 w24s4ep4", "ERes2NetV2", {"size": "V2_w24s4ep4"}, 53_513_632),

@@ -157,7 +157,7 @@ def MainModel(nOut=256, encoder_type="ECA", sinc_stride=10, channels=1024):
     ``sinc_stride`` is the step between frames of the filters in samples, ``channels`` a multiple of 8.
     """
     if encoder_type not in ("ECA", "ASP"):
-        raise ValueError(f"encoder_type: RawNet3 has ECA and ASP; got '{encoder_type}'")
+        raise ValueError(f"encoder_type: RawNet3 has ECA and ASP; got '{encoder_type}'; the published model's is ECA")
     if channels % 8:
         raise ValueError(f"channels: RawNet3 needs a multiple of 8, got {channels}")
     return RawNet3(nOut, encoder_type, sinc_stride, channels)

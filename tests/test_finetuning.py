@@ -54,6 +54,17 @@ def test_a_head_of_speed_copies_is_cut_to_the_original_speakers(settings, tools,
     assert not changed(fresh, part(again, "__L__."))
 
 
+def test_a_head_that_fits_is_not_said_to_start_fresh(settings, tools, tmp_path, capsys):
+    """Sub-centres: a file without a configuration has three rows a class, and as many classes as this run."""
+    first = tools.build(settings, sub_centers=3)
+    path = tmp_path / "bare.model"
+    torch.save(first.network.state_dict(), path)
+    tuned = tools.build(settings, save_path=tmp_path / "tuned", initial_model=path, seed=8, sub_centers=3)
+    load_initial(tuned, tuned.config)
+    assert not changed(part(first, "__L__."), part(tuned, "__L__."))
+    assert "starts fresh" not in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------------------------------- the backbone
 
 

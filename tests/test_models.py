@@ -60,7 +60,11 @@ def test_the_shortest_input_gives_an_embedding_of_narrow_models(module, keys):
         (ERes2Net, {"size": "B0"}, "size: must be one of base, large, huge, V2"),
         (ERes2Net, {"size": "V2", "m_channels": 2}, "m_channels: ERes2Net of size V2 needs at least 3"),
         (SimAM_ResNet, {"depth": 18}, "depth: must be one of 34, 100"),
-        (RawNet3, {"encoder_type": "SAP"}, "encoder_type: RawNet3 has ECA and ASP"),
+        (
+            RawNet3,
+            {"encoder_type": "SAP"},
+            "encoder_type: RawNet3 has ECA and ASP; got 'SAP'; the published model's is ECA",
+        ),
         (RawNet3, {"channels": 12}, "channels: RawNet3 needs a multiple of 8"),
     ],
 )

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
+
+from config import load_config, table_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
@@ -49,3 +52,24 @@ def test_a_recipe_says_whose_it_is_and_what_to_expect(path):
     assert re.search(r"EER .*\d\.\d+|voxceleb_trainer|3D-Speaker|TaoRuijie|SpeechBrain", comment), comment
     if path.startswith("configs/recipes"):
         assert re.search(r"Published EER on VoxCeleb1-O.*: \d\.\d+", comment) and re.search(r"README|paper", comment)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.startswith("configs/interop")])
+def test_a_configuration_leaves_no_key_to_a_default_that_is_not_its_models(path):
+    config, written, _, _ = load_config(["--config", str(ROOT / path)])
+    assert table_defaults(config, written) == []
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "wespeaker_" in p and p.startswith("configs/recipes")])
+def test_what_is_to_be_averaged_is_kept(path):  # wespeaker/bin/train.py saves each of the last num_avg epochs
+    text = (ROOT / path).read_text()
+    assert "the mean of the last ten epochs" in text and yaml.safe_load(text)["test_interval"] == 1
+
+
+def test_keys_that_nobody_wrote_are_told_with_the_models_own_default():
+    words = ["--model", "RawNet3", "--trainfunc", "aamsoftmax", "--margin", "0.2", "--nOut", "256"]
+    config, written, _, _ = load_config(words)
+    assert table_defaults(config, written) == [
+        "models/RawNet3.py has the table's default for encoder_type: SAP (its own is ECA)",
+        "loss/aamsoftmax.py has the table's default for scale: 30.0 (its own is 15.0)",
+    ]
