@@ -153,8 +153,9 @@ def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:
         cut = {
             n: t[: len(own[n])] for n, t in head.items() if n in own and t.dim() and _of_classes(t, own[n], count, now)
         }
-        text = f"the classifier is cut to the original speakers: the first {now} of {count} classes"
-        return {**weights, **cut}, f"{text}, the others were their 0.9x and 1.1x speed copies"
+        if cut:
+            text = f"the classifier is cut to the original speakers: the first {now} of {count} classes"
+            return {**weights, **cut}, f"{text}, the others were their 0.9x and 1.1x speed copies"
     if count != now:
         return weights, f"the classifier starts fresh: {count} classes before, {now} now"
     return weights, ""

@@ -54,6 +54,18 @@ def test_a_head_of_speed_copies_is_cut_to_the_original_speakers(settings, tools,
     assert not changed(fresh, part(again, "__L__."))
 
 
+def test_a_head_of_another_form_is_not_said_to_be_cut(settings, tools, tmp_path, capsys):
+    first = tools.build(settings, speed_perturb=True, sub_centers=2)
+    first.save_last()
+    path = first.files.model / "last.model"
+    tuned = tools.build(settings, save_path=tmp_path / "tuned", initial_model=path, seed=8, trainfunc="sphereface2")
+    fresh = part(tuned, "__L__.")
+    load_initial(tuned, tuned.config)
+    said = capsys.readouterr().out
+    assert "the classifier starts fresh: 18 classes before, 6 now" in said and "is cut" not in said
+    assert not changed(fresh, part(tuned, "__L__."))
+
+
 def test_a_head_that_fits_is_not_said_to_start_fresh(settings, tools, tmp_path, capsys):
     """Sub-centres: a file without a configuration has three rows a class, and as many classes as this run."""
     first = tools.build(settings, sub_centers=3)
