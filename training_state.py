@@ -48,6 +48,8 @@ def resume(trainer) -> bool:
         older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
         return continue_older(trainer, older[-1]) if older else False
     state = checkpoint.load(path)
+    if "optimizer_state_dict" not in state:  # a mean of checkpoints, or another trainer's file
+        raise UsageError(f"{path}: holds no state to go on from; move it away and start from it with initial_model")
     if "raw_model_state_dict" in state:  # a checkpoint of an evaluation, put in the place of last.model
         state["model_state_dict"] = state["raw_model_state_dict"]
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
@@ -58,23 +60,8 @@ def resume(trainer) -> bool:
     if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
         reason = differing[0] if differing else f"format {state.get('format_version')}"
         raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
-    if state["speakers"] != trainer.dataset.speakers_hash():
-        raise UsageError(
-            f"{path}: was trained with other speakers than those of '{trainer.config.train_list}', so its labels mean "
-            "others; choose another save_path and start from it with initial_model"
-        )
-    for name in ("optimizer", "scheduler"):
-        if state["config"][name] != getattr(trainer.config, name):
-            raise UsageError(
-                f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(trainer.config, name)}'; "
-                "choose another save_path and start from it with initial_model"
-            )
+    refuse_another_run(trainer, state, path)
     fresh = [dict(group) for group in trainer.optimizer.param_groups]
-    if len(fresh) != len(state["optimizer_state_dict"]["param_groups"]):
-        raise UsageError(
-            f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor at 1 "
-            "or away from 1 as they were, or choose another save_path and start from it with initial_model"
-        )
     changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
     schedule = dict(vars(trainer.scheduler))
     trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
@@ -102,6 +89,26 @@ def resume(trainer) -> bool:
     for name in sorted(changed - {"config", "preflight"}):
         trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
     return True
+
+
+def refuse_another_run(trainer, state: dict, path):
+    """Raise UsageError where a full state is of other speakers, another optimizer or schedule, or other groups."""
+    if state["speakers"] != trainer.dataset.speakers_hash():
+        raise UsageError(
+            f"{path}: was trained with other speakers than those of '{trainer.config.train_list}', so its labels mean "
+            "others; choose another save_path and start from it with initial_model"
+        )
+    for name in ("optimizer", "scheduler"):
+        if state["config"][name] != getattr(trainer.config, name):
+            raise UsageError(
+                f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(trainer.config, name)}'; "
+                "choose another save_path and start from it with initial_model"
+            )
+    if len(trainer.optimizer.param_groups) != len(state["optimizer_state_dict"]["param_groups"]):
+        raise UsageError(
+            f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor at 1 "
+            "or away from 1 as they were, or choose another save_path and start from it with initial_model"
+        )
 
 
 def continue_older(trainer, path: str) -> bool:

@@ -173,6 +173,11 @@ def test_the_mean_starts_a_run_and_embeds_like_any_other(averaged, tools, tmp_pa
     load_initial(tuned, tuned.config)
     assert "starts fresh" not in capsys.readouterr().out
     assert torch.equal(tuned.network.loss.weight, load(path)["model_state_dict"]["__L__.weight"])
+    last = tuned.files.model / "last.model"
+    last.write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match="holds no state to go on from; move it away and start from it with initial_"):
+        resume(tuned)
+    last.unlink()
     wave = torch.randn(12000).numpy() * 0.1
     with torch.inference_mode():
         expected = tuned.network.eval()(torch.from_numpy(wave)[None])[0]
