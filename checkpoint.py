@@ -23,7 +23,7 @@ def load(path) -> dict:
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: damaged, or not a checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch passes on what its unpickler raises, of no common class
-        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_first_line(error)}") from error
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_refusal(error)}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
     return state
@@ -31,6 +31,12 @@ def load(path) -> dict:
 
 def _first_line(error) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _refusal(error) -> str:
+    """What the restricted unpickler met, without torch's advice around it to load the file unrestricted."""
+    _, mark, reason = str(error).partition("WeightsUnpickler error:")
+    return reason.strip().splitlines()[0].split(". ")[0] if mark and reason.strip() else _first_line(error)
 
 
 def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:

@@ -45,6 +45,7 @@ def main(argv) -> int:
     if len(paths) == 1:
         model = model_from(args)
         write_embeddings(args.out, names, model.embed_file(paths[0])[None], model.identity)
+        print(f"{args.out}: 1 embedding of dimension {model.dimension}")
         return 0
     return embed_many(args, names, paths)
 
@@ -62,7 +63,7 @@ def embed_many(args, names, paths) -> int:
         )
     write_embeddings(args.out, [names[i] for i in kept], x[kept], model.identity)
     left = f", {len(problems)} left out" if problems else ""
-    print(f"{args.out}: {len(kept)} embeddings of {model.dimension}{left}")
+    print(f"{args.out}: {len(kept)} embeddings of dimension {model.dimension}{left}")
     return 1 if problems else 0
 
 

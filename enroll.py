@@ -1,8 +1,8 @@
 """Enroll a speaker with one or more recordings, add recordings to one, remove one, or list them.
 
 python enroll.py ann a1.wav a2.wav --store speakers.npz --initial_model exps/demo/model/model_best.model
-python enroll.py ann --remove --store speakers.npz --initial_model exps/demo/model/model_best.model
-python enroll.py --list --store speakers.npz --initial_model exps/demo/model/model_best.model
+python enroll.py ann --remove --store speakers.npz
+python enroll.py --list --store speakers.npz
 """
 
 import sys
@@ -19,7 +19,7 @@ def main(argv) -> int:
     parser = Parser("enroll.py", __doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the speaker")
     parser.add_argument("files", nargs="*", metavar="WAV", help="recordings of the speaker")
-    add_model_arguments(parser)
+    add_model_arguments(parser, required=False)
     add_store_argument(parser)
     parser.add_argument("--replace", action="store_true", help="forget earlier recordings of this speaker")
     parser.add_argument("--remove", action="store_true", help="forget this speaker")
@@ -33,6 +33,8 @@ def main(argv) -> int:
         raise UsageError(f"enroll.py: --remove takes a name alone, got '{args.files[0]}' too")
     if not args.list and not args.remove and not args.files:
         raise UsageError(f"enroll.py: needs recordings of '{args.name}'")
+    if args.files and not args.initial_model:
+        raise UsageError("enroll.py: --initial_model CKPT is needed to enroll")
     for file in args.files:
         existing_file(file, "enroll.py")
     return change(args)
@@ -43,14 +45,15 @@ def change(args) -> int:
     from speaker_model import model_from
     from speaker_store import SpeakerStore, locked
 
-    model = model_from(args)
+    model = model_from(args) if args.initial_model else None
+    of_model = (model.identity, model.dimension) if model else ("", 0)
     if args.list:
-        for name, rows in SpeakerStore.open(args.store, model.identity, model.dimension).speakers.items():
+        for name, rows in SpeakerStore.open(args.store, *of_model).speakers.items():
             print(f"{name}  {len(rows)} recording(s)")
         return 0
     utterances = [hear(model, file) for file in args.files]  # before the lock: it may take a while
     with locked(args.store):
-        store = SpeakerStore.open(args.store, model.identity, model.dimension, create=not args.remove)
+        store = SpeakerStore.open(args.store, *of_model, create=not args.remove)
         if args.remove:
             store.remove(args.name)
         else:

@@ -3,6 +3,8 @@
 import checkpoint
 from speaker_lists import UsageError
 
+MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
+
 
 class FrozenBackbone:
     """Holds the backbone (the model without its loss) as it is for the first ``epochs`` epochs.
@@ -123,10 +125,11 @@ def load_initial(trainer, config):
         say(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
     for line in [note] if note else []:
         say(f"  {line}")
-    for line in misses:
-        say(f"  starts fresh: {line}")
-    for name in faults["unused"]:
-        say(f"  not used: {name}")
+    for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
+        for line in lines[:MOST_LISTED]:
+            say(f"  {what}: {line}")
+        if len(lines) > MOST_LISTED:
+            say(f"  {what}: {len(lines) - MOST_LISTED} more")
 
 
 def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:

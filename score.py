@@ -284,7 +284,7 @@ def main(argv) -> int:
     describe_problems(trials, say)
     llrs = None if calibration is None else calibrated(a, calibration, trials)
     parts = [backend.describe()] if backend else []
-    parts += [f"fusion with {len(a.fuse)} score files"] if a.fuse else []
+    parts += [f"fusion with {len(a.fuse)} score file{'s' * (len(a.fuse) > 1)}"] if a.fuse else []
     parts += [f"{'QMF ' if a.qmf else ''}calibration on {a.calibrate}"] if a.calibrate else []
     result = report.summarise(a, trials, llrs, " + ".join(parts), models)
     print("\n".join(report.table(result)))

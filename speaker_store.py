@@ -42,13 +42,19 @@ class SpeakerStore:
 
     @classmethod
     def open(cls, path, identity: str, dimension: int, create: bool = False) -> "SpeakerStore":
-        """Read a store; with ``create`` a missing file is an empty one. UsageError for a damaged or another model's."""
+        """Read a store; with ``create`` a missing file is an empty one. UsageError for a damaged or another model's.
+
+        An empty ``identity`` is that of the file, to list or remove without the model.
+        """
         store = cls(path, identity, dimension)
         if not store.path.exists():
             if create:
                 return store
             raise UsageError(f"--store: no such file: '{path}'; enroll.py makes it")
         arrays = read_arrays(store.path)
+        if not identity:
+            identity, dimension = str(arrays["identity"]), arrays["embeddings"].shape[1]
+            store.identity, store.dimension = identity, dimension
         if str(arrays["identity"]) != identity:
             raise UsageError(
                 f"{path}: its speakers were enrolled with another model ({str(arrays['identity'])[:12]}, this one is "

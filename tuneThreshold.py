@@ -204,8 +204,8 @@ def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, 
     return rows
 
 
-def table_lines(rows, p_target=0.05) -> list[str]:
-    """The rows of ``condition_table`` as lines for a terminal."""
+def table_lines(rows, p_target=0.05, calibrated=True) -> list[str]:
+    """The rows of ``condition_table`` as lines for a terminal; ``calibrated``: it was not given ``llrs``."""
     width = max(6, *[len(row["group"]) for row in rows])
     lines = [
         f"{'group':>{width}}    EER %   (95 % interval)  minDCF({p_target:g})  actDCF({p_target:g})   Cllr"
@@ -223,6 +223,10 @@ def table_lines(rows, p_target=0.05) -> list[str]:
     if any(row.get("interval") == "trials" for row in rows):
         lines.append("* over trials, as if independent: too narrow where they share speakers")
     lines.append("miss and false accept: at the threshold of the pooled EER")
+    if calibrated:
+        lines.append(
+            "actDCF and Cllr: of scores calibrated on these trials, 5-fold; not those of the scores as they are"
+        )
     return lines
 
 
@@ -252,6 +256,9 @@ def parse_arguments(argv):
         parser.error("a rate must lie between 0 and 1")
     if args.draws < 0 or args.prefix < 0:
         parser.error("--draws and --prefix must not be negative")
+    columns = next((condition for condition in args.by if condition.startswith("column:")), "")
+    if columns and not args.trials:  # a fifth word of a score file could be a column or make it another form
+        parser.error(f"--by {columns}: needs --trials, the list with the columns")
     args.by += [f"prefix:{args.prefix}"] if args.prefix else []
     return args
 
@@ -263,7 +270,7 @@ def main(argv=None) -> int:
 
     args = parse_arguments(argv)
     columns = any(condition.startswith("column:") for condition in args.by)
-    trials = read_scores(args.file, columns=columns and not args.trials)
+    trials = read_scores(args.file)
     if args.trials:
         trials = join_labels(trials, read_trials_any(args.trials, columns=columns))
     elif trials.labels is None:

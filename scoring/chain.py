@@ -170,7 +170,10 @@ def _score_models(backend, source, trials, models, x, test_seconds, problems):
         owners += [name] * len(models.get(name, ()))
         utterances += models.get(name, ())
     if not utterances:
-        raise UsageError(f"--enroll: has none of the models of the trials, such as {first[0]}")
+        raise UsageError(
+            f"--enroll: has none of the models of the trials, such as {first[0]}; the first name of each trial, of the "
+            "held-out ones too, is a model of that list"
+        )
     enrolled, lost = source.embeddings(utterances)
     for i, reason in lost.items():
         problems[f"{utterances[i]} of model {owners[i]}"] = f"{reason}; the model does without it"

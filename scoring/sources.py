@@ -59,6 +59,11 @@ class Source:
                 f"no embedding of the {len(set(names))} utterances: the first is {names[0]}, not in {where}"
             )
         index = np.array([self.names.get(name, -1) for name in names])
+        if self.model is None and (index < 0).all():
+            raise UsageError(
+                f"{where}: has none of the {len(set(names))} utterances, such as '{names[0]}'; its names are like "
+                f"'{next(iter(self.names))}'"
+            )
         x = np.stack([self.rows[i] for i in index])
         x[index < 0] = np.nan
         problems = {}

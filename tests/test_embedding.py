@@ -150,6 +150,16 @@ def test_a_foreign_checkpoint_without_a_configuration_is_one_line(wave, tmp_path
         assert capsys.readouterr().err == f"{tmp_path / 'their.model'}: {said}"
 
 
+def test_what_is_no_checkpoint_is_refused_without_advice_to_load_it_unrestricted(wave, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("# a list\n")
+    torch.save({"model": ROOT}, tmp_path / "code.model")
+    for name, reason in (("list.txt", "Unsupported operand"), ("code.model", "Unsupported global: GLOBAL pathlib.")):
+        assert call("--initial_model", tmp_path / name, "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{tmp_path / name}: not a checkpoint that restricted loading accepts: {reason}")
+        assert said.count("\n") == 1 and "weights_only" not in said
+
+
 def test_a_checkpoint_of_plug_ins_that_are_gone(checkpoint, wave, tmp_path, capsys):
     path, _ = checkpoint
     state = torch.load(path, weights_only=True)
@@ -167,7 +177,7 @@ def test_a_checkpoint_of_plug_ins_that_are_gone(checkpoint, wave, tmp_path, caps
 def test_one_recording_on_the_command_line(checkpoint, wave, tmp_path):
     path, trainer = checkpoint
     done = command("--initial_model", path, "--wav", wave[0], "--out", tmp_path / "e.npy")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "") and "e.npy: 1 embedding of dimension 12" in done.stdout
     with torch.inference_mode():
         expected = trainer.network.eval()(torch.from_numpy(wave[1])[None])[0].numpy()
     assert np.array_equal(np.load(tmp_path / "e.npy"), expected)  # not length-normalised
@@ -218,7 +228,7 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
     assert call("--initial_model", path, "--wav", *files, "--out", tmp_path / "e.npz") == 1
     captured = capsys.readouterr()
     assert "nan.wav: 1 samples are NaN or Inf, the first at 0.500 s" in captured.err and "empty.wav: " in captured.err
-    assert "1 embeddings of 12, 2 left out" in captured.out
+    assert "1 embeddings of dimension 12, 2 left out" in captured.out
     assert read_embeddings(tmp_path / "e.npz")[0] == [str(wave[0])]
     assert call("--initial_model", path, "--wav", *files[1:], "--out", tmp_path / "none.npz") == 2
     assert not (tmp_path / "none.npz").exists()

@@ -1,5 +1,6 @@
 """Checkpoints of other toolkits give their own embeddings, and training starts from them."""
 
+import re
 from pathlib import Path
 
 import foreign_models
@@ -119,4 +120,10 @@ def test_training_starts_from_a_foreign_file_and_lists_what_does_not_fit(setting
         load_initial(other, other.config)
     other.config.allow_partial = True
     load_initial(other, other.config)
-    assert "not used: __S__.bn_output.weight" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not used: __S__.bn_output.weight" in said and "more\n" not in said
+    deaf = tools.build({**settings, **keys, "channels": 8, "allow_partial": True})
+    load_initial(deaf, deaf.config)
+    said = capsys.readouterr().out
+    loaded, total = map(int, re.search(r"(\d+) of (\d+) tensors loaded", said).groups())
+    assert said.count("starts fresh: __") == 20 and f"  starts fresh: {total - loaded - 20} more\n" in said

@@ -401,7 +401,9 @@ def test_table_by_condition():
     only = scores[(np.array(groups) == "f-m")]
     assert mixed["false_accept"] == pytest.approx(100 * np.mean(only >= threshold))
     text = tt.table_lines(rows, 0.1)
-    assert "minDCF(0.1)" in text[0] and "only nontargets: no EER" in text[3] and len(text) == 6
+    assert "minDCF(0.1)" in text[0] and "only nontargets: no EER" in text[3] and len(text) == 7
+    assert text[-1].startswith("actDCF and Cllr: of scores calibrated on these trials")
+    assert tt.table_lines(rows, 0.1, calibrated=False) == text[:-1]
 
 
 def test_figures_of_a_score_file_by_group(tmp_path, capsys):

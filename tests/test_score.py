@@ -62,6 +62,7 @@ def folder(tmp_path_factory):
         trials = make_trials(np.unique([n[:4] for n in own], return_inverse=True)[1], own, 300, 1)
         (out / f"{kind}.txt").write_text("".join(f"{y} {a} {b}\n" for y, a, b in zip(*trials)))
     (out / "cohort.txt").write_text("".join(f"{n[:4]} {n}\n" for n in names if n.startswith("co")))
+    (out / "alien.txt").write_text("1 x/a.wav x/b.wav\n")
     (out / "seconds.txt").write_text("".join(f"{n} {2 + i % 5}\n" for i, n in enumerate(names)))
     return out
 
@@ -127,6 +128,11 @@ def test_enrollment_by_several_utterances(tmp_path):
         score(*words, "--enroll_by", by, "--out", tmp_path / by, "--form", "kaldi")
         scores = [float(line.split()[2]) for line in (tmp_path / by / "scores.txt").read_text().splitlines()]
         assert np.allclose(scores, [first, np.sqrt(0.5) if by == "mean" else 0.5, 0])
+    (tmp_path / "t.txt").write_text("1 s1 s2\n0 s1 v\n")
+    said = score(*words, status=2)
+    assert (
+        "--enroll: has none of the models of the trials, such as s1; the first name of each trial, of the held" in said
+    )
 
 
 def test_lost_embeddings_are_named_counted_and_bound_the_error_rate(tmp_path):
@@ -238,7 +244,7 @@ def test_fusion_learns_on_held_out_scores_of_both_systems(folder, tmp_path):
         folder / "ho.txt",
     )
     out = score("--trials", folder / "ev.txt", *words, *fuse, "--out", tmp_path / "fused")
-    assert "fusion with 1 score files" in out
+    assert "fusion with 1 score file" in out and "score files" not in out
     alone = score("--trials", folder / "ev.txt", *fuse, "--out", tmp_path / "alone")
     assert "calibrated" in alone
     held_out = np.array([float(line.split()[0]) for line in (tmp_path / "ho/scores.txt").read_text().splitlines()])
@@ -303,6 +309,10 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
         ),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --backend {f}/all.npz", "not a back-end of score.py"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --false_accept 0.1", "needs --save_backend"),
+        (
+            "--trials {f}/alien.txt --embeddings {f}/all.npz",
+            "all.npz: has none of the 2 utterances, such as 'x/a.wav'; its names are like '",
+        ),
         ("--make_trials {f}/cohort.txt /tmp/x --pairs 0", "--pairs must be at least 1"),
         ("--make_trials {f}/ev.txt /tmp/x", "ev.txt:1: expected 'speaker path'"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz {f}/other.npz", "other.npz: 'ev00/session0/0.wav' has another"),

@@ -163,15 +163,17 @@ def test_the_command_line(tmp_path):
     write_trials(tmp_path / "trials", labels, first, second, "kaldi")
     done = command(tmp_path / "scores", "--trials", tmp_path / "trials", "--by", "column:3", "--false_accept", "0.05")
     assert done.returncode == 0, done.stderr
-    _, pooled, nontarget, target, note, wanted = done.stdout.splitlines()
+    _, pooled, nontarget, target, note, calibration, wanted = done.stdout.splitlines()
     assert float(pooled.split()[1]) == pytest.approx(ComputeEER(scores, labels)[0], abs=0.01) and "*" not in pooled
     assert "only nontargets" in nontarget and "only targets" in target and note.startswith("miss and false accept")
+    assert calibration.startswith("actDCF and Cllr: of scores calibrated on these trials")
     assert wanted.startswith("false accept 0.05: threshold ") and wanted.endswith("accepts 5.00 %")
     for arguments, message in (
         ([tmp_path / "scores"], "no labels in a file of 'kaldi' scores: give --trials"),
         ([tmp_path / "nowhere"], "cannot be read: No such file"),
         ([tmp_path / "scores", "--p_target", "2"], "--p_target must lie between 0 and 1"),
         ([tmp_path / "scores", "--tri", "x"], "unrecognized arguments"),
+        ([tmp_path / "scores", "--by", "column:4"], "--by column:4: needs --trials, the list with the columns"),
     ):
         failed = command(*arguments)
         assert failed.returncode == 2 and message in failed.stderr and len(failed.stderr.splitlines()) == 1

@@ -114,6 +114,13 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     status, _, error = call(verify, capsys, wav(1, 0), "--speaker", "eve", *more)
     assert status == 2 and "'eve' is not enrolled; enrolled: ann, bob" in error
     assert "'ann' removed, 1 speaker(s) left" in call(enroll, capsys, "ann", "--remove", *more)[1]
+    store = more[2:]  # to look and to forget takes no model, and the store stays that model's
+    assert call(enroll, capsys, "eve", wav(1, 1), *more)[0] == 0
+    assert "'eve' removed" in call(enroll, capsys, "eve", "--remove", *store)[1]
+    assert call(enroll, capsys, "--list", *store)[1] == "bob  1 recording(s)\n"
+    assert json.loads(call(identify, capsys, wav(1, 0), *more, "--json")[1])["speakers"][0]["name"] == "bob"
+    status, _, error = call(enroll, capsys, "ann", wav(0, 0), *store)
+    assert status == 2 and error == "enroll.py: --initial_model CKPT is needed to enroll\n"
 
 
 @pytest.mark.parametrize(
