@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 
 from speaker_lists import UsageError
@@ -20,11 +19,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main, argv=None) -> int:
-    """Call ``main(argv)``; a UsageError is one line on stderr and exit status 2, Ctrl-C is 130."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    """Call ``main(argv)``; a UsageError is one line on stderr and exit status 2, Ctrl-C is 130.
+
+    Output that nobody reads any more (``| head``) ends it quietly, 141. The signal SIGPIPE stays ignored: else a
+    browser that hangs up would end serve.py.
+    """
     try:
-        return main(sys.argv[1:] if argv is None else argv) or 0
+        try:
+            return main(sys.argv[1:] if argv is None else argv) or 0
+        finally:  # --help, which ends by SystemExit, too
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        return 128 + 13
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

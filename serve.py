@@ -72,19 +72,32 @@ class Guard:
             if size <= self.limit:
                 await safe(message)
 
+        async def refuse(status, text):
+            await drain(receive, 4 * self.limit)
+            await answer(safe, scope, status, text)
+
         host, origin = headers.get("host", ""), headers.get("origin")
         length = headers.get("content-length", "0")
         if self.hosts and host.rsplit(":", 1)[0] not in self.hosts:
-            await answer(safe, scope, 421, f"this server is not '{host}'")
+            await refuse(421, f"this server is not '{host}'")
         elif origin is not None and origin.split("://", 1)[-1] != host:
-            await answer(safe, scope, 403, f"requests of '{origin}' are refused")
+            await refuse(403, f"requests of '{origin}' are refused")
         elif not length.isdigit() or int(length) > self.limit:
-            await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
+            await refuse(413, f"more than {self.limit >> 20} MB")
         else:
             with contextlib.suppress(TooLarge):
                 await self.app(scope, counted, within)
             if size > self.limit:
-                await answer(safe, scope, 413, f"more than {self.limit >> 20} MB")
+                await refuse(413, f"more than {self.limit >> 20} MB")
+
+
+async def drain(receive, most: int):
+    """Read and forget up to ``most`` bytes of a body: who is cut off while sending sees a reset, not the answer."""
+    while most > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        most -= len(message.get("body", b""))
 
 
 async def answer(send, scope, status: int, text: str):

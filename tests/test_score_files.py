@@ -152,6 +152,18 @@ def command(*arguments):
     return subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=100)
 
 
+def test_a_reader_who_leaves_ends_the_output_quietly(tmp_path):
+    (tmp_path / "scores").write_text("".join(f"{i} {i % 2} a{i % 9}/x b/{i}\n" for i in range(40)))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for word, codes in ((tmp_path / "scores", {141}), ("--help", {0, 141})):  # argparse may swallow it
+        reader, writer = os.pipe()
+        os.close(reader)
+        words = [sys.executable, "tuneThreshold.py", str(word)]
+        done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=root, timeout=100)
+        os.close(writer)
+        assert done.returncode in codes and done.stderr == b""
+
+
 def test_the_command_line(tmp_path):
     rng = np.random.default_rng(0)
     owner = np.repeat(np.arange(8), 20)
