@@ -107,34 +107,69 @@ async def answer(send, scope, status: int, text: str):
     await JSONResponse({"detail": text}, status)(scope, None, send)
 
 
+class Desk:
+    """A verifier and the file of enrolled speakers, as the requests use them."""
+
+    def __init__(self, verifier, store_path: str):
+        self.verifier, self.model, self.store_path = verifier, verifier.model, store_path
+        self.busy = threading.Lock()  # one embedding at a time: the cores are shared
+
+    def store(self, create=False):
+        """The enrolled speakers; nobody where there is no file yet."""
+        from speaker_store import SpeakerStore
+
+        missing = not Path(self.store_path).exists()
+        return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create or missing)
+
+    def hear(self, upload):
+        """Embed an upload -> (Utterance, what the page draws); HTTPException 422 where it gives no embedding."""
+        from fastapi import HTTPException
+
+        from speaker_store import Utterance
+
+        name = Path(upload.filename or "recording").name
+        try:
+            heard = read_upload(upload.file, name)
+            with self.busy:
+                utterance = Utterance(self.model.embed(*heard), len(heard[0]) / heard[1], name)
+                return utterance, describe(*heard, log_mel(*heard))
+        except (ValueError, UsageError) as error:
+            text = str(error)
+            raise HTTPException(422, text if text.startswith(name) else f"{name}: {text}") from error
+
+    def change(self, what):
+        """Let ``what`` change the enrolled speakers, with their file locked."""
+        from speaker_store import locked
+
+        with locked(self.store_path):
+            store = self.store(create=True)
+            what(store)
+            store.save()
+
+
 def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
     """The web application of a verifier (verification.Verifier) and a store of speakers."""
-    from fastapi import FastAPI, File, Form, HTTPException, UploadFile
-    from fastapi.responses import FileResponse, JSONResponse
-
-    from speaker_store import SpeakerStore, Utterance, locked
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
 
     app = FastAPI(title="Speaker verification", docs_url=None, redoc_url=None, openapi_url=None)
-    model, busy = verifier.model, threading.Lock()  # one embedding at a time: the cores are shared
 
     @app.exception_handler(UsageError)
     async def complain(request, error):
         return JSONResponse({"detail": str(error)}, 400)
 
-    def open_store(create=False) -> SpeakerStore:
-        return SpeakerStore.open(store_path, model.identity, model.dimension, create or not Path(store_path).exists())
+    desk = Desk(verifier, store_path)
+    add_page(app, verifier, max_mb)
+    add_comparisons(app, desk)
+    add_speakers(app, desk)
+    app.add_middleware(Guard, hosts=hosts, limit=int(max_mb * (1 << 20)))
+    return app
 
-    def hear(upload: UploadFile):
-        try:
-            heard = read_upload(upload.file, Path(upload.filename or "recording").name)
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from error
-        with busy:
-            try:
-                utterance = Utterance(model.embed(*heard), len(heard[0]) / heard[1], upload.filename or "recording")
-                return utterance, describe(*heard, log_mel(*heard))
-            except (ValueError, UsageError) as error:
-                raise HTTPException(422, f"{upload.filename}: {error}") from error
+
+def add_page(app, verifier, max_mb: float):
+    """The page itself, and what it says of the model."""
+    from fastapi import HTTPException
+    from fastapi.responses import FileResponse
 
     @app.get("/")
     def page():
@@ -148,52 +183,53 @@ def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
 
     @app.get("/api/about")
     def about():
-        return {
-            "model": model.config.model,
-            "dimension": model.dimension,
-            "threshold": verifier.threshold,
-            "calibrated": verifier.calibrated,
-            "max_mb": max_mb,
-        }
+        model = verifier.model
+        says = {"model": model.config.model, "dimension": model.dimension, "threshold": verifier.threshold}
+        return {**says, "calibrated": verifier.calibrated, "max_mb": max_mb}
+
+
+def add_comparisons(app, desk: Desk):
+    """Two recordings, or a recording and everybody who is enrolled."""
+    from fastapi import File, HTTPException, UploadFile
 
     @app.post("/api/compare")
     def compare(first: UploadFile = File(), second: UploadFile = File()):  # noqa: B008 (FastAPI's way to declare fields)
-        (a, drawn_a), (b, drawn_b) = hear(first), hear(second)
-        return {"verdict": verifier.compare([a], b).values(), "recordings": [drawn_a, drawn_b]}
-
-    @app.get("/api/speakers")
-    def speakers():
-        return [{"name": name, "recordings": len(rows)} for name, rows in sorted(open_store().speakers.items())]
-
-    @app.post("/api/speakers")
-    def enroll(name: str = Form(), recordings: list[UploadFile] = File()):  # noqa: B008
-        heard = [hear(upload) for upload in recordings]
-        with locked(store_path):
-            store = open_store(create=True)
-            known = {utterance.source for utterance in store.speakers.get(name.strip(), [])}
-            store.add(name.strip(), [replace(u, source=unused(Path(u.source).name, known)) for u, _ in heard])
-            store.save()
-        return {"name": name.strip(), "recordings": [drawn for _, drawn in heard]}
-
-    @app.delete("/api/speakers/{name}")
-    def forget(name: str):
-        with locked(store_path):
-            store = open_store()
-            store.remove(name)
-            store.save()
-        return {"name": name}
+        (a, drawn_a), (b, drawn_b) = desk.hear(first), desk.hear(second)
+        return {"verdict": desk.verifier.compare([a], b).values(), "recordings": [drawn_a, drawn_b]}
 
     @app.post("/api/identify")
     def identify(recording: UploadFile = File()):  # noqa: B008
-        store = open_store()
+        store = desk.store()
         if not len(store):
             raise HTTPException(400, "nobody is enrolled yet")
-        utterance, drawn = hear(recording)
-        found = [{"name": name, **verdict.values()} for name, verdict in verifier.identify(store, utterance)]
+        utterance, drawn = desk.hear(recording)
+        found = [{"name": name, **verdict.values()} for name, verdict in desk.verifier.identify(store, utterance)]
         return {"speakers": found, "enrolled": len(store), "recordings": [drawn]}
 
-    app.add_middleware(Guard, hosts=hosts, limit=int(max_mb * (1 << 20)))
-    return app
+
+def add_speakers(app, desk: Desk):
+    """List, enroll and remove speakers."""
+    from fastapi import File, Form, UploadFile
+
+    @app.get("/api/speakers")
+    def speakers():
+        return [{"name": name, "recordings": len(rows)} for name, rows in sorted(desk.store().speakers.items())]
+
+    @app.post("/api/speakers")
+    def enroll(name: str = Form(), recordings: list[UploadFile] = File()):  # noqa: B008
+        name, heard = name.strip(), [desk.hear(upload) for upload in recordings]
+
+        def add(store):
+            known = {utterance.source for utterance in store.speakers.get(name, [])}
+            store.add(name, [replace(u, source=unused(u.source, known)) for u, _ in heard])
+
+        desk.change(add)
+        return {"name": name, "recordings": [drawn for _, drawn in heard]}
+
+    @app.delete("/api/speakers/{name}")
+    def forget(name: str):
+        desk.change(lambda store: store.remove(name))
+        return {"name": name}
 
 
 def unused(name: str, known: set[str]) -> str:
