@@ -276,10 +276,15 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
         for name, default in declaration.keys.items():
             if name not in declared or declared[name] in (None, plugins.UNKNOWN):
                 declared[name] = default
+    replaced = _keys_of_replaced(values, written)
     for name in foreign:
         setting = written[name]
         if name in declared:
             values[name] = _plugin_value(name, setting, declared[name])
+        elif name in replaced and not setting.from_command_line:
+            notes.append(
+                f"{_unknown_place(setting, name)} is not used: --{replaced[name]} puts another in place of its owner"
+            )
         elif values["allow_unknown"]:
             notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
         else:
@@ -294,6 +299,16 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
     for name in sorted(MODEL_KEYS & set(written)):
         if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+def _keys_of_replaced(values: dict, written: dict) -> dict[str, str]:
+    """Keys {name: model, trainfunc, ..} that a YAML file may hold for a plug-in that the command line replaces."""
+    found = {}
+    for folder, key in plugins.CHOSEN_BY.items():
+        if key in written and written[key].from_command_line:
+            for other in plugins.available(folder):
+                found |= dict.fromkeys(plugins.declaration(folder, other).own, key)
+    return found
 
 
 # Keys that the trainer works out and hands to plug-ins beside the configuration.
