@@ -266,6 +266,12 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         page.click("#tab-enroll")
         page.get_by_role("button", name="Remove").first.click()
         page.get_by_text("ann (2 recordings)").wait_for(state="detached")
+        marks = "v => [...scaleOf(v).querySelectorAll('i')].map(i => parseFloat(i.style.left))"
+        same = {"score": 0.83, "llr": 9.4, "threshold": 2.94}  # on the log-likelihood ratio
+        mark, threshold = page.evaluate(marks, same)
+        assert 0 < threshold < mark < 100
+        mark, threshold = page.evaluate(marks, {"score": 0.2, "llr": None, "threshold": 0.4})
+        assert 0 < mark < threshold < 100
         browser.close()
     time.sleep(0.1)
     wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio

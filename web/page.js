@@ -193,13 +193,14 @@ const percent = (share) => share === null ? "-" : `${(100 * share).toFixed(share
 
 function scaleOf(verdict) {
   const scale = element("div", "", "scale");
-  const edges = [verdict.score, verdict.threshold ?? verdict.score], inside = edges.every((x) => x >= -0.2 && x <= 1);
-  const low = inside ? -0.2 : Math.min(...edges) - 1, high = inside ? 1 : Math.max(...edges) + 1;
+  const value = verdict.llr ?? verdict.score; // the threshold is on the log-likelihood ratio where there is one
+  const edges = [value, verdict.threshold ?? value], [least, most] = verdict.llr === null ? [-0.2, 1] : [-10, 10];
+  const low = Math.min(least, ...edges), high = Math.max(most, ...edges);
   const place = (x) => `${(100 * (x - low)) / (high - low)}%`;
   const filled = document.createElement("b");
-  filled.style.width = place(verdict.score);
+  filled.style.width = place(value);
   const mark = document.createElement("i");
-  mark.style.left = place(verdict.score);
+  mark.style.left = place(value);
   scale.append(filled, mark);
   if (verdict.threshold !== null) {
     const threshold = element("i", "", "threshold"), label = element("span", `threshold ${verdict.threshold.toFixed(3)}`);
