@@ -91,6 +91,8 @@ def checked(p: Parser, argv):
     for flag, needs in (("submean", "cohort"), ("train_plda", "cohort"), ("qmf", "calibrate"), ("fuse", "calibrate")):
         if getattr(a, flag) and not getattr(a, needs):
             p.error(f"--{flag} needs --{needs}")
+    if a.cohort and not (a.submean or a.train_plda or a.norm != "none"):
+        p.error("--cohort is of no use without --submean, --norm or --train_plda")
     if a.norm != "none" and not a.cohort:
         p.error(f"--norm {a.norm} needs --cohort")
     if a.backend and (a.cohort or a.plda or a.enroll_by != "mean"):
@@ -241,12 +243,16 @@ def describe_problems(trials, say):
 
 
 def save(a, backend, calibration, scored, result):
-    """Write the back-end with its threshold: of --false_accept, else Bayes where calibrated, else of the EER."""
+    """Write the back-end with its threshold: of --false_accept, else Bayes where calibrated, else of the EER.
+
+    What --backend read stays as it was where no option of this call says otherwise.
+    """
     import numpy as np
 
     from tuneThreshold import threshold_at_false_accept
 
-    backend.calibration = calibration
+    if a.calibrate:
+        backend.calibration, backend.prior, backend.threshold = calibration, a.p_target, None
     learnt = scored[-1]  # the held-out trials, where there are any
     values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)
     good = np.isfinite(values)
@@ -256,9 +262,7 @@ def save(a, backend, calibration, scored, result):
                 f"--save_backend: no threshold from {a.calibrate or a.trials}: one class of trials is left"
             )
         backend.threshold = threshold_at_false_accept(values[good], learnt.labels[good], a.false_accept)
-    elif calibration is not None:
-        backend.threshold = None
-    elif result["scores"]["figures"]:
+    elif calibration is None and backend.threshold is None and result["scores"]["figures"]:
         backend.threshold = result["scores"]["figures"]["threshold"]
     backend.save(a.save_backend)
     print(f"back-end: {a.save_backend}")

@@ -23,6 +23,7 @@ from verification import add_store_argument, add_verifier_arguments, verifier_fr
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
 MIN_SECONDS = 0.3
+RATES = (4000, 192000)  # Hz: an absurd rate makes the filter that resamples it absurd too
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64", "AU", "CAF")
 PICTURE_COLUMNS = 400  # of a waveform or log-mel picture, however long the recording
 SECURITY = {
@@ -112,14 +113,13 @@ class Desk:
 
     def __init__(self, verifier, store_path: str):
         self.verifier, self.model, self.store_path = verifier, verifier.model, store_path
-        self.busy = threading.Lock()  # one embedding at a time: the cores are shared
+        self.busy = threading.Lock()  # one recording at a time: cores and memory are shared
 
-    def store(self, create=False):
+    def store(self):
         """The enrolled speakers; nobody where there is no file yet."""
         from speaker_store import SpeakerStore
 
-        missing = not Path(self.store_path).exists()
-        return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create or missing)
+        return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create=True)
 
     def hear(self, upload):
         """Embed an upload -> (Utterance, what the page draws); HTTPException 422 where it gives no embedding."""
@@ -129,20 +129,19 @@ class Desk:
 
         name = Path(upload.filename or "recording").name
         try:
-            heard = read_upload(upload.file, name)
             with self.busy:
+                heard = read_upload(upload.file)
                 utterance = Utterance(self.model.embed(*heard), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:
-            text = str(error)
-            raise HTTPException(422, text if text.startswith(name) else f"{name}: {text}") from error
+            raise HTTPException(422, f"{name}: {error}") from error
 
     def change(self, what):
         """Let ``what`` change the enrolled speakers, with their file locked."""
         from speaker_store import locked
 
         with locked(self.store_path):
-            store = self.store(create=True)
+            store = self.store()
             what(store)
             store.save()
 
@@ -241,25 +240,30 @@ def unused(name: str, known: set[str]) -> str:
     return free
 
 
-def read_upload(file, name: str):
-    """Decode an uploaded recording -> (samples (T,) float32, sample rate); ValueError says why it is refused."""
+def read_upload(file):
+    """Decode an uploaded recording -> (samples (T,) float32, sample rate); ValueError says why it is refused.
+
+    Silence of many channels at a high rate is a small file, so the samples are bounded before they are decoded, and
+    the channels averaged block by block.
+    """
     import numpy as np
     import soundfile
 
     try:
         with soundfile.SoundFile(file) as audio:
             if audio.format not in FORMATS:
-                raise ValueError(f"{name}: {audio.format} is not read here; send WAV, FLAC, OGG or MP3")
-            seconds = audio.frames / audio.samplerate
+                raise ValueError(f"{audio.format} is not read here; send WAV, FLAC, OGG or MP3")
+            rate, seconds = audio.samplerate, audio.frames / audio.samplerate
             if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-                raise ValueError(
-                    f"{name}: {seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long"
-                )
-            x, rate = audio.read(dtype="float32", always_2d=True).mean(axis=1), audio.samplerate
+                raise ValueError(f"{seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long")
+            if not RATES[0] <= rate <= RATES[1]:
+                raise ValueError(f"{rate} Hz; a recording must have {RATES[0]} to {RATES[1]} samples a second")
+            blocks = audio.blocks(1 << 16, dtype="float32", always_2d=True)
+            x = np.concatenate([block.mean(axis=1) for block in blocks])
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: not a recording that can be read; send WAV, FLAC, OGG or MP3") from error
+        raise ValueError("not a recording that can be read; send WAV, FLAC, OGG or MP3") from error
     if not np.isfinite(x).all():
-        raise ValueError(f"{name}: holds samples that are NaN or Inf")
+        raise ValueError("holds samples that are NaN or Inf")
     return x, rate
 
 

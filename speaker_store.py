@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -80,8 +81,14 @@ class SpeakerStore:
 
     def add(self, name: str, utterances: list[Utterance], replace: bool = False):
         """Enroll a speaker, or add to what is there; a recording that is there already is refused."""
-        if not name or any(c in name for c in "\n\r\t") or len(name) > 200:
-            raise UsageError(f"name: '{name[:200]}' is empty, too long or has a line break")
+        if (
+            not name.strip()
+            or len(name) > 200
+            or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
+        ):
+            raise UsageError(
+                f"name: {name[:200]!r} is empty, too long or has a line break or another control character"
+            )
         there = [] if replace else self.speakers.get(name, [])
         known = {utterance.source for utterance in there}
         for utterance in utterances:

@@ -283,13 +283,16 @@ def main(argv=None) -> int:
         rows = condition_table(trials.scores, trials.labels, groupings, args.p_target, speakers, args.draws)
         for line in table_lines(rows, args.p_target):
             print(line)
-        rates = ErrorRates.of(trials.scores, trials.labels)
+        finite = np.isfinite(trials.scores)  # how many are not was said above
+        scores, labels = trials.scores[finite], trials.labels[finite]
+        rates = ErrorRates.of(scores, labels)
         for what, wanted in (("accept", args.false_accept), ("reject", args.false_reject)):
             function = threshold_at_false_accept if what == "accept" else threshold_at_false_reject
             for rate in wanted:
-                threshold = function(trials.scores, trials.labels, rate)
+                threshold = function(scores, labels, rate)
                 miss, alarm = (100 * float(x) for x in rates.at(threshold))
-                print(f"false {what} {rate:g}: threshold {threshold:.6g}, misses {miss:.2f} %, accepts {alarm:.2f} %")
+                # All digits: a rounded threshold may accept what it should not.
+                print(f"false {what} {rate:g}: threshold {threshold!r}, misses {miss:.2f} %, accepts {alarm:.2f} %")
     except ValueError as error:
         raise UsageError(f"{args.file}: {error}") from error
     return 0

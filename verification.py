@@ -1,12 +1,15 @@
 """From recordings to a decision: embeddings, the back-end's score, its probability, the stored threshold."""
 
+import math
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from audio import SAMPLE_RATE, AudioError, audio_length
+from command_line import existing_file
 from scoring.backend import Backend
 from scoring.calibration import bayes_threshold
 from speaker_lists import UsageError
@@ -22,6 +25,7 @@ class Verdict:
     probability: float | None  # of the same speaker, where a share ``prior`` of the comparisons is
     prior: float | None
     threshold: float | None  # on the log-likelihood ratio where there is one, else on the score
+    threshold_from: str | None  # where the threshold comes from
     same: bool | None
 
     def values(self) -> dict:
@@ -40,7 +44,7 @@ class Verdict:
         if self.same is None:
             return [*lines, "no decision: give --threshold, or a --backend that has a calibration or a threshold"]
         word, sign = ("same speaker", ">=") if self.same else ("different speakers", "<")
-        return [*lines, f"{word}: {what} {sign} threshold {self.threshold:.4f}"]
+        return [*lines, f"{word}: {what} {sign} threshold {self.threshold:.4f} ({self.threshold_from})"]
 
 
 def hear(model, path) -> Utterance:
@@ -59,9 +63,13 @@ class Verifier:
         backend.check_identity(model.identity)
         self.model, self.backend = model, backend
         self.prior = backend.prior if prior is None else prior
-        self.threshold = backend.threshold if threshold is None else threshold
+        self.threshold, self.threshold_from = threshold, "--threshold"
+        if threshold is None:
+            self.threshold, self.threshold_from = backend.threshold, f"stored in {backend.source}"
         if self.threshold is None and self.calibrated:
-            self.threshold = bayes_threshold(self.prior)
+            self.threshold, self.threshold_from = bayes_threshold(self.prior), f"Bayes, prior {100 * self.prior:.4g} %"
+        if self.threshold is None:
+            self.threshold_from = None
 
     @property
     def calibrated(self) -> bool:
@@ -86,10 +94,11 @@ class Verifier:
     def _verdict(self, score: float, llr) -> Verdict:
         if llr is None:
             same = None if self.threshold is None else score >= self.threshold
-            return Verdict(score, None, None, None, self.threshold, same)
+            return Verdict(score, None, None, None, self.threshold, self.threshold_from, same)
         llr = float(llr)
         probability = self.backend.probability(llr, self.prior)
-        return Verdict(score, llr, probability, self.prior, self.threshold, llr >= self.threshold)
+        threshold = self.threshold, self.threshold_from
+        return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold)
 
     def identify(self, store, test: Utterance, most: int = 5) -> list[tuple[str, Verdict]]:
         """The speakers of a store that are likeliest of an utterance, best first."""
@@ -125,8 +134,11 @@ def verifier_from(args) -> Verifier:
 
     if args.prior is not None and not 0 < args.prior < 1:
         raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
-    model = model_from(args)
-    return Verifier(model, backend_from(args), args.threshold, args.prior)
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        raise UsageError(f"--threshold: must be a finite number, got {args.threshold:g}")
+    existing_file(args.initial_model, "--initial_model")
+    backend = backend_from(args)  # before the model, which takes longer to load
+    return Verifier(model_from(args), backend, args.threshold, args.prior)
 
 
 def backend_from(args) -> Backend:
@@ -135,12 +147,20 @@ def backend_from(args) -> Backend:
         return Backend.load(args.backend)
     calibration, threshold = (Path(args.initial_model).with_suffix(e) for e in (".calibration", ".threshold"))
     if calibration.is_file():
-        return Backend.load(calibration)
+        backend = Backend.load(calibration)
+        if backend.crop_seconds:
+            print(
+                f"{calibration}: learnt on the scores of crops of {backend.crop_seconds:g} s (eval_frames), not of "
+                "whole recordings, which score higher; score.py --calibrate TRIALS --save_backend FILE makes one",
+                file=sys.stderr,
+            )
+        return backend
     if threshold.is_file():
         try:
-            return Backend(threshold=float(threshold.read_text(encoding="utf-8")))
+            value = float(threshold.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{threshold}: holds no number") from error
+        return Backend(threshold=value, source=str(threshold))
     return Backend()
 
 

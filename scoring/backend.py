@@ -52,10 +52,22 @@ class Backend:
     prior: float = 0.05
     identity: str = ""
     source: str = "the back-end"  # the file it was read from, for messages
+    crop_seconds: float = 0.0  # of the crops whose scores the trainer's calibration was learnt on; 0: whole recordings
+
+    @property
+    def dimension(self) -> int | None:
+        """Size of the embeddings that it takes, None where it takes any."""
+        if self.mean is not None:
+            return len(self.mean)
+        if self.plda is not None:
+            return len(self.plda.center)
+        return None if self.cohort is None else self.cohort.shape[1]
 
     def prepare(self, x) -> np.ndarray:
         """Embeddings (N, D) as scoring takes them: less the mean, then length-normalised, or in PLDA's coordinates."""
         x = np.asarray(x)
+        if self.dimension not in (None, x.shape[-1]):
+            raise UsageError(f"{self.source}: for embeddings of size {self.dimension}, these are of {x.shape[-1]}")
         if self.mean is not None:
             x = x - self.mean.astype(x.dtype)
         return length_normalize(x) if self.plda is None else self.plda.project(x)
@@ -255,12 +267,17 @@ class Backend:
             if header["format_version"] != FORMAT_VERSION:
                 raise UsageError(f"{path}: format {header['format_version']}, this program reads {FORMAT_VERSION}")
             if header["score"] not in ("cosine", "plda") or header["enrollment"] not in ENROLLMENTS:
-                raise UsageError(f"{path}: for score '{header['score']}', which only the trainer's evaluation computes")
+                raise UsageError(
+                    f"{path}: for score '{header['score']}', which only the trainer's evaluation computes; give a "
+                    "--backend that score.py --save_backend made"
+                )
             plda = None
             if header["score"] == "plda":
                 plda = PLDA(**{name: arrays[f"plda_{name}"] for name in ARRAYS})
             calibration = header["calibration"] and LogisticCalibration.from_dict(header["calibration"])
-            threshold = header["threshold"]
+            prior, threshold = float(header["prior"]), header["threshold"]
+            if not 0 < prior < 1 or not np.isfinite(0.0 if threshold is None else float(threshold)):
+                raise ValueError(f"prior {prior:g}, threshold {threshold}")
             backend = cls(
                 arrays.get("mean"),
                 plda,
@@ -269,11 +286,12 @@ class Backend:
                 header["enrollment"],
                 calibration or None,
                 None if threshold is None else float(threshold),
-                float(header["prior"]),
+                prior,
                 str(header["identity"]),
                 str(path),
+                float(header.get("eval_frames", 0)) / 100,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: damaged, or not a back-end of score.py ({error})") from error
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise UsageError(f"{path}: damaged: holds values that are not finite")
@@ -291,7 +309,7 @@ def _read(path):
         return json.loads(str(arrays.pop("header"))), arrays
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: damaged, or not a back-end of score.py") from error
 
 

@@ -15,6 +15,8 @@ class LogisticCalibration:
     def __init__(self, weights, bias: float, prior: float = 0.5, names=("score",)):
         self.weights = np.atleast_1d(np.asarray(weights, np.float64))
         self.bias, self.prior, self.names = float(bias), float(prior), tuple(names)
+        if self.weights.ndim != 1 or not np.isfinite([*self.weights, self.bias]).all():
+            raise ValueError("the weights of a calibration must be finite numbers")
         if len(self.names) != len(self.weights):
             raise ValueError(f"{len(self.weights)} weights but {len(self.names)} names")
 

@@ -178,6 +178,8 @@ def _score_models(backend, source, trials, models, x, test_seconds, problems):
     for i, reason in lost.items():
         problems[f"{utterances[i]} of model {owners[i]}"] = f"{reason}; the model does without it"
     good = np.setdiff1d(np.arange(len(utterances)), list(lost))
+    if not len(good):
+        raise UsageError(f"--enroll: no utterance has a finite embedding; the first, {utterances[0]}: {lost[0]}")
     there = {name: i for i, name in enumerate(dict.fromkeys(owners[i] for i in good))}
     for name in set(owners) - set(there):
         problems[name] = "none of its utterances has a finite embedding"

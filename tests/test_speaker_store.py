@@ -68,8 +68,10 @@ def test_refusals(path):
         store.remove("eve")
     with pytest.raises(ValueError, match="finite"):
         store.add("eve", heard(np.full((1, 5), np.nan), "e.wav"))
-    with pytest.raises(UsageError, match="line break"):
-        store.add("eve\n", heard(rows(1), "e.wav"))
+    for name in ("eve\n", "ann\0", "e\x1b[2Jve", " ", "e" * 201):  # numpy drops "\0": "ann" would be there twice
+        with pytest.raises(UsageError, match="line break") as refused:
+            store.add(name, heard(rows(1), "e.wav"))
+        assert str(refused.value).isprintable()
 
 
 def test_damaged_files_are_one_line(path):

@@ -77,11 +77,26 @@ def test_verify_scores_decides_and_calibrates(model, wav, capsys, tmp_path):
     assert found["llr"] == pytest.approx(llr, abs=1e-4) and found["threshold"] == pytest.approx(np.log(4))
     assert found["probability"] == pytest.approx(0.2 * np.exp(llr) / (0.2 * np.exp(llr) + 0.8), rel=1e-4)
     assert found["same"] is bool(llr >= np.log(4))
+    assert "threshold 1.3863 (Bayes, prior 20 %)" in call(*words)[1]
+    assert json.loads(call(*words, "--threshold", 0.5, "--json")[1])["threshold_from"] == "--threshold"
     found = json.loads(call(*words, "--prior", 0.5, "--json")[1])
     assert found["probability"] == pytest.approx(1 / (1 + np.exp(-llr)), rel=1e-4) and found["threshold"] == 0
     Backend(calibration=calibration, identity="ab" * 32).save(tmp_path / "other.npz")
     status, _, error = call(*words, "--backend", tmp_path / "other.npz")
     assert status == 2 and error.count("\n") == 1 and "another model" in error
+
+
+def test_a_calibration_of_crops_says_that_it_is(model, wav, capsys, tmp_path):
+    header = Backend(calibration=LogisticCalibration([20.0], -10.0), identity=load_model(model).identity).header()
+    words = (verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model)
+    for frames, said in ((0, 0), (300, 1)):
+        text = json.dumps({**header, "eval_frames": frames, "num_eval": 10})
+        (tmp_path / "model_best.calibration").write_text(text)
+        status, _, error = call(*words)
+        assert status == 0 and error.count("learnt on the scores of crops of 3 s (eval_frames)") == said
+    (tmp_path / "model_best.calibration").write_text(json.dumps({**header, "score": "euclidean"}))
+    status, _, error = call(*words)
+    assert status == 2 and "for score 'euclidean'" in error and "--backend that score.py" in error
 
 
 def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tmp_path):
@@ -131,6 +146,7 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
         (verify, ["{a}"], "takes 2 recording(s), got 1"),
         (verify, ["{a}", "none.wav"], "no such file: 'none.wav'"),
         (verify, ["{a}", "{a}", "--prior", "2"], "--prior: must lie between 0 and 1"),
+        (verify, ["{a}", "{a}", "--threshold", "nan"], "--threshold: must be a finite number"),
         (verify, ["{a}", "{a}", "--backend", "none.npz"], "none.npz: cannot be read"),
         (enroll, [], "needs the name of a speaker"),
         (enroll, ["ann"], "needs recordings of 'ann'"),
@@ -185,7 +201,7 @@ def post(address, path, fields, **headers):
         return reply.status, json.loads(reply.read()), reply.headers
 
 
-def test_what_the_server_refuses(server, model, wav):
+def test_what_the_server_refuses(server, model, wav, tmp_path):
     good = Path(wav(0, 0)).read_bytes()
     pair = [("first", "a.flac", good), ("second", "b.flac", Path(wav(1, 0)).read_bytes())]
     status, answer, headers = post(server, "/api/compare", pair)
@@ -207,6 +223,14 @@ def test_what_the_server_refuses(server, model, wav):
     assert post(server, "/api/identify", [("recording", "a.flac", good)])[1]["detail"] == "nobody is enrolled yet"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(server + "/serve.py")
+    for name, samples, rate, said in (
+        ("long.flac", np.zeros((3000000, 2)), 8000, "375.0 s; a recording must be 0.3 to 300 s long"),
+        ("fast.flac", np.zeros((300000, 8)), 655350, "655350 Hz; a recording must have 4000 to 192000 samples"),
+    ):  # small files that decode to a lot
+        soundfile.write(tmp_path / name, samples, rate)
+        compact = (tmp_path / name).read_bytes()
+        status, answer, _ = post(server, "/api/compare", [("first", name, compact), pair[1]])
+        assert (len(compact) < 1 << 20, status) == (True, 422) and f"{name}: {said}" in answer["detail"]
     port = int(server.rsplit(":", 1)[1])
     for wait in (0, 0.05, 0.1):  # clients that ask for much, read nothing and hang up
         with socket.create_connection(("127.0.0.1", port)) as client, contextlib.suppress(OSError):
@@ -246,6 +270,10 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         slots.nth(1).set_input_files({"name": "x.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
         page.click("#compare [type=submit]")
         page.get_by_text("x.wav: not a recording that can be read").wait_for(timeout=60000)
+        slots.nth(1).set_input_files({"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(3 << 19)})
+        assert page.locator("#compare .result").text_content() == ""  # the complaint was about another file
+        page.click("#compare [type=submit]")
+        page.get_by_text("MB: more than the 1 MB of a request").wait_for()
         page.click("#tab-enroll")
         page.fill("[name=name]", "ann")
         page.locator("#enroll [type=file]").set_input_files([wav(0, 0), wav(0, 1)])

@@ -1,6 +1,7 @@
 "use strict";
 
 const MOST_SECONDS = 60; // of a recording made here
+let mostMegabytes = Infinity; // of a request; the server says it
 
 // One slot holds the recordings of one field of a form: chosen, dropped or recorded here.
 class Slot {
@@ -27,6 +28,7 @@ class Slot {
 
   take(files) {
     if (!files.length) return;
+    this.element.closest("form").querySelector(".result").replaceChildren(); // it was of other recordings
     this.files = this.many ? [...this.files, ...files] : files.slice(-1);
     this.show();
   }
@@ -55,11 +57,14 @@ class Slot {
       this.recorder.stop();
       return;
     }
+    this.button.disabled = true; // until the microphone is there: another click would open it twice
     try {
       this.recorder = await Recorder.start((seconds) => { this.button.textContent = `Stop (${seconds.toFixed(0)} s)`; });
     } catch (error) {
       this.element.querySelector(".chosen").textContent = `The microphone cannot be used: ${error.message}`;
       return;
+    } finally {
+      this.button.disabled = false;
     }
     this.button.classList.add("on");
     const wave = await this.recorder.done;
@@ -219,6 +224,7 @@ function showVerdict(section, verdict) {
   } else {
     details.push("not calibrated");
   }
+  if (verdict.threshold !== null) details.push(`threshold ${verdict.threshold.toFixed(3)}: ${verdict.threshold_from}`);
   section.replaceChildren(decision, element("p", details.join(", ")), scaleOf(verdict));
 }
 
@@ -259,8 +265,12 @@ async function listSpeakers() {
     forget.type = "button";
     forget.addEventListener("click", async () => {
       if (!confirm(`Remove ${name}?`)) return;
-      await ask(`api/speakers/${encodeURIComponent(name)}`, { method: "DELETE" });
-      await listSpeakers();
+      try {
+        await ask(`api/speakers/${encodeURIComponent(name)}`, { method: "DELETE" });
+        await listSpeakers();
+      } catch (error) {
+        document.querySelector("#enroll .result").replaceChildren(element("p", error.message, "error"));
+      }
     });
     item.append(element("span", `${name} (${recordings} recording${recordings === 1 ? "" : "s"})`), forget);
     return item;
@@ -289,6 +299,12 @@ function prepare(form) {
     const empty = slots.find((slot) => !slot.files.length);
     if (empty) {
       section.replaceChildren(element("p", `${empty.element.dataset.title}: choose a file or record one first`, "error"));
+      return;
+    }
+    // A browser that is cut off while it sends does not see the server's refusal.
+    const megabytes = slots.flatMap((slot) => slot.files).reduce((sum, file) => sum + file.size, 0) / 2 ** 20;
+    if (megabytes > mostMegabytes) {
+      section.replaceChildren(element("p", `${megabytes.toFixed(1)} MB: more than the ${mostMegabytes} MB of a request`, "error"));
       return;
     }
     button.disabled = true;
@@ -321,6 +337,7 @@ async function start() {
   for (const form of document.querySelectorAll("form")) prepare(form);
   try {
     const about = await ask("api/about");
+    mostMegabytes = about.max_mb;
     const threshold = about.threshold === null ? "no threshold" : `threshold ${about.threshold.toFixed(3)}`;
     document.getElementById("about").textContent =
       `${about.model}, embeddings of ${about.dimension}; ${threshold}; ${about.calibrated ? "calibrated" : "not calibrated"}; up to ${about.max_mb} MB`;
