@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from command_line import Parser, existing_file, run
-from speaker_lists import UsageError
+from speaker_lists import UsageError, read_trials
 from speaker_model import add_model_arguments, model_from
 
 SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
@@ -46,7 +46,7 @@ def main(argv) -> int:
     if bool(args.test_list) != bool(args.test_path) or (args.test_list and not args.int8):
         raise UsageError("--test_list: goes with --test_path and --int8, to measure what quantising costs")
     if args.test_list:
-        existing_file(args.test_list, "--test_list")
+        read_trials(existing_file(args.test_list, "--test_list"))  # what is wrong with it is said before the export
     if args.test_list and args.input != "waveform":
         raise UsageError("--test_list: is measured on waveforms; leave --input as it is")
     if out.suffix == ".onnx":
@@ -290,7 +290,6 @@ def evaluate(read, test_list: str, test_path: str) -> str:
     from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
     from scoring.cosine import cosine_scores
     from scoring.intervals import trial_speakers
-    from speaker_lists import read_trials
     from tuneThreshold import evaluation_metrics
 
     labels, first, second = read_trials(test_list)

@@ -274,7 +274,8 @@ class Backend:
             plda = None
             if header["score"] == "plda":
                 plda = PLDA(**{name: arrays[f"plda_{name}"] for name in ARRAYS})
-            calibration = header["calibration"] and LogisticCalibration.from_dict(header["calibration"])
+            calibration = header["calibration"]
+            calibration = None if calibration is None else LogisticCalibration.from_dict(calibration)
             prior, threshold = float(header["prior"]), header["threshold"]
             if not 0 < prior < 1 or not np.isfinite(0.0 if threshold is None else float(threshold)):
                 raise ValueError(f"prior {prior:g}, threshold {threshold}")
@@ -284,7 +285,7 @@ class Backend:
                 arrays.get("cohort"),
                 int(header["top_n"]),
                 header["enrollment"],
-                calibration or None,
+                calibration,
                 None if threshold is None else float(threshold),
                 prior,
                 str(header["identity"]),

@@ -343,6 +343,38 @@ def test_damaged_files_and_missing_stages_are_usage_errors(chain, tmp_path):
     for name in ("half.npz", "text.npz", "foreign.npz", "old.json", "other.json", "none.npz"):
         with pytest.raises(UsageError, match=name):
             Backend.load(tmp_path / name)
+    size = chain[1].shape[1]
+    with pytest.raises(UsageError, match=rf"b\.npz: for embeddings of size {size}, these are of {size + 1}"):
+        Backend.load(whole).score(np.ones(size + 1), np.ones(size + 1))
     for call in (lambda b: b.llr(np.ones(2), np.ones(2)), lambda b: b.decision(0.5)):
         with pytest.raises(UsageError, match="calibration"):
             call(Backend())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prior", 1.5),
+        ("prior", float("nan")),
+        ("threshold", float("nan")),
+        ("calibration", []),
+        ("calibration", {"weights": [float("nan")]}),
+        ("calibration", {"weights": [[1.0]]}),
+        ("calibration", {"bias": float("inf")}),
+        ("calibration", "logistic"),
+        ("calibration", [1]),
+    ],
+)
+def test_values_that_would_decide_wrongly_without_a_word_are_refused(tmp_path, key, value):
+    header = Backend(calibration=LogisticCalibration([12.0], -3.0)).header()
+    value = {**header["calibration"], **value} if isinstance(value, dict) else value
+    path = tmp_path / "model_best.calibration"
+    path.write_text(json.dumps({**header, key: value}))
+    with pytest.raises(UsageError, match="damaged, or not a back-end"):
+        Backend.load(path)
+
+
+def test_a_header_nested_without_end_is_a_usage_error(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100000)
+    with pytest.raises(UsageError, match="damaged"):
+        Backend.load(tmp_path / "deep.json")

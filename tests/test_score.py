@@ -135,6 +135,14 @@ def test_enrollment_by_several_utterances(tmp_path):
     )
 
 
+def test_models_without_any_embedding_are_one_line(tmp_path):
+    write_embeddings(tmp_path / "e.npz", {"t": [3, 3], "u": [1, 0]})
+    (tmp_path / "enroll.txt").write_text("S s1\nV v\n")
+    (tmp_path / "t.txt").write_text("S t target\nV u nontarget\n")
+    words = ("--trials", tmp_path / "t.txt", "--embeddings", tmp_path / "e.npz", "--enroll", tmp_path / "enroll.txt")
+    assert "--enroll: no utterance has a finite embedding; the first, s1" in score(*words, status=2)
+
+
 def test_lost_embeddings_are_named_counted_and_bound_the_error_rate(tmp_path):
     rows = {f"g{i}": [np.cos(i / 9), np.sin(i / 9)] for i in range(10)}
     write_embeddings(tmp_path / "e.npz", {**rows, "bad": [np.nan, 1]})
@@ -197,6 +205,12 @@ def test_the_threshold_of_a_wanted_rate_is_learnt_on_the_held_out_trials(folder,
     score(*words[:4], "--save_backend", tmp_path / "raw.npz")
     raw = Backend.load(tmp_path / "raw.npz")
     assert raw.calibration is None and -1 < raw.threshold < 1
+    # A back-end that is read and saved again keeps what no option changes; a new calibration has the prior it is for.
+    score(*words[:4], "--backend", tmp_path / "b.npz", "--save_backend", tmp_path / "same.npz")
+    assert Backend.load(tmp_path / "same.npz").header() == backend.header()
+    score(*words, "--backend", tmp_path / "b.npz", "--p_target", "0.2", "--save_backend", tmp_path / "new.npz")
+    new = Backend.load(tmp_path / "new.npz")
+    assert (new.prior, new.calibration.prior, new.threshold) == (0.2, 0.2, None)
 
 
 def test_a_model_gives_the_embeddings_and_its_identity(data, settings, tools, tmp_path):
@@ -298,6 +312,7 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
         ("", "--trials FILE is needed"),
         ("--trials {f}/ev.txt", "give --embeddings FILE, or --initial_model"),
         ("--trials {f}/none.txt --embeddings {f}/all.npz", "--trials: no such file"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --cohort {f}/cohort.txt", "--cohort is of no use without"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --submean", "--submean needs --cohort"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --norm asnorm", "--norm asnorm needs --cohort"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --qmf", "--qmf needs --calibrate"),

@@ -180,6 +180,11 @@ def test_the_command_line(tmp_path):
     assert "only nontargets" in nontarget and "only targets" in target and note.startswith("miss and false accept")
     assert calibration.startswith("actDCF and Cllr: of scores calibrated on these trials")
     assert wanted.startswith("false accept 0.05: threshold ") and wanted.endswith("accepts 5.00 %")
+    # A threshold is printed so that it does what is said of it: 0.5 would accept both trials.
+    write_scores(tmp_path / "equal", np.array([0.5, 0.5, np.nan]), [0, 1, 1], ["a", "b", "b"], ["b", "b", "b"])
+    done = command(tmp_path / "equal", "--false_accept", "0")
+    value = float(done.stdout.splitlines()[-1].split("threshold ")[1].split(",")[0])
+    assert value > 0.5 and done.stderr.count("filtered 1 of 3 scores") == 1
     for arguments, message in (
         ([tmp_path / "scores"], "no labels in a file of 'kaldi' scores: give --trials"),
         ([tmp_path / "nowhere"], "cannot be read: No such file"),
