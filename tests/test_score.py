@@ -136,7 +136,7 @@ def test_enrollment_by_several_utterances(tmp_path):
 
 
 def test_models_without_any_embedding_are_one_line(tmp_path):
-    write_embeddings(tmp_path / "e.npz", {"t": [3, 3], "u": [1, 0]})
+    write_embeddings(tmp_path / "e.npz", {"t": [3, 3], "u": [1, 0], "s1": [np.nan, 0], "v": [np.inf, 0]})
     (tmp_path / "enroll.txt").write_text("S s1\nV v\n")
     (tmp_path / "t.txt").write_text("S t target\nV u nontarget\n")
     words = ("--trials", tmp_path / "t.txt", "--embeddings", tmp_path / "e.npz", "--enroll", tmp_path / "enroll.txt")
