@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from speaker_lists import UsageError
+from whole_files import replacing
 
 ENDINGS = (".npy", ".npz", ".ark")
 # What their readers raise on a damaged file.
@@ -48,13 +49,11 @@ def write_embeddings(path, names: list[str], x, identity: str = ""):
     check_ending(path, len(names))
     if path.suffix == ".ark":
         return _write_ark(path, names, x)
-    with _replacing(path) as temporary, open(temporary, "wb") as f:
+    with replacing(path) as temporary, open(temporary, "wb") as f:
         if path.suffix == ".npy":
             np.save(f, x[0])
         else:
             np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x, identity=np.str_(identity))
-        f.flush()
-        os.fsync(f.fileno())
     return None
 
 
@@ -65,24 +64,10 @@ def _write_ark(path, names, x):
     if spaced:
         raise UsageError(f"{path}: Kaldi's names hold no white space, '{spaced[0]}' does; write .npz")
     scp = path.with_suffix(".scp")
-    with _replacing(path) as ark, _replacing(scp) as index:
+    with replacing(path) as ark, replacing(scp) as index:
         kaldiio.save_ark(str(ark), dict(zip(names, x)), scp=str(index))
         lines = Path(index).read_text(encoding="utf-8").replace(str(ark), str(path))
         Path(index).write_text(lines, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """A temporary name beside ``path`` that takes its place at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # its folder may not exist either
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ from tqdm import tqdm
 import plots
 from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
 from DatasetLoader import TestDataset, make_loader
-from scoring.backend import Backend, write_atomically
-from scoring.calibration import LogisticCalibration
+from scoring.backend import Backend
+from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cosine import score_pairs
 from scoring.files import write_scores
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash, read_trials
 from speaker_model import identity_of
 from tuneThreshold import ComputeEER, evaluation_metrics
+from whole_files import write_atomically
 
 
 def collate_one(items):
@@ -32,6 +33,8 @@ class Evaluator:
         self.config, self.ranks = config, ranks
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
+        if config.max_test_pairs == 1:
+            raise UsageError("max_test_pairs: 1 trial is of one class; take 0 for all, or at least 2")
         if config.max_test_pairs and config.max_test_pairs < len(labels):
             chosen = stratified_subset(labels, self.speakers, config.max_test_pairs, config.seed)
             labels = labels[chosen]
@@ -187,7 +190,7 @@ class Evaluator:
         """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
 
         ``weights`` {name: tensor} say of which model it is. Scores that do not rise with the probability of a target
-        get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior applies.
+        get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior and costs applies.
         """
         c, finite = self.config, np.isfinite(result["scores"])
         scores, labels, backend = result["scores"][finite], self.labels[finite], Backend(prior=c.dcf_p_target)
@@ -195,6 +198,8 @@ class Evaluator:
             backend.calibration = LogisticCalibration.fit(scores, labels, c.dcf_p_target)
         if backend.calibration is None or backend.calibration.weights[0] <= 0:
             backend.calibration, backend.threshold = None, result["threshold"]
+        elif c.dcf_c_miss != c.dcf_c_fa:  # a back-end knows a prior only
+            backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
         backend.identity = identity_of(weights, c)
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
         made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})

@@ -47,9 +47,9 @@ def main(argv) -> int:
     if best.same is None:
         print(f"nearest: {name}; to decide, give --threshold, or a --backend that has a calibration or a threshold")
     elif best.same:
-        print(f"speaker: {name}")
+        print(f"{best.lines()[-1]}\nspeaker: {name}")
     else:
-        print("speaker: nobody who is enrolled")
+        print(f"{best.lines()[-1]}\nspeaker: nobody who is enrolled")
     return 0
 
 

@@ -1,7 +1,6 @@
 """Enrolled speakers in one file: written whole or not at all, by one process at a time, for one model only."""
 
 import contextlib
-import errno
 import io
 import os
 import unicodedata
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from speaker_lists import UsageError
+from whole_files import write_atomically
 
 try:
     import fcntl
@@ -121,32 +121,7 @@ class SpeakerStore:
             seconds=np.array([u.seconds for _, u in rows], dtype=np.float64),
             sources=np.array([u.source for _, u in rows], dtype=np.str_),
         )
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-                f.write(written.getbuffer())
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, self.path)
-            _flush_folder(self.path.parent)
-        except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(OSError):  # its folder may not exist either
-                temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path):
-    """Make a rename last through a power cut, where the system can do that."""
-    if hasattr(os, "O_DIRECTORY"):
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(number)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot
-                raise
-        finally:
-            os.close(number)
+        write_atomically(self.path, written.getbuffer(), 0o600)
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def backend_from(args) -> Backend:
         if backend.crop_seconds:
             print(
                 f"{calibration}: learnt on the scores of crops of {backend.crop_seconds:g} s (eval_frames), not of "
-                "whole recordings, which score higher; score.py --calibrate TRIALS --save_backend FILE makes one",
+                "whole recordings, which score higher as a rule; score.py --calibrate --save_backend makes one",
                 file=sys.stderr,
             )
         return backend

@@ -1,9 +1,7 @@
 """The scoring back-end as one object: two sets of embeddings in, scores, log-likelihood ratios and decisions out."""
 
-import contextlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from scoring.cosine import length_normalize, paired_products
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
 from speaker_lists import UsageError
+from whole_files import write_atomically
 
 FORMAT_VERSION = 1
 ENROLLMENTS = ("mean", "scores")
@@ -312,20 +311,3 @@ def _read(path):
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: damaged, or not a back-end of score.py") from error
-
-
-def write_atomically(path, content: bytes):
-    """Write to a temporary name, flush, rename: a crash leaves the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # its folder may not exist either
-            temporary.unlink(missing_ok=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import plots
-from scoring.backend import write_atomically
 from scoring.conditions import groups_of
 from scoring.error_rates import ErrorRates
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from speaker_lists import UsageError, list_hash
 from tuneThreshold import ComputeEER, condition_table, table_lines
+from whole_files import write_atomically
 
 PRIORS = (0.01, 0.05)  # and --p_target
 OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"

@@ -69,6 +69,12 @@ def test_the_error_rate_of_a_subset_is_that_of_the_list():  # bug 6
     assert abs(ComputeEER(scores[:400], labels[:400])[0] - whole) > 8  # the habit: the first lines
 
 
+def test_one_trial_is_no_evaluation(settings, tools):
+    with pytest.raises(UsageError, match="max_test_pairs: 1 trial is of one class"):
+        tools.build({**settings, "max_test_pairs": 1})
+    assert sorted(tools.build({**settings, "max_test_pairs": 2}).evaluator.labels) == [0, 1]
+
+
 @pytest.fixture
 def evaluator(settings, tools):
     trainer = tools.build(settings)
@@ -154,8 +160,13 @@ def test_scores_that_say_nothing_get_no_calibration(evaluator):
     for scores in (np.full(len(evaluator.labels), 0.5), 1.0 - evaluator.labels):
         made = evaluator.calibration(trainer.network.state_dict(), {**result, "scores": scores})
         assert made["calibration"] is None and made["threshold"] == result["threshold"]
-    made = evaluator.calibration(trainer.network.state_dict(), {**result, "scores": evaluator.labels * 0.4 + 0.1})
+    told = {**result, "scores": evaluator.labels * 0.4 + 0.1}
+    made = evaluator.calibration(trainer.network.state_dict(), told)
     assert made["calibration"]["weights"][0] > 0 and made["threshold"] is None
+    evaluator.config.dcf_c_miss = 10.0
+    prior = evaluator.config.dcf_p_target
+    made = evaluator.calibration(trainer.network.state_dict(), told)
+    assert made["threshold"] == pytest.approx(np.log((1 - prior) / (10 * prior)))
 
 
 def test_an_interval_over_trials_says_why(evaluator):

@@ -125,7 +125,7 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     assert found["speakers"][0]["score"] == pytest.approx(1, abs=1e-6)
     assert found["speakers"][1]["score"] == pytest.approx(cosine(unit[0] + unit[1], test), abs=1e-5)
     out = call(identify, capsys, wav(1, 0), *more, "--threshold", 1.1)[1]
-    assert out.endswith("speaker: nobody who is enrolled\n")
+    assert out.endswith("< threshold 1.1000 (--threshold)\nspeaker: nobody who is enrolled\n")
     found = json.loads(call(verify, capsys, wav(1, 0), "--speaker", "bob", *more, "--json")[1])
     assert found["score"] == pytest.approx(1, abs=1e-6)
     status, _, error = call(verify, capsys, wav(1, 0), "--speaker", "eve", *more)
