@@ -176,7 +176,7 @@ def test_a_checkpoint_of_plug_ins_that_are_gone(checkpoint, wave, tmp_path, caps
 
 def test_one_recording_on_the_command_line(checkpoint, wave, tmp_path):
     path, trainer = checkpoint
-    done = command("--initial_model", path, "--wav", wave[0], "--out", tmp_path / "e.npy")
+    done = command("--initial_model", path, "--threads", 1, "--wav", wave[0], "--out", tmp_path / "e.npy")
     assert (done.returncode, done.stderr) == (0, "") and "e.npy: 1 embedding of dimension 12" in done.stdout
     with torch.inference_mode():
         expected = trainer.network.eval()(torch.from_numpy(wave[1])[None])[0].numpy()
