@@ -77,6 +77,8 @@ def _damage_named(path):
         yield
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "pickle" in reason:  # numpy goes on to say how to run what is in it
+            reason = "holds Python objects, or is of another kind"
         raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
 
 

@@ -5,6 +5,7 @@ python score.py --trials trials.txt --initial_model exps/demo/model/model_best.m
 python score.py --trials trials.txt --embeddings all.npz --cohort train_list.txt --norm asnorm --calibrate held_out.txt
 """
 
+import os
 import sys
 
 from command_line import Parser, existing_file, run
@@ -99,11 +100,29 @@ def checked(p: Parser, argv):
         p.error("--backend is a whole chain: it takes no --cohort, --norm, --plda or --enroll_by beside it")
     if a.plda and (a.train_plda or a.submean):
         p.error("--plda has its own training and mean: no --train_plda or --submean beside it")
+    if a.save_backend and not a.save_backend.endswith(".npz"):
+        p.error(f"--save_backend: '{a.save_backend}' must end in .npz")
+    for flag in ("out", "save_backend"):
+        if getattr(a, flag):
+            check_place(flag, getattr(a, flag))
+    if not a.root and any(condition.startswith("duration:") for condition in a.by):
+        p.error("--by duration needs --root, the folder of the audio files")
     if len(a.fuse) != len(a.fuse_calibrate):
         p.error("--fuse and --fuse_calibrate take the same systems in the same order")
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
     return a
+
+
+def check_place(flag: str, path: str):
+    """Make the folder of what is to be written, --out itself or that of --save_backend's file; UsageError if not."""
+    folder = path if flag == "out" else os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--{flag}: cannot write into '{folder}': {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--{flag}: cannot write into '{folder}': no permission")
 
 
 def check_numbers(p: Parser, a):

@@ -48,7 +48,7 @@ class SpeakerStore:
         An empty ``identity`` is that of the file, to list or remove without the model.
         """
         store = cls(path, identity, dimension)
-        if not store.path.exists():
+        if not os.path.exists(path):  # Path.exists raises where a name is too long or a folder is closed
             if create:
                 return store
             raise UsageError(f"--store: no such file: '{path}'; enroll.py makes it")

@@ -1,5 +1,6 @@
 """embed.py, speaker_model and the files of embeddings, through the command line, against evaluation and originals."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -320,6 +321,11 @@ def test_files_of_embeddings_refuse_what_they_cannot_hold(tmp_path):
     np.savez(tmp_path / "e.npz", names=np.array(["a", "b"]), embeddings=x * 1j)
     with pytest.raises(UsageError, match="complex64, not real numbers"):
         read_embeddings(tmp_path / "e.npz")
+    for name, content in (("text.npz", b"hello"), ("objects.npz", pickle.dumps({}))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match="damaged, or no file of embeddings") as refused:
+            read_embeddings(tmp_path / name)
+        assert "unsafe" not in str(refused.value) and "allow_pickle" not in str(refused.value)
 
 
 def test_a_list_of_vectors_runs_no_command(tmp_path):

@@ -336,6 +336,13 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
             "--fuse_calibrate take",
         ),
         ("--trials {f}/ev.txt --initial_model x", "--initial_model needs --root"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --out {f}/ev.txt/x", "--out: cannot write into"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --save_backend {f}/b.json", "b.json' must end in .npz"),
+        (
+            "--trials {f}/ev.txt --embeddings {f}/all.npz --save_backend {f}/ev.txt/b.npz",
+            "--save_backend: cannot write",
+        ),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --by duration:2", "--by duration needs --root"),
     ],
 )
 def test_usage_errors_are_one_line(folder, words, message):

@@ -131,6 +131,8 @@ def test_writers_at_once_lose_nobody(path):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        SpeakerStore.open(tmp_path / ("x" * 400), MODEL, 5)
     with pytest.raises(UsageError, match="cannot write beside"), locked(tmp_path / "none" / "speakers.npz"):
         pass
     store = SpeakerStore.open(tmp_path / "none" / "speakers.npz", MODEL, 5, create=True)
