@@ -23,6 +23,7 @@ from verification import add_store_argument, add_verifier_arguments, verifier_fr
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
 MIN_SECONDS = 0.3
+MOST_CHANNELS = 8
 RATES = (4000, 192000)  # Hz: an absurd rate makes the filter that resamples it absurd too
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64", "AU", "CAF")
 PICTURE_COLUMNS = 400  # of a waveform or log-mel picture, however long the recording
@@ -225,7 +226,7 @@ def add_speakers(app, desk: Desk):
         desk.change(add)
         return {"name": name, "recordings": [drawn for _, drawn in heard]}
 
-    @app.delete("/api/speakers/{name}")
+    @app.delete("/api/speakers/{name:path}")  # a name may hold a slash
     def forget(name: str):
         desk.change(lambda store: store.remove(name))
         return {"name": name}
@@ -258,6 +259,8 @@ def read_upload(file):
                 raise ValueError(f"{seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long")
             if not RATES[0] <= rate <= RATES[1]:
                 raise ValueError(f"{rate} Hz; a recording must have {RATES[0]} to {RATES[1]} samples a second")
+            if audio.channels > MOST_CHANNELS:
+                raise ValueError(f"{audio.channels} channels; a recording must have at most {MOST_CHANNELS}")
             blocks = audio.blocks(1 << 16, dtype="float32", always_2d=True)
             x = np.concatenate([block.mean(axis=1) for block in blocks])
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:

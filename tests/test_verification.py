@@ -225,6 +225,7 @@ def test_what_the_server_refuses(server, model, wav, tmp_path):
         urllib.request.urlopen(server + "/serve.py")
     for name, samples, rate, said in (
         ("long.flac", np.zeros((3000000, 2)), 8000, "375.0 s; a recording must be 0.3 to 300 s long"),
+        ("many.wav", np.zeros((8000, 9)), 8000, "9 channels; a recording must have at most 8"),
         ("fast.flac", np.zeros((300000, 8)), 655350, "655350 Hz; a recording must have 4000 to 192000 samples"),
     ):  # small files that decode to a lot
         soundfile.write(tmp_path / name, samples, rate)
@@ -275,10 +276,10 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         page.click("#compare [type=submit]")
         page.get_by_text("MB: more than the 1 MB of a request").wait_for()
         page.click("#tab-enroll")
-        page.fill("[name=name]", "ann")
+        page.fill("[name=name]", "ann/1")
         page.locator("#enroll [type=file]").set_input_files([wav(0, 0), wav(0, 1)])
         page.click("#enroll [type=submit]")
-        page.get_by_text("ann (2 recordings)").wait_for(timeout=60000)
+        page.get_by_text("ann/1 (2 recordings)").wait_for(timeout=60000)
         page.fill("[name=name]", "microphone")
         page.click("#enroll .record")
         page.get_by_text(re.compile(r"Stop \(1 s\)")).wait_for(timeout=60000)
@@ -293,7 +294,7 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#tab-enroll")
         page.get_by_role("button", name="Remove").first.click()
-        page.get_by_text("ann (2 recordings)").wait_for(state="detached")
+        page.get_by_text("ann/1 (2 recordings)").wait_for(state="detached")
         marks = "v => [...scaleOf(v).querySelectorAll('i')].map(i => parseFloat(i.style.left))"
         same = {"score": 0.83, "llr": 9.4, "threshold": 2.94}  # on the log-likelihood ratio
         mark, threshold = page.evaluate(marks, same)
