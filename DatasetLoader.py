@@ -273,6 +273,11 @@ def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: b
 # ----------------------------------------------------------------------------------------------------- evaluation
 
 
+def collate_one(items):
+    """A loader item is a whole batch already."""
+    return items[0]
+
+
 class TestDataset(Dataset):
     """Batches of whole files of equal length, or of ``num_eval`` evenly spaced crops a file.
 

@@ -12,19 +12,13 @@ import signal
 import sys
 from pathlib import Path
 
+from command_line import Parser
 from speaker_lists import UsageError
-
-
-class Parser(argparse.ArgumentParser):
-    """Usage errors in one line."""
-
-    def error(self, message):
-        raise UsageError(f"analyze_nan_debug.py: {message}")
 
 
 def arguments(argv) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("analyze_nan_debug.py", __doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", metavar="FILE|DIR", help="dumps, or folders that hold some")
     parser.add_argument("--json", action="store_true", help="one JSON object a dump, a line each")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page")

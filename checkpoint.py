@@ -125,7 +125,11 @@ def load_weights(network, state: dict, path) -> dict[str, list[str]]:
 
 
 def load_model_exactly(network, state: dict, path, name: str):
-    """Load the model's weights, all of them; UsageError where some are missing, of another shape, unknown or NaN."""
+    """Load the model's weights, all of them; UsageError where some are missing, of another shape, unknown or NaN.
+
+    A buffer that is not finite before loading, as a mask of -inf, is meant to be so.
+    """
+    masks = nonfinite_tensors(dict(network.named_buffers()))
     faults = load_weights(network, state, path)
     unknown = [weight for weight in faults["unused"] if weight.startswith(MODEL)]
     if faults["model"] or unknown:
@@ -136,7 +140,6 @@ def load_model_exactly(network, state: dict, path, name: str):
             f" {len(unknown)} of the file are unknown to it: {listing}"
         )
     weights = {weight: t for weight, t in network.state_dict().items() if weight.startswith(MODEL)}
-    masks = {n for n in nonfinite_tensors(dict(network.named_buffers())) if n not in weights}
     refuse_nonfinite(weights, path, masks)
 
 

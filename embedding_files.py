@@ -14,6 +14,7 @@ from speaker_lists import UsageError
 from whole_files import replacing
 
 ENDINGS = (".npy", ".npz", ".ark")
+READABLE = (".npz", ".ark", ".scp")
 # What their readers raise on a damaged file.
 DAMAGE = (
     OSError,
@@ -85,7 +86,7 @@ def _damage_named(path):
 def read_embeddings(path) -> tuple[list[str], np.ndarray]:
     """Read names and embeddings (N, D) float32 of an .npz, .ark or .scp file; UsageError for anything else."""
     path = Path(path)
-    if path.suffix not in (".npz", ".ark", ".scp"):
+    if path.suffix not in READABLE:
         raise UsageError(f"{path}: embeddings are read from .npz, .ark or .scp")
     if not path.is_file():
         raise UsageError(f"{path}: no such file")

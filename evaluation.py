@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 import plots
 from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
-from DatasetLoader import TestDataset, make_loader
+from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cosine import score_pairs
@@ -19,11 +19,6 @@ from speaker_lists import UsageError, list_hash, read_trials
 from speaker_model import identity_of
 from tuneThreshold import ComputeEER, evaluation_metrics
 from whole_files import write_atomically
-
-
-def collate_one(items):
-    """A loader item is a whole batch already."""
-    return items[0]
 
 
 class Evaluator:

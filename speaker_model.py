@@ -77,8 +77,7 @@ class SpeakerModel:
         """
         from tqdm import tqdm
 
-        from DatasetLoader import TestDataset, make_loader
-        from evaluation import collate_one
+        from DatasetLoader import TestDataset, collate_one, make_loader
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size)
         problems = dict(dataset.problems)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embedding_files import READABLE, read_embeddings, read_identity
 from speaker_lists import UsageError, numbered_lines
-
-ENDINGS = (".npz", ".ark", ".scp")
 
 
 class Source:
@@ -22,8 +21,6 @@ class Source:
 
     def read(self, path) -> list[str]:
         """Take in a file of embeddings; returns the names in it."""
-        from embedding_files import read_embeddings, read_identity
-
         names, x = read_embeddings(path)
         identity = read_identity(path)
         if identity and self.identity and identity != self.identity:
@@ -125,4 +122,4 @@ def read_enrollment(path):
 
 def is_embedding_file(path) -> bool:
     """Whether the ending is that of a file of embeddings rather than of a list."""
-    return Path(path).suffix in ENDINGS
+    return Path(path).suffix in READABLE
