@@ -13,6 +13,7 @@ from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cosine import score_pairs
+from scoring.error_rates import lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash, read_trials
@@ -138,8 +139,7 @@ class Evaluator:
         if found["interval"] == "trials":
             found["no_speakers"] = self.no_speakers or "too few speakers are left"
         if lost:
-            worst = np.where(finite, scores, np.where(self.labels == 1, *_beyond(scores[finite])))
-            found["eer_worst"] = ComputeEER(worst, self.labels)[0]
+            found["eer_worst"] = ComputeEER(lost_as_errors(scores, self.labels), self.labels)[0]
         share = 100 * lost / len(scores)
         if share > c.max_nan_score_pct:
             found = {key: None if isinstance(value, float) else value for key, value in found.items()}
@@ -213,11 +213,6 @@ def span(x) -> str:
     finite = x[x.isfinite()].float()
     values = f"{float(finite.min()):.4g} to {float(finite.max()):.4g}" if finite.numel() else "nothing finite"
     return f"{tuple(x.shape)} {values}, {int(x.isnan().sum())} NaN, {int(x.isinf().sum())} Inf"
-
-
-def _beyond(scores):
-    """Scores that make a target and a nontarget trial an error at every threshold."""
-    return scores.min() - 1.0, scores.max() + 1.0
 
 
 def stratified_subset(labels, speakers, count: int, seed: int) -> np.ndarray:

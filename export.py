@@ -6,14 +6,15 @@ python export.py --initial_model exps/demo/model/model_best.model --out demo.onn
 """
 
 import contextlib
-import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_trials
 from speaker_model import add_model_arguments, model_from
+from whole_files import replacing, write_atomically
 
 SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
 BATCHES = (1, 3)
@@ -67,31 +68,20 @@ def export(args, out: Path) -> int:
     """Export, check, write."""
     model = model_from(args)
     network = exportable(model, args.input)
-    with replacing(out) as temporary:
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = Path(folder, out.name)
         write = write_onnx if out.suffix == ".onnx" else write_torchscript
-        write(network, model, args.input, temporary)
-        worst = check(reader(temporary), model, args.input)
+        write(network, model, args.input, unchecked)
+        worst = check(reader(unchecked), model, args.input)
         if worst > args.tolerance:
             print(
                 f"{out}: not written: differs from PyTorch by {worst:.2e}, more than {args.tolerance:g}",
                 file=sys.stderr,
             )
             return 1
-        os.replace(temporary, out)
+        write_atomically(out, unchecked.read_bytes())
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {args.input} -> embedding of {model.dimension}")
     return quantise(args, model, out) if args.int8 else 0
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """A temporary name beside ``path``, removed at the end if it is still there."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------- what is exported
@@ -251,7 +241,6 @@ def quantise(args, model, out: Path) -> int:
     target = out.with_name(f"{out.stem}_int8.onnx")
     with replacing(target) as temporary:
         quantise_onnx(out, temporary)
-        os.replace(temporary, target)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, int8 weights")
     exact, coarse = reader(out), reader(target)
     if args.test_list:

@@ -140,6 +140,16 @@ def calibrated_llrs(scores, labels, folds=5, seed=0):
     return llrs
 
 
+def figures_of(rates: ErrorRates, llr_rates: ErrorRates, priors, c_miss=1.0, c_fa=1.0) -> dict:
+    """EER in %, minDCF, Cllr at best and the EER's threshold of scores; actDCF and Cllr of their LLRs."""
+    eer, threshold = rates.eer()
+    found = {"eer": 100 * eer}
+    found.update({f"min_dcf_{prior:g}": rates.min_dcf(prior, c_miss, c_fa)[0] for prior in priors})
+    found.update({f"act_dcf_{prior:g}": llr_rates.act_dcf(prior, c_miss, c_fa) for prior in priors})
+    found.update(cllr=llr_rates.cllr(), min_cllr=rates.min_cllr(), threshold=threshold)
+    return {name: float(value) for name, value in found.items()}
+
+
 def evaluation_metrics(
     scores, labels, p_target=0.05, c_miss=1.0, c_fa=1.0, speakers=None, llrs=None, draws=0, seed=0
 ) -> dict:
@@ -157,15 +167,9 @@ def evaluation_metrics(
     rates, llr_rates = ErrorRates.of(scores, labels), ErrorRates.of(llrs, labels)
     priors = sorted({0.01, 0.05, p_target})
     intervals = bootstrap_interval(scores, labels, speakers, llrs, priors, c_miss, c_fa, draws, seed)
-    rate, threshold = rates.eer()
-    result = {"eer": 100 * rate, "eer_rocch": 100 * rates.rocch_eer(), "threshold": threshold}
-    for prior in priors:
-        result[f"min_dcf_{prior:g}"] = rates.min_dcf(prior, c_miss, c_fa)[0]
-        result[f"act_dcf_{prior:g}"] = llr_rates.act_dcf(prior, c_miss, c_fa)
-    result.update(cllr=llr_rates.cllr(), min_cllr=rates.min_cllr())
+    result = {**figures_of(rates, llr_rates, priors, c_miss, c_fa), "eer_rocch": float(100 * rates.rocch_eer())}
     for name, (low, high) in intervals.items():
-        result.update({f"{name}_low": low, f"{name}_high": high})
-    result = {name: float(value) for name, value in result.items()}
+        result.update({f"{name}_low": float(low), f"{name}_high": float(high)})
     trials = len(rates.targets) + len(rates.nontargets)
     return {
         **result,

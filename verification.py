@@ -11,7 +11,6 @@ import numpy as np
 from audio import SAMPLE_RATE, AudioError, audio_length
 from command_line import existing_file
 from scoring.backend import Backend
-from scoring.calibration import bayes_threshold
 from speaker_lists import UsageError
 from speaker_store import Utterance
 
@@ -63,13 +62,8 @@ class Verifier:
         backend.check_identity(model.identity)
         self.model, self.backend = model, backend
         self.prior = backend.prior if prior is None else prior
-        self.threshold, self.threshold_from = threshold, "--threshold"
-        if threshold is None:
-            self.threshold, self.threshold_from = backend.threshold, f"stored in {backend.source}"
-        if self.threshold is None and self.calibrated:
-            self.threshold, self.threshold_from = bayes_threshold(self.prior), f"Bayes, prior {100 * self.prior:.4g} %"
-        if self.threshold is None:
-            self.threshold_from = None
+        given = None if threshold is None else (threshold, "--threshold")
+        self.threshold, self.threshold_from = given or backend.decision_threshold(self.prior)
 
     @property
     def calibrated(self) -> bool:

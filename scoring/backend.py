@@ -190,13 +190,20 @@ class Backend:
         except ValueError as error:
             raise UsageError(f"{self.source}: {error}") from error
 
+    def decision_threshold(self, prior: float | None = None):
+        """What decisions are made at, and where it comes from: the stored threshold, else Bayes', else (None, None)."""
+        prior = self.prior if prior is None else prior
+        if self.threshold is not None:
+            return self.threshold, f"stored in {self.source}"
+        if self.calibration is not None:
+            return bayes_threshold(prior), f"Bayes, prior {100 * prior:.4g} %"
+        return None, None
+
     def decision(self, values):
         """Accept (True) or not: log-likelihood ratios, or scores where there is no calibration, at the threshold."""
-        threshold = self.threshold
+        threshold, _ = self.decision_threshold()
         if threshold is None:
-            if self.calibration is None:
-                raise UsageError(f"{self.source}: has neither a calibration nor a threshold, so it cannot decide")
-            threshold = bayes_threshold(self.prior)
+            raise UsageError(f"{self.source}: has neither a calibration nor a threshold, so it cannot decide")
         accepted = np.asarray(values) >= threshold
         return bool(accepted) if accepted.ndim == 0 else accepted
 

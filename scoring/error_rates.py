@@ -183,6 +183,13 @@ class ErrorRates:
         return (target + nontargets[mixed] @ softplus(llrs[mixed]) / len(self.nontargets)) / 2 / LN2
 
 
+def lost_as_errors(scores, labels):
+    """Scores (N,) whose non-finite values are replaced by what makes their trial an error at every threshold."""
+    finite = np.isfinite(scores)
+    beyond = scores[finite].min() - 1.0, scores[finite].max() + 1.0  # of a target, of a nontarget
+    return np.where(finite, scores, np.where(labels == 1, *beyond))
+
+
 def softplus(x):
     """log(1 + exp(x)) without overflow."""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))

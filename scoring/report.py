@@ -9,11 +9,11 @@ import numpy as np
 
 import plots
 from scoring.conditions import groups_of
-from scoring.error_rates import ErrorRates
+from scoring.error_rates import ErrorRates, lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from speaker_lists import UsageError, list_hash
-from tuneThreshold import ComputeEER, condition_table, table_lines
+from tuneThreshold import ComputeEER, condition_table, figures_of, table_lines
 from whole_files import write_atomically
 
 PRIORS = (0.01, 0.05)  # and --p_target
@@ -41,8 +41,7 @@ def evaluate(trials, values, a, models) -> dict:
         return {**result, "figures": None, "intervals": None}
     result["figures"], result["intervals"], result["interval"] = figures(trials, values, finite, a, models)
     if lost:
-        beyond = values[finite].min() - 1.0, values[finite].max() + 1.0  # an error at every threshold
-        result["eer_worst"] = ComputeEER(np.where(finite, values, np.where(labels == 1, *beyond)), labels)[0]
+        result["eer_worst"] = ComputeEER(lost_as_errors(values, labels), labels)[0]
     return result
 
 
@@ -105,19 +104,14 @@ def figures(trials, values, finite, a, models):
     labels = trials.labels[finite]
     first, second = ([side[i] for i in np.flatnonzero(finite)] for side in (trials.first, trials.second))
     rates = ErrorRates.of(values[finite], labels)
-    eer, threshold = rates.eer()
     priors = sorted({*PRIORS, a.p_target})
-    found = {"eer": 100 * eer}
-    found.update({f"min_dcf_{prior:g}": rates.min_dcf(prior)[0] for prior in priors})
-    found.update({f"act_dcf_{prior:g}": rates.act_dcf(prior) for prior in priors})
-    found.update(cllr=rates.cllr(), min_cllr=rates.min_cllr(), threshold=threshold)
     speakers, reason = trial_speakers(labels, first, second, speakers_of(models, second))
     basis = f"95 % intervals over trials as if independent, too narrow: {reason}" if reason else OVER_SPEAKERS
     try:
         intervals = bootstrap_interval(values[finite], labels, speakers, priors=priors, draws=a.draws)
     except ValueError as error:  # a handful of trials
         intervals, basis = {}, f"no intervals: {error}"
-    return {name: float(value) for name, value in found.items()}, intervals, basis
+    return figures_of(rates, rates, priors), intervals, basis
 
 
 def speakers_of(models, tests):

@@ -378,3 +378,15 @@ def test_the_commands_of_the_guide(checkpoint, data, tmp_path, monkeypatch, caps
     exec(re.search(r"```python\n(.*?)```", guide, re.S).group(1), {})
     dimension, cosine = capsys.readouterr().out.split()
     assert dimension == "12" and -1 <= float(cosine) <= 1
+
+
+def test_a_mask_of_infinities_is_no_fault_of_a_checkpoint(checkpoint):
+    import checkpoint as reading
+
+    _, trainer = checkpoint
+    trainer.network.__S__.register_buffer("mask", torch.full((3,), -torch.inf))
+    state = {name: t.clone() for name, t in trainer.network.state_dict().items()}
+    reading.load_model_exactly(trainer.network, state, "a.model", "ECAPA_TDNN")
+    trainer.network.__S__.mask.zero_()
+    with pytest.raises(UsageError, match=r"1 tensors are not finite \(__S__\.mask\)"):
+        reading.load_model_exactly(trainer.network, state, "a.model", "ECAPA_TDNN")
