@@ -16,9 +16,10 @@ def versions() -> dict:
     import scipy
     import soundfile
     import torch
-    import torchaudio
 
-    modules = (torch, torchaudio, numpy, scipy, soundfile)
+    modules = [torch, numpy, scipy, soundfile]
+    if "torchaudio" in sys.modules:  # a plug-in of the run imports it
+        modules.append(sys.modules["torchaudio"])
     return {"python": sys.version.split()[0], **{m.__name__: str(m.__version__) for m in modules}}
 
 

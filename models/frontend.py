@@ -1,10 +1,9 @@
-"""Waveform to log-mel features; the only file that imports torchaudio. Everything here computes in fp32."""
+"""Waveform to log-mel features, in fp32 whatever the autocast. Its filters and windows are its own: no torchaudio."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import nn
 
 from utils import PreEmphasis
@@ -52,24 +51,19 @@ class FrontEnd(nn.Module):
         self.spec_augment = spec_augment
         self.preemphasis = PreEmphasis() if preemphasis else None
         if features in ("voxceleb_trainer", "taoruijie"):
-            low, high = (20.0, 7600.0) if features == "taoruijie" else (0.0, None)
-            self.spectrogram = torchaudio.transforms.MelSpectrogram(
-                SAMPLE_RATE, 512, 400, 160, low, high, n_mels=n_mels, window_fn=window_fn
-            )
-            _forget_buffers(self.spectrogram)
+            low, high = (20.0, 7600.0) if features == "taoruijie" else (0.0, SAMPLE_RATE / 2)
+            self.register_buffer("banks", htk_mel_filters(n_mels, low, high), persistent=False)  # (257, n_mels)
+            self.register_buffer("window", window_fn(400), persistent=False)
             if features == "taoruijie":
                 self.preemphasis = _forget_buffers(PreEmphasis())
         elif features == "speechbrain":
             self.register_buffer("banks", _speechbrain_filters(n_mels), persistent=False)  # (201, n_mels)
             self.register_buffer("window", torch.hamming_window(400), persistent=False)
         else:
-            banks, _ = torchaudio.compliance.kaldi.get_mel_banks(
-                n_mels, 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0
-            )
             window = torch.hamming_window(400, periodic=False)
             if features == "3dspeaker":
                 window = torch.hann_window(400, periodic=False).pow(0.85)  # Povey's
-            self.register_buffer("banks", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)  # (257, n_mels)
+            self.register_buffer("banks", kaldi_mel_filters(n_mels), persistent=False)  # (257, n_mels)
             self.register_buffer("window", window, persistent=False)
 
     def forward(self, x):
@@ -99,7 +93,8 @@ class FrontEnd(nn.Module):
 
     def _mel_power(self, x):
         if self.features in ("voxceleb_trainer", "taoruijie"):
-            return self.spectrogram(x)
+            spectrum = torch.stft(x, 512, 160, 400, window=self.window, return_complex=True)
+            return (spectrum.abs().square().transpose(1, 2) @ self.banks).transpose(1, 2)
         if self.features == "speechbrain":
             spectrum = torch.stft(x, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
             return (spectrum.abs().square().transpose(1, 2) @ self.banks).transpose(1, 2)
@@ -143,12 +138,8 @@ class ConvolutionFrontEnd(FrontEnd):
             setattr(self, name, getattr(frontend, name))
         self.spec_augment = (0, 0)
         centred = self.features in ("voxceleb_trainer", "taoruijie")
-        if centred:
-            stft = frontend.spectrogram.spectrogram
-            size, window, banks = stft.n_fft, stft.window, frontend.spectrogram.mel_scale.fb
-        else:
-            size = 400 if self.features == "speechbrain" else 512
-            window, banks = frontend.window, frontend.banks
+        size = 400 if self.features == "speechbrain" else 512
+        window, banks = frontend.window, frontend.banks
         filters = torch.eye(len(window), dtype=torch.float64)  # (filter, sample), from a frame to a frame
         if self.features in ("wespeaker", "3dspeaker"):
             filters = filters - 1.0 / len(window)
@@ -190,6 +181,32 @@ def _forget_buffers(module):
     for part in module.modules():
         part._non_persistent_buffers_set.update(part._buffers)
     return module
+
+
+def htk_mel_filters(n_mels: int, low: float, high: float, bins: int = 257) -> torch.Tensor:
+    """Triangular filters from ``low`` to ``high`` Hz, equally spaced in mel: (bins, n_mels).
+
+    Mel is 2595 log10(1 + f / 700) (O'Shaughnessy 1987), the triangles are linear in Hz: torchaudio's filter bank.
+    """
+    ends = (2595.0 * math.log10(1.0 + f / 700.0) for f in (low, high))
+    edges = 700.0 * (10.0 ** (torch.linspace(*ends, n_mels + 2) / 2595.0) - 1.0)
+    distance = edges - torch.linspace(0.0, SAMPLE_RATE // 2, bins)[:, None]  # (bins, n_mels + 2)
+    width = edges.diff()
+    return torch.minimum(-distance[:, :-2] / width[:-1], distance[:, 2:] / width[1:]).clamp(min=0.0)
+
+
+def kaldi_mel_filters(n_mels: int, low: float = 20.0, size: int = 512) -> torch.Tensor:
+    """Kaldi's filters from ``low`` to 8000 Hz for a Fourier transform of ``size`` points: (size / 2 + 1, n_mels).
+
+    Mel is 1127 ln(1 + f / 700), and the triangles are linear in mel, not in Hz. The last bin belongs to none.
+    """
+    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, SAMPLE_RATE / 2))
+    step = (top - bottom) / (n_mels + 1)
+    left = bottom + torch.arange(n_mels) * step
+    centre, right = bottom + (torch.arange(n_mels) + 1.0) * step, bottom + (torch.arange(n_mels) + 2.0) * step
+    mel = 1127.0 * (1.0 + SAMPLE_RATE / size * torch.arange(size // 2) / 700.0).log()[:, None]
+    banks = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0.0)
+    return F.pad(banks, (0, 0, 0, 1))
 
 
 def _speechbrain_filters(n_mels: int) -> torch.Tensor:
