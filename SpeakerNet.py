@@ -6,6 +6,7 @@ torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml       
 """
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -27,7 +28,7 @@ from DatasetLoader import FileEvents, collate, make_loader
 from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
-from utils import save_atomically
+from training.saving import Saver
 
 
 class SpeakerNet(nn.Module):
@@ -103,7 +104,9 @@ class ModelTrainer:
         self.file_events = FileEvents(config, len(dataset), self.say)
         self.incidents = Incidents(self)
         self.signal, self.profiler = None, None
-        self.last_save = self.last_line = time.monotonic()
+        self.last_line = time.monotonic()
+        capture = functools.partial(training_state.capture, self)
+        self.saver = Saver(config, ranks, files, capture, self.buffers.masks, self.say)
 
     def build_optimizer(self):
         """Optimizer and schedule from their plug-ins."""
@@ -367,7 +370,7 @@ class ModelTrainer:
             self.best = {"eer": result["eer"], "epoch": self.epoch, "threshold": result["threshold"], "waited": 0}
         else:
             self.best["waited"] += 1
-        self.save_epoch(result, improved)
+        self.saver.evaluated(self.epoch, result, self.evaluator, improved)
 
     def stop_early(self):
         """End the run where ``patience`` evaluations brought nothing better."""
@@ -381,41 +384,13 @@ class ModelTrainer:
     # ------------------------------------------------------------------------------------------ save and resume
 
     def save_last(self):
-        """Write model/last.model."""
-        self.save(training_state.capture(self), "last.model")
-        self.last_save = time.monotonic()
-
-    def save(self, state: dict, name: str) -> bool:
-        """Write a checkpoint, but never one with non-finite weights over a good one; returns whether it was written."""
-        bad = [n for n in checkpoint.nonfinite_tensors(state["model_state_dict"]) if n not in self.buffers.masks]
-        if bad:
-            self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
-        elif self.ranks.main:
-            save_atomically(state, self.files.model / name)
-        return not bad
-
-    def save_epoch(self, result, improved: bool):
-        """Write the checkpoint of an evaluated epoch and, where it is the best, model_best.*."""
-        state = training_state.capture(self, evaluated=True)
-        if not self.ranks.main:
-            return
-        names = [f"model{self.epoch:09d}"] + (["model_best"] if improved else [])
-        for name in names:
-            if not self.save(state, f"{name}.model"):
-                return
-            eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
-            (self.files.model / f"{name}.eer").write_text(eer)
-        if improved:
-            self.evaluator.keep_best(self.files, state["model_state_dict"], result)
+        """Write model/last.model; a collective under several processes."""
+        self.saver.last()
 
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
-        steps, minutes = self.config.save_interval_steps, self.config.save_interval_minutes
-        due = bool(steps) and self.step % steps == 0
-        due |= bool(minutes) and time.monotonic() - self.last_save >= 60 * minutes
-        wish = torch.tensor(
-            [due, self.signal or 0, self.file_events.too_many()], dtype=torch.float32, device=self.device
-        )
+        wish = [self.saver.due(self.step), self.signal or 0, self.file_events.too_many()]
+        wish = torch.tensor(wish, dtype=torch.float32, device=self.device)
         due, number, bad = self.ranks.maximum(wish).tolist()
         if bad:
             for found in self.ranks.gather(self.file_events.bad):
