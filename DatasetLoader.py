@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from augmentation import AugmentWAV
+from command_line import write_any_text
 from speaker_lists import UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
@@ -27,7 +28,7 @@ class TrainDataset(Dataset):
         self.speakers, labels, paths, lines = read_train_list(config.train_list)
         # Arrays, not lists of objects: forked workers would copy such lists page by page.
         self.labels, self.lines = labels, np.array(lines, dtype=np.int64)
-        self.paths = np.array([p.encode() for p in paths])
+        self.paths = np.array([p.encode("utf-8", "surrogatepass") for p in paths])
         self.order = np.argsort(labels, kind="stable")
         self.starts = np.searchsorted(labels[self.order], np.arange(len(self.speakers) + 1))
         self.samples = samples_of(config.max_frames)
@@ -47,7 +48,7 @@ class TrainDataset(Dataset):
 
     def speakers_hash(self) -> str:
         """Hash of the speakers in label order: which speaker each class of a classifier is."""
-        return hashlib.sha256("\n".join(self.speakers).encode()).hexdigest()
+        return hashlib.sha256("\n".join(self.speakers).encode("utf-8", "surrogatepass")).hexdigest()
 
     def utterances_of(self, speaker: int) -> np.ndarray:
         """Utterance numbers of a speaker."""
@@ -55,7 +56,7 @@ class TrainDataset(Dataset):
 
     def path(self, utterance: int) -> str:
         """Path of an utterance as the list gives it."""
-        return self.paths[utterance].decode()
+        return self.paths[utterance].decode("utf-8", "surrogatepass")
 
     def __getitem__(self, item):
         epoch, row = item
@@ -120,8 +121,7 @@ class FileEvents:
 
     def __init__(self, config, total: int, say):
         self.config, self.total, self.say = config, total, say
-        self.bad, self.dead_speaker = {}, False
-        self.converted, self.reported = {}, set()  # (kind, number) -> paths; each (kind, number) said before
+        self.bad, self.converted, self.dead_speaker = {}, {}, False
         self.named = {}  # noise files and impulse responses: named, but no part of the train list
 
     def note(self, events) -> dict[str, str]:
@@ -132,8 +132,7 @@ class FileEvents:
         new = {}
         for kind, path, number, reason in events:
             if kind in ("resampled", "mixed down"):
-                if (kind, number) not in self.reported:
-                    self.converted.setdefault((kind, number), set()).add(path)
+                self.converted.setdefault((kind, number), set()).add(path)
             elif path not in self.bad and path not in self.named:
                 line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
                 self.say(f"{kind}: {path}{line}: {reason}")
@@ -153,18 +152,13 @@ class FileEvents:
         head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
         return [head, *(f"  {path}: {reason}" for path, reason in self.bad.items())]
 
-    def report_conversions(self, ranks):
-        """Say how many files of all processes were resampled or mixed down: each kind and number once a run."""
-        total = {}
-        for found in ranks.gather({key: (len(paths), min(paths)) for key, paths in self.converted.items()}):
-            for key, (count, first) in found.items():
-                before, earliest = total.get(key, (0, first))
-                total[key] = before + count, min(earliest, first)
-        for (kind, number), (count, first) in sorted(total.items()):
-            unit = "Hz" if kind == "resampled" else "channels"
-            self.say(f"{kind}: {count} files of {number} {unit}, the first {first}")
-        self.reported |= total.keys()
-        self.converted.clear()
+    def report_conversions(self):
+        """Say once how many files were resampled or mixed down."""
+        for (kind, number), paths in sorted(self.converted.items()):
+            if paths is not None:
+                unit = "Hz" if kind == "resampled" else "channels"
+                self.say(f"{kind}: {len(paths)} files of {number} {unit}, the first {sorted(paths)[0]}")
+                self.converted[kind, number] = set()
 
 
 class SpeakerBatchSampler:
@@ -250,6 +244,7 @@ def _outlive_signals(worker):
 
     A signal to the whole process group must not take the workers away under a step; ten seconds are enough for one.
     """
+    write_any_text()  # where processes are spawned it has streams of its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
 

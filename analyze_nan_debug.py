@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from command_line import Parser
+from command_line import Parser, write_any_text
 from speaker_lists import UsageError
 
 
@@ -48,6 +48,7 @@ def find_dumps(paths) -> list[Path]:
 
 def main(argv=None) -> int:
     """Run the command line: 0 analysed, 1 nothing found, 2 unreadable input or bad usage."""
+    write_any_text()
     try:
         args = arguments(sys.argv[1:] if argv is None else argv)
         paths = find_dumps(args.paths)

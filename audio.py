@@ -30,10 +30,15 @@ def samples_of(frames: int) -> int:
     return frames * 160 + 240
 
 
+def native(path) -> str | bytes:
+    """A path as libsndfile takes any: soundfile itself cannot pass on a name that is not UTF-8."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
+
+
 def _open(path):
     try:
-        audio = soundfile.SoundFile(path)
-    except (OSError, RuntimeError, TypeError) as error:  # soundfile's own error is a RuntimeError
+        audio = soundfile.SoundFile(native(path))
+    except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
         reason = getattr(error, "error_string", str(error)) if os.path.isfile(path) else "no such file"
         raise AudioError(reason) from error
     if audio.frames <= 0:

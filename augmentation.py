@@ -7,6 +7,7 @@ import numpy as np
 from scipy.signal import fftconvolve
 
 from audio import AudioError, read_audio
+from corpus.folders import find_recordings
 from speaker_lists import UsageError
 
 # voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
@@ -16,10 +17,10 @@ SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be s
 
 
 def find_noise(musan_path) -> dict[str, list[str]]:
-    """Find wav files below ``musan_path`` by the folder noise, speech or music they lie in, at any depth."""
+    """Find recordings below ``musan_path`` by the folder noise, speech or music they lie in, at any depth."""
     found = {category: [] for category in SNR_DB}
     root = Path(musan_path)
-    for path in sorted(root.rglob("*.wav")):
+    for path in find_recordings(root):
         for part in path.relative_to(root).parts[:-1]:
             if part in found:
                 found[part].append(str(path))
@@ -28,8 +29,8 @@ def find_noise(musan_path) -> dict[str, list[str]]:
 
 
 def find_rirs(rir_path) -> list[str]:
-    """Find impulse responses: the wav files below ``rir_path`` at any depth."""
-    return [str(path) for path in sorted(Path(rir_path).rglob("*.wav"))]
+    """Find impulse responses: the recordings below ``rir_path`` at any depth."""
+    return [str(path) for path in find_recordings(rir_path)]
 
 
 class AugmentWAV:
@@ -41,9 +42,9 @@ class AugmentWAV:
         self.rirs = find_rirs(rir_path) if rir_path else []
         for category, files in self.noise.items():
             if not files:
-                raise UsageError(f"musan_path: no wav file in a folder '{category}' below '{musan_path}'")
+                raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
         if rir_path and not self.rirs:
-            raise UsageError(f"rir_path: no wav file below '{rir_path}'")
+            raise UsageError(f"rir_path: no recording below '{rir_path}'")
         self.kinds = (["reverb"] if self.rirs else []) + list(self.noise)
         if not self.kinds:
             raise UsageError("augment: needs musan_path or rir_path")

@@ -18,12 +18,32 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.script}: {message}")
 
 
+def write_any_text():
+    """Let stdout and stderr take every text: a character that their encoding lacks is written as an escape.
+
+    The first call of every command line and of every process that it starts; else the name of a file could end it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
+def picture(character: str) -> str:
+    """An emoji and a space for the beginning of a line on stdout; nothing if stdout cannot write it."""
+    try:
+        character.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return ""
+    return f"{character} "
+
+
 def run(main, argv=None) -> int:
     """Call ``main(argv)``; a UsageError is one line on stderr and exit status 2, Ctrl-C is 130.
 
     Output that nobody reads any more (``| head``) ends it quietly, 141. The signal SIGPIPE stays ignored: else a
     browser that hangs up would end serve.py.
     """
+    write_any_text()
     try:
         try:
             return main(sys.argv[1:] if argv is None else argv) or 0

@@ -6,6 +6,7 @@ Run `python config_keys.py > docs/configuration.md` to make the reference page a
 from dataclasses import dataclass
 
 import plugins
+from command_line import write_any_text
 
 
 @dataclass(frozen=True)
@@ -294,4 +295,5 @@ def reference_page() -> str:
 
 
 if __name__ == "__main__":
+    write_any_text()
     print(reference_page())

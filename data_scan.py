@@ -94,7 +94,9 @@ class Report:
         """Write all of it to ``folder``/preflight.txt."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "preflight.txt").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+            (folder / "preflight.txt").write_text(
+                "\n".join(self.lines) + "\n", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise UsageError(f"save_path: cannot write '{folder / 'preflight.txt'}': {error.strerror}") from error
 

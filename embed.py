@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from command_line import Parser, existing_file, run
+from corpus.folders import find_recordings
 from embedding_files import check_ending, write_embeddings
 from speaker_lists import UsageError, numbered_lines
 from speaker_model import add_model_arguments, load_model, model_from
 
 __all__ = ["load_model", "main"]
-AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".m4a"}
 
 
 def main(argv) -> int:
@@ -78,7 +78,7 @@ def recordings(args) -> tuple[list[str], list[str]]:
         folder = Path(args.dir)
         if not folder.is_dir():
             raise UsageError(f"--dir: no such folder: '{folder}'")
-        paths = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS and p.is_file())
+        paths = sorted(map(str, find_recordings(folder)))
         names = [str(Path(path).relative_to(folder)) for path in paths]
     else:
         names, paths = from_list(args.list or args.scp, args.root, bool(args.scp))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 import checkpoint
 import plugins
 import precision
+from command_line import picture
 from postmortem.dump import DumpWriter, tensor_stats
 from postmortem.statistics import SETTINGS, number
 from run_files import versions
@@ -30,6 +31,7 @@ BANNERS = {
 }
 INJECTIONS = ("data", "loss", "grad", "buffer", "label")
 HISTORY = 1000
+ALARM, DISK = "\U0001f6a8", "\U0001f4be"
 
 
 @dataclass
@@ -215,7 +217,7 @@ class Incidents:
             self.last_name = None
             return f"Not saved: {refusal}"
         self.writer.submit(self.last_name, content, state)
-        return f"\U0001f4be Saved debug data to: {self.writer.folder / self.last_name}"
+        return f"{picture(DISK)}Saved debug data to: {self.writer.folder / self.last_name}"
 
     def dump(self, batch, fault, rng, signature) -> str | None:
         """Write a new fault's dump and report; count one seen before. Returns the dump's name."""
@@ -310,7 +312,7 @@ def report(dump: dict, fault: Fault, network, classes: int) -> list[str]:
     spread = f"range {int(values.min())} to {int(values.max())}"
     lines = [
         "=" * 80,
-        f"\U0001f6a8 {BANNERS[fault.reason]} DETECTED AT BATCH {dump['batch_idx']}",
+        f"{picture(ALARM)}{BANNERS[fault.reason]} DETECTED AT BATCH {dump['batch_idx']}",
         "=" * 80,
         f"Reason: {fault.reason}: {fault.what}",
         f"Loss value: {dump['loss']}",

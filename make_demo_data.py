@@ -18,6 +18,8 @@ import soundfile
 from scipy.signal import fftconvolve, istft, lfilter, stft
 from tqdm import tqdm
 
+from command_line import write_any_text
+
 RATE = 16000
 HOP, FFT = 128, 512
 SESSIONS = 4  # of each speaker; trials of one speaker always cross sessions
@@ -194,6 +196,7 @@ def make_trials(speakers: dict[str, list[str]], nontargets: int, rng) -> list[st
 
 def main(argv=None) -> int:
     """Write the data set; does nothing where it is complete already."""
+    write_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="data/demo", help="folder to write (default data/demo)")
     parser.add_argument("--speakers", type=int, default=200, help="training speakers (default 200)")

@@ -151,7 +151,7 @@ def make_held_out(a) -> int:
     except ValueError as error:
         raise UsageError(f"{a.make_trials[0]}: {error}") from error
     lines = [f"{label} {first} {second}\n" for label, first, second in zip(*drawn)]
-    write_atomically(a.make_trials[1], "".join(lines).encode())
+    write_atomically(a.make_trials[1], "".join(lines).encode("utf-8", "surrogateescape"))
     targets = int(np.sum(drawn[0]))
     print(f"{a.make_trials[1]}: {targets} target and {len(lines) - targets} nontarget trials of {wanted} speakers")
     return 0

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+# How lists are read: UTF-8, with or without a byte-order mark. Bytes that are not UTF-8 stand for themselves, as in the
+# names of files that Python gives.
+LIST_TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 TRIAL_LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
 
 
@@ -23,14 +26,15 @@ class Finished(Exception):
 def numbered_lines(path):
     """Yield (line number, columns) of the non-empty lines; accepts CRLF and a byte-order mark."""
     try:
-        with open(path, encoding="utf-8-sig") as f:
+        with open(path, **LIST_TEXT) as f:
             for number, line in enumerate(f, 1):
+                if "\0" in line:
+                    raise UsageError(f"{path}:{number}: cannot read the list: not a UTF-8 text file")
                 columns = line.split()
                 if columns:
                     yield number, columns
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
-        raise UsageError(f"{path}: cannot read the list: {reason}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the list: {error.strerror}") from error
 
 
 def read_train_list(path):

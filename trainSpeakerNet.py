@@ -8,6 +8,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 import os
 import sys
 
+from command_line import write_any_text
 from config import load_config, table_defaults, to_yaml
 from preflight import check_paths
 from speaker_lists import Finished, UsageError
@@ -15,6 +16,7 @@ from speaker_lists import Finished, UsageError
 
 def main(argv=None) -> int:
     """Run the command line; returns the exit status (DESIGN 3.8)."""
+    write_any_text()
     argv = sys.argv[1:] if argv is None else argv
     first = os.environ.get("RANK", "0") == "0"
     try:

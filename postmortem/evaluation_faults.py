@@ -11,6 +11,7 @@ import yaml
 from audio import AudioError, read_audio
 from postmortem.fixes import recommendation
 from postmortem.reader import DumpError, printable
+from speaker_lists import LIST_TEXT
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
 MAX_BYTES = 1 << 28
@@ -39,8 +40,8 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DumpError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.split() for line in path.read_text(**LIST_TEXT).splitlines() if line.strip()]
+    except OSError as error:
         raise DumpError(f"{path}: cannot be read: {error}") from error
     wrong = next((i for i, parts in enumerate(lines, 1) if len(parts) != 4), None)
     if wrong or not lines:

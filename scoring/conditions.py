@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scoring.intervals import speaker_of
-from speaker_lists import UsageError
+from speaker_lists import LIST_TEXT, UsageError
 
 KEYS = (
     "speaker",
@@ -48,11 +48,10 @@ def groups_of(condition: str, trials, test_path: str = "") -> list[str]:
 def read_table(path: str, column: str) -> dict:
     """Read a column of a table with a heading (tab-separated, or commas in a .csv): {first column or key: value}."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
+        with open(path, newline="", **LIST_TEXT) as f:
             rows = list(csv.reader(f, delimiter="," if path.endswith(".csv") else "\t"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
-        raise UsageError(f"{path}: cannot be read: {reason}") from error
+    except (OSError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
     heading = rows[0] if rows else []
     if column not in heading:
         raise UsageError(f"{path}:1: no column '{column}' among {', '.join(heading) or 'nothing'}")
@@ -76,6 +75,8 @@ def _pairs(trials, name_of) -> list[str]:
 def _durations(condition, value, trials, test_path) -> list[str]:
     import soundfile
 
+    from audio import native
+
     try:
         edges = [float(edge) for edge in value.split(",")]
     except ValueError as error:
@@ -87,7 +88,7 @@ def _durations(condition, value, trials, test_path) -> list[str]:
     seconds = {}
     for path in dict.fromkeys([*trials.first, *trials.second]):
         try:
-            seconds[path] = soundfile.info(Path(test_path, path)).duration
+            seconds[path] = soundfile.info(native(Path(test_path, path))).duration
         except (OSError, soundfile.SoundFileError) as error:
             raise UsageError(f"--by {condition}: {Path(test_path, path)} cannot be read as audio") from error
     shorter = np.minimum([seconds[path] for path in trials.first], [seconds[path] for path in trials.second])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from speaker_lists import TRIAL_LABELS, UsageError
+from speaker_lists import LIST_TEXT, TRIAL_LABELS, UsageError
 
 TRIAL_FORMS = {"voxceleb": "label a b", "kaldi": "a b label"}
 SCORE_FORMS = {
@@ -111,11 +111,12 @@ def _columns(path):
     Accepts CRLF and a byte-order mark. The whole text is split at once; numpy counts the columns of each line.
     """
     try:
-        with open(path, encoding="utf-8-sig") as f:
+        with open(path, **LIST_TEXT) as f:
             text = f.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
-        raise UsageError(f"{path}: cannot be read: {reason}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise UsageError(f"{path}: cannot be read: not a UTF-8 text file")
     words = text.split()
     if text.isascii():
         data = np.frombuffer(f"\n{text}\n".encode(), np.uint8)
@@ -179,7 +180,7 @@ def _write(path, forms, form, **columns):
         texts["score"] = [repr(score) for score in np.asarray(columns["scores"], np.float64).tolist()]
     lines = [" ".join(values) for values in zip(*[texts[name] for name in forms[form].split()])]
     try:
-        with open(path, "w", encoding="utf-8") as f:
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as f:
             f.write("\n".join([*lines, ""]))
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error

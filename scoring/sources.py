@@ -86,8 +86,10 @@ def _duration(path) -> float:
     """Seconds that the header of an audio file states, NaN for an unreadable one."""
     import soundfile
 
+    from audio import native
+
     try:
-        return soundfile.info(path).duration
+        return soundfile.info(native(path)).duration
     except (soundfile.SoundFileError, OSError):
         return float("nan")
 

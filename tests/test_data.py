@@ -184,7 +184,7 @@ def test_reverberation_is_a_convolution(noises):
 def test_a_category_without_files_is_an_error(noises):  # bug 38
     for path in (noises / "musan" / "music").rglob("*.wav"):
         path.unlink()
-    with pytest.raises(UsageError, match="musan_path: no wav file in a folder 'music'"):
+    with pytest.raises(UsageError, match="musan_path: no recording in a folder 'music'"):
         AugmentWAV(str(noises / "musan"), "", 1.0)
     with pytest.raises(UsageError, match="needs musan_path or rir_path"):
         AugmentWAV("", "", 1.0)

@@ -77,7 +77,7 @@ MISTAKES = [
     (read_scores, "0.5 1 a b\n0.5 2 a c\n", ":2: the label must be 0, 1, nontarget or target, got '2'"),
     (read_scores, "a b c\n", ":1: expected 'score label a b' or 'a b score label' or 'a b score' or 'score a b', got"),
     (read_scores, "", "the score file is empty"),
-    (read_scores, "0.5 1 a b\n\xff", "not a UTF-8 text file"),
+    (read_scores, "0.5 1 a b\n\0", "not a UTF-8 text file"),
 ]
 
 
