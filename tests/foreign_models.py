@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio
+from reference_features import kaldi_fbank, mel_spectrogram
 
 
 def voice(samples=24000, seed=0):
@@ -105,10 +105,7 @@ def taoruijie(channels=32):
 
     def embed(x):
         x = F.conv1d(F.pad(x[None], (1, 0), "reflect"), torch.tensor([[[-0.97, 1.0]]]))[0]
-        mel = torchaudio.transforms.MelSpectrogram(
-            16000, 512, 400, 160, f_min=20, f_max=7600, n_mels=80, window_fn=torch.hamming_window
-        )
-        x = (mel(x) + 1e-6).log()
+        x = (mel_spectrogram(x, 80, 20, 7600) + 1e-6).log()
         x = x - x.mean(2, keepdim=True)
         r = Reader(state)
 
@@ -157,8 +154,8 @@ def speechbrain_fbank(x):
     return torch.from_numpy(decibels.T[None] - decibels.T[None].mean(2, keepdims=True)).float()
 
 
-def kaldi_fbank(x, window, scale):
-    fbank = torchaudio.compliance.kaldi.fbank(x * scale, num_mel_bins=80, dither=0.0, window_type=window)
+def centred_fbank(x, window, scale):
+    fbank = kaldi_fbank(x * scale, 80, window)
     return (fbank - fbank.mean(0)).T[None]
 
 
@@ -185,7 +182,7 @@ def speechbrain(features="speechbrain", channels=32, aggregate=48):
     state = random_state(shapes, 2)
 
     def embed(x):
-        x = speechbrain_fbank(x) if features == "speechbrain" else kaldi_fbank(x, "povey", 1)
+        x = speechbrain_fbank(x) if features == "speechbrain" else centred_fbank(x, "povey", 1)
         r = Reader(state, "reflect")
 
         def tdnn(x, name, dilation=1):
@@ -244,7 +241,7 @@ def wespeaker_ecapa(channels=32):
     state = random_state(shapes, 3)
 
     def embed(x):
-        x = kaldi_fbank(x, "hamming", 32768)
+        x = centred_fbank(x, "hamming", 32768)
         r = Reader(state)
 
         def unit(x, name, dilation=1):
@@ -295,7 +292,7 @@ def wespeaker_resnet(m=4):
 
     def embed(x):
         r = Reader(state)
-        x = r.bn(r.conv2d(kaldi_fbank(x, "hamming", 32768)[:, None], "conv1"), "bn1").relu()
+        x = r.bn(r.conv2d(centred_fbank(x, "hamming", 32768)[:, None], "conv1"), "bn1").relu()
         for name, step in plan:
             out = r.bn(r.conv2d(x, f"{name}.conv1", step), f"{name}.bn1").relu()
             out = r.bn(r.conv2d(out, f"{name}.conv2"), f"{name}.bn2")
@@ -346,8 +343,7 @@ def se_blocks(r, x, plan):
 
 
 def vt_mel(x, n_mels):
-    mel = torchaudio.transforms.MelSpectrogram(16000, 512, 400, 160, n_mels=n_mels, window_fn=torch.hamming_window)
-    return F.instance_norm((mel(x) + 1e-6).log())[:, None]
+    return F.instance_norm((mel_spectrogram(x, n_mels) + 1e-6).log())[:, None]
 
 
 def resnetse34l(encoder="SAP", n_out=48, filters=(8, 8, 16, 16)):

@@ -4,8 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 from foreign_models import Reader, layer, normed, random_state, statistics
+from reference_features import kaldi_fbank
 
 
 def transformer_shapes(shapes, name, size):
@@ -81,9 +81,7 @@ class Forward(Reader):
         self.plan, self.n_mels = plan, n_mels
 
     def __call__(self, x):
-        fbank = torchaudio.compliance.kaldi.fbank(
-            x * 32768, num_mel_bins=self.n_mels, dither=0.0, window_type="hamming"
-        )
+        fbank = kaldi_fbank(x * 32768, self.n_mels)
         x = (fbank - fbank.mean(0)).T[None, None]
         x = self.channel_norm(self.conv2d(x, "backbone.stem.0"), "backbone.stem.1")
         outputs = [x.permute(0, 2, 1, 3).reshape(1, -1, x.shape[3])]

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from foreign_models import Reader, kaldi_fbank, layer, normed, random_state, statistics
+from foreign_models import Reader, centred_fbank, layer, normed, random_state, statistics
 
 
 def stages(counts, m, expansion=1):
@@ -98,7 +98,7 @@ def eres2net(
             return clip(out + x)
 
         window, scale = ("povey", 1) if features == "3dspeaker" else ("hamming", 32768)
-        x = r.bn(r.conv2d(kaldi_fbank(x, window, scale)[:, None], "conv1"), "bn1").relu()
+        x = r.bn(r.conv2d(centred_fbank(x, window, scale)[:, None], "conv1"), "bn1").relu()
         out = {}
         for name, _, planes, stride in plan:
             x = out[name[:6]] = block(x, name, planes, stride)
@@ -164,7 +164,7 @@ def wespeaker_simam(m=4):
 
     def embed(x):
         r = Reader(state)
-        x = r.bn(r.conv2d(kaldi_fbank(x, "hamming", 32768)[:, None], "front.conv1"), "front.bn1").relu()
+        x = r.bn(r.conv2d(centred_fbank(x, "hamming", 32768)[:, None], "front.conv1"), "front.bn1").relu()
         for name, _, _, stride in plan:
             name = f"front.{name}"
             out = r.bn(r.conv2d(x, f"{name}.conv1", stride), f"{name}.bn1").relu()

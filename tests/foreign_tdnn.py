@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-import torchaudio
-from foreign_models import Reader, kaldi_fbank, layer, normed, random_state
+from foreign_models import Reader, centred_fbank, layer, normed, random_state
+from reference_features import mel_spectrogram
 
 
 def campplus_shapes(m, channels, growth, blocks, n_out):
@@ -59,7 +59,7 @@ def campplus(features="3dspeaker", m=4, channels=16, growth=6, blocks=(2, 3, 2),
         return local * r.conv(gate, f"{name}.linear2").sigmoid()
 
     def embed(x):
-        x = kaldi_fbank(x, "povey", 1) if features == "3dspeaker" else kaldi_fbank(x, "hamming", 32768)
+        x = centred_fbank(x, "povey", 1) if features == "3dspeaker" else centred_fbank(x, "hamming", 32768)
         x = r.bn(r.conv2d(x[:, None], "head.conv1"), "head.bn1").relu()
         for name, stride in (("layer1.0", 2), ("layer1.1", 1), ("layer2.0", 2), ("layer2.1", 1)):
             x = residual(x, f"head.{name}", stride)
@@ -102,7 +102,7 @@ def wespeaker_xvector(channels=24, stats=40, n_out=32):
 
     def embed(x):
         r = Reader(state)
-        x = kaldi_fbank(x, "hamming", 32768)
+        x = centred_fbank(x, "hamming", 32768)
         for i, (_, dilation) in enumerate(plan, 1):
             name = f"frame_{i}"
             x = F.conv1d(x, state[f"{name}.conv_1d.weight"], state[f"{name}.conv_1d.bias"], dilation=dilation)
@@ -133,8 +133,7 @@ def vggvox(filters=(6, 8, 8, 6, 6, 8), n_out=32):
             weight, bias = state[f"netcnn.{at}.weight"], state[f"netcnn.{at}.bias"]
             return r.bn(F.conv2d(x, weight, bias, stride, padding), f"netcnn.{at + 1}").relu()
 
-        mel = torchaudio.transforms.MelSpectrogram(16000, 512, 400, 160, f_min=0.0, f_max=8000, n_mels=40)
-        x = F.instance_norm((mel(x) + 1e-6).log())[:, None]
+        x = F.instance_norm((mel_spectrogram(x, 40, window="hann") + 1e-6).log())[:, None]
         x = F.max_pool2d(unit(x, 0, (1, 2), 2), (1, 3), (1, 2))
         x = F.max_pool2d(unit(x, 4, 2, 1), 3, 2)
         for at in (8, 11, 14):

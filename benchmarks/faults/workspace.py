@@ -41,11 +41,10 @@ def preload():
     import torch
     import torch.distributed
     import torch.utils.tensorboard
-    import torchaudio
     import tqdm
 
     torch.set_num_threads(1)
-    return [matplotlib.pyplot, scipy.signal, sklearn.metrics, soundfile, torch, torchaudio, tqdm]
+    return [matplotlib.pyplot, scipy.signal, sklearn.metrics, soundfile, torch, tqdm]
 
 
 def tracked_files() -> list[str]:
