@@ -3,7 +3,10 @@
 import ast
 import contextlib
 import importlib
+import importlib.metadata
 import inspect
+import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +16,11 @@ ROOT = Path(__file__).resolve().parent
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
 ENTRY = {"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"}
 CHOSEN_BY = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
+# Tried one by one; the packages' own metadata allow pairs that do not load.
+PAIRS = (
+    "These pairs load: torchaudio X.Y with torch X.Y up to 2.10, torchaudio 2.11.0 with torch 2.11 to 2.14, torchaudio "
+    "2.11.1 with torch 2.14.1 and later; both built for the CPU alone, or both for the same CUDA"
+)
 UNKNOWN = object()  # a default that is an expression, not a literal
 
 
@@ -84,10 +92,29 @@ def load(folder: str, name: str):
 def build(folder: str, name: str, values: dict, *leading):
     """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
     try:
-        return call(load(folder, name), values, *leading)
+        with torchaudio_explained(f"{folder}/{name}.py"):
+            return call(load(folder, name), values, *leading)
     except (TypeError, ValueError, IndexError, KeyError, ImportError, SyntaxError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{folder}/{name}.py: {reason}") from error
+
+
+@contextlib.contextmanager
+def torchaudio_explained(plugin: str):
+    """Turn the failed import of torchaudio in a plug-in into a UsageError that says which pairs go together."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchaudio"
+        broken = "torchaudio" not in sys.modules and any(name.split(".")[0] == "torchaudio" for name in frames)
+        if not missing and not broken:
+            raise
+        torch = f"torch {importlib.metadata.version('torch')}"
+        if missing:
+            raise UsageError(f"{plugin}: imports torchaudio, which is not installed beside {torch}. {PAIRS}") from error
+        pair = f"torchaudio {importlib.metadata.version('torchaudio')} does not load beside {torch}"
+        raise UsageError(f"{plugin}: {pair} ({str(error).splitlines()[0]}). {PAIRS}") from error
 
 
 def call(entry, values: dict, *leading):

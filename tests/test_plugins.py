@@ -1,9 +1,12 @@
 """Every plug-in on disk: a new file in models/, loss/, optimizer/ or scheduler/ is tested by being there."""
 
+import sys
+
 import pytest
 import torch
 
 import plugins
+from speaker_lists import UsageError
 
 SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
 SMALL["ResNet34"] = SMALL["ResNet"]
@@ -260,3 +263,48 @@ def test_a_file_of_three_lines_is_a_variant(tmp_path, monkeypatch):
     assert plugins.available("models") == ["Base", "Deep", "Same"]
     assert plugins.declaration("models", "Deep").own == {"nOut": 8, "depth": 221, "wide": (1, 2)}
     assert plugins.declaration("models", "Same").own["depth"] == 34
+
+
+@pytest.fixture
+def plugin_of_torchaudio(tmp_path, monkeypatch):
+    """Write a model file that imports torchaudio, and a torchaudio (of this source) that it would find."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(plugins.importlib.import_module("models"), "__path__", [str(tmp_path / "models")])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def write(torchaudio, model="import torchaudio\nMainModel = dict\n"):
+        (tmp_path / "torchaudio.py").write_text(torchaudio)
+        (tmp_path / "torchaudio-2.9.9.dist-info").mkdir()
+        (tmp_path / "torchaudio-2.9.9.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 2.9.9\n")
+        (tmp_path / "models" / "TheirMel.py").write_text(model)
+        plugins.importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop("models.TheirMel", None)
+    sys.modules.pop("torchaudio", None)
+
+
+@pytest.mark.parametrize("when", ["import torchaudio\nMainModel = dict\n", "def MainModel():\n    import torchaudio\n"])
+@pytest.mark.parametrize("error", ["OSError('undefined symbol: torch_x')", "RuntimeError('compiled for CUDA 13.0')"])
+def test_a_plug_in_whose_torchaudio_does_not_match_gets_one_line_with_the_pairs(plugin_of_torchaudio, error, when):
+    plugin_of_torchaudio(f"raise {error}\n", when)
+    with pytest.raises(UsageError) as said:
+        plugins.build("models", "TheirMel", {})
+    line = str(said.value)
+    assert line.startswith("models/TheirMel.py: torchaudio 2.9.9 does not load beside torch 2.") and "\n" not in line
+    assert error.split("'")[1] in line and "torchaudio 2.11.1 with torch 2.14.1" in line
+
+
+def test_a_plug_in_without_torchaudio_installed_gets_one_line(plugin_of_torchaudio):
+    plugin_of_torchaudio("raise ModuleNotFoundError(\"No module named 'torchaudio'\", name='torchaudio')\n")
+    with pytest.raises(UsageError, match=r"^models/TheirMel.py: imports torchaudio, which is not installed beside"):
+        plugins.build("models", "TheirMel", {})
+
+
+def test_a_name_that_a_sound_torchaudio_lacks_is_no_matter_of_pairs(plugin_of_torchaudio):
+    plugin_of_torchaudio("from math import pi\n", "from torchaudio import sox_effects\n")
+    with pytest.raises(UsageError, match="cannot import name 'sox_effects'") as said:
+        plugins.build("models", "TheirMel", {})
+    assert "pairs" not in str(said.value)
