@@ -121,7 +121,8 @@ class FileEvents:
 
     def __init__(self, config, total: int, say):
         self.config, self.total, self.say = config, total, say
-        self.bad, self.converted, self.dead_speaker = {}, {}, False
+        self.bad, self.dead_speaker = {}, False
+        self.converted, self.reported = {}, set()  # (kind, number) -> paths; each (kind, number) said before
         self.named = {}  # noise files and impulse responses: named, but no part of the train list
 
     def note(self, events) -> dict[str, str]:
@@ -132,7 +133,8 @@ class FileEvents:
         new = {}
         for kind, path, number, reason in events:
             if kind in ("resampled", "mixed down"):
-                self.converted.setdefault((kind, number), set()).add(path)
+                if (kind, number) not in self.reported:
+                    self.converted.setdefault((kind, number), set()).add(path)
             elif path not in self.bad and path not in self.named:
                 line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
                 self.say(f"{kind}: {path}{line}: {reason}")
@@ -152,13 +154,18 @@ class FileEvents:
         head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
         return [head, *(f"  {path}: {reason}" for path, reason in self.bad.items())]
 
-    def report_conversions(self):
-        """Say once how many files were resampled or mixed down."""
-        for (kind, number), paths in sorted(self.converted.items()):
-            if paths is not None:
-                unit = "Hz" if kind == "resampled" else "channels"
-                self.say(f"{kind}: {len(paths)} files of {number} {unit}, the first {sorted(paths)[0]}")
-                self.converted[kind, number] = set()
+    def report_conversions(self, ranks):
+        """Say how many files of all processes were resampled or mixed down: each kind and number once a run."""
+        total = {}
+        for found in ranks.gather({key: (len(paths), min(paths)) for key, paths in self.converted.items()}):
+            for key, (count, first) in found.items():
+                before, earliest = total.get(key, (0, first))
+                total[key] = before + count, min(earliest, first)
+        for (kind, number), (count, first) in sorted(total.items()):
+            unit = "Hz" if kind == "resampled" else "channels"
+            self.say(f"{kind}: {count} files of {number} {unit}, the first {first}")
+        self.reported |= total.keys()
+        self.converted.clear()
 
 
 class SpeakerBatchSampler:

@@ -346,7 +346,7 @@ class ModelTrainer:
         if self.scheduler_unit == "epoch":
             self.scheduler.step()
         progress.report_epoch(self, rates)
-        self.file_events.report_conversions()
+        self.file_events.report_conversions(self.ranks)
 
     def means(self):
         """Loss, accuracy in %, utterances a second over all ranks, and % of time spent waiting for data."""

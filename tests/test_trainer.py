@@ -227,3 +227,22 @@ def test_unreadable_files_are_named_and_replaced_until_there_are_too_many(settin
     with pytest.raises(Finished) as end:
         strict.train_epoch()
     assert end.value.status == 2 and str(victim) in "\n".join(end.value.lines)
+
+
+def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, tools, data, tmp_path, capsys):
+    import shutil
+
+    import soundfile
+
+    wav = tmp_path / "wav"
+    shutil.copytree(data / "wav", wav)
+    victim = sorted(wav.glob("train*/**/*.flac"))[3]
+    soundfile.write(victim, soundfile.read(victim)[0][::2], 8000)
+    trainer = tools.build(settings, train_path=wav, max_seg_per_spk=1, max_epoch=12, test_interval=12, patience=0)
+    trainer.run()
+    drawn = [
+        str(victim) in {p for b in tools.batches(trainer, e) for p in (i["path"] for i in b["files"])}
+        for e in range(1, 13)
+    ]
+    assert True in drawn and False in drawn[drawn.index(True) :]  # epochs with it and later ones without it
+    assert capsys.readouterr().out.count("resampled: 1 files of 8000 Hz") == 1
