@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 import dry_step
 import numeric_lint
-from audio import SAMPLE_RATE, AudioError, read_blocks, samples_of
 from augmentation import find_noise, find_rirs, read_rir
 from config import table_defaults
+from corpus.audio import SAMPLE_RATE, AudioError, read_blocks, samples_of
 from DatasetLoader import usable_cores
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 

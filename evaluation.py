@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 import plots
-from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
 from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold

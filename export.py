@@ -276,7 +276,7 @@ def evaluate(read, test_list: str, test_path: str) -> str:
     import numpy as np
     import torch
 
-    from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+    from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
     from scoring.cosine import cosine_scores
     from scoring.intervals import trial_speakers
     from tuneThreshold import evaluation_metrics

@@ -274,7 +274,7 @@ def log_mel(x, rate: int):
     """Log-mel spectrogram (80, frames) of a recording, for the eye: whatever features the model takes."""
     import torch
 
-    from audio import resample
+    from corpus.audio import resample
     from models.frontend import FrontEnd
 
     with torch.inference_mode():

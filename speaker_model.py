@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import plugins
-from audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, read_audio, resample, wrap_pad
 from command_line import existing_file
 from config import Config, Setting, read_yaml, resolve
 from config_keys import ALIASES, KEYS
+from corpus.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, read_audio, resample, wrap_pad
 from speaker_lists import UsageError
 
 # Keys of a training run that a model is built and used without.

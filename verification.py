@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audio import SAMPLE_RATE, AudioError, audio_length
 from command_line import existing_file
+from corpus.audio import SAMPLE_RATE, AudioError, audio_length
 from scoring.backend import Backend
 from speaker_lists import UsageError
 from speaker_store import Utterance

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from audio import AudioError, read_audio
+from corpus.audio import AudioError, read_audio
 from postmortem.fixes import recommendation
 from postmortem.reader import DumpError, printable
 from speaker_lists import LIST_TEXT

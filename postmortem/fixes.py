@@ -5,7 +5,7 @@ import math
 import torch
 
 import plugins
-from audio import AudioError
+from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild, rows_of
 from postmortem.replay import ReplayError
