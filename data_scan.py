@@ -24,6 +24,7 @@ from config import table_defaults
 from corpus.audio import SAMPLE_RATE, AudioError, read_blocks, samples_of
 from DatasetLoader import usable_cores
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
+from storage.files import write_atomically
 
 MOST_LINES = 20  # of a kind on the terminal; result/preflight.txt has all
 LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
@@ -94,11 +95,9 @@ class Report:
         """Write all of it to ``folder``/preflight.txt."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "preflight.txt").write_text(
-                "\n".join(self.lines) + "\n", encoding="utf-8", errors="backslashreplace"
-            )
         except OSError as error:
-            raise UsageError(f"save_path: cannot write '{folder / 'preflight.txt'}': {error.strerror}") from error
+            raise UsageError(f"save_path: cannot make '{folder}': {error.strerror}") from error
+        write_atomically(folder / "preflight.txt", "\n".join([*self.lines, ""]).encode(errors="backslashreplace"))
 
 
 def aligned(rows) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from speaker_lists import UsageError
-from whole_files import replacing
+from storage.files import replacing
 
 ENDINGS = (".npy", ".npz", ".ark")
 READABLE = (".npz", ".ark", ".scp")

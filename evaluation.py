@@ -1,5 +1,6 @@
 """Embed the files of a trial list, score the trials, and say what can be said of them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from scoring.files import write_scores
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash, read_trials
 from speaker_model import identity_of
+from training.writes import Writes
 from tuneThreshold import ComputeEER, evaluation_metrics
-from whole_files import write_atomically
 
 
 class Evaluator:
@@ -162,24 +163,29 @@ class Evaluator:
             parts.append(f"waveform unreadable ({error})")
         return "; ".join([*parts, "embedding " + span(embedding)])
 
-    def write_trials(self, folder, result):
-        """Write trials_epoch_N.txt and, where scores are non-finite, nan_trials_epoch_N.txt; older ones are removed."""
-        folder, finite = Path(folder), np.isfinite(result["scores"])
-        for old in [*folder.glob("trials_epoch_*.txt"), *folder.glob("nan_trials_epoch_*.txt")]:
-            old.unlink()
+    def write_trials(self, folder, result, writes=None):
+        """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones."""
+        folder, writes = Path(folder), writes or Writes()
+        finite, written = np.isfinite(result["scores"]), []
         for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
             index = np.flatnonzero(chosen)
             if len(index):
                 sides = [[side[i] for i in index] for side in (self.first, self.second)]
                 path = folder / f"{name}_epoch_{result['epoch']}.txt"
-                write_scores(path, result["scores"][index], self.labels[index], *sides)
+                write = functools.partial(write_scores, path, result["scores"][index], self.labels[index], *sides)
+                if not writes.write(path, write):
+                    return
+                written.append(path)
+        for name in ("trials", "nan_trials"):
+            for old in set(folder.glob(f"{name}_epoch_*.txt")) - set(written):
+                writes.remove(old)
 
     def keep_best(self, files, weights: dict, result: dict):
         """Write model_best.threshold and model_best.calibration of the evaluated weights, and the pictures."""
-        (files.model / "model_best.threshold").write_text(f"{result['threshold']:.6f}")
         calibration = json.dumps(self.calibration(weights, result), indent=1) + "\n"
-        write_atomically(files.model / "model_best.calibration", calibration.encode())
-        self.draw(files.result, result)
+        files.writes.write_bytes(files.model / "model_best.threshold", f"{result['threshold']:.6f}".encode())
+        files.writes.write_bytes(files.model / "model_best.calibration", calibration.encode())
+        self.draw(files.result, result, files.writes)
 
     def calibration(self, weights: dict, result: dict) -> dict:
         """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
@@ -201,11 +207,11 @@ class Evaluator:
         made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
         return {**backend.header(), "score": c.score_mode, **made}
 
-    def draw(self, folder, result) -> list[Path]:
+    def draw(self, folder, result, writes=None) -> list[Path]:
         """Write the pictures of a result."""
         finite = np.isfinite(result["scores"])
-        costs = self.config.dcf_c_miss, self.config.dcf_c_fa
-        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, costs=costs)
+        costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
+        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, None, costs, write)
 
 
 def span(x) -> str:
@@ -284,7 +290,7 @@ def write_evaluation(files, evaluator, result: dict, config, step: int):
     if not files.main:
         return
     epoch = result["epoch"]
-    evaluator.write_trials(files.result, result)
+    evaluator.write_trials(files.result, result, files.writes)
     values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
     files.event("eval", epoch=epoch, step=step, **values)
     files.scalar("Val/NaNScores", result["nan_scores"], epoch)

@@ -142,7 +142,7 @@ def make_held_out(a) -> int:
     import numpy as np
 
     from scoring.held_out import make_trials
-    from whole_files import write_atomically
+    from storage.files import write_atomically
 
     speakers, labels, paths, _ = read_train_list(a.make_trials[0])
     wanted = a.speakers or max(2, min(500, len(speakers) // 4))

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from speaker_lists import UsageError
-from whole_files import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl: one process at a time is then the user's care
-    fcntl = None
+from storage.files import write_atomically
 
 FORMAT_VERSION = 1
 ARRAYS = {"speakers": "U", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "U"}
@@ -127,18 +123,16 @@ class SpeakerStore:
 @contextlib.contextmanager
 def locked(path):
     """Hold a store for reading, changing and writing it: two processes that enroll at once both stay in it."""
-    if fcntl is None:
-        yield
-        return
+    lock = FileLock(f"{path}.lock", mode=0o600)
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.stat(Path(path).parent)  # FileLock would make the folder
+        lock.acquire()
     except OSError as error:
         raise UsageError(f"--store: cannot write beside '{path}': {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

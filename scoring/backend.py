@@ -14,7 +14,7 @@ from scoring.cosine import length_normalize, paired_products
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
 from speaker_lists import UsageError
-from whole_files import write_atomically
+from storage.files import write_atomically
 
 FORMAT_VERSION = 1
 ENROLLMENTS = ("mean", "scores")

@@ -13,8 +13,8 @@ from scoring.error_rates import ErrorRates, lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from speaker_lists import UsageError, list_hash
+from storage.files import write_atomically
 from tuneThreshold import ComputeEER, condition_table, figures_of, table_lines
-from whole_files import write_atomically
 
 PRIORS = (0.01, 0.05)  # and --p_target
 OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"
