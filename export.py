@@ -15,7 +15,7 @@ from pathlib import Path
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_trials
 from speaker_model import add_model_arguments, model_from
-from whole_files import replacing, write_atomically
+from storage.files import replacing, write_atomically
 
 SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
 BATCHES = (1, 3)
