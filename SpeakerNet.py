@@ -29,6 +29,7 @@ from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from training.saving import Saver
+from utils import total_norm
 
 
 class SpeakerNet(nn.Module):
@@ -226,9 +227,9 @@ class ModelTrainer:
             gradients[0].view(-1)[0] = math.nan
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         results = torch.stack(results)  # (batches, 2)
-        buffers = nn.utils.get_total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
+        buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
         own = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
         shared = self.ranks.maximum(own.clone()) if self.ranks.world > 1 else own
         read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()

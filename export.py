@@ -305,7 +305,7 @@ def quantise_onnx(source: Path, target: Path):
     level = log.level
     log.setLevel(logging.ERROR)  # it recommends a pre-processing that changes nothing here
     try:
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=spectrum)
+        quantize_dynamic(source, target, weight_type=QuantType.QUInt8, per_channel=True, nodes_to_exclude=spectrum)
     finally:
         log.setLevel(level)
 

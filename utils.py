@@ -27,6 +27,11 @@ def cosine_matrix(x, y):
         return (x @ y.transpose(-1, -2)).clamp(-1.0, 1.0)
 
 
+def total_norm(tensors) -> torch.Tensor:
+    """Euclidean norm over the elements of all tensors of a list: nn.utils.get_total_norm, which is torch 2.6's."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) if tensors else torch.zeros(())
+
+
 class PreEmphasis(torch.nn.Module):
     """First-order high-pass y[t] = x[t] - coef x[t-1], with x reflected at the start: (B, T) -> (B, T)."""
 
