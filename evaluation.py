@@ -52,7 +52,6 @@ class Evaluator:
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
         self.loader = make_loader(self.dataset, mine, collate_one, config, workers)
 
-    @torch.inference_mode()
     def embed(self, network, should_stop=lambda: False):
         """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
 
@@ -68,7 +67,8 @@ class Evaluator:
             if not read:
                 continue
             files, crops, samples = audio.shape
-            out = network(audio.reshape(files * crops, samples).to(self.ranks.device)).float().cpu()
+            with torch.inference_mode():  # not around the collectives below, which torch 2.4 refuses there
+                out = network(audio.reshape(files * crops, samples).to(self.ranks.device)).float().cpu()
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
             embeddings[read] = out.reshape(files, crops, -1)
