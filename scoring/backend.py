@@ -1,9 +1,7 @@
 """The scoring back-end as one object: two sets of embeddings in, scores, log-likelihood ratios and decisions out."""
 
-import io
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from scoring.cosine import length_normalize, paired_products
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
 from speaker_lists import UsageError
+from storage.arrays import DAMAGE, read_arrays, write_arrays
 from storage.files import write_atomically
 
 FORMAT_VERSION = 1
@@ -253,14 +252,11 @@ class Backend:
         arrays.update({f"plda_{k}": v for k, v in self.plda.arrays().items()} if self.plda else {})
         arrays = {k: v for k, v in arrays.items() if v is not None}
         if path.suffix == ".npz":
-            written = io.BytesIO()
-            np.savez(written, header=np.str_(header), **arrays)
-            content = written.getvalue()
+            write_arrays(path, header=np.str_(header), **arrays)
         elif arrays:
             raise UsageError(f"{path}: a back-end with a mean, a cohort or PLDA is saved as .npz")
         else:
-            content = (header + "\n").encode()
-        write_atomically(path, content)
+            write_atomically(path, (header + "\n").encode())
 
     @classmethod
     def load(cls, path, identity: str = "") -> "Backend":
@@ -311,10 +307,9 @@ def _read(path):
     try:
         if not zipfile.is_zipfile(path):
             return json.loads(Path(path).read_text(encoding="utf-8")), {}
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         return json.loads(str(arrays.pop("header"))), arrays
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise UsageError(f"{path}: damaged, or not a back-end of score.py") from error

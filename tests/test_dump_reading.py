@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from postmortem import reader
 from postmortem.dump import KEYS, DumpError, DumpWriter, content_hash, read_checkpoint, read_dump, read_state, validate
+from storage import archive
 
 NAN, NAME = math.nan, "state_0123456789abcdef.pt"
 OLD = {"batch_idx": 3, "epoch": 1, "data": torch.randn(4, 20, 6), "label": torch.arange(4), "loss": NAN, "prec1": 25.0}
@@ -252,8 +252,8 @@ def good_sample(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_or_broken_file_is_refused_in_one_line(case, tmp_path, capfd, recwarn, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_VALUES", 100_000)  # a fortieth, for a quick test
-    monkeypatch.setattr(reader, "MAX_ENTRIES", 1000)
+    monkeypatch.setattr(archive, "MAX_VALUES", 100_000)  # a fortieth, for a quick test
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 1000)
     make, reason = HOSTILE[case]
     if case == "permission" and os.geteuid() == 0:
         pytest.skip("root may read every file")
