@@ -330,8 +330,8 @@ class TestDataset(Dataset):
         for index in self.plan[batch]:
             try:
                 x, *_ = read_audio(Path(self.root, self.files[index]))
-            except AudioError as error:
-                problems[index] = str(error)
+            except (AudioError, MemoryError) as error:
+                problems[index] = str(error) if isinstance(error, AudioError) else "not enough memory to read it"
                 continue
             audio.append(self._crops(x))
             read.append(index)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import plots
 from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
@@ -28,6 +29,7 @@ class Evaluator:
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
+        self.window = window_samples(config.embed_window_seconds)
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
         if config.max_test_pairs == 1:
@@ -58,6 +60,10 @@ class Evaluator:
         Returns (embeddings, {file number: reason}), or None where ``should_stop`` said so.
         """
         network.eval()
+
+        def forward(x):
+            return network(x.to(self.ranks.device)).float().cpu()
+
         embeddings, problems = None, dict(self.dataset.problems)
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
         for read, audio, unreadable in progress:
@@ -68,7 +74,9 @@ class Evaluator:
                 continue
             files, crops, samples = audio.shape
             with torch.inference_mode():  # not around the collectives below, which torch 2.4 refuses there
-                out = network(audio.reshape(files * crops, samples).to(self.ranks.device)).float().cpu()
+                rows = audio.reshape(files * crops, samples)
+                out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
+            problems.update({read[row // crops]: reason for row, reason in too_large.items()})
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
             embeddings[read] = out.reshape(files, crops, -1)
@@ -157,7 +165,7 @@ class Evaluator:
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
-                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES))[None].to(self.ranks.device)
+                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[: self.window or None])[None].to(self.ranks.device)
                 parts.append("features " + span(frontend(audio)))
         except AudioError as error:
             parts.append(f"waveform unreadable ({error})")

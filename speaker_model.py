@@ -8,6 +8,7 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 import contextlib
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class SpeakerModel:
             x, *_ = read_audio(path)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
+        except MemoryError as error:
+            raise UsageError(f"{path}: not enough memory to read it") from error
         try:
             return self._embed(x, str(path))
         except ValueError as error:
@@ -56,18 +59,40 @@ class SpeakerModel:
 
     def _embed(self, x: np.ndarray, what: str) -> np.ndarray:
         refuse_nonfinite_samples(x, what)
-        embedding = self.embed_batch(wrap_pad(x, MIN_SAMPLES)[None])[0]
+        rows, too_large = self.embed_rows(wrap_pad(x, MIN_SAMPLES)[None])
+        if too_large:
+            raise ValueError(f"{what}: {too_large[0]}")
+        embedding = rows[0]
         if not np.isfinite(embedding).all():
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
 
+    @property
+    def window(self) -> int:
+        """Samples of the windows in which a longer recording is embedded, 0 for none."""
+        from corpus.windows import window_samples
+
+        return window_samples(self.config.embed_window_seconds)
+
     def embed_batch(self, x) -> np.ndarray:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
+        from corpus.windows import embed_windows
+
+        return embed_windows(self._forward, x, self.window).numpy()
+
+    def embed_rows(self, x):
+        """As ``embed_batch``, and {row: reason} of the rows, then NaN, for which memory is too small."""
+        from corpus.windows import embed_rows
+
+        rows, too_large = embed_rows(self._forward, x, self.window, self.dimension)
+        return rows.numpy(), too_large
+
+    def _forward(self, x):
         import torch
 
         # TF32, cuDNN's default, rounds to 10 bits.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network(torch.as_tensor(x).to(self.device)).float().cpu().numpy()
+            return self.network(torch.as_tensor(x).to(self.device)).float().cpu()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
@@ -88,9 +113,10 @@ class SpeakerModel:
         for read, audio, unreadable in loader:
             problems.update(unreadable)
             if read:
-                embeddings[read] = self.embed_batch(audio[:, 0])
+                embeddings[read], too_large = self.embed_rows(audio[:, 0])
+                problems.update({read[row]: reason for row, reason in too_large.items()})
                 for index, x in zip(read, audio[:, 0]):
-                    if not np.isfinite(embeddings[index]).all():
+                    if index not in problems and not np.isfinite(embeddings[index]).all():
                         problems[index] = reason_of(x.numpy())
                         embeddings[index] = np.nan
             bar.update(len(read) + len(unreadable))
@@ -239,6 +265,13 @@ def add_model_arguments(parser, required: bool = True):
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default auto)"
     )
+    parser.add_argument(
+        "--embed_window_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="embed a longer recording in overlapping windows of this, whose mean counts; 0 never (default: what the "
+        "configuration says, 300 if nothing)",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
 
 
@@ -249,8 +282,14 @@ def model_from(args) -> SpeakerModel:
         existing_file(args.config, "--config")
     if args.threads < 0:
         raise UsageError(f"--threads: must be at least 0, got {args.threads}")
+    seconds = args.embed_window_seconds
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise UsageError(f"--embed_window_seconds: must be at least 0, got {seconds:g}")
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return load_model(Path(args.initial_model), args.config, args.device)
+    model = load_model(Path(args.initial_model), args.config, args.device)
+    if seconds is not None:
+        model.config.embed_window_seconds = seconds
+    return model
