@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from augmentation import AugmentWAV
 from command_line import write_any_text
+from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from speaker_lists import UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
@@ -302,8 +302,7 @@ class TestDataset(Dataset):
         with ThreadPoolExecutor(8) as pool:
             lengths = list(pool.map(self._length, files))
         self.problems = {i: text for i, text in enumerate(lengths) if isinstance(text, str)}
-        self.lengths = [0 if i in self.problems else n for i, n in enumerate(lengths)]  # samples at 16 kHz
-        self.plan = self._plan(self.lengths, batch_size)
+        self.plan = self._plan([0 if i in self.problems else n for i, n in enumerate(lengths)], batch_size)
 
     def _length(self, file):
         try:
@@ -331,8 +330,8 @@ class TestDataset(Dataset):
         for index in self.plan[batch]:
             try:
                 x, *_ = read_audio(Path(self.root, self.files[index]))
-            except AudioError as error:
-                problems[index] = str(error)
+            except (AudioError, MemoryError) as error:
+                problems[index] = str(error) if isinstance(error, AudioError) else "not enough memory to read it"
                 continue
             audio.append(self._crops(x))
             read.append(index)

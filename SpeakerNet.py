@@ -29,6 +29,7 @@ from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from training.saving import Saver
+from utils import total_norm
 
 
 class SpeakerNet(nn.Module):
@@ -103,7 +104,7 @@ class ModelTrainer:
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
         self.file_events = FileEvents(config, len(dataset), self.say)
         self.incidents = Incidents(self)
-        self.signal, self.profiler = None, None
+        self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
         self.last_line = time.monotonic()
         capture = functools.partial(training_state.capture, self)
         self.saver = Saver(config, ranks, files, capture, self.buffers.masks, self.say)
@@ -226,9 +227,9 @@ class ModelTrainer:
             gradients[0].view(-1)[0] = math.nan
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         results = torch.stack(results)  # (batches, 2)
-        buffers = nn.utils.get_total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
+        buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
         own = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
         shared = self.ranks.maximum(own.clone()) if self.ranks.world > 1 else own
         read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()
@@ -287,7 +288,7 @@ class ModelTrainer:
         self.catch_signals()
         while self.epoch <= self.config.max_epoch:
             if not self.trained:
-                with self.files.profiler(self.config.enable_profiling and self.step == 0) as self.profiler:
+                with self.files.profiler(self.profiled_steps()) as self.profiler:
                     self.train_epoch()
                 self.finish_epoch()
             if self.epoch % self.config.test_interval == 0 or self.epoch == self.config.max_epoch:
@@ -297,6 +298,12 @@ class ModelTrainer:
             self.totals = progress.new_totals()
             self.save_last()
             self.stop_early()
+
+    def profiled_steps(self) -> int:
+        """Steps of the coming epoch that ``enable_profiling`` wants: up to 20 in the first epoch of this process."""
+        left = -(-(len(self.sampler) - self.batch) // self.accumulation)
+        wanted, self.profiling = self.profiling, self.profiling and not left
+        return min(left, 20) if wanted else 0
 
     def train_epoch(self):
         """Train on the batches of the epoch that are left."""

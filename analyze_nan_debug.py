@@ -14,6 +14,7 @@ from pathlib import Path
 
 from command_line import Parser, write_any_text
 from speaker_lists import UsageError
+from storage.files import write_atomically
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -98,9 +99,9 @@ def analyse_all(paths, args) -> int:
         from postmortem.page import render
 
         try:
-            Path(args.html).write_text(render(analyses), encoding="utf-8")
-        except OSError as error:
-            print(f"{args.html}: cannot be written: {error.strerror}", file=sys.stderr)
+            write_atomically(args.html, render(analyses).encode())
+        except UsageError as error:
+            print(error, file=sys.stderr)
             return 2
         print(f"page: {args.html}", file=sys.stderr if args.json else sys.stdout)
     return status

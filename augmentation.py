@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import fftconvolve
 
-from audio import AudioError, read_audio
+from corpus.audio import AudioError, read_audio
 from corpus.folders import find_recordings
 from speaker_lists import UsageError
 

@@ -30,7 +30,7 @@ def main(argv) -> int:
         raise UsageError(f"--out: cannot write '{args.out}'")
 
     from averaging import mean_of_checkpoints
-    from utils import save_atomically
+    from storage.files import save_atomically
 
     state = mean_of_checkpoints(paths)
     save_atomically(state, args.out)

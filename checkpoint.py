@@ -1,5 +1,6 @@
 """Read checkpoints, those of other trainers too, and everything else that goes into one."""
 
+import os
 import random
 import zipfile
 
@@ -8,6 +9,7 @@ import torch
 
 import interop
 from speaker_lists import UsageError
+from storage.archive import Refusal, check_checkpoint
 
 FORMAT_VERSION = 1
 MODEL, LOSS = "__S__.", "__L__."
@@ -17,9 +19,14 @@ WRAPPERS = ("module.", "_orig_mod.")
 def load(path) -> dict:
     """Read a checkpoint with restricted loading; UsageError where the file is missing, damaged or not a state."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            check_checkpoint(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
+    except Refusal as refusal:
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {refusal}") from refusal
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: damaged, or not a checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch passes on what its unpickler raises, of no common class

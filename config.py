@@ -15,6 +15,8 @@ import yaml
 import plugins
 from config_keys import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
 from speaker_lists import UsageError
+from storage import plain_yaml
+from storage.plain_yaml import MOST_CHARACTERS, PlainLoader
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -99,11 +101,13 @@ def read_yaml(path: str) -> dict[str, Setting]:
     """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key."""
     try:
         with open(path, encoding="utf-8-sig") as f:
-            loader = yaml.SafeLoader(f.read())  # pairs are built one at a time: each keeps its line
+            loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
     except OSError as error:
         raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
         raise UsageError(f"{path}: not a UTF-8 text file") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: {error}") from error
     try:
         root = loader.get_single_node()
         if root is None:
@@ -181,8 +185,8 @@ def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
 def _yaml_scalar(text: str):
     """Read a plug-in's value as YAML would, so that the command line and the file mean the same."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return plain_yaml.load(text)
+    except (yaml.YAMLError, ValueError):
         return text
 
 

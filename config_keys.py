@@ -188,6 +188,14 @@ KEYS = _table(
                 low=0,
             ),
             _k("num_eval", int, 10, "crops of a file, evenly spaced, where eval_frames is not 0", low=1),
+            _k(
+                "embed_window_seconds",
+                float,
+                300.0,
+                "a recording longer than this is embedded in overlapping windows of it, whose mean counts; 0 is never",
+                unit="s",
+                low=0,
+            ),
             _k("eval_batch_size", int, 32, "files in an evaluation batch; cannot change a score", low=1),
             _k(
                 "max_test_pairs",

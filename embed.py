@@ -15,6 +15,7 @@ from speaker_lists import UsageError, numbered_lines
 from speaker_model import add_model_arguments, load_model, model_from
 
 __all__ = ["load_model", "main"]
+LONGEST_NAME = 1000  # letters: every name takes the room of the longest one in an .npz file
 
 
 def main(argv) -> int:
@@ -86,6 +87,8 @@ def recordings(args) -> tuple[list[str], list[str]]:
         raise UsageError(f"--{given[0]}: no recording in '{getattr(args, given[0])}'")
     seen = set()
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise UsageError(f"--{given[0]}: a name of {len(name)} letters, '{name[:50]}...'; at most {LONGEST_NAME}")
         if name in seen:
             raise UsageError(f"--{given[0]}: '{name}' stands there twice; names must differ")
         seen.add(name)

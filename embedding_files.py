@@ -1,34 +1,17 @@
 """Files of embeddings: npy (one), npz (names and rows, without pickle), Kaldi ark with its scp."""
 
 import contextlib
-import os
-import re
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from speaker_lists import UsageError
-from whole_files import replacing
+from storage.arrays import DAMAGE, has_array, read_arrays
+from storage.files import replacing
+from storage.kaldi import read_ark, read_scp, write_ark
 
 ENDINGS = (".npy", ".npz", ".ark")
 READABLE = (".npz", ".ark", ".scp")
-# What their readers raise on a damaged file.
-DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    AssertionError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def check_ending(path, rows: int | None = None):
@@ -59,27 +42,21 @@ def write_embeddings(path, names: list[str], x, identity: str = ""):
 
 
 def _write_ark(path, names, x):
-    import kaldiio
-
     spaced = [name for name in names if len(name.split()) != 1]
     if spaced:
         raise UsageError(f"{path}: Kaldi's names hold no white space, '{spaced[0]}' does; write .npz")
     scp = path.with_suffix(".scp")
     with replacing(path) as ark, replacing(scp) as index:
-        kaldiio.save_ark(str(ark), dict(zip(names, x)), scp=str(index))
-        lines = Path(index).read_text(encoding="utf-8").replace(str(ark), str(path))
-        Path(index).write_text(lines, encoding="utf-8")
+        write_ark(ark, index, names, x, path)
 
 
 @contextlib.contextmanager
 def _damage_named(path):
-    """UsageError in the place of what numpy, zipfile and kaldiio raise on a damaged file."""
+    """UsageError in the place of what the readers raise on a damaged file."""
     try:
         yield
-    except DAMAGE as error:
+    except (OSError, *DAMAGE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "pickle" in reason:  # numpy goes on to say how to run what is in it
-            reason = "holds Python objects, or is of another kind"
         raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
 
 
@@ -92,12 +69,10 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
         raise UsageError(f"{path}: no such file")
     with _damage_named(path):
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                names, x = [str(name) for name in file["names"]], file["embeddings"]
+            arrays = read_arrays(path, ("names", "embeddings"))
+            names, x = [str(name) for name in arrays["names"].tolist()], arrays["embeddings"]
         else:
-            import kaldiio
-
-            pairs = list(kaldiio.load_ark(str(path)) if path.suffix == ".ark" else _vectors_of_scp(path))
+            pairs = list(read_ark(path) if path.suffix == ".ark" else read_scp(path))
             names, x = [name for name, _ in pairs], np.array([vector for _, vector in pairs])
         if x.dtype.kind not in "fiu":
             raise ValueError(f"the embeddings are {x.dtype}, not real numbers")
@@ -106,26 +81,9 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
     return names, x.astype(np.float32)
 
 
-def _vectors_of_scp(path):
-    """Yield (name, vector) of 'name ark:offset' lines. kaldiio would run a pipe as a command: none reaches it."""
-    import kaldiio
-
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, place = line.strip().replace("\t", " ").partition(" ")
-        place = place.strip()
-        if not name:
-            continue
-        if "|" in place:
-            raise UsageError(f"{path}:{number}: a pipe; commands of a list are not run")
-        file = re.sub(r":\d+$", "", place)
-        if not os.path.isfile(file):
-            raise UsageError(f"{path}:{number}: no such file: '{file}'")
-        yield name, kaldiio.load_mat(place)
-
-
 def read_identity(path) -> str:
     """The model's identity that an .npz file of embeddings states, "" where a file does not say."""
     if Path(path).suffix != ".npz":
         return ""
-    with _damage_named(path), np.load(path, allow_pickle=False) as file:
-        return str(file["identity"]) if "identity" in file.files else ""
+    with _damage_named(path):
+        return str(read_arrays(path, ("identity",))["identity"]) if has_array(path, "identity") else ""

@@ -1,5 +1,6 @@
 """Embed the files of a trial list, score the trials, and say what can be said of them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,19 +9,19 @@ import torch
 from tqdm import tqdm
 
 import plots
-from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
-from scoring.cautions import few_errors, wrong_way_round
 from scoring.cosine import score_pairs
 from scoring.error_rates import lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash, read_trials
 from speaker_model import identity_of
+from training.writes import Writes
 from tuneThreshold import ComputeEER, evaluation_metrics
-from whole_files import write_atomically
 
 
 class Evaluator:
@@ -28,7 +29,7 @@ class Evaluator:
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
-        self.caution = ""  # about the calibration that was written last
+        self.window = window_samples(config.embed_window_seconds)
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
         if config.max_test_pairs == 1:
@@ -53,13 +54,16 @@ class Evaluator:
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
         self.loader = make_loader(self.dataset, mine, collate_one, config, workers)
 
-    @torch.inference_mode()
     def embed(self, network, should_stop=lambda: False):
         """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
 
         Returns (embeddings, {file number: reason}), or None where ``should_stop`` said so.
         """
         network.eval()
+
+        def forward(x):
+            return network(x.to(self.ranks.device)).float().cpu()
+
         embeddings, problems = None, dict(self.dataset.problems)
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
         for read, audio, unreadable in progress:
@@ -69,7 +73,10 @@ class Evaluator:
             if not read:
                 continue
             files, crops, samples = audio.shape
-            out = network(audio.reshape(files * crops, samples).to(self.ranks.device)).float().cpu()
+            with torch.inference_mode():  # not around the collectives below, which torch 2.4 refuses there
+                rows = audio.reshape(files * crops, samples)
+                out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
+            problems.update({read[row // crops]: reason for row, reason in too_large.items()})
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
             embeddings[read] = out.reshape(files, crops, -1)
@@ -158,34 +165,35 @@ class Evaluator:
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
-                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES))[None].to(self.ranks.device)
+                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[: self.window or None])[None].to(self.ranks.device)
                 parts.append("features " + span(frontend(audio)))
         except AudioError as error:
             parts.append(f"waveform unreadable ({error})")
         return "; ".join([*parts, "embedding " + span(embedding)])
 
-    def write_trials(self, folder, result):
-        """Write trials_epoch_N.txt and, where scores are non-finite, nan_trials_epoch_N.txt; older ones are removed."""
-        folder, finite = Path(folder), np.isfinite(result["scores"])
-        for old in [*folder.glob("trials_epoch_*.txt"), *folder.glob("nan_trials_epoch_*.txt")]:
-            old.unlink()
+    def write_trials(self, folder, result, writes=None):
+        """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones."""
+        folder, writes = Path(folder), writes or Writes()
+        finite, written = np.isfinite(result["scores"]), []
         for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
             index = np.flatnonzero(chosen)
             if len(index):
                 sides = [[side[i] for i in index] for side in (self.first, self.second)]
                 path = folder / f"{name}_epoch_{result['epoch']}.txt"
-                write_scores(path, result["scores"][index], self.labels[index], *sides)
+                write = functools.partial(write_scores, path, result["scores"][index], self.labels[index], *sides)
+                if not writes.write(path, write):
+                    return
+                written.append(path)
+        for name in ("trials", "nan_trials"):
+            for old in set(folder.glob(f"{name}_epoch_*.txt")) - set(written):
+                writes.remove(old)
 
     def keep_best(self, files, weights: dict, result: dict):
         """Write model_best.threshold and model_best.calibration of the evaluated weights, and the pictures."""
-        (files.model / "model_best.threshold").write_text(f"{result['threshold']:.6f}")
-        self.write_calibration(files.model / "model_best.calibration", self.calibration(weights, result))
-        self.draw(files.result, result)
-
-    def write_calibration(self, path, made: dict):
-        """Write what ``calibration`` made; ``caution`` then says if it is a guess."""
-        write_atomically(path, (json.dumps(made, indent=1) + "\n").encode())
-        self.caution = f"{path}: {made['caution']}" if made["caution"] else ""
+        calibration = json.dumps(self.calibration(weights, result), indent=1) + "\n"
+        files.writes.write_bytes(files.model / "model_best.threshold", f"{result['threshold']:.6f}".encode())
+        files.writes.write_bytes(files.model / "model_best.calibration", calibration.encode())
+        self.draw(files.result, result, files.writes)
 
     def calibration(self, weights: dict, result: dict) -> dict:
         """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
@@ -202,53 +210,16 @@ class Evaluator:
         elif c.dcf_c_miss != c.dcf_c_fa:  # a back-end knows a prior only
             backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
         backend.identity = identity_of(weights, c)
-        backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
         made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
         made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
         return {**backend.header(), "score": c.score_mode, **made}
 
-    def draw(self, folder, result) -> list[Path]:
+    def draw(self, folder, result, writes=None) -> list[Path]:
         """Write the pictures of a result."""
         finite = np.isfinite(result["scores"])
-        costs = self.config.dcf_c_miss, self.config.dcf_c_fa
-        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, costs=costs)
-
-
-def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
-    """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
-
-    One that is there already and belongs to the same weights stays. A folder that cannot be written: below ``files``.
-    """
-    config = evaluator.config
-    if config.score_mode != "cosine":
-        return [f"no calibration for verify.py: it compares by the cosine, not by score_mode {config.score_mode}"]
-    path, made = (
-        Path(config.initial_model).with_suffix(".calibration"),
-        evaluator.calibration(network.state_dict(), result),
-    )
-    command = f"python verify.py A.wav B.wav --initial_model {config.initial_model}"
-    if path.is_file() and _identity_in(path) == made["identity"]:
-        return [
-            f"calibration: {path} stays; remove it to have one of these trials",
-            f"to compare recordings: {command}",
-        ]
-    try:
-        evaluator.write_calibration(path, made)
-    except UsageError as error:
-        path = files.result / path.name
-        evaluator.write_calibration(path, made)
-        return [str(error), f"calibration: {path}", f"to compare recordings: {command} --backend {path}"]
-    lines = [f"calibration: {path}", f"to compare recordings: {command}"]
-    return [f"WARNING: {evaluator.caution}", *lines] if evaluator.caution else lines
-
-
-def _identity_in(path) -> str | None:
-    """Of which model a calibration is; None if verify.py cannot use it, so that nothing is lost by writing it anew."""
-    try:
-        return Backend.load(path).identity
-    except UsageError:
-        return None
+        costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
+        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, None, costs, write)
 
 
 def span(x) -> str:
@@ -319,8 +290,7 @@ def describe(result: dict, config) -> list[str]:
         f" at best {result['min_cllr']:.4f})"
         f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
     )
-    caution = wrong_way_round(result["eer"], result["eer_low"])
-    return [*lines, caution] if caution else lines
+    return lines
 
 
 def write_evaluation(files, evaluator, result: dict, config, step: int):
@@ -328,7 +298,7 @@ def write_evaluation(files, evaluator, result: dict, config, step: int):
     if not files.main:
         return
     epoch = result["epoch"]
-    evaluator.write_trials(files.result, result)
+    evaluator.write_trials(files.result, result, files.writes)
     values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
     files.event("eval", epoch=epoch, step=step, **values)
     files.scalar("Val/NaNScores", result["nan_scores"], epoch)

@@ -6,6 +6,7 @@ python export.py --initial_model exps/demo/model/model_best.model --out demo.onn
 """
 
 import contextlib
+import os
 import re
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_trials
 from speaker_model import add_model_arguments, model_from
-from whole_files import replacing, write_atomically
+from storage.files import replacing, write_atomically
 
 SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
 BATCHES = (1, 3)
@@ -93,7 +94,7 @@ def exportable(model, kind: str):
 
     from torch import nn
 
-    from models.frontend import ConvolutionFrontEnd
+    from models.frontend import ConvolutionFrontEnd, FrontEnd
 
     network = copy.deepcopy(model.network.__S__).cpu().eval()
     own = getattr(network, "frontend", None)
@@ -101,11 +102,28 @@ def exportable(model, kind: str):
         if own is None:
             raise UsageError(f"--input: {model.config.model} has no features; it takes waveforms")
         network.frontend = nn.Identity()
-    elif own is not None:
+    elif isinstance(own, FrontEnd):
         network.frontend = ConvolutionFrontEnd(own)
+    replace_spectrograms(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
+
+
+def replace_spectrograms(network):
+    """Put real convolutions in the place of torchaudio's spectrograms, which plug-ins may hold: ONNX knows no complex
+    numbers. One with settings that ``ConvolutionSpectrogram`` lacks is left as it is.
+    """
+    from models.frontend import ConvolutionSpectrogram
+
+    for name, module in list(network.named_modules()):
+        kind = type(module)
+        if kind.__module__.startswith("torchaudio.") and kind.__name__ == "Spectrogram" and module.power == 2.0:
+            if module.pad or module.normalized or not (module.center and module.onesided):
+                continue
+            parent, _, child = name.rpartition(".")
+            plain = ConvolutionSpectrogram(module.window, module.n_fft, module.hop_length, module.pad_mode)
+            setattr(network.get_submodule(parent), child, plain)
 
 
 def example(model, kind: str, seconds: float, batch: int):
@@ -139,10 +157,31 @@ def write_onnx(network, model, kind: str, path: Path):
     }
     with torch.inference_mode(False), torch.no_grad(), answered_by_the_check():
         names = {"input_names": [kind], "output_names": ["embedding"], "dynamic_axes": axes}
-        torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
+        try:
+            with without_stdout():  # an exporter that fails prints the whole graph
+                torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
+        except (RuntimeError, TypeError, ValueError) as error:  # its errors carry the whole graph after the first line
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"models/{model.config.model}.py: ONNX cannot hold it: {reason} TorchScript can: --out {path.stem}.pt"
+            ) from error
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata(model, kind))
     onnx.save(proto, path)
+
+
+@contextlib.contextmanager
+def without_stdout():
+    """Drop what is written to stdout, by compiled code too."""
+    sys.stdout.flush()
+    own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
 
 
 @contextlib.contextmanager
@@ -266,7 +305,7 @@ def quantise_onnx(source: Path, target: Path):
     level = log.level
     log.setLevel(logging.ERROR)  # it recommends a pre-processing that changes nothing here
     try:
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=spectrum)
+        quantize_dynamic(source, target, weight_type=QuantType.QUInt8, per_channel=True, nodes_to_exclude=spectrum)
     finally:
         log.setLevel(level)
 
@@ -276,7 +315,7 @@ def evaluate(read, test_list: str, test_path: str) -> str:
     import numpy as np
     import torch
 
-    from audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+    from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
     from scoring.cosine import cosine_scores
     from scoring.intervals import trial_speakers
     from tuneThreshold import evaluation_metrics

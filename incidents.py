@@ -222,7 +222,7 @@ class Incidents:
     def dump(self, batch, fault, rng, signature) -> str | None:
         """Write a new fault's dump and report; count one seen before. Returns the dump's name."""
         t = self.trainer
-        if signature in self.seen:
+        if signature in self.seen and self.seen[signature][0] not in self.writer.lost:
             self.seen[signature][1] += 1
             name, count = self.seen[signature]
             self.print(

@@ -1,11 +1,13 @@
 """Pictures of an evaluation: DET curve, ROC curve, score histogram and calibration."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
 from scoring.error_rates import ErrorRates
+from storage.files import write_atomically
 from tuneThreshold import calibrated_llrs
 
 TARGET, NONTARGET, MARK, GUIDE = "#1b6ca8", "#d1495b", "#222222", "#999999"
@@ -29,12 +31,12 @@ def _figure(title, xlabel, ylabel, panels=1):
     return figure, axes[0] if panels == 1 else axes
 
 
-def draw_all(folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0)) -> list[Path]:
+def draw_all(folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0), write=write_atomically) -> list[Path]:
     """Write det.png, roc.png, scores.png and calibration.png into ``folder``; returns their paths.
 
     ``scores`` (N,) finite, ``labels`` (N,); ``result`` has ``eer`` in %, ``threshold``, ``trials``, ``targets`` and, if
     known, ``eer_low``, ``eer_high`` and ``epoch``. ``llrs`` (N,): default those of ``calibrated_llrs``. ``costs``: of a
-    miss and of a false accept.
+    miss and of a false accept. ``write(path, bytes)`` writes a picture.
     """
     folder = Path(folder)
     interval = f" ({result['eer_low']:.2f} to {result['eer_high']:.2f})" if result.get("eer_low") is not None else ""
@@ -50,7 +52,9 @@ def draw_all(folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0)) 
     ]
     paths = [folder / name for name in ("det.png", "roc.png", "scores.png", "calibration.png")]
     for figure, path in zip(drawn, paths):
-        figure.savefig(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        write(path, picture.getvalue())
     return paths
 
 

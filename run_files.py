@@ -3,11 +3,16 @@
 import contextlib
 import json
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 
 import config as configuration
 from speaker_lists import UsageError, list_hash
+from storage.files import replacing
+from training.event_file import EventFile
+from training.writes import Writes
 
 
 def versions() -> dict:
@@ -24,19 +29,19 @@ def versions() -> dict:
 
 
 class RunFiles:
-    """Writes the files of a run; on ranks other than the main one nothing is written."""
+    """Writes the files of a run; on ranks other than the main one nothing is written, and no write ends the run."""
 
     def __init__(self, config, main: bool):
         self.root, self.main = Path(config.save_path), main
         self.model, self.result, self.logs = (self.root / name for name in ("model", "result", "logs"))
         self.scores, self.metrics = self.result / "scores.txt", self.result / "metrics.jsonl"
-        self._board = None
+        self.writes, self._events = Writes(), None
         if main:
             try:
                 for folder in (self.model, self.result, self.logs):
                     folder.mkdir(parents=True, exist_ok=True)
-                for half_written in self.model.glob(".*.tmp"):  # of a process that was killed while it saved
-                    half_written.unlink()
+                    for half_written in folder.glob(".*.tmp"):  # of a process that was killed while it saved
+                        half_written.unlink()
             except OSError as error:
                 raise UsageError(f"save_path: cannot make '{error.filename}': {error.strerror}") from error
 
@@ -44,58 +49,68 @@ class RunFiles:
         """Write result/config.yaml: the resolved configuration, versions and list hashes."""
         if self.main:
             info = {"command": sys.argv, "versions": versions(), "sha256": {k: list_hash(v) for k, v in lists.items()}}
-            path = self.result / "config.yaml"
-            try:
-                path.write_text(configuration.to_yaml({**values, "run_info": info}), encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"save_path: cannot write '{path}': {error.strerror}") from error
+            text = configuration.to_yaml({**values, "run_info": info})
+            self.writes.write_bytes(self.result / "config.yaml", text.encode(errors="surrogateescape"))
 
     def event(self, kind: str, **values):
         """Append a line to metrics.jsonl. A non-finite number is written as null: JSON has no NaN."""
-        if self.main:
-            clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
-            self._append(self.metrics, json.dumps({"event": kind, **clean}))
+        clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
+        self._append(self.metrics, json.dumps({"event": kind, **clean}))
 
     def score_line(self, text: str):
         """Append a line to scores.txt."""
-        if self.main:
-            self._append(self.scores, text)
+        self._append(self.scores, text)
 
-    @staticmethod
-    def _append(path, line):
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(line + "\n")
+    def _append(self, path, line: str):
+        if self.main:
+            self.writes.append(path, f"{line}\n".encode(errors="surrogateescape"))
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the appended files, to cut them back to when a run is resumed from this moment."""
-        return {p.name: p.stat().st_size if p.is_file() else 0 for p in (self.scores, self.metrics)}
+        """Bytes of the appended files, to cut them back to when a run is resumed from this moment.
+
+        A file that the system does not answer for is left out, and is not cut.
+        """
+        sizes = {}
+        for path in (self.scores, self.metrics):
+            with contextlib.suppress(OSError):
+                sizes[path.name] = path.stat().st_size if path.is_file() else 0
+        return sizes
 
     def cut_back(self, sizes: dict[str, int]):
         """Forget lines written after the state that a run resumes from; it will write them again."""
         for path in (self.scores, self.metrics):
-            if self.main and path.is_file() and path.stat().st_size > sizes.get(path.name, 0):
-                os.truncate(path, sizes.get(path.name, 0))
+            if self.main and path.name in sizes and path.is_file() and path.stat().st_size > sizes[path.name]:
+                os.truncate(path, sizes[path.name])
 
     def scalar(self, tag: str, value: float, step: int):
         """Write a TensorBoard scalar."""
         if self.main:
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
+            if self._events is None:
+                self._events = EventFile(self.logs, step)
+            self.writes.append(self._events.path, self._events.scalar(tag, value, step))
 
-                self._board = SummaryWriter(self.logs, purge_step=step)
-            self._board.add_scalar(tag, value, step)
-
-    def profiler(self, wanted: bool):
-        """Context of torch's profiler for steps 10 to 20, its trace in logs/; gives None where it is not wanted."""
-        if not (wanted and self.main):
+    def profiler(self, steps: int):
+        """Context of torch's profiler for the last ten of ``steps``, its trace in logs/; gives None for 0 steps."""
+        if not (steps and self.main):
             return contextlib.nullcontext()
         from torch import profiler
 
-        schedule = profiler.schedule(wait=9, warmup=1, active=10, repeat=1)
-        trace = profiler.tensorboard_trace_handler(str(self.logs))
-        return profiler.profile(schedule=schedule, on_trace_ready=trace, record_shapes=True)
+        active = min(steps, 10)
+        warmup = min(steps - active, 1)
+        schedule = profiler.schedule(wait=steps - active - warmup, warmup=warmup, active=active, repeat=1)
+        return profiler.profile(schedule=schedule, on_trace_ready=self._write_trace, record_shapes=True)
+
+    def _write_trace(self, profile):
+        path = self.logs / f"{socket.gethostname()}_{os.getpid()}.{time.time_ns()}.pt.trace.json"
+
+        def write():
+            with replacing(path) as temporary:
+                profile.export_chrome_trace(str(temporary))
+
+        self.writes.write(path, write)
 
     def close(self):
-        """Flush TensorBoard."""
-        if self._board is not None:
-            self._board.close()
+        """Try once more what could not be written, and name what is still not."""
+        self.writes.again()
+        for path, reason in self.writes.left().items():
+            print(f"{path}: not written: {reason}", file=sys.stderr)

@@ -11,6 +11,7 @@ import sys
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_train_list
 
+FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 
 
@@ -141,7 +142,7 @@ def make_held_out(a) -> int:
     import numpy as np
 
     from scoring.held_out import make_trials
-    from whole_files import write_atomically
+    from storage.files import write_atomically
 
     speakers, labels, paths, _ = read_train_list(a.make_trials[0])
     wanted = a.speakers or max(2, min(500, len(speakers) // 4))
@@ -207,7 +208,7 @@ def score_lists(a, lists, models, voices, say):
     return backend, scored
 
 
-def learn(a, backend, scored, models, say):
+def learn(a, backend, scored, say):
     """The calibration: learnt on the held-out trials, or that of --backend, or None."""
     from scoring.calibration import LogisticCalibration
 
@@ -222,11 +223,7 @@ def learn(a, backend, scored, models, say):
         found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
     except ValueError as error:
         raise UsageError(f"{a.calibrate}: {error}") from error
-    caution = few_errors_of(held_out, good, models)
-    if caution:
-        say(f"WARNING: {a.calibrate}: {caution}: take more trials, or speakers that the model was not trained on")
-    if backend:
-        backend.caution = caution
+    warn_of_few_errors(a.calibrate, held_out.scores[good], held_out.labels[good], say)
     for name, weight in zip(found.names, found.weights):
         if weight < 0 and (name == "score" or name.startswith("system")):
             say(
@@ -235,15 +232,17 @@ def learn(a, backend, scored, models, say):
     return found
 
 
-def few_errors_of(held_out, good, models) -> str:
-    """Why a calibration learnt on the held-out trials is a guess, or "" if it is none."""
-    from scoring.cautions import few_errors
-    from scoring.intervals import trial_speakers
-    from scoring.report import speakers_of
+def warn_of_few_errors(path, scores, labels, say):
+    """Say so where held-out trials are so easy that hardly any of them tells how a score should be mapped."""
+    from scoring.error_rates import ErrorRates
 
-    mapping = speakers_of(models, held_out.second)
-    speakers, _ = trial_speakers(held_out.labels, held_out.first, held_out.second, mapping)
-    return few_errors(held_out.scores[good], held_out.labels[good], None if speakers is None else speakers[good])
+    rate = float(ErrorRates.of(scores, labels).eer()[0])
+    errors = rate * min(labels.sum(), (1 - labels).sum())
+    if errors < FEW_ERRORS:
+        say(
+            f"WARNING: {path}: EER {100 * rate:.2f} %, about {errors:.0f} errors of a kind; a calibration learnt on "
+            f"fewer than {FEW_ERRORS} is a guess: take more trials, or speakers that the model was not trained on"
+        )
 
 
 def calibrated(a, calibration, trials):
@@ -304,7 +303,7 @@ def main(argv) -> int:
     listed, lists, models, voices = read_lists(a, say)
     backend, scored = score_lists(a, lists, models, voices, say)
     trials = scored[0]
-    calibration = learn(a, backend, scored, models, say) if a.calibrate or backend else None
+    calibration = learn(a, backend, scored, say) if a.calibrate or backend else None
     describe_problems(trials, say)
     llrs = None if calibration is None else calibrated(a, calibration, trials)
     parts = [backend.describe()] if backend else []

@@ -11,19 +11,21 @@ uploaded can be enforced before it is read.
 import base64
 import contextlib
 import ipaddress
+import re
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
-from audio import MIN_SECONDS
 from command_line import Parser, run
 from speaker_lists import UsageError
 from verification import add_store_argument, add_verifier_arguments, verifier_from
 
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
+MIN_SECONDS = 0.3
 MOST_CHANNELS = 8
+LONGEST_NAME = 255  # letters of an uploaded file's name, as file systems allow
 RATES = (4000, 192000)  # Hz: an absurd rate makes the filter that resamples it absurd too
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64", "AU", "CAF")
 PICTURE_COLUMNS = 400  # of a waveform or log-mel picture, however long the recording
@@ -43,7 +45,7 @@ class Guard:
     """ASGI middleware: a limit on the body before it is read, no requests of other sites, safe headers.
 
     A page of another site may send forms here although it cannot read the answers, and a name that it controls may be
-    made to point to 127.0.0.1: both are refused by the Host and Origin headers.
+    made to point to the address of this machine: both are refused by the Host and Origin headers.
     """
 
     def __init__(self, app, hosts: set[str], limit: int):
@@ -53,8 +55,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        size = 0
+        headers, size = {}, 0
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
 
         async def counted():
             nonlocal size
@@ -78,12 +81,13 @@ class Guard:
             await drain(receive, 4 * self.limit)
             await answer(safe, scope, status, text)
 
-        host, origin = headers.get("host", ""), headers.get("origin")
-        length = headers.get("content-length", "0")
-        if self.hosts and host.rsplit(":", 1)[0] not in self.hosts:
-            await refuse(421, f"this server is not '{host}'")
-        elif origin is not None and origin.split("://", 1)[-1] != host:
-            await refuse(403, f"requests of '{origin}' are refused")
+        host = ", ".join(headers.get("host", []))
+        others = [origin for origin in headers.get("origin", []) if origin.split("://", 1)[-1] != host]
+        length = headers.get("content-length", ["0"])[-1]
+        if not is_own(host, self.hosts):
+            await refuse(421, f"this server is not '{host}'; serve.py --allow_host NAME lets it be called so")
+        elif others or (scope["path"] != "/" and headers.get("sec-fetch-site", ["none"])[0] == "cross-site"):
+            await refuse(403, f"requests of '{', '.join(others) or 'other sites'}' are refused")
         elif not length.isdigit() or int(length) > self.limit:
             await refuse(413, f"more than {self.limit >> 20} MB")
         else:
@@ -129,10 +133,12 @@ class Desk:
         from speaker_store import Utterance
 
         name = Path(upload.filename or "recording").name
+        if len(name) > LONGEST_NAME:
+            raise HTTPException(422, f"the name of a recording has at most {LONGEST_NAME} letters, got {len(name)}")
         try:
             with self.busy:
                 heard = read_upload(upload.file)
-                utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
+                utterance = Utterance(self.model.embed(*heard), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:
             raise HTTPException(422, f"{name}: {error}") from error
@@ -274,7 +280,7 @@ def log_mel(x, rate: int):
     """Log-mel spectrogram (80, frames) of a recording, for the eye: whatever features the model takes."""
     import torch
 
-    from audio import resample
+    from corpus.audio import resample
     from models.frontend import FrontEnd
 
     with torch.inference_mode():
@@ -303,16 +309,19 @@ def describe(x, rate: int, features) -> dict:
     }
 
 
-def names_of(host: str) -> set[str]:
-    """Host names that requests may carry; empty, so that any may, where the server listens on every address."""
-    address = host.strip("[]")
+def is_own(host: str, names: set[str]) -> bool:
+    """Whether a Host header names this server: an IP address, which no other site can call its own, or one of names."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d+)?", host.lower())
+    return found is not None and (found[1] in names or is_address(found[1]))
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, of version 6 also in brackets."""
     try:
-        ip = ipaddress.ip_address(address)
+        ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return {host, "localhost"}
-    if ip.is_unspecified:
-        return set()
-    return {host, address, f"[{address}]", *(("localhost", "127.0.0.1", "[::1]") if ip.is_loopback else ())}
+        return False
+    return True
 
 
 def main(argv) -> int:
@@ -324,6 +333,13 @@ def main(argv) -> int:
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
     )
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
+    parser.add_argument(
+        "--allow_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names of this machine that pages may be asked for by, besides localhost and its IP addresses",
+    )
     parser.add_argument("--max_mb", type=float, default=20.0, help="largest request in MB (default 20)")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535 or not 0 < args.max_mb <= 1000:
@@ -332,18 +348,20 @@ def main(argv) -> int:
 
     import uvicorn
 
-    app = build_app(verifier_from(args), args.store, names_of(args.host), args.max_mb)
-    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    address = args.host.strip("[]")
+    names = {name.lower() for name in ("localhost", address, *args.allow_host)}
+    app = build_app(verifier_from(args), args.store, names, args.max_mb)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((args.host.strip("[]"), args.port))
+            listener.bind((address, args.port))
             listener.listen(64)  # so that the address that is printed answers at once
         except OSError as error:
             raise UsageError(f"serve.py: cannot listen on {args.host}:{args.port}: {error.strerror}") from error
-        shown = f"[{args.host}]" if ":" in args.host else args.host
+        shown = f"[{address}]" if ":" in address else address
         print(f"open http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        if names_of(args.host) != names_of("127.0.0.1") and "localhost" not in names_of(args.host):
+        if address != "localhost" and not (is_address(address) and ipaddress.ip_address(address).is_loopback):
             print(f"warning: {args.host} can be reached from other machines, without a password", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
     return 0

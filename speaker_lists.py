@@ -16,7 +16,7 @@ class UsageError(Exception):
 
 
 class Finished(Exception):
-    """The run is over before max_epoch: early stopping (status 0) or nan_patience (status 3)."""
+    """The run is over before max_epoch: ``patience`` (status 0), ``nan_patience`` (3), too many bad files (2)."""
 
     def __init__(self, lines, status):
         super().__init__(lines)

@@ -8,26 +8,17 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 import contextlib
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
 import plugins
-from audio import (
-    MIN_EMBED_SECONDS,
-    MIN_SAMPLES,
-    SAMPLE_RATE,
-    SILENT_DB,
-    AudioError,
-    decibels,
-    read_audio,
-    resample,
-    wrap_pad,
-)
 from command_line import existing_file
 from config import Config, Setting, read_yaml, resolve
 from config_keys import ALIASES, KEYS
+from corpus.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, read_audio, resample, wrap_pad
 from speaker_lists import UsageError
 
 # Keys of a training run that a model is built and used without.
@@ -45,42 +36,63 @@ class SpeakerModel:
         self.dimension = config.nOut
         self.identity = identity_of(network.state_dict(), config)
 
-    def embed(self, wave, sample_rate: int = SAMPLE_RATE, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
+    def embed(self, wave, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
 
         ``wave``: (samples,), or (channels, samples), which are averaged; float in [-1, 1], or int16. Other rates than
-        16 kHz are resampled. ValueError for an empty, too short or silent wave, another type, samples or an embedding
-        that are not finite.
+        16 kHz are resampled. ValueError for an empty wave, another type, samples or an embedding that are not finite.
         """
-        return self._embed(to_float(wave, sample_rate), "the wave", min_seconds)
+        return self._embed(to_float(wave, sample_rate), "the wave")
 
-    def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
+    def embed_file(self, path) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
         try:
             x, *_ = read_audio(path)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
+        except MemoryError as error:
+            raise UsageError(f"{path}: not enough memory to read it") from error
         try:
-            return self._embed(x, str(path), min_seconds)
+            return self._embed(x, str(path))
         except ValueError as error:
             raise UsageError(str(error)) from error
 
-    def _embed(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
-        fault = fault_of(x, min_seconds)
-        if fault:
-            raise ValueError(f"{what}: {fault}")
-        embedding = self.embed_batch(wrap_pad(x, MIN_SAMPLES)[None])[0]
+    def _embed(self, x: np.ndarray, what: str) -> np.ndarray:
+        refuse_nonfinite_samples(x, what)
+        rows, too_large = self.embed_rows(wrap_pad(x, MIN_SAMPLES)[None])
+        if too_large:
+            raise ValueError(f"{what}: {too_large[0]}")
+        embedding = rows[0]
         if not np.isfinite(embedding).all():
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
 
+    @property
+    def window(self) -> int:
+        """Samples of the windows in which a longer recording is embedded, 0 for none."""
+        from corpus.windows import window_samples
+
+        return window_samples(self.config.embed_window_seconds)
+
     def embed_batch(self, x) -> np.ndarray:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
+        from corpus.windows import embed_windows
+
+        return embed_windows(self._forward, x, self.window).numpy()
+
+    def embed_rows(self, x):
+        """As ``embed_batch``, and {row: reason} of the rows, then NaN, for which memory is too small."""
+        from corpus.windows import embed_rows
+
+        rows, too_large = embed_rows(self._forward, x, self.window, self.dimension)
+        return rows.numpy(), too_large
+
+    def _forward(self, x):
         import torch
 
         # TF32, cuDNN's default, rounds to 10 bits.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network(torch.as_tensor(x).to(self.device)).float().cpu().numpy()
+            return self.network(torch.as_tensor(x).to(self.device)).float().cpu()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
@@ -101,35 +113,36 @@ class SpeakerModel:
         for read, audio, unreadable in loader:
             problems.update(unreadable)
             if read:
-                embeddings[read] = self.embed_batch(audio[:, 0])
-                for index, x in zip(read, audio[:, 0].numpy()):
-                    own = x[: dataset.lengths[index]]  # without the repetition of a short one
-                    fault = fault_of(own, MIN_EMBED_SECONDS)
-                    if not fault and not np.isfinite(embeddings[index]).all():
-                        fault = f"its embedding is not finite ({span(own)})"
-                    if fault:
-                        problems[index], embeddings[index] = fault, np.nan
+                embeddings[read], too_large = self.embed_rows(audio[:, 0])
+                problems.update({read[row]: reason for row, reason in too_large.items()})
+                for index, x in zip(read, audio[:, 0]):
+                    if index not in problems and not np.isfinite(embeddings[index]).all():
+                        problems[index] = reason_of(x.numpy())
+                        embeddings[index] = np.nan
             bar.update(len(read) + len(unreadable))
         bar.close()
         return embeddings, problems
 
 
-def fault_of(x: np.ndarray, min_seconds: float) -> str:
-    """Why a waveform (samples,) at 16 kHz says nothing of a voice, or ""."""
-    bad = np.flatnonzero(~np.isfinite(x))
-    if len(bad):
-        return f"{len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s"
-    if len(x) < min_seconds * SAMPLE_RATE:
-        return f"too short: {len(x) / SAMPLE_RATE:.4g} s ({len(x)} samples at 16 kHz), needs {min_seconds:g} s"
-    level = decibels(x)
-    if level < SILENT_DB:
-        return f"silent: {level:.0f} dB of full scale, below {SILENT_DB:g}" if level > -np.inf else "silent: all zero"
-    return ""
+def reason_of(x: np.ndarray) -> str:
+    """Why a waveform has no finite embedding."""
+    try:
+        refuse_nonfinite_samples(x, "")
+    except ValueError as error:
+        return str(error).removeprefix(": ")
+    return f"its embedding is not finite ({span(x)})"
 
 
 def span(x: np.ndarray) -> str:
     """Length and range of a waveform in a few words."""
     return f"{len(x)} samples from {x.min():.4g} to {x.max():.4g}"
+
+
+def refuse_nonfinite_samples(x: np.ndarray, what: str):
+    """Raise ValueError where a waveform holds a NaN or Inf, with its place."""
+    bad = np.flatnonzero(~np.isfinite(x))
+    if len(bad):
+        raise ValueError(f"{what}: {len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s")
 
 
 def to_float(wave, sample_rate) -> np.ndarray:
@@ -252,6 +265,13 @@ def add_model_arguments(parser, required: bool = True):
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default auto)"
     )
+    parser.add_argument(
+        "--embed_window_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="embed a longer recording in overlapping windows of this, whose mean counts; 0 never (default: what the "
+        "configuration says, 300 if nothing)",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
 
 
@@ -262,8 +282,14 @@ def model_from(args) -> SpeakerModel:
         existing_file(args.config, "--config")
     if args.threads < 0:
         raise UsageError(f"--threads: must be at least 0, got {args.threads}")
+    seconds = args.embed_window_seconds
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise UsageError(f"--embed_window_seconds: must be at least 0, got {seconds:g}")
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return load_model(Path(args.initial_model), args.config, args.device)
+    model = load_model(Path(args.initial_model), args.config, args.device)
+    if seconds is not None:
+        model.config.embed_window_seconds = seconds
+    return model

@@ -1,28 +1,22 @@
 """Enrolled speakers in one file: written whole or not at all, by one process at a time, for one model only."""
 
 import contextlib
-import io
+import json
 import os
 import unicodedata
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from speaker_lists import UsageError
-from whole_files import write_atomically
+from storage.arrays import DAMAGE, read_arrays, write_arrays
 
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl: one process at a time is then the user's care
-    fcntl = None
-
-FORMAT_VERSION = 1
-ARRAYS = {"speakers": "U", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "U"}
+FORMAT_VERSION = 2  # in format 1 the texts were arrays, in which each has the room of the longest
+ARRAYS = {"speakers": "SU", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "SU"}
 ARRAYS |= {"identity": "U", "format_version": "i"}
-LARGEST_FILE = 4 << 30  # bytes: a store of a million speakers, far from what memory cannot hold
+LONGEST_NAME, LONGEST_SOURCE = 200, 4096  # letters
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class SpeakerStore:
             if create:
                 return store
             raise UsageError(f"--store: no such file: '{path}'; enroll.py makes it")
-        arrays = read_arrays(store.path)
+        arrays = read_store(store.path)
         if not identity:
             identity, dimension = str(arrays["identity"]), arrays["embeddings"].shape[1]
             store.identity, store.dimension = identity, dimension
@@ -63,10 +57,10 @@ class SpeakerStore:
             )
         if arrays["embeddings"].shape[1] != dimension:
             raise UsageError(f"{path}: embeddings of size {arrays['embeddings'].shape[1]}, the model gives {dimension}")
-        names = [str(name) for name in arrays["speakers"]]
+        names = arrays["speakers"]
         store.speakers = {name: [] for name in names}
         for owner, *row in zip(*(arrays[key] for key in ("owner", "embeddings", "seconds", "sources"))):
-            store.speakers[names[owner]].append(Utterance(row[0], float(row[1]), str(row[2])))
+            store.speakers[names[owner]].append(Utterance(row[0], float(row[1]), row[2]))
         return store
 
     def __len__(self):
@@ -83,11 +77,11 @@ class SpeakerStore:
         """Enroll a speaker, or add to what is there; a recording that is there already is refused."""
         if (
             not name.strip()
-            or len(name) > 200
+            or len(name) > LONGEST_NAME
             or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
         ):
             raise UsageError(
-                f"name: {name[:200]!r} is empty, too long or has a line break or another control character"
+                f"name: {name[:LONGEST_NAME]!r} is empty, too long or has a line break or another control character"
             )
         there = [] if replace else self.speakers.get(name, [])
         known = {utterance.source for utterance in there}
@@ -95,6 +89,8 @@ class SpeakerStore:
             embedding = utterance.embedding
             if embedding.shape != (self.dimension,) or not np.isfinite(embedding).all():
                 raise ValueError(f"expected finite embeddings of size {self.dimension}, got shape {embedding.shape}")
+            if len(utterance.source) > LONGEST_SOURCE:
+                raise UsageError(f"{utterance.source[:50]}...: a name of more than {LONGEST_SOURCE} letters")
             if utterance.source in known:
                 raise UsageError(f"{utterance.source}: '{name}' is already enrolled with it; --replace starts anew")
             known.add(utterance.source)
@@ -110,60 +106,63 @@ class SpeakerStore:
     def save(self):
         """Write to a temporary name, flush, rename: a crash leaves the old store or the new one. Mode 0600: voices."""
         rows = [(i, utterance) for i, part in enumerate(self.speakers.values()) for utterance in part]
-        written = io.BytesIO()
-        np.savez(
-            written,
+        write_arrays(
+            self.path,
+            0o600,
             format_version=np.int64(FORMAT_VERSION),
             identity=np.str_(self.identity),
-            speakers=np.array(list(self.speakers), dtype=np.str_),
+            speakers=np.bytes_(json.dumps(list(self.speakers)).encode()),
             owner=np.array([i for i, _ in rows], dtype=np.int64),
             embeddings=np.array([u.embedding for _, u in rows], dtype=np.float32).reshape(len(rows), self.dimension),
             seconds=np.array([u.seconds for _, u in rows], dtype=np.float64),
-            sources=np.array([u.source for _, u in rows], dtype=np.str_),
+            sources=np.bytes_(json.dumps([u.source for _, u in rows]).encode()),
         )
-        write_atomically(self.path, written.getbuffer(), 0o600)
 
 
 @contextlib.contextmanager
 def locked(path):
     """Hold a store for reading, changing and writing it: two processes that enroll at once both stay in it."""
-    if fcntl is None:
-        yield
-        return
+    lock = FileLock(f"{path}.lock", mode=0o600)
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.stat(Path(path).parent)  # FileLock would make the folder
+        lock.acquire()
     except OSError as error:
         raise UsageError(f"--store: cannot write beside '{path}': {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read and check the arrays of a store file, without pickle."""
+def read_store(path: Path) -> dict:
+    """Read and check a store file: its arrays, and lists of text ``speakers`` and ``sources``."""
     damaged = UsageError(f"{path}: damaged, or not a store of speakers")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > LARGEST_FILE:
-                raise UsageError(f"{path}: larger than a store of speakers can be")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS}
+        arrays = read_arrays(path, ARRAYS)
+        if any(arrays[name].dtype.kind not in kinds for name, kinds in ARRAYS.items()):
+            raise damaged
+        version = arrays["format_version"]
+        if version.shape or version not in (1, FORMAT_VERSION):
+            raise UsageError(f"{path}: format {version}, this program reads {FORMAT_VERSION}")
+        names, sources = (_texts(arrays[key]) for key in ("speakers", "sources"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise damaged from error
-    owner, embeddings, names = arrays["owner"], arrays["embeddings"], arrays["speakers"]
-    if any(arrays[name].dtype.kind != kind for name, kind in ARRAYS.items()) or embeddings.ndim != 2:
+    owner, embeddings = arrays["owner"], arrays["embeddings"]
+    rows = embeddings.shape[:1]
+    if embeddings.ndim != 2 or owner.shape != rows or arrays["seconds"].shape != rows or (len(sources),) != rows:
         raise damaged
-    one_each = all(arrays[key].shape == embeddings.shape[:1] for key in ("owner", "seconds", "sources"))
-    if not one_each or names.ndim != 1:
-        raise damaged
-    if arrays["format_version"].shape or arrays["format_version"] != FORMAT_VERSION:
-        raise UsageError(f"{path}: format {arrays['format_version']}, this program reads {FORMAT_VERSION}")
-    if set(owner.tolist()) != set(range(len(names))) or len(set(names.tolist())) != len(names):
+    if set(owner.tolist()) != set(range(len(names))) or len(set(names)) != len(names):
         raise UsageError(f"{path}: damaged: a speaker without embeddings, or twice")
     if not np.isfinite(embeddings).all() or not np.isfinite(arrays["seconds"]).all():
         raise UsageError(f"{path}: damaged: embeddings that are not finite")
-    return arrays
+    return {**arrays, "speakers": names, "sources": sources}
+
+
+def _texts(array: np.ndarray) -> list[str]:
+    """Texts of an array, or of the JSON list of format 2; ValueError for anything else."""
+    texts = array.tolist() if array.dtype.kind == "U" else json.loads(array.item())
+    if type(texts) is not list or any(type(text) is not str for text in texts):
+        raise ValueError("not a list of texts")
+    return texts

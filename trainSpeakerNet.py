@@ -15,7 +15,7 @@ from speaker_lists import Finished, UsageError
 
 
 def main(argv=None) -> int:
-    """Run the command line; returns the exit status (DESIGN 3.8)."""
+    """Run the command line; returns the exit status, which docs/training.md explains."""
     write_any_text()
     argv = sys.argv[1:] if argv is None else argv
     first = os.environ.get("RANK", "0") == "0"
@@ -39,6 +39,7 @@ def run(config, argv, written) -> int:
     import torch
 
     from distributed import Ranks, launch_all_gpus
+    from training.run_lock import held
 
     if not config.preflight:
         launch_all_gpus(config, [sys.argv[0], *argv])
@@ -51,12 +52,12 @@ def run(config, argv, written) -> int:
     # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     ranks = Ranks(config)
-    try:
-        if config.preflight:
-            return preflight(config, written, ranks)
-        return evaluate(config, ranks) if config.eval else train(config, written, ranks)
-    finally:
-        ranks.close()
+    if config.preflight:
+        return preflight(config, written, ranks)
+    with held(config.save_path, ranks):
+        status = evaluate(config, ranks) if config.eval else train(config, written, ranks)
+    ranks.close()  # not after an exception: the other processes may wait in a collective, and this would wait too
+    return status
 
 
 def train(config, written, ranks) -> int:
@@ -79,6 +80,7 @@ def train(config, written, ranks) -> int:
     elif config.initial_model:
         trainer.say("initial_model is not used: the run continues from its own state")
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
+    status = 0
     try:
         if trainer.epoch > config.max_epoch:
             trainer.say(f"epoch {config.max_epoch} of {config.max_epoch} is already done")
@@ -87,16 +89,21 @@ def train(config, written, ranks) -> int:
         trainer.run()
     except Interrupted as stop:
         trainer.say(f"stopped by signal {stop.args[0]}; run the same command again to continue")
-        return 128 + stop.args[0]
+        status = 128 + stop.args[0]
     except Finished as end:
         for line in end.lines:
             if ranks.main:
                 print(line, file=sys.stderr if end.status else sys.stdout)
-        if end.status:
-            return end.status
+        status = end.status
     finally:
         trainer.close()
         files.close()
+    unsaved = ", ".join(trainer.saver.unsaved())
+    if unsaved:
+        text = "not saved as the run ended; make room and run the same command again: it goes on from the last save"
+        print(f"{unsaved}: {text}", file=sys.stderr)
+    if status:
+        return 4 if unsaved else status
     if trainer.incidents.seen:
         count = sum(times for _, times in trainer.incidents.seen.values())
         folder = trainer.incidents.writer.folder
@@ -107,9 +114,7 @@ def train(config, written, ranks) -> int:
         names = ("det.png", "roc.png", "scores.png", "calibration.png")
         pictures = ", ".join(str(files.result / name) for name in names)
         trainer.say(f"pictures: {pictures}")
-        if trainer.evaluator.caution:
-            trainer.say(f"WARNING: {trainer.evaluator.caution}")
-    return 0
+    return 4 if unsaved else 0
 
 
 def preflight(config, written, ranks) -> int:
@@ -171,7 +176,7 @@ def describe_run(trainer, written):
 def evaluate(config, ranks) -> int:
     """Score the trials with ``initial_model``."""
     import checkpoint
-    from evaluation import Evaluator, describe, leave_calibration, write_evaluation
+    from evaluation import Evaluator, describe, write_evaluation
     from run_files import RunFiles
     from SpeakerNet import SpeakerNet
 
@@ -191,11 +196,9 @@ def evaluate(config, ranks) -> int:
         result["settings"] = {name: getattr(config, name) for name in names}
         write_evaluation(files, evaluator, result, config, step)
         if not result["failed"]:
-            print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result))))
-            for line in leave_calibration(evaluator, files, network, result):
-                print(line)
+            print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result, files.writes))))
     files.close()
-    return 0
+    return 4 if files.writes.waiting else 0
 
 
 if __name__ == "__main__":

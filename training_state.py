@@ -77,6 +77,7 @@ def resume(trainer) -> bool:
     apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
     position = state["sampler_state"]
     trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
+    trainer.saver.saved_step = state["step"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
     trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
     trainer.incidents.load_state(state["incidents"])

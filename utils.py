@@ -1,10 +1,11 @@
 """Small pieces that plug-in files import, and the one way to write a file of tensors."""
 
-import os
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+
+from storage.files import save_atomically
+
+__all__ = ["PreEmphasis", "accuracy", "cosine_matrix", "save_atomically"]
 
 
 def accuracy(output, target, topk=(1,)):
@@ -26,6 +27,11 @@ def cosine_matrix(x, y):
         return (x @ y.transpose(-1, -2)).clamp(-1.0, 1.0)
 
 
+def total_norm(tensors) -> torch.Tensor:
+    """Euclidean norm over the elements of all tensors of a list: nn.utils.get_total_norm, which is torch 2.6's."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) if tensors else torch.zeros(())
+
+
 class PreEmphasis(torch.nn.Module):
     """First-order high-pass y[t] = x[t] - coef x[t-1], with x reflected at the start: (B, T) -> (B, T)."""
 
@@ -37,17 +43,3 @@ class PreEmphasis(torch.nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         padded = F.pad(input.unsqueeze(1), (1, 0), "reflect")
         return F.conv1d(padded, self.flipped_filter).squeeze(1)
-
-
-def save_atomically(value, path, mode: int = 0o666):
-    """Write by torch.save to a temporary name, flush, rename: a crash leaves the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as f:
-            torch.save(value, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ def count_flops(model) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter does not know the fused attention of the CPU, but its plain form.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(voices(1, SECONDS))
     return counter.get_total_flops()
 

@@ -53,7 +53,8 @@ class ContextAwareMask(nn.Module):
         self.linear2 = nn.Conv1d(inputs // reduction, outputs, 1)
 
     def forward(self, x):
-        segments = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)  # (B, C, segments)
+        # Nothing is padded; torch 2.4 exports a wrong mean of the last segment unless told not to count what is.
+        segments = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True, count_include_pad=False)  # (B, C, segments)
         context = x.mean(dim=2, keepdim=True) + segments
         gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
         return self.linear_local(x) * gate.repeat_interleave(SEGMENT, dim=2).narrow(2, 0, x.shape[2])

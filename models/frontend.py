@@ -137,31 +137,56 @@ class ConvolutionFrontEnd(FrontEnd):
         for name in ("features", "norm", "log_input", "preemphasis"):
             setattr(self, name, getattr(frontend, name))
         self.spec_augment = (0, 0)
+        kaldi = self.features in ("wespeaker", "3dspeaker")
         centred = self.features in ("voxceleb_trainer", "taoruijie")
         size = 400 if self.features == "speechbrain" else 512
-        window, banks = frontend.window, frontend.banks
-        filters = torch.eye(len(window), dtype=torch.float64)  # (filter, sample), from a frame to a frame
-        if self.features in ("wespeaker", "3dspeaker"):
-            filters = filters - 1.0 / len(window)
-            filters = filters - 0.97 * torch.cat([filters[:1], filters[:-1]])
-        filters = window.double()[:, None] * filters
-        margin = (size - len(window)) // 2 if centred else 0  # torch puts a short window in the middle of its frame
-        time = torch.arange(len(window), dtype=torch.float64) + margin
-        angle = 2.0 * math.pi * torch.arange(size // 2 + 1, dtype=torch.float64)[:, None] * time / size
-        filters = torch.cat([angle.cos() @ filters, angle.sin() @ filters])  # (2 bins, samples)
-        # Centred frames reach half a frame over the ends; those at which the window is zero need not be there.
-        self.reach = size // 2 - margin if self.features in ("voxceleb_trainer", "taoruijie", "speechbrain") else 0
-        self.reflect = centred
-        self.register_buffer("filters", filters.float()[:, None], persistent=False)
-        self.register_buffer("banks", banks.clone(), persistent=False)
+        within = torch.eye(len(frontend.window), dtype=torch.float64)  # (sample, sample), from a frame to a frame
+        if kaldi:
+            within = within - 1.0 / len(within)
+            within = within - 0.97 * torch.cat([within[:1], within[:-1]])
+        mode = "" if kaldi else "reflect" if centred else "constant"
+        self.spectrum = ConvolutionSpectrogram(frontend.window, size, 160, mode, within, centred)
+        self.register_buffer("banks", frontend.banks.clone(), persistent=False)
 
     def _mel_power(self, x):
-        x = (x * 32768.0 if self.features == "wespeaker" else x).unsqueeze(1)
-        if self.reach:
-            x = F.pad(x, (self.reach, self.reach), "reflect" if self.reflect else "constant")
-        real, imaginary = F.conv1d(x, self.filters, stride=160).chunk(2, dim=1)
-        power = real.square() + imaginary.square()  # (B, bins, frames)
+        power = self.spectrum(x * 32768.0 if self.features == "wespeaker" else x)  # (B, bins, frames)
         return (power.transpose(1, 2) @ self.banks).transpose(1, 2)
+
+
+class ConvolutionSpectrogram(nn.Module):
+    """Power spectrum (..., T) -> (..., size / 2 + 1, frames) as one strided convolution, for export.
+
+    ``pad_mode`` pads the ends of a centred spectrum, '' is one that is not centred. ``within`` (sample, sample) is
+    applied to each frame before its window. ``middle``: a window shorter than ``size`` stands in the middle of it.
+    """
+
+    def __init__(self, window, size: int, hop: int, pad_mode: str, within=None, middle: bool = True):
+        super().__init__()
+        self.hop, self.pad_mode = hop, pad_mode
+        margin = (size - len(window)) // 2 if middle else 0
+        time = torch.arange(len(window), dtype=torch.float64, device=window.device) + margin
+        angle = (
+            2.0
+            * math.pi
+            * torch.arange(size // 2 + 1, dtype=torch.float64, device=window.device)[:, None]
+            * time
+            / size
+        )
+        filters = window.double() * torch.cat([angle.cos(), angle.sin()])  # (2 bins, samples)
+        if within is not None:
+            filters = filters @ within
+        # Centred frames reach half a frame over the ends; those at which the window is zero need not be there.
+        self.reach = size // 2 - margin if pad_mode else 0
+        self.register_buffer("filters", filters.float()[:, None], persistent=False)
+
+    def forward(self, x):
+        shape = x.shape[:-1]
+        x = x.reshape(-1, 1, x.shape[-1])
+        if self.reach:
+            x = F.pad(x, (self.reach, self.reach), self.pad_mode)
+        real, imaginary = F.conv1d(x, self.filters, stride=self.hop).chunk(2, dim=1)
+        power = real.square() + imaginary.square()
+        return power.reshape(*shape, *power.shape[1:])
 
 
 def repeat_to(features, frames):

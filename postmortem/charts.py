@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from audio import SAMPLE_RATE
+from corpus.audio import SAMPLE_RATE
 
 FP16_LIMIT = 65504.0
 COLUMNS = 600  # of a waveform or a spectrogram: what a screen resolves

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from postmortem.reader import DumpError, Refusal, load_plain, plain
-from utils import save_atomically
+from storage.files import WriteError, save_atomically
 
 FORMAT_VERSION = 1
 REASONS = (
@@ -171,15 +171,18 @@ class DumpWriter:
 
     def __init__(self, folder, max_dumps: int, max_gb: float, say):
         self.folder, self.max_dumps, self.max_bytes, self.say = Path(folder), max_dumps, max_gb * 1e9, say
-        self.written = 0
+        self.written, self.lost = 0, set()  # lost: names of dumps that could not be written
         self._pool = ThreadPoolExecutor(1)
 
     def refusal(self, size: int) -> str | None:
         """Why a dump of ``size`` bytes will not be written, or None."""
         if self.written >= self.max_dumps:
             return f"{self.max_dumps} dumps are written (nan_max_dumps)"
-        files = list(self.folder.glob("*.pt")) if self.folder.is_dir() else []
-        if sum(f.stat().st_size for f in files) + size > self.max_bytes:
+        try:
+            there = sum(f.stat().st_size for f in self.folder.glob("*.pt"))
+        except OSError as error:
+            return f"{self.folder} cannot be read: {error.strerror}"
+        if there + size > self.max_bytes:
             return f"debug_nan/ would pass {self.max_bytes / 1e9:g} GB (nan_max_gb)"
         return None
 
@@ -195,8 +198,10 @@ class DumpWriter:
             if state and not (self.folder / dump["state"]).exists():
                 save_atomically(state, self.folder / dump["state"], 0o600)
             save_atomically(dump, self.folder / name, 0o600)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except OSError as error:
+            self.written -= 1
+            self.lost.add(name)
+            reason = error.reason if isinstance(error, WriteError) else error.strerror
             self.say(f"the debug data could not be written to {self.folder / name}: {reason}; training goes on")
 
     def close(self):

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from audio import AudioError, read_audio
+from corpus.audio import AudioError, read_audio
 from postmortem.fixes import recommendation
 from postmortem.reader import DumpError, printable
 from speaker_lists import LIST_TEXT
+from storage import plain_yaml
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
 MAX_BYTES = 1 << 28
@@ -85,8 +86,9 @@ def analyse_trials(path) -> EvaluationFault:
     root = Path()
     if config.is_file():
         try:
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            with open(config, encoding="utf-8") as file:
+                settings = plain_yaml.load(file.read(plain_yaml.MOST_CHARACTERS + 1))
+        except (yaml.YAMLError, OSError, ValueError) as error:
             raise DumpError(f"{config}: cannot be read: {str(error).splitlines()[0]}") from error
         root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else root
     files = cover(pairs)

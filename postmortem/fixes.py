@@ -5,12 +5,13 @@ import math
 import torch
 
 import plugins
-from audio import AudioError
+from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild, rows_of
 from postmortem.replay import ReplayError
 from postmortem.state_faults import repaired, rewind_of
 from postmortem.statistics import number
+from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")
 LINES = 4  # source lines that are guarded together
@@ -294,7 +295,7 @@ def survives(case, change: dict) -> bool:
 
     def descend(network):
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        factor = 0.01 / max(1.0, float(torch.nn.utils.get_total_norm(gradients)))
+        factor = 0.01 / max(1.0, float(total_norm(gradients)))
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.grad is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from audio import SAMPLE_RATE
+from corpus.audio import SAMPLE_RATE
 from postmortem.charts import (
     FP16_LIMIT,
     Dot,

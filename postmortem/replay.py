@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
 
 import plugins
 from finetuning import FrozenBackbone
@@ -20,6 +19,7 @@ from postmortem.patches import Casts, CudaCasts
 from postmortem.statistics import number
 from precision import BufferSnapshot, LossScaler
 from SpeakerNet import SpeakerNet
+from utils import total_norm
 
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more would only wait for each other
 
@@ -251,9 +251,9 @@ class Replay:
         gradients = list(gradients_of(network).values())
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
-        outcome.norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        outcome.norm = float(total_norm(gradients)) if gradients else 0.0
         buffers = [b for n, b in network.named_buffers() if b.is_floating_point() and n not in self.masks]
-        outcome.bad_buffers = bool(buffers) and not math.isfinite(float(nn.utils.get_total_norm(buffers)))
+        outcome.bad_buffers = bool(buffers) and not math.isfinite(float(total_norm(buffers)))
 
     def restore_generators(self):
         """Put the random generators where they were before the forward pass."""

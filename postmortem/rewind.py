@@ -15,6 +15,7 @@ from postmortem.probe import Probe
 from postmortem.replay import first_line, gradients_of
 from postmortem.statistics import number
 from SpeakerNet import SpeakerNet
+from utils import total_norm
 
 STEPS, COLUMNS, SECONDS = 100, 8, 12.0
 RUNAWAY = 10.0  # growth of the weights' norm that no sound run shows within so few steps
@@ -81,9 +82,9 @@ class Rewind:
 
     def growth(self) -> float:
         """How many times the norm of the dump's weights is that of the start; NaN where they are not finite."""
-        start = nn.utils.get_total_norm([p.detach().float() for p in self.fresh().parameters()])
+        start = total_norm([p.detach().float() for p in self.fresh().parameters()])
         names = dict(self.replay.network().named_parameters())
-        now = nn.utils.get_total_norm([self.case.state["model_state_dict"][n].float() for n in names])
+        now = total_norm([self.case.state["model_state_dict"][n].float() for n in names])
         return float(now / start)
 
     def growth_of_finite(self) -> float:
@@ -93,8 +94,8 @@ class Rewind:
         names = [n for n in fresh if _finite(state[n])]
         if not names:
             return math.inf
-        start = nn.utils.get_total_norm([fresh[n].detach().float() for n in names])
-        return float(nn.utils.get_total_norm([state[n].float() for n in names]) / start)
+        start = total_norm([fresh[n].detach().float() for n in names])
+        return float(total_norm([state[n].float() for n in names]) / start)
 
     def course(self, guard=None, **changes) -> Course:
         """Take steps with configuration keys changed, at the last learning rate of the history unless ``lr`` is given.
@@ -126,7 +127,7 @@ class Rewind:
             group["lr"] = changes.get("lr", self.rate())
         step = range(min(COLUMNS, self.replay.columns))
         data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
-        first = norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
+        first = norm = float(total_norm([p.detach() for p in parameters]))
         begin = time.perf_counter()
         loss, taken, clip = math.nan, 0, number(config, "grad_clip")
         self.replay.restore_generators()
@@ -135,7 +136,7 @@ class Rewind:
             value, _ = network(data, label.to(self.replay.device))
             value.float().backward()
             gradients = list(gradients_of(network).values())
-            size = float(nn.utils.get_total_norm(gradients))
+            size = float(total_norm(gradients))
             loss = float(value.detach())
             if not math.isfinite(loss) or not math.isfinite(size):
                 return Course(taken, loss, norm / first, True)
@@ -146,7 +147,7 @@ class Rewind:
                 optimizer.step()
             if schedule is not None and (unit == "iteration" or taken % config["steps_per_epoch"] == 0):
                 schedule.step()
-            norm = float(nn.utils.get_total_norm([p.detach() for p in parameters]))
+            norm = float(total_norm([p.detach() for p in parameters]))
             if not math.isfinite(norm):
                 named = network.named_parameters()
                 spoiled = next((n for n, p in named if not bool(p.isfinite().all())), "")

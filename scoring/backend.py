@@ -1,9 +1,7 @@
 """The scoring back-end as one object: two sets of embeddings in, scores, log-likelihood ratios and decisions out."""
 
-import io
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from scoring.cosine import length_normalize, paired_products
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
 from speaker_lists import UsageError
-from whole_files import write_atomically
+from storage.arrays import DAMAGE, read_arrays, write_arrays
+from storage.files import write_atomically
 
 FORMAT_VERSION = 1
 ENROLLMENTS = ("mean", "scores")
@@ -52,7 +51,6 @@ class Backend:
     identity: str = ""
     source: str = "the back-end"  # the file it was read from, for messages
     crop_seconds: float = 0.0  # of the crops whose scores the trainer's calibration was learnt on; 0: whole recordings
-    caution: str = ""  # why the calibration is a guess, if it is (scoring.cautions.few_errors)
 
     @property
     def dimension(self) -> int | None:
@@ -223,19 +221,6 @@ class Backend:
                 f"{identity[:12]}): make a back-end for this model with score.py --save_backend"
             )
 
-    @property
-    def cautions(self) -> list[str]:
-        """Why its probabilities and decisions may be wrong: a line each, beginning with the file it was read from."""
-        found = [self.caution] if self.caution else []
-        if self.crop_seconds:
-            found.append(
-                f"learnt on the scores of crops of {self.crop_seconds:g} s (eval_frames), not of whole recordings, "
-                "which score higher as a rule"
-            )
-        return [
-            f"{self.source}: {text}; score.py --calibrate TRIALS --save_backend makes a better one" for text in found
-        ]
-
     def describe(self) -> str:
         """The chain in a few words."""
         parts = ["sub-mean"] if self.mean is not None else []
@@ -258,7 +243,6 @@ class Backend:
             "threshold": self.threshold,
             "prior": self.prior,
             "identity": self.identity,
-            "caution": self.caution,
         }
 
     def save(self, path):
@@ -268,14 +252,11 @@ class Backend:
         arrays.update({f"plda_{k}": v for k, v in self.plda.arrays().items()} if self.plda else {})
         arrays = {k: v for k, v in arrays.items() if v is not None}
         if path.suffix == ".npz":
-            written = io.BytesIO()
-            np.savez(written, header=np.str_(header), **arrays)
-            content = written.getvalue()
+            write_arrays(path, header=np.str_(header), **arrays)
         elif arrays:
             raise UsageError(f"{path}: a back-end with a mean, a cohort or PLDA is saved as .npz")
         else:
-            content = (header + "\n").encode()
-        write_atomically(path, content)
+            write_atomically(path, (header + "\n").encode())
 
     @classmethod
     def load(cls, path, identity: str = "") -> "Backend":
@@ -312,7 +293,6 @@ class Backend:
                 str(header["identity"]),
                 str(path),
                 float(header.get("eval_frames", 0)) / 100,
-                str(header.get("caution", "")),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: damaged, or not a back-end of score.py ({error})") from error
@@ -327,10 +307,9 @@ def _read(path):
     try:
         if not zipfile.is_zipfile(path):
             return json.loads(Path(path).read_text(encoding="utf-8")), {}
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         return json.loads(str(arrays.pop("header"))), arrays
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise UsageError(f"{path}: damaged, or not a back-end of score.py") from error

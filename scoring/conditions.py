@@ -75,7 +75,7 @@ def _pairs(trials, name_of) -> list[str]:
 def _durations(condition, value, trials, test_path) -> list[str]:
     import soundfile
 
-    from audio import native
+    from corpus.audio import native
 
     try:
         edges = [float(edge) for edge in value.split(",")]

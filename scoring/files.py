@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from speaker_lists import LIST_TEXT, TRIAL_LABELS, UsageError
+from storage.files import write_atomically
 
 TRIAL_FORMS = {"voxceleb": "label a b", "kaldi": "a b label"}
 SCORE_FORMS = {
@@ -179,8 +180,4 @@ def _write(path, forms, form, **columns):
     if "scores" in columns:
         texts["score"] = [repr(score) for score in np.asarray(columns["scores"], np.float64).tolist()]
     lines = [" ".join(values) for values in zip(*[texts[name] for name in forms[form].split()])]
-    try:
-        with open(path, "w", encoding="utf-8", errors="surrogateescape") as f:
-            f.write("\n".join([*lines, ""]))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    write_atomically(path, "\n".join([*lines, ""]).encode(errors="surrogateescape"))

@@ -17,7 +17,8 @@ class PLDA:
 
     def __init__(self, center, projection, mean, transform, psi):
         self.center, self.projection, self.mean, self.transform, self.psi = (
-            np.asarray(a, np.float64) for a in (center, projection, mean, transform, psi)
+            np.ascontiguousarray(a, np.float64)  # the layout of a saved file, in which sums run in the same order
+            for a in (center, projection, mean, transform, psi)
         )
 
     @classmethod

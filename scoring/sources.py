@@ -86,7 +86,7 @@ def _duration(path) -> float:
     """Seconds that the header of an audio file states, NaN for an unreadable one."""
     import soundfile
 
-    from audio import native
+    from corpus.audio import native
 
     try:
         return soundfile.info(native(path)).duration

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from audio import AudioError, audio_length, read_audio, samples_of
 from augmentation import AugmentWAV, find_noise
 from config import load_config
+from corpus.audio import AudioError, audio_length, read_audio, samples_of
 from DatasetLoader import SpeakerBatchSampler, TestDataset, TrainDataset, collate, make_loader
 from speaker_lists import UsageError, read_train_list, read_trials
 

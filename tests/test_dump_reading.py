@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from postmortem import reader
 from postmortem.dump import KEYS, DumpError, DumpWriter, content_hash, read_checkpoint, read_dump, read_state, validate
+from storage import archive
 
 NAN, NAME = math.nan, "state_0123456789abcdef.pt"
 OLD = {"batch_idx": 3, "epoch": 1, "data": torch.randn(4, 20, 6), "label": torch.arange(4), "loss": NAN, "prec1": 25.0}
@@ -252,8 +252,8 @@ def good_sample(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_or_broken_file_is_refused_in_one_line(case, tmp_path, capfd, recwarn, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_VALUES", 100_000)  # a fortieth, for a quick test
-    monkeypatch.setattr(reader, "MAX_ENTRIES", 1000)
+    monkeypatch.setattr(archive, "MAX_VALUES", 100_000)  # a fortieth, for a quick test
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 1000)
     make, reason = HOSTILE[case]
     if case == "permission" and os.geteuid() == 0:
         pytest.skip("root may read every file")
@@ -288,8 +288,11 @@ def test_nothing_in_a_file_is_executed(function, form, tmp_path):
 def test_the_environment_does_not_loosen_loading(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"x": Path("x")}, tmp_path / "x.pt")
-    with torch.serialization.safe_globals([type(Path())]):
+    torch.serialization.add_safe_globals([type(Path())])
+    try:
         assert "asks for" in refused(tmp_path / "x.pt", read_checkpoint)
+    finally:
+        torch.serialization.clear_safe_globals()
 
 
 def test_file_names_are_escaped_and_texts_shortened(tmp_path):

@@ -154,10 +154,13 @@ def test_a_foreign_checkpoint_without_a_configuration_is_one_line(wave, tmp_path
 def test_what_is_no_checkpoint_is_refused_without_advice_to_load_it_unrestricted(wave, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("# a list\n")
     torch.save({"model": ROOT}, tmp_path / "code.model")
-    for name, reason in (("list.txt", "Unsupported operand"), ("code.model", "Unsupported global: GLOBAL pathlib.")):
+    for name, reason in (
+        ("list.txt", "damaged, or not a checkpoint: at position 0"),
+        ("code.model", "not a checkpoint that restricted loading accepts: asks for 'pathlib."),
+    ):
         assert call("--initial_model", tmp_path / name, "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"{tmp_path / name}: not a checkpoint that restricted loading accepts: {reason}")
+        assert said.startswith(f"{tmp_path / name}: {reason}")
         assert said.count("\n") == 1 and "weights_only" not in said
 
 

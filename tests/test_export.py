@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from reference_features import torchaudio_or_skip
 from test_plugins import SMALL, VALUES
 
 import export
@@ -77,6 +78,43 @@ def test_a_front_end_of_convolutions_gives_the_same_features(features, norm):
         for samples in (8000, 12345):
             x = 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(samples))
             assert torch.allclose(plain(x), front(x), atol=1e-3, rtol=1e-4)
+
+
+class Dropped(torch.nn.Module):
+    """A model as a plug-in file of voxceleb_trainer has it: torchaudio's mel spectrogram inside."""
+
+    def __init__(self, **options):
+        super().__init__()
+        mel = torchaudio_or_skip().transforms.MelSpectrogram
+        self.torchfb = mel(16000, 512, 400, 160, window_fn=torch.hamming_window, n_mels=24, **options)
+        self.linear = torch.nn.Linear(24, 12)
+
+    def forward(self, x):
+        return self.linear((self.torchfb(x) + 1e-6).log().mean(dim=2))
+
+
+def dropped(**options):
+    """That model in a network; it goes by the name of a plug-in on disk, whose keys its identity takes."""
+    config = Config(model="XVector", nOut=12)
+    return SpeakerModel(Network(Dropped(**options)), config, torch.device("cpu"), "tiny.model")
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt"])
+def test_a_plug_in_with_torchaudios_mel_spectrogram_is_exported(ending, tmp_path):
+    model = dropped()
+    write = export.write_onnx if ending == ".onnx" else export.write_torchscript
+    write(export.exportable(model, "waveform"), model, "waveform", tmp_path / f"x{ending}")
+    assert export.check(export.reader(tmp_path / f"x{ending}"), model, "waveform") < 1e-4
+
+
+def test_what_onnx_cannot_hold_is_one_line_that_says_what_can(tmp_path, capfd):
+    model = dropped(power=None)
+    model.network.__S__.torchfb.forward = lambda x: torch.fft.fft(x).abs()[:, None, :].expand(-1, 24, -1)
+    with pytest.raises(export.UsageError) as refused:
+        export.write_onnx(export.exportable(model, "waveform"), model, "waveform", tmp_path / "x.onnx")
+    assert str(refused.value).startswith("models/XVector.py: ONNX cannot hold it: ")
+    assert "TorchScript can: --out x.pt" in str(refused.value) and "\n" not in str(refused.value)
+    assert "graph(" not in "".join(capfd.readouterr())
 
 
 def test_command_line(checkpoint, tmp_path, capsys, data):

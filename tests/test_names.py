@@ -22,7 +22,7 @@ from command_line import picture, run, write_any_text
 from corpus.folders import find_recordings
 from scoring.files import read_scores
 from scoring.sources import _duration
-from utils import save_atomically
+from storage.files import save_atomically
 
 CAFE = os.fsdecode(b"caf\xe9.wav")  # written by a system whose names are Latin-1
 

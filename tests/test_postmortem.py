@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from audio import read_audio
+from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.dump import read_dump, read_state

@@ -198,7 +198,7 @@ COVARIANCE = xvector(
     covariance = x @ x.transpose(1, 2) / x.shape[2]
     values, vectors = torch.linalg.eigh(covariance)  #!
     matrix = vectors @ torch.diag_embed(values.log()) @ vectors.mT  #!
-    return matrix[:, *torch.triu_indices(16, 16)]
+    return matrix[(slice(None), *torch.triu_indices(16, 16))]
     """,
 )
 RANDOM_PART = xvector(
