@@ -21,7 +21,7 @@ import dry_step
 import numeric_lint
 from augmentation import find_noise, find_rirs, read_rir
 from config import table_defaults
-from corpus.audio import SAMPLE_RATE, AudioError, read_blocks, samples_of
+from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks, samples_of
 from DatasetLoader import usable_cores
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 from storage.files import write_atomically
@@ -31,7 +31,6 @@ LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time
 
 HUGE, LOUD = 1e6, 10.0  # largest |sample|: no audio, and audio scaled as integers
-SILENT_DB = -80.0  # of full scale
 FULL_SCALE, CLIPPED_SHARE = 0.999, 1e-3  # neighbours that are equal at full scale, of all samples
 OFFSET, OFFSET_SHARE = 1e-3, 0.1  # |mean|, and the part of the power that it makes
 

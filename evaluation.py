@@ -14,12 +14,14 @@ from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one, make_loader
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
+from scoring.cautions import few_errors, wrong_way_round
 from scoring.cosine import score_pairs
 from scoring.error_rates import lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import trial_speakers
 from speaker_lists import UsageError, list_hash, read_trials
 from speaker_model import identity_of
+from storage.files import WriteError, write_atomically
 from training.writes import Writes
 from tuneThreshold import ComputeEER, evaluation_metrics
 
@@ -30,6 +32,7 @@ class Evaluator:
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         self.window = window_samples(config.embed_window_seconds)
+        self.caution = ""  # about the calibration that was written last
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
         if config.max_test_pairs == 1:
@@ -190,10 +193,15 @@ class Evaluator:
 
     def keep_best(self, files, weights: dict, result: dict):
         """Write model_best.threshold and model_best.calibration of the evaluated weights, and the pictures."""
-        calibration = json.dumps(self.calibration(weights, result), indent=1) + "\n"
+        made = self.calibration(weights, result)
         files.writes.write_bytes(files.model / "model_best.threshold", f"{result['threshold']:.6f}".encode())
-        files.writes.write_bytes(files.model / "model_best.calibration", calibration.encode())
+        self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
         self.draw(files.result, result, files.writes)
+
+    def write_calibration(self, path, made: dict, write=write_atomically):
+        """Write what ``calibration`` made, by ``write(path, bytes)``; ``caution`` then says if it is a guess."""
+        write(path, (json.dumps(made, indent=1) + "\n").encode())
+        self.caution = f"{path}: {made['caution']}" if made["caution"] else ""
 
     def calibration(self, weights: dict, result: dict) -> dict:
         """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
@@ -210,6 +218,7 @@ class Evaluator:
         elif c.dcf_c_miss != c.dcf_c_fa:  # a back-end knows a prior only
             backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
         backend.identity = identity_of(weights, c)
+        backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
         made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
         made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
@@ -220,6 +229,37 @@ class Evaluator:
         finite = np.isfinite(result["scores"])
         costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
         return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, None, costs, write)
+
+
+def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
+    """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
+
+    One that is there already and belongs to the same weights stays. A folder that cannot be written: below ``files``.
+    """
+    config = evaluator.config
+    if config.score_mode != "cosine":
+        return [f"no calibration for verify.py: it compares by the cosine, not by score_mode {config.score_mode}"]
+    path = Path(config.initial_model).with_suffix(".calibration")
+    made = evaluator.calibration(network.state_dict(), result)
+    command = f"to compare recordings: python verify.py A.wav B.wav --initial_model {config.initial_model}"
+    if path.is_file() and _identity_in(path) == made["identity"]:
+        return [f"calibration: {path} stays; remove it to have one of these trials", command]
+    try:
+        evaluator.write_calibration(path, made)
+        lines = [f"calibration: {path}", command]
+    except WriteError as error:
+        path = files.result / path.name
+        evaluator.write_calibration(path, made, files.writes.write_bytes)
+        lines = [str(error), f"calibration: {path}", f"{command} --backend {path}"]
+    return [f"WARNING: {evaluator.caution}", *lines] if evaluator.caution else lines
+
+
+def _identity_in(path) -> str | None:
+    """Of which model a calibration is; None if verify.py cannot use it, so that nothing is lost by writing it anew."""
+    try:
+        return Backend.load(path).identity
+    except UsageError:
+        return None
 
 
 def span(x) -> str:
@@ -290,7 +330,8 @@ def describe(result: dict, config) -> list[str]:
         f" at best {result['min_cllr']:.4f})"
         f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
     )
-    return lines
+    caution = wrong_way_round(result["eer"], result["eer_low"])
+    return [*lines, caution] if caution else lines
 
 
 def write_evaluation(files, evaluator, result: dict, config, step: int):

@@ -8,7 +8,7 @@ import sys
 
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError
-from verification import add_store_argument, add_verifier_arguments, hear, verifier_from
+from verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, verifier_from
 
 
 def main(argv) -> int:
@@ -45,7 +45,7 @@ def main(argv) -> int:
         )
         print(f"{other:{width}}  score {verdict.score:.4f}{likely}")
     if best.same is None:
-        print(f"nearest: {name}; to decide, give --threshold, or a --backend that has a calibration or a threshold")
+        print(f"nearest: {name}; {NO_DECISION}")
     elif best.same:
         print(f"{best.lines()[-1]}\nspeaker: {name}")
     else:

@@ -11,7 +11,6 @@ import sys
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError, read_train_list
 
-FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 
 
@@ -208,7 +207,7 @@ def score_lists(a, lists, models, voices, say):
     return backend, scored
 
 
-def learn(a, backend, scored, say):
+def learn(a, backend, scored, models, say):
     """The calibration: learnt on the held-out trials, or that of --backend, or None."""
     from scoring.calibration import LogisticCalibration
 
@@ -223,7 +222,11 @@ def learn(a, backend, scored, say):
         found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
     except ValueError as error:
         raise UsageError(f"{a.calibrate}: {error}") from error
-    warn_of_few_errors(a.calibrate, held_out.scores[good], held_out.labels[good], say)
+    caution = few_errors_of(held_out, good, models)
+    if caution:
+        say(f"WARNING: {a.calibrate}: {caution}: take more trials, or speakers that the model was not trained on")
+    if backend:
+        backend.caution = caution
     for name, weight in zip(found.names, found.weights):
         if weight < 0 and (name == "score" or name.startswith("system")):
             say(
@@ -232,17 +235,15 @@ def learn(a, backend, scored, say):
     return found
 
 
-def warn_of_few_errors(path, scores, labels, say):
-    """Say so where held-out trials are so easy that hardly any of them tells how a score should be mapped."""
-    from scoring.error_rates import ErrorRates
+def few_errors_of(held_out, good, models) -> str:
+    """Why a calibration learnt on the held-out trials is a guess, or "" if it is none."""
+    from scoring.cautions import few_errors
+    from scoring.intervals import trial_speakers
+    from scoring.report import speakers_of
 
-    rate = float(ErrorRates.of(scores, labels).eer()[0])
-    errors = rate * min(labels.sum(), (1 - labels).sum())
-    if errors < FEW_ERRORS:
-        say(
-            f"WARNING: {path}: EER {100 * rate:.2f} %, about {errors:.0f} errors of a kind; a calibration learnt on "
-            f"fewer than {FEW_ERRORS} is a guess: take more trials, or speakers that the model was not trained on"
-        )
+    mapping = speakers_of(models, held_out.second)
+    speakers, _ = trial_speakers(held_out.labels, held_out.first, held_out.second, mapping)
+    return few_errors(held_out.scores[good], held_out.labels[good], None if speakers is None else speakers[good])
 
 
 def calibrated(a, calibration, trials):
@@ -303,7 +304,7 @@ def main(argv) -> int:
     listed, lists, models, voices = read_lists(a, say)
     backend, scored = score_lists(a, lists, models, voices, say)
     trials = scored[0]
-    calibration = learn(a, backend, scored, say) if a.calibrate or backend else None
+    calibration = learn(a, backend, scored, models, say) if a.calibrate or backend else None
     describe_problems(trials, say)
     llrs = None if calibration is None else calibrated(a, calibration, trials)
     parts = [backend.describe()] if backend else []

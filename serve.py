@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from command_line import Parser, run
+from corpus.audio import MIN_SECONDS
 from speaker_lists import UsageError
 from verification import add_store_argument, add_verifier_arguments, verifier_from
 
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
-MIN_SECONDS = 0.3
 MOST_CHANNELS = 8
 LONGEST_NAME = 255  # letters of an uploaded file's name, as file systems allow
 RATES = (4000, 192000)  # Hz: an absurd rate makes the filter that resamples it absurd too
@@ -138,7 +138,7 @@ class Desk:
         try:
             with self.busy:
                 heard = read_upload(upload.file)
-                utterance = Utterance(self.model.embed(*heard), len(heard[0]) / heard[1], name)
+                utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:
             raise HTTPException(422, f"{name}: {error}") from error

@@ -18,7 +18,17 @@ import plugins
 from command_line import existing_file
 from config import Config, Setting, read_yaml, resolve
 from config_keys import ALIASES, KEYS
-from corpus.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, read_audio, resample, wrap_pad
+from corpus.audio import (
+    MIN_EMBED_SECONDS,
+    MIN_SAMPLES,
+    SAMPLE_RATE,
+    SILENT_DB,
+    AudioError,
+    decibels,
+    read_audio,
+    resample,
+    wrap_pad,
+)
 from speaker_lists import UsageError
 
 # Keys of a training run that a model is built and used without.
@@ -36,15 +46,16 @@ class SpeakerModel:
         self.dimension = config.nOut
         self.identity = identity_of(network.state_dict(), config)
 
-    def embed(self, wave, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    def embed(self, wave, sample_rate: int = SAMPLE_RATE, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
 
         ``wave``: (samples,), or (channels, samples), which are averaged; float in [-1, 1], or int16. Other rates than
-        16 kHz are resampled. ValueError for an empty wave, another type, samples or an embedding that are not finite.
+        16 kHz are resampled. ValueError for an empty, too short or silent wave, another type, samples or an embedding
+        that are not finite.
         """
-        return self._embed(to_float(wave, sample_rate), "the wave")
+        return self._embed(to_float(wave, sample_rate), "the wave", min_seconds)
 
-    def embed_file(self, path) -> np.ndarray:
+    def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
         try:
             x, *_ = read_audio(path)
@@ -53,12 +64,14 @@ class SpeakerModel:
         except MemoryError as error:
             raise UsageError(f"{path}: not enough memory to read it") from error
         try:
-            return self._embed(x, str(path))
+            return self._embed(x, str(path), min_seconds)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
-    def _embed(self, x: np.ndarray, what: str) -> np.ndarray:
-        refuse_nonfinite_samples(x, what)
+    def _embed(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
+        fault = fault_of(x, min_seconds)
+        if fault:
+            raise ValueError(f"{what}: {fault}")
         rows, too_large = self.embed_rows(wrap_pad(x, MIN_SAMPLES)[None])
         if too_large:
             raise ValueError(f"{what}: {too_large[0]}")
@@ -115,34 +128,34 @@ class SpeakerModel:
             if read:
                 embeddings[read], too_large = self.embed_rows(audio[:, 0])
                 problems.update({read[row]: reason for row, reason in too_large.items()})
-                for index, x in zip(read, audio[:, 0]):
-                    if index not in problems and not np.isfinite(embeddings[index]).all():
-                        problems[index] = reason_of(x.numpy())
-                        embeddings[index] = np.nan
+                for index, x in zip(read, audio[:, 0].numpy()):
+                    own = x[: dataset.lengths[index]]  # without the repetition of a short one
+                    fault = problems.get(index) or fault_of(own, MIN_EMBED_SECONDS)
+                    if not fault and not np.isfinite(embeddings[index]).all():
+                        fault = f"its embedding is not finite ({span(own)})"
+                    if fault:
+                        problems[index], embeddings[index] = fault, np.nan
             bar.update(len(read) + len(unreadable))
         bar.close()
         return embeddings, problems
 
 
-def reason_of(x: np.ndarray) -> str:
-    """Why a waveform has no finite embedding."""
-    try:
-        refuse_nonfinite_samples(x, "")
-    except ValueError as error:
-        return str(error).removeprefix(": ")
-    return f"its embedding is not finite ({span(x)})"
+def fault_of(x: np.ndarray, min_seconds: float) -> str:
+    """Why a waveform (samples,) at 16 kHz says nothing of a voice, or ""."""
+    bad = np.flatnonzero(~np.isfinite(x))
+    if len(bad):
+        return f"{len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s"
+    if len(x) < min_seconds * SAMPLE_RATE:
+        return f"too short: {len(x) / SAMPLE_RATE:.4g} s ({len(x)} samples at 16 kHz), needs {min_seconds:g} s"
+    level = decibels(x)
+    if level < SILENT_DB:
+        return f"silent: {level:.0f} dB of full scale, below {SILENT_DB:g}" if level > -np.inf else "silent: all zero"
+    return ""
 
 
 def span(x: np.ndarray) -> str:
     """Length and range of a waveform in a few words."""
     return f"{len(x)} samples from {x.min():.4g} to {x.max():.4g}"
-
-
-def refuse_nonfinite_samples(x: np.ndarray, what: str):
-    """Raise ValueError where a waveform holds a NaN or Inf, with its place."""
-    bad = np.flatnonzero(~np.isfinite(x))
-    if len(bad):
-        raise ValueError(f"{what}: {len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s")
 
 
 def to_float(wave, sample_rate) -> np.ndarray:

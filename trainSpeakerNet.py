@@ -114,6 +114,8 @@ def train(config, written, ranks) -> int:
         names = ("det.png", "roc.png", "scores.png", "calibration.png")
         pictures = ", ".join(str(files.result / name) for name in names)
         trainer.say(f"pictures: {pictures}")
+        if trainer.evaluator.caution:
+            trainer.say(f"WARNING: {trainer.evaluator.caution}")
     return 4 if unsaved else 0
 
 
@@ -176,7 +178,7 @@ def describe_run(trainer, written):
 def evaluate(config, ranks) -> int:
     """Score the trials with ``initial_model``."""
     import checkpoint
-    from evaluation import Evaluator, describe, write_evaluation
+    from evaluation import Evaluator, describe, leave_calibration, write_evaluation
     from run_files import RunFiles
     from SpeakerNet import SpeakerNet
 
@@ -197,6 +199,8 @@ def evaluate(config, ranks) -> int:
         write_evaluation(files, evaluator, result, config, step)
         if not result["failed"]:
             print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result, files.writes))))
+            for line in leave_calibration(evaluator, files, network, result):
+                print(line)
     files.close()
     return 4 if files.writes.waiting else 0
 

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 from command_line import Parser, run
+from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates, checked_trials
 from scoring.intervals import bootstrap_interval, enough_speakers, trial_speakers
 from speaker_lists import UsageError
@@ -285,7 +286,8 @@ def main(argv=None) -> int:
     try:
         groupings = [groups_of(condition, trials, args.test_path) for condition in args.by]
         rows = condition_table(trials.scores, trials.labels, groupings, args.p_target, speakers, args.draws)
-        for line in table_lines(rows, args.p_target):
+        caution = wrong_way_round(rows[0]["eer"], rows[0]["eer_low"])
+        for line in [*table_lines(rows, args.p_target), *([caution] if caution else [])]:
             print(line)
         finite = np.isfinite(trials.scores)  # how many are not was said above
         scores, labels = trials.scores[finite], trials.labels[finite]

@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from command_line import existing_file
-from corpus.audio import SAMPLE_RATE, AudioError, audio_length
+from corpus.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, audio_length
 from scoring.backend import Backend
 from speaker_lists import UsageError
 from speaker_store import Utterance
+
+NO_DECISION = (
+    "no decision: give --threshold, or a --backend that has a calibration or a threshold; "
+    "trainSpeakerNet.py --eval leaves one beside the checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,18 @@ class Verdict:
             lines = [f"score {self.score:.4f}  {what}"]
             lines.append(f"probability of the same speaker {100 * self.probability:.2f} %, {share}")
         if self.same is None:
-            return [*lines, "no decision: give --threshold, or a --backend that has a calibration or a threshold"]
+            return [*lines, NO_DECISION]
         word, sign = ("same speaker", ">=") if self.same else ("different speakers", "<")
         return [*lines, f"{word}: {what} {sign} threshold {self.threshold:.4f} ({self.threshold_from})"]
 
 
 def hear(model, path) -> Utterance:
-    """Embed a file; UsageError where it gives no embedding."""
+    """Embed a file to enroll or to decide on; UsageError for one that is too short, silent or gives no embedding."""
     try:
         seconds = audio_length(path) / SAMPLE_RATE
     except AudioError as error:
         raise UsageError(f"{path}: {error}") from error
-    return Utterance(model.embed_file(path), seconds, os.path.abspath(path))
+    return Utterance(model.embed_file(path, MIN_SECONDS), seconds, os.path.abspath(path))
 
 
 class Verifier:
@@ -137,18 +142,18 @@ def verifier_from(args) -> Verifier:
 
 def backend_from(args) -> Backend:
     """The back-end of --backend, else what training left beside the checkpoint, else the plain cosine."""
+    backend = _chosen_backend(args)
+    for caution in backend.cautions:
+        print(f"warning: {caution}", file=sys.stderr)
+    return backend
+
+
+def _chosen_backend(args) -> Backend:
     if args.backend:
         return Backend.load(args.backend)
     calibration, threshold = (Path(args.initial_model).with_suffix(e) for e in (".calibration", ".threshold"))
     if calibration.is_file():
-        backend = Backend.load(calibration)
-        if backend.crop_seconds:
-            print(
-                f"{calibration}: learnt on the scores of crops of {backend.crop_seconds:g} s (eval_frames), not of "
-                "whole recordings, which score higher as a rule; score.py --calibrate --save_backend makes one",
-                file=sys.stderr,
-            )
-        return backend
+        return Backend.load(calibration)
     if threshold.is_file():
         try:
             value = float(threshold.read_text(encoding="utf-8"))

@@ -12,6 +12,10 @@ from scipy.signal import resample_poly
 SAMPLE_RATE = 16000
 MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
 
+# What a recording must have: for an embedding one window of features, to be enrolled or decided on a bit of speech.
+MIN_EMBED_SECONDS, MIN_SECONDS = 0.025, 0.3
+SILENT_DB = -80.0  # RMS, of full scale
+
 NORMAL = Fraction(1)
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
 MP3_PREROLL = 10 * 1152
@@ -85,6 +89,12 @@ def read_blocks(path, samples: int = 1 << 18):
             if not len(block):
                 raise AudioError(f"truncated: the header promises {audio.frames} samples, reading ends at {done}")
             yield audio.samplerate, block
+
+
+def decibels(x: np.ndarray) -> float:
+    """Level of a waveform in dB of full scale, by its RMS; -inf for digital silence."""
+    power = float(np.mean(np.square(x, dtype=np.float64)))
+    return 10 * math.log10(power) if power else -math.inf
 
 
 def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:

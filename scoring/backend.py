@@ -51,6 +51,7 @@ class Backend:
     identity: str = ""
     source: str = "the back-end"  # the file it was read from, for messages
     crop_seconds: float = 0.0  # of the crops whose scores the trainer's calibration was learnt on; 0: whole recordings
+    caution: str = ""  # why the calibration is a guess, if it is (scoring.cautions.few_errors)
 
     @property
     def dimension(self) -> int | None:
@@ -221,6 +222,19 @@ class Backend:
                 f"{identity[:12]}): make a back-end for this model with score.py --save_backend"
             )
 
+    @property
+    def cautions(self) -> list[str]:
+        """Why its probabilities and decisions may be wrong: a line each, beginning with the file it was read from."""
+        found = [self.caution] if self.caution else []
+        if self.crop_seconds:
+            found.append(
+                f"learnt on the scores of crops of {self.crop_seconds:g} s (eval_frames), not of whole recordings, "
+                "which score higher as a rule"
+            )
+        return [
+            f"{self.source}: {text}; score.py --calibrate TRIALS --save_backend makes a better one" for text in found
+        ]
+
     def describe(self) -> str:
         """The chain in a few words."""
         parts = ["sub-mean"] if self.mean is not None else []
@@ -243,6 +257,7 @@ class Backend:
             "threshold": self.threshold,
             "prior": self.prior,
             "identity": self.identity,
+            "caution": self.caution,
         }
 
     def save(self, path):
@@ -293,6 +308,7 @@ class Backend:
                 str(header["identity"]),
                 str(path),
                 float(header.get("eval_frames", 0)) / 100,
+                str(header.get("caution", "")),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: damaged, or not a back-end of score.py ({error})") from error

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from scoring.calibration import bayes_threshold
 from scoring.error_rates import LN2, ErrorRates, checked_trials, softplus
 
 MIN_SPEAKERS = 4  # below this, resampled speakers say nothing
@@ -66,20 +67,34 @@ def bootstrap_interval(
     product of theirs. This is the subsets bootstrap (Bolle, Ratha and Pankanti 2004; Poh and Bengio 2007) with the
     vertex bootstrap of networks for pairs (Snijders and Borgatti 1999; Owen 2007 shows it to err on the safe side).
     Without ``speakers`` the trials of each class are resampled, as if independent: the interval is then too narrow.
+    Trials without an error have none in any draw: ``no_error_bound`` then gives the interval its upper end.
 
     ``llrs`` (N,), default the scores: natural-log LLRs for actDCF and Cllr; a calibration is not learnt anew in a
     draw. ``draws`` 0: 1,000, of more than 100,000 trials fewer, at least 200. A draw without a class is left out.
     """
     if not 0 < level < 1:
         raise ValueError(f"the level must lie between 0 and 1, got {level}")
-    llrs = scores if llrs is None else llrs
-    scores, labels, llrs, speakers = _finite(scores, labels, llrs, speakers)
+    costs = [(p, c_miss, c_fa) for p in priors]
+    scores, labels, llrs, speakers = _finite(scores, labels, scores if llrs is None else llrs, speakers)
+    found = draw_figures(scores, labels, speakers, llrs, costs, draws, seed)
+    share = 50 * (1 - level)
+    found = {name: percentiles(values, share) for name, values in found.items()}
+    found.update(_without_errors(scores, labels, speakers, llrs, costs, level))
+    return found
+
+
+def draw_figures(scores, labels, speakers, llrs, costs, draws: int = 0, seed: int = 0) -> dict:
+    """Figures {name: (draws,)} of each draw of ``bootstrap_interval``; NaN where a draw lacks a class.
+
+    The trials must be finite. ``costs``: (prior, cost of a miss, cost of a false accept) of each detection cost. A
+    seed draws the same for all scores of the same trials, so that the figures of two systems can be subtracted.
+    """
     classes = []
     for label in (1, 0):
         index = np.flatnonzero(labels == label)
         classes.append(index[np.argsort(scores[index], kind="stable")])
     draws = draws or int(np.clip(1e8 / len(scores), 200, 1000))
-    thresholds = [np.log(c_fa * (1 - p) / (c_miss * p)) for p in priors]
+    thresholds = [bayes_threshold(*cost) for cost in costs]
     losses = [_losses(llrs[index], thresholds, target) for target, index in zip((True, False), classes)]
     sorted_scores = [scores[index] for index in classes]
     below, found = None, {}
@@ -89,15 +104,48 @@ def bootstrap_interval(
             below = rates.__dict__.setdefault("below", below) if below is not None else rates.below
             means = [loss @ w.T / w.sum(axis=1) for w, loss in zip(weights, losses)]  # (P + 1, draws of the block)
             values = {"eer": 100 * rates.eer()[0]}
-            for k, p in enumerate(priors):
+            for k, (p, c_miss, c_fa) in enumerate(costs):
                 values[f"min_dcf_{p:g}"] = rates.min_dcf(p, c_miss, c_fa)[0]
-                cost = c_miss * p * means[0][k] + c_fa * (1 - p) * means[1][k]
-                values[f"act_dcf_{p:g}"] = cost / min(c_miss * p, c_fa * (1 - p))
+                values[f"act_dcf_{p:g}"] = _cost(means[0][k], means[1][k], p, c_miss, c_fa)
             values["cllr"] = (means[0][-1] + means[1][-1]) / 2 / LN2
         for name, value in values.items():
             found.setdefault(name, []).append(value)
-    share = 50 * (1 - level)
-    return {name: _percentiles(np.concatenate(values), share) for name, values in found.items()}
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _cost(miss, alarm, p: float, c_miss: float, c_fa: float):
+    """Normalised detection cost of two error rates."""
+    return (c_miss * p * miss + c_fa * (1 - p) * alarm) / min(c_miss * p, c_fa * (1 - p))
+
+
+def no_error_bound(units: int, level: float = 0.95) -> float:
+    """Largest error rate that ``units`` independent units without any error leave possible, as a share.
+
+    The upper end of the two-sided interval of Clopper and Pearson (1934) for 0 of ``units``, 1 - (alpha / 2)^(1 / n);
+    the "rule of three", 3 / n (Hanley and Lippman-Hand 1983), is its one-sided approximation. The units are speakers
+    if they are known, since the errors of a speaker come together, else trials.
+    """
+    return 1 - ((1 - level) / 2) ** (1 / units)
+
+
+def _without_errors(scores, labels, speakers, llrs, costs, level: float) -> dict:
+    """Intervals of the figures that no trial of the list adds an error to."""
+    bounds = []
+    for label in (1, 0):
+        chosen = labels == label
+        units = chosen.sum() if speakers is None else len(np.unique(speakers[chosen]))
+        bounds.append(no_error_bound(int(units), level))
+    found = {}
+    targets, nontargets = scores[labels == 1], scores[labels == 0]
+    if targets.min() > nontargets.max():
+        found["eer"] = (0.0, min(100 * max(bounds), 50.0))
+        found.update({f"min_dcf_{cost[0]:g}": (0.0, float(min(_cost(*bounds, *cost), 1))) for cost in costs})
+    elif targets.max() < nontargets.min():  # the same of the scores turned round
+        found["eer"] = (max(100 - 100 * max(bounds), 50.0), 100.0)
+    for cost in costs:
+        if not ((llrs >= bayes_threshold(*cost)) != (labels == 1)).any():
+            found[f"act_dcf_{cost[0]:g}"] = (0.0, float(_cost(*bounds, *cost)))
+    return found
 
 
 def _finite(scores, labels, llrs, speakers):
@@ -129,6 +177,7 @@ def _losses(llrs, thresholds, target: bool):
 def _weights(speakers, classes, draws: int, rng):
     """Yield the weights ((block, T), (block, N)) of target and nontarget trials, block by block of draws."""
     block = max(1, ELEMENTS // max(len(index) for index in classes))
+    places = [np.argsort(np.argsort(index)) for index in classes]  # in the list: draws do not depend on the scores
     if speakers is not None:
         total = int(speakers.max()) + 1
         sides = []
@@ -138,7 +187,7 @@ def _weights(speakers, classes, draws: int, rng):
     for begin in range(0, draws, block):
         count = min(block, draws - begin)
         if speakers is None:
-            yield [np.stack([_resampled(len(index), rng) for _ in range(count)]) for index in classes]
+            yield [np.stack([_resampled(len(p), rng)[p] for _ in range(count)]) for p in places]
             continue
         drawn = np.ones((count, total + 1), np.float32)  # the last column stands for "the same speaker again"
         drawn[:, :total] = rng.multinomial(total, np.full(total, 1 / total), count)
@@ -158,7 +207,8 @@ def _running_sums(weights):
     return sums
 
 
-def _percentiles(values, share: float):
+def percentiles(values, share: float):
+    """Both ends of a percentile interval that leaves out ``share`` % on each side; non-finite draws do not count."""
     values = values[np.isfinite(values)]
     if not len(values):
         raise ValueError("no draw has trials of both classes")

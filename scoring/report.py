@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import plots
+from scoring.cautions import wrong_way_round
 from scoring.conditions import groups_of
 from scoring.error_rates import ErrorRates, lost_as_errors
 from scoring.files import write_scores
@@ -82,6 +83,9 @@ def table(result: dict) -> list[str]:
     columns = [(name, part) for name, part in columns if not part["failed"]]
     if not columns:
         return lines
+    eer, interval = columns[0][1]["figures"]["eer"], columns[0][1]["intervals"].get("eer", (None, None))
+    caution = wrong_way_round(eer, interval[0])
+    lines += [caution] if caution else []
     lines.append(f"{'':<14}" + "".join(f"{name:<32}" for name, _ in columns).rstrip())
     names = {"eer": "EER %", "cllr": "Cllr", "min_cllr": "minCllr", "threshold": "EER threshold"}
     for key in columns[0][1]["figures"]:

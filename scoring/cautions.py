@@ -1,0 +1,34 @@
+"""One line each about figures and calibrations that say less than they seem to."""
+
+import numpy as np
+
+from scoring.error_rates import ErrorRates
+
+FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
+
+
+def few_errors(scores, labels, speakers=None) -> str:
+    """Why a calibration learnt on these trials (N,) is a guess, or "" if it is none.
+
+    ``speakers`` (N, 2) of ``trial_speakers``, if known. Trials without errors do not tell how a score is to be mapped.
+    """
+    rates = ErrorRates.of(scores, labels)
+    rate, targets, nontargets = float(rates.eer()[0]), len(rates.targets), len(rates.nontargets)
+    errors = rate * min(targets, nontargets)
+    if errors >= FEW_ERRORS:
+        return ""
+    people = "" if speakers is None else f" of {len(np.unique(speakers))} speakers"
+    return (
+        f"learnt on {targets} target and {nontargets} nontarget trials{people}, EER {100 * rate:.2f} %, about "
+        f"{errors:.0f} errors of a kind; a calibration learnt on fewer than {FEW_ERRORS} is a guess"
+    )
+
+
+def wrong_way_round(eer: float, low: float | None) -> str:
+    """What to say of an EER in % that is above 50 not only by chance (``low`` end of its interval), else ""."""
+    if eer <= 50 or (low is not None and low < 50):
+        return ""
+    return (
+        f"WARNING: EER {eer:.2f} %: the scores are the wrong way round (higher must mean more alike), or the labels "
+        f"are swapped; turned round, it is {100 - eer:.2f} %"
+    )

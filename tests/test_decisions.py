@@ -1,0 +1,124 @@
+"""What verify.py, enroll.py, identify.py and embed.py accept, and the words in which they decide."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import embed
+import enroll
+import identify
+import trainSpeakerNet
+import verify
+from command_line import run
+from scoring.backend import Backend
+from scoring.calibration import LogisticCalibration
+from speaker_model import load_model
+from utils import save_atomically
+
+
+@pytest.fixture(scope="session")
+def wav(data):
+    """Recordings (speaker, number) of the tiny voices."""
+    speakers = sorted(p for p in (data / "wav").iterdir() if p.is_dir())
+    files = [sorted(p.rglob("*.flac")) for p in speakers]
+    return lambda speaker, number: str(files[speaker][number])
+
+
+@pytest.fixture
+def model(settings, tools, tmp_path):
+    """A checkpoint of an untrained tiny model that carries its configuration."""
+    import training_state
+
+    path = tmp_path / "model_best.model"
+    save_atomically(training_state.capture(tools.build(settings)), path)
+    return str(path)
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Files that say nothing of a voice: (path, what is said of it)."""
+    rng = np.random.default_rng(0)
+    kinds = {
+        "zeros": (np.zeros(16000), "silent: all zero"),
+        "hiss": (1e-5 * rng.standard_normal(16000), "silent: -100 dB"),
+        "antiphase": (np.outer(0.1 * rng.standard_normal(16000), [1, -1]), "silent: all zero"),
+        "sample": (0.1 * np.ones(1), "too short"),
+        "blink": (0.1 * rng.standard_normal(3200), "too short: 0.2 s (3200 samples at 16 kHz), needs 0.3 s"),
+    }
+    for name, (x, _) in kinds.items():
+        soundfile.write(tmp_path / f"{name}.wav", x, 16000, subtype="FLOAT")
+    return {name: (str(tmp_path / f"{name}.wav"), said) for name, (_, said) in kinds.items()}
+
+
+def call(script, capsys, *words):
+    status = run(script.main, [str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("kind", ["zeros", "hiss", "antiphase", "sample", "blink"])
+def test_nobody_is_enrolled_or_verified_with_silence_or_a_blink(kind, odd, model, wav, capsys, tmp_path):
+    path, fault = odd[kind]
+    store = tmp_path / "speakers.npz"
+    for script, words in (
+        (verify, (wav(0, 0), path)),
+        (verify, (path, path)),
+        (enroll, ("ann", wav(0, 0), path, "--store", store)),
+    ):
+        status, out, error = call(script, capsys, *words, "--initial_model", model)
+        assert (status, out, error.count("\n")) == (2, "", 1) and f"{path}: {fault}" in error, error
+    assert not store.exists()
+    assert call(enroll, capsys, "ann", wav(0, 0), "--store", store, "--initial_model", model)[0] == 0
+    status, out, error = call(identify, capsys, path, "--store", store, "--initial_model", model)
+    assert (status, out) == (2, "") and fault in error
+
+
+def test_embed_names_silence_and_leaves_it_out(odd, model, wav, capsys, tmp_path):
+    files = [path for path, _ in odd.values()]
+    words = ("--initial_model", model, "--out", tmp_path / "many.npz")
+    status, out, error = call(embed, capsys, "--wav", wav(0, 0), *files, *words)
+    assert status == 1 and "2 embeddings of dimension 12, 4 left out" in out  # a blink has an embedding
+    assert [f"{path}: {fault[:9]}" in error for path, fault in odd.values()] == [True] * 4 + [False]
+    status, _, error = call(embed, capsys, "--wav", files[0], "--initial_model", model, "--out", tmp_path / "one.npy")
+    assert status == 2 and error == f"{files[0]}: silent: all zero\n"
+
+
+def test_an_averaged_model_decides_after_its_evaluation(settings, tools, write, wav, capsys, tmp_path):
+    """The newcomer's path: average_checkpoints.py, --eval, verify.py."""
+    import average_checkpoints
+    import training_state
+
+    trainer = tools.build(settings)
+    (tmp_path / "model").mkdir()
+    for epoch in (1, 2):
+        save_atomically(training_state.capture(trainer), tmp_path / "model" / f"model00000000{epoch}.model")
+    model, calibration = tmp_path / "avg.model", tmp_path / "avg.calibration"
+    assert call(average_checkpoints, capsys, tmp_path / "model", "--out", model)[0] == 0
+    compared = (wav(0, 0), wav(1, 0), "--initial_model", model)
+    out = call(verify, capsys, *compared)[1]
+    assert "no decision" in out and "trainSpeakerNet.py --eval leaves one" in out
+    Backend(threshold=0.5, identity="ab" * 32).save(calibration)  # of an average that was here before
+    words = ("--config", write(settings), "--eval", "--initial_model", model, "--save_path", tmp_path / "eval")
+    status, out, _ = call(trainSpeakerNet, capsys, *words)
+    assert status == 0 and f"calibration: {calibration}" in out
+    assert f"python verify.py A.wav B.wav --initial_model {model}" in out
+    status, out, error = call(verify, capsys, *compared, "--json")
+    assert json.loads(out)["same"] in (True, False) and "fewer than 30 is a guess" in error
+    before = calibration.read_text()
+    out = call(trainSpeakerNet, capsys, *words, "--max_test_pairs", 40)[1]
+    assert f"{calibration} stays" in out and calibration.read_text() == before
+
+
+def test_a_calibration_says_that_it_is_a_guess_where_it_decides(model, wav, capsys, tmp_path):
+    identity = load_model(model).identity
+    caution = "learnt on 40 target and 400 nontarget trials of 4 speakers"
+    for name in ("model_best.calibration", "backend.npz"):
+        made = Backend(calibration=LogisticCalibration([20.0], -10.0), identity=identity, caution=caution)
+        made.save(tmp_path / name)
+        more = ("--backend", tmp_path / name) if name.endswith("npz") else ()
+        status, _, error = call(verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model, *more)
+        assert status == 0 and f"{name}: {caution}" in error and error.count("\n") == 1
+    assert Path(tmp_path / "model_best.calibration").is_file()
