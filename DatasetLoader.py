@@ -341,6 +341,6 @@ class TestDataset(Dataset):
     def _crops(self, x):
         if not self.crop:
             return wrap_pad(x, MIN_SAMPLES)[None]
-        x = wrap_pad(x, self.crop)
+        x = wrap_pad(x, self.crop + 1)  # one sample more than a crop, as voxceleb_trainer's loadWAV
         starts = np.linspace(0, len(x) - self.crop, self.num_eval).astype(np.int64)
         return np.stack([x[s : s + self.crop] for s in starts])

@@ -17,7 +17,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load(path) -> dict:
-    """Read a checkpoint with restricted loading; UsageError where the file is missing, damaged or not a state."""
+    """Read a checkpoint with restricted loading; UsageError if it is missing, damaged, none or newer."""
     try:
         with open(path, "rb") as file:
             check_checkpoint(file, os.fstat(file.fileno()).st_size)
@@ -33,6 +33,12 @@ def load(path) -> dict:
         raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_refusal(error)}") from error
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
+    version = state.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"{path}: a checkpoint of format {version}, this version reads up to {FORMAT_VERSION}; "
+            "use the newer version of the trainer that wrote it"
+        )
     return state
 
 

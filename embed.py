@@ -11,7 +11,7 @@ from pathlib import Path
 from command_line import Parser, existing_file, run
 from corpus.folders import find_recordings
 from embedding_files import check_ending, write_embeddings
-from speaker_lists import UsageError, numbered_lines
+from speaker_lists import UsageError, numbered_lines, wrong_columns
 from speaker_model import add_model_arguments, load_model, model_from
 
 __all__ = ["load_model", "main"]
@@ -102,10 +102,8 @@ def from_list(path: str, root: str, scp: bool) -> tuple[list[str], list[str]]:
         if columns[-1] == "|" or columns[-1].endswith("|"):
             raise UsageError(f"{path}:{number}: a pipe; write the audio to files first, commands of a list are not run")
         if len(columns) > 2 or (scp and len(columns) != 2):
-            raise UsageError(
-                f"{path}:{number}: expected '{'' if scp else '[name] '}{'name ' if scp else ''}path', got "
-                f"{len(columns)} columns"
-            )
+            expected = wrong_columns("'name path'" if scp else "'[name] path'", len(columns))
+            raise UsageError(f"{path}:{number}: {expected}")
         rows.append(columns)
     repeated = len({row[0] for row in rows}) < len(rows) and all(len(row) == 2 for row in rows) and not scp
     names = [row[-1] if repeated else row[0] for row in rows]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.folders import is_audio
+
 # How lists are read: UTF-8, with or without a byte-order mark. Bytes that are not UTF-8 stand for themselves, as in the
 # names of files that Python gives.
 LIST_TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
@@ -23,6 +25,22 @@ class Finished(Exception):
         self.lines, self.status = lines, status
 
 
+def columns_of(line: str) -> list[str]:
+    """Columns of a line: between its tabs if it has one, so that a name may hold spaces, else between white space."""
+    line = line.strip()
+    return [cell.strip() for cell in line.split("\t") if cell.strip()] if "\t" in line else line.split()
+
+
+def separator_for(names) -> str:
+    """What to write between columns that ``columns_of`` reads again: a tab if a name holds white space."""
+    return "\t" if any(len(name.split()) > 1 for name in names) else " "
+
+
+def wrong_columns(expected: str, count: int) -> str:
+    """Say that a line has another number of columns than expected, and what to do if a name holds spaces."""
+    return f"expected {expected}, got {count} column(s); if names hold spaces, put tabs between the columns"
+
+
 def numbered_lines(path):
     """Yield (line number, columns) of the non-empty lines; accepts CRLF and a byte-order mark."""
     try:
@@ -30,7 +48,7 @@ def numbered_lines(path):
             for number, line in enumerate(f, 1):
                 if "\0" in line:
                     raise UsageError(f"{path}:{number}: cannot read the list: not a UTF-8 text file")
-                columns = line.split()
+                columns = columns_of(line)
                 if columns:
                     yield number, columns
     except OSError as error:
@@ -46,12 +64,17 @@ def read_train_list(path):
     names, paths, numbers = [], [], []
     for number, columns in numbered_lines(path):
         if len(columns) != 2:
-            raise UsageError(f"{path}:{number}: expected 'speaker path', got {len(columns)} column(s)")
+            expected = wrong_columns("'speaker path'", len(columns))
+            raise UsageError(f"{path}:{number}: {expected}")
         names.append(columns[0])
         paths.append(columns[1])
         numbers.append(number)
     if not paths:
         raise UsageError(f"{path}: the train list is empty")
+    if all(map(is_audio, names)) and not any(map(is_audio, paths)):
+        raise UsageError(
+            f"{path}:{numbers[0]}: the columns are swapped, write 'speaker path', as '{paths[0]} {names[0]}'"
+        )
     speakers, labels = np.unique(np.array(names), return_inverse=True)
     return speakers.tolist(), labels.astype(np.int64), paths, numbers
 
@@ -61,8 +84,11 @@ def read_trials(path):
     labels, first, second = [], [], []
     for number, columns in numbered_lines(path):
         if len(columns) != 3:
-            raise UsageError(f"{path}:{number}: expected 'label pathA pathB', got {len(columns)} column(s)")
+            expected = wrong_columns("'label pathA pathB'", len(columns))
+            raise UsageError(f"{path}:{number}: {expected}")
         label = TRIAL_LABELS.get(columns[0])
+        if label is None and columns[2] in TRIAL_LABELS:
+            raise UsageError(f"{path}:{number}: the columns are 'pathA pathB label'; the trainer reads the label first")
         if label is None:
             raise UsageError(f"{path}:{number}: the label must be 0, 1, nontarget or target, got '{columns[0]}'")
         labels.append(label)

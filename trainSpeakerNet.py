@@ -176,7 +176,7 @@ def describe_run(trainer, written):
 
 
 def evaluate(config, ranks) -> int:
-    """Score the trials with ``initial_model``."""
+    """Score the trials with ``initial_model``; exit status 1 where too few scores are finite to say an EER."""
     import checkpoint
     from evaluation import Evaluator, describe, leave_calibration, write_evaluation
     from run_files import RunFiles
@@ -202,7 +202,7 @@ def evaluate(config, ranks) -> int:
             for line in leave_calibration(evaluator, files, network, result):
                 print(line)
     files.close()
-    return 4 if files.writes.waiting else 0
+    return 4 if files.writes.waiting else 1 if result["failed"] else 0
 
 
 if __name__ == "__main__":

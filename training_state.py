@@ -52,15 +52,16 @@ def resume(trainer) -> bool:
         raise UsageError(f"{path}: holds no state to go on from; move it away and start from it with initial_model")
     if "raw_model_state_dict" in state:  # a checkpoint of an evaluation, put in the place of last.model
         state["model_state_dict"] = state["raw_model_state_dict"]
+    if state.get("format_version") != checkpoint.FORMAT_VERSION:
+        raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
+    refuse_another_run(trainer, state, path)
     checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
     checkpoint.refuse_nonfinite(state.get("ema_state_dict", {}).get("parameters", {}), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
-    if differing or state.get("format_version") != checkpoint.FORMAT_VERSION:
-        reason = differing[0] if differing else f"format {state.get('format_version')}"
-        raise UsageError(f"{path}: does not fit this configuration ({reason}); choose another save_path")
-    refuse_another_run(trainer, state, path)
+    if differing:
+        raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
     fresh = [dict(group) for group in trainer.optimizer.param_groups]
     changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
     schedule = dict(vars(trainer.scheduler))

@@ -7,6 +7,11 @@ from pathlib import Path
 AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".m4a"}
 
 
+def is_audio(name: str) -> bool:
+    """Whether a name ends as that of a recording does."""
+    return os.path.splitext(name)[1].lower() in AUDIO_ENDINGS
+
+
 def find_recordings(folder) -> list[Path]:
     """Paths of the recordings below ``folder`` at any depth, sorted by their parts.
 
@@ -26,5 +31,5 @@ def find_recordings(folder) -> list[Path]:
             continue
         inside = above | {(stat.st_dev, stat.st_ino)}
         ancestors.update((os.path.join(place, child), inside) for child in folders)
-        found += [Path(place, file) for file in files if os.path.splitext(file)[1].lower() in AUDIO_ENDINGS]
+        found += [Path(place, file) for file in files if is_audio(file)]
     return sorted(found, key=lambda path: path.parts)

@@ -11,7 +11,7 @@ import yaml
 from corpus.audio import AudioError, read_audio
 from postmortem.fixes import recommendation
 from postmortem.reader import DumpError, printable
-from speaker_lists import LIST_TEXT
+from speaker_lists import LIST_TEXT, columns_of
 from storage import plain_yaml
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
@@ -41,7 +41,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DumpError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-        lines = [line.split() for line in path.read_text(**LIST_TEXT).splitlines() if line.strip()]
+        lines = [columns_of(line) for line in path.read_text(**LIST_TEXT).splitlines() if line.strip()]
     except OSError as error:
         raise DumpError(f"{path}: cannot be read: {error}") from error
     wrong = next((i for i, parts in enumerate(lines, 1) if len(parts) != 4), None)

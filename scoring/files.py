@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from speaker_lists import LIST_TEXT, TRIAL_LABELS, UsageError
+from speaker_lists import LIST_TEXT, TRIAL_LABELS, UsageError, columns_of, separator_for, wrong_columns
 from storage.files import write_atomically
 
 TRIAL_FORMS = {"voxceleb": "label a b", "kaldi": "a b label"}
@@ -92,7 +92,7 @@ def _read(path, forms: dict, form: str, more_columns: bool, kind: str) -> Trials
         raise UsageError(f"{path}:{numbers[0]}: expected {expected}, got '{row[:100]}'")
     if odd:
         number, count = odd
-        raise UsageError(f"{path}:{number}: expected {expected} as in line {numbers[0]}, got {count} column(s)")
+        raise UsageError(f"{path}:{number}: {wrong_columns(f'{expected} as in line {numbers[0]}', count)}")
     faults = {n: _faults(columns, names[n]) for n in fits}
     good = [n for n in fits if not faults[n]]
     if len(good) > 1:
@@ -118,6 +118,10 @@ def _columns(path):
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     if "\0" in text:
         raise UsageError(f"{path}: cannot be read: not a UTF-8 text file")
+    if "\t" in text and " " in text:  # names may hold spaces
+        rows = [columns_of(line) for line in text.split("\n")]
+        words, counts = [word for row in rows for word in row], np.array([len(row) for row in rows])
+        return _rectangle(words, counts)
     words = text.split()
     if text.isascii():
         data = np.frombuffer(f"\n{text}\n".encode(), np.uint8)
@@ -126,6 +130,11 @@ def _columns(path):
         counts = np.diff(np.searchsorted(starts, np.flatnonzero(data == 10)))
     else:  # there is white space beyond ASCII
         counts = np.array([len(line.split()) for line in text.split("\n")])
+    return _rectangle(words, counts)
+
+
+def _rectangle(words: list, counts):
+    """What ``_columns`` returns, of all words and the number of them in each line (lines,)."""
     numbers = np.flatnonzero(counts)
     if not len(numbers):
         return [], numbers, None
@@ -179,5 +188,6 @@ def _write(path, forms, form, **columns):
         texts["label"] = [words[label] for label in np.asarray(columns["labels"]).tolist()]
     if "scores" in columns:
         texts["score"] = [repr(score) for score in np.asarray(columns["scores"], np.float64).tolist()]
-    lines = [" ".join(values) for values in zip(*[texts[name] for name in forms[form].split()])]
+    space = separator_for(dict.fromkeys([*texts["a"], *texts["b"]]))
+    lines = [space.join(values) for values in zip(*[texts[name] for name in forms[form].split()])]
     write_atomically(path, "\n".join([*lines, ""]).encode(errors="surrogateescape"))

@@ -22,6 +22,11 @@ MAX_DIMS = 16
 ENTRY = re.compile(
     r"data\.pkl|data/\d{1,20}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
+BEFORE_2020 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
+CONVERT = (
+    'python -c "import sys, torch; a, b = sys.argv[1:]; '
+    "torch.save(torch.load(a, 'cpu', weights_only=True), b)\" OLD.pt NEW.pt"
+)
 DTYPES = {
     **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
     **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
@@ -46,8 +51,11 @@ def check_archive(file, size: int, rehearsal=None):
     """
     if size == 0:
         raise Refusal("is empty")
-    if file.read(4) != b"PK\3\4":  # torch would read anything else in its formats from before 2020
-        raise Refusal("not a zip archive of torch.save; its older formats are not opened")
+    begin = file.read(len(BEFORE_2020))
+    if begin == BEFORE_2020:
+        raise Refusal(f"is in torch.save's format from before 2020; convert it: {CONVERT}")
+    if begin[:4] != b"PK\3\4":
+        raise Refusal("not a zip archive of torch.save")
     count = _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()

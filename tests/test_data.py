@@ -11,6 +11,7 @@ from augmentation import AugmentWAV, find_noise
 from config import load_config
 from corpus.audio import AudioError, audio_length, read_audio, samples_of
 from DatasetLoader import SpeakerBatchSampler, TestDataset, TrainDataset, collate, make_loader
+from scoring.files import read_scores, write_scores, write_trials
 from speaker_lists import UsageError, read_train_list, read_trials
 
 RATE = 16000
@@ -104,6 +105,17 @@ def test_bad_files_are_named(tmp_path):  # nan.md F05, F06
         (read_trials, "", "empty"),
         (read_train_list, "s a\ns\n", ":2: expected 'speaker path'"),
         (read_train_list, "\n", "empty"),
+        (
+            read_train_list,
+            "Anna Mueller/Neue Aufnahme.wav\n",
+            "got 3 column(s); if names hold spaces, put tabs between",
+        ),
+        (
+            read_train_list,
+            "a/1.wav anna\nb/2.flac bert\n",
+            ":1: the columns are swapped, write 'speaker path', as 'anna a",
+        ),
+        (read_trials, "a b 1\n", ":1: the columns are 'pathA pathB label'; the trainer reads the label first"),
     ],
 )
 def test_list_errors_have_line_numbers(tmp_path, reader, text, message):
@@ -119,6 +131,22 @@ def test_lists_may_come_from_windows(tmp_path):
     path.write_bytes(b"\xef\xbb\xbftarget a b\r\nnontarget a c\r\n")
     labels, first, second = read_trials(path)
     assert labels.tolist() == [1, 0] and first == ["a", "a"] and second == ["b", "c"]
+
+
+def test_names_with_spaces_stand_between_tabs_and_are_scored_under_the_same_names(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("Anna Mueller\tAnna Mueller/Neue Aufnahme.wav\nBert\tb.wav\t\nid3 c.wav \n")
+    speakers, _, paths, _ = read_train_list(path)
+    assert speakers == ["Anna Mueller", "Bert", "id3"] and paths[0] == "Anna Mueller/Neue Aufnahme.wav"
+    names = ["Anna Mueller/Neue Aufnahme.wav", "b.wav"], ["Anna Mueller/2.wav", "c d.wav"]
+    write_trials(path, [1, 0], *names)
+    labels, *read = read_trials(path)
+    assert labels.tolist() == [1, 0] and read == list(names)
+    write_scores(path, [0.25, -1.0], [1, 0], *names)
+    scored = read_scores(path)
+    assert (scored.first, scored.second, scored.scores.tolist()) == (*names, [0.25, -1.0])
+    path.write_text("0.5 1 a.wav b.wav\n0.5\t1\ta b.wav\tc.wav\n")  # line by line
+    assert read_scores(path).first == ["a.wav", "a b.wav"]
 
 
 # ------------------------------------------------------------------------------------------------ augmentation
@@ -351,3 +379,24 @@ def test_evaluation_crops_are_evenly_spaced(data):
     starts = np.linspace(0, len(whole) - size, 4).astype(int)
     assert audio.shape == (1, 4, size)
     assert all(np.array_equal(audio[0, k].numpy(), whole[s : s + size]) for k, s in enumerate(starts))
+
+
+def loadWAV(audio, max_frames, num_eval, draw=None):
+    """voxceleb_trainer's: the crops of an evaluation, or with ``draw`` in [0, 1) the crop of training."""
+    wanted = max_frames * 160 + 240
+    if len(audio) <= wanted:
+        audio = np.pad(audio, (0, wanted - len(audio) + 1), "wrap")
+    starts = np.linspace(0, len(audio) - wanted, num=num_eval) if draw is None else [draw * (len(audio) - wanted)]
+    return np.stack([audio[int(start) : int(start) + wanted] for start in starts])
+
+
+@pytest.mark.parametrize("samples", [1000, 5039, 5040, 5041, 9000])
+def test_crops_of_a_short_file_are_those_of_voxceleb_trainer(tmp_path, samples):
+    audio = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
+    for crops in (1, 2, 10):
+        _, found, _ = TestDataset(["a.wav"], str(tmp_path), 30, crops, 4)[0]
+        assert np.array_equal(found[0].numpy(), loadWAV(audio, 30, crops)), crops
+    if samples <= 5040:  # a longer one has a random crop
+        for draw in (0.0, 0.5, 0.999):
+            assert np.array_equal(read_audio(tmp_path / "a.wav", 5040, draw)[0], loadWAV(audio, 30, 1, draw)[0])

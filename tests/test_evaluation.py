@@ -224,6 +224,22 @@ def test_an_unreadable_test_file_is_named(settings, tools, data, tmp_path):
     assert str(victim).endswith(bad["path"]) and bad["reason"] and bad["trials"] == result["nan_scores"] > 0
 
 
+def test_an_evaluation_that_failed_ends_with_1(settings, tools, data, tmp_path, capsys):
+    import shutil
+
+    import trainSpeakerNet
+
+    shutil.copytree(data / "wav", tmp_path / "wav")
+    sorted((tmp_path / "wav").glob("trial*/**/*.flac"))[0].write_text("not audio")
+    trainer = tools.build(settings)
+    trainer.save_last()
+    keys = {**settings, "eval": True, "initial_model": trainer.files.model / "last.model", "save_path": tmp_path / "e"}
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    assert trainSpeakerNet.main([*words, "--max_nan_score_pct=100"]) == 0
+    assert trainSpeakerNet.main([*words, "--test_path", str(tmp_path / "wav")]) == 1
+    assert "evaluation failed" in capsys.readouterr().out
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -280,6 +296,14 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
         with pytest.raises(UsageError) as caught:
             checkpoint.load(tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_in_one_line(tmp_path):
+    torch.save({"model_state_dict": {}, "format_version": checkpoint.FORMAT_VERSION + 1}, tmp_path / "x.model")
+    with pytest.raises(
+        UsageError, match=r"x.model: a checkpoint of format 2, this version reads up to 1; use the newer"
+    ):
+        checkpoint.load(tmp_path / "x.model")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):

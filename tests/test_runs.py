@@ -270,6 +270,10 @@ def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, cap
     renamed.write_text((data / "train_list.txt").read_text().replace("train000 ", "zzz "))
     with pytest.raises(UsageError, match="was trained with other speakers"):
         resume(tools.build(settings, train_list=renamed))
+    more = tmp_path / "more.txt"
+    more.write_text(f"{(data / 'train_list.txt').read_text()}new trial000/session0/00000.flac\n")
+    with pytest.raises(UsageError, match=r"trained with other speakers than those of .*more"):
+        resume(tools.build(settings, train_list=more))
     first = trainer.files.model / "last.model"
     tuned = tools.build(settings, train_list=renamed, save_path=tmp_path / "tuned", initial_model=first, seed=8)
     load_initial(tuned, tuned.config)
