@@ -376,6 +376,13 @@ def _unknown_message(name: str, setting: Setting, declared) -> str:
     return f"{setting.where}: unknown key '{name}'{suggestion}"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a list that stands there twice out twice: aliases of lists are not read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 def to_yaml(values: dict) -> str:
     """Write a configuration as YAML that ``read_yaml`` reads back to the same values."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -162,7 +162,8 @@ def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
 
     @app.exception_handler(UsageError)
     async def complain(request, error):
-        return JSONResponse({"detail": str(error)}, 400)
+        text = str(error).encode("utf-8", "backslashreplace").decode()  # it may name a file whose name is not UTF-8
+        return JSONResponse({"detail": text}, 400)
 
     desk = Desk(verifier, store_path)
     add_page(app, verifier, max_mb)

@@ -14,7 +14,7 @@ import torch
 from test_speaker_store import MODEL, heard, rows
 
 import checkpoint
-from config import load_config, read_yaml
+from config import load_config, read_yaml, to_yaml
 from embedding_files import read_embeddings, write_embeddings
 from scoring.backend import Backend
 from scoring.files import read_scores
@@ -249,6 +249,13 @@ def test_a_configuration_is_no_deeper_and_no_larger_than_it_looks(case, tmp_path
 def test_an_alias_of_a_number_still_works(tmp_path):
     (tmp_path / "x.yaml").write_text("lr: &lr 0.1\nmargin: *lr\n")
     assert read_yaml(tmp_path / "x.yaml")["margin"].value == 0.1
+
+
+def test_a_configuration_that_was_written_is_read(tmp_path):
+    sizes = [1, [2, 3]]
+    values = {"a": sizes, "b": sizes, "path": "caf\udce9", "name": "名前", "lr": 1e-5}
+    (tmp_path / "x.yaml").write_text(to_yaml(values), encoding="utf-8")
+    assert {key: setting.value for key, setting in read_yaml(tmp_path / "x.yaml").items()} == values
 
 
 def test_what_is_no_text_is_no_list(tmp_path):

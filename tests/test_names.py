@@ -15,13 +15,16 @@ import torch
 from conftest import ROOT
 
 import analyze_nan_debug
+import data_scan
 import embed
+import enroll
 import training_state
 from augmentation import find_noise, find_rirs
 from command_line import picture, run, write_any_text
 from corpus.folders import find_recordings
 from scoring.files import read_scores
 from scoring.sources import _duration
+from speaker_store import SpeakerStore
 from storage.files import save_atomically
 
 CAFE = os.fsdecode(b"caf\xe9.wav")  # written by a system whose names are Latin-1
@@ -112,6 +115,18 @@ def test_a_name_that_is_not_utf8_is_embedded_under_it(checkpoint, tmp_path):
         with np.load(tmp_path / "e.npz") as file:
             assert sorted(file["names"].tolist()) == ["a.wav", CAFE]
     assert _duration(folder / CAFE) == pytest.approx(0.9)
+    words = ["ann", str(folder / CAFE), "--store", str(tmp_path / "s.npz"), "--initial_model", str(checkpoint)]
+    assert run(enroll.main, words) == 0
+    (heard,) = SpeakerStore.open(tmp_path / "s.npz", "", 0).utterances("ann")
+    assert heard.source == str(folder / CAFE)
+
+
+def test_a_name_that_is_not_utf8_is_in_the_report_of_a_preflight(tmp_path):
+    path, report = tone(tmp_path / CAFE, 0), data_scan.Report()
+    measured = [(source, data_scan.measure(source)) for source in [data_scan.Source(str(path), "list:1", {"train"})]]
+    data_scan.report_files(measured, 2.0, False, report)
+    report.write(tmp_path)
+    assert "caf\\udce9.wav  no samples" in (tmp_path / "preflight.txt").read_text(encoding="utf-8")
 
 
 def test_recordings_behind_links_and_in_other_formats_are_found(tmp_path):
