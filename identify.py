@@ -8,7 +8,7 @@ import sys
 
 from command_line import Parser, existing_file, run
 from speaker_lists import UsageError
-from verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, verifier_from
+from verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, percent, verifier_from
 
 
 def main(argv) -> int:
@@ -38,19 +38,22 @@ def main(argv) -> int:
         return 0
     width = max(len(other) for other, _ in found)
     for other, verdict in found:
-        likely = (
-            ""
-            if verdict.llr is None
-            else f"  log-likelihood ratio {verdict.llr:+.3f}  probability {100 * verdict.probability:.2f} %"
-        )
-        print(f"{other:{width}}  score {verdict.score:.4f}{likely}")
+        print(f"{other:{width}}  {row(verdict)}")
     if best.same is None:
         print(f"nearest: {name}; {NO_DECISION}")
     elif best.same:
-        print(f"{best.lines()[-1]}\nspeaker: {name}")
+        print("\n".join([f"speaker: {name}", *best.lines()]))
     else:
-        print(f"{best.lines()[-1]}\nspeaker: nobody who is enrolled")
+        print("\n".join([f"speaker: none of the {len(store)} who are enrolled; the nearest is {name}", *best.lines()]))
     return 0
+
+
+def row(verdict) -> str:
+    """The figures of an enrolled speaker."""
+    if verdict.llr is None:
+        return f"score {verdict.score:.4f}"
+    likely = f"log-likelihood ratio {verdict.llr:+.3f}  probability {percent(verdict.probability)}"
+    return f"score {verdict.score:.4f}  {likely}"
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def add_page(app, verifier, max_mb: float):
     def about():
         model = verifier.model
         says = {"model": model.config.model, "dimension": model.dimension, "threshold": verifier.threshold}
-        return {**says, "calibrated": verifier.calibrated, "max_mb": max_mb}
+        says.update(calibrated=verifier.calibrated, prior=verifier.prior, threshold_moves=verifier.threshold_moves)
+        return {**says, "cautions": verifier.backend.cautions, "max_mb": max_mb}
 
 
 def add_comparisons(app, desk: Desk):

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from command_line import existing_file
 from corpus.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, audio_length
 from scoring.backend import Backend
+from scoring.calibration import bayes_threshold
 from speaker_lists import UsageError
 from speaker_store import Utterance
 
+EVEN = 0.5  # the prior of as many comparisons of one speaker as of two
 NO_DECISION = (
     "no decision: give --threshold, or a --backend that has a calibration or a threshold; "
     "trainSpeakerNet.py --eval leaves one beside the checkpoint"
@@ -31,24 +33,51 @@ class Verdict:
     threshold: float | None  # on the log-likelihood ratio where there is one, else on the score
     threshold_from: str | None  # where the threshold comes from
     same: bool | None
+    threshold_moves: bool = False  # with the prior
 
     def values(self) -> dict:
         """As a dict for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """As lines for a terminal."""
-        if self.llr is None:
-            lines, what = [f"score {self.score:.4f} (not calibrated)"], f"score {self.score:.4f}"
-        else:
-            what = f"log-likelihood ratio {self.llr:+.3f}"
-            share = f"where {100 * self.prior:.4g} % of the comparisons are"
-            lines = [f"score {self.score:.4f}  {what}"]
-            lines.append(f"probability of the same speaker {100 * self.probability:.2f} %, {share}")
+        """As lines for a terminal: the decision and how sure it is, what another prior makes of it, the figures."""
         if self.same is None:
-            return [*lines, NO_DECISION]
-        word, sign = ("same speaker", ">=") if self.same else ("different speakers", "<")
-        return [*lines, f"{word}: {what} {sign} threshold {self.threshold:.4f} ({self.threshold_from})"]
+            return [f"score {self.score:.4f} (not calibrated)", NO_DECISION]
+        sign = ">=" if self.same else "<"
+        threshold = f"{sign} threshold {self.threshold:.4f} ({self.threshold_from})"
+        if self.llr is None:
+            decided = f"{self.word}: score {self.score:.4f} {threshold}"
+            return [decided, "not calibrated, so nobody can say how sure that is"]
+        lines = [f"{self.word}: {self.sureness}, if {percent(self.prior)} of the comparisons are of one speaker"]
+        if self.threshold_moves and self.prior != EVEN:
+            other = self.at(EVEN)
+            lines.append(f"with --prior {EVEN}, as many of one speaker as of two: {other.word}, {other.sureness}")
+        return [*lines, f"score {self.score:.4f}, log-likelihood ratio {self.llr:+.3f} {threshold}"]
+
+    @property
+    def word(self) -> str:
+        """The decision."""
+        return "same speaker" if self.same else "different speakers"
+
+    @property
+    def sureness(self) -> str:
+        """The probability of what was decided: a threshold other than Bayes' may decide for the less likely."""
+        sure = self.probability if self.same else 1 - self.probability
+        return f"{'only ' * (sure < 0.5)}{percent(sure)} sure"
+
+    def at(self, prior: float) -> "Verdict":
+        """The verdict on the same pair where another share of the comparisons is of one speaker."""
+        threshold = bayes_threshold(prior) if self.threshold_moves else self.threshold
+        probability = Backend().probability(self.llr, prior)
+        changed = {"probability": probability, "prior": prior, "threshold": threshold, "same": self.llr >= threshold}
+        return replace(self, **changed)
+
+
+def percent(share: float) -> str:
+    """A share as a person says it: whole percent, finer near none and all, and never quite none or all."""
+    if not 1e-4 <= share <= 1 - 1e-4:
+        return "less than 0.01 %" if share < 0.5 else "more than 99.99 %"
+    return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.2f} %"
 
 
 def hear(model, path) -> Utterance:
@@ -67,6 +96,7 @@ class Verifier:
         backend.check_identity(model.identity)
         self.model, self.backend = model, backend
         self.prior = backend.prior if prior is None else prior
+        self.threshold_moves = self.calibrated and threshold is None and backend.threshold is None
         given = None if threshold is None else (threshold, "--threshold")
         self.threshold, self.threshold_from = given or backend.decision_threshold(self.prior)
 
@@ -97,7 +127,7 @@ class Verifier:
         llr = float(llr)
         probability = self.backend.probability(llr, self.prior)
         threshold = self.threshold, self.threshold_from
-        return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold)
+        return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold, self.threshold_moves)
 
     def identify(self, store, test: Utterance, most: int = 5) -> list[tuple[str, Verdict]]:
         """The speakers of a store that are likeliest of an utterance, best first."""

@@ -1,7 +1,9 @@
 """What verify.py, enroll.py, identify.py and embed.py accept, and the words in which they decide."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
 from speaker_model import load_model
 from utils import save_atomically
+from verification import Verifier, percent
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +125,36 @@ def test_a_calibration_says_that_it_is_a_guess_where_it_decides(model, wav, caps
         status, _, error = call(verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model, *more)
         assert status == 0 and f"{name}: {caution}" in error and error.count("\n") == 1
     assert Path(tmp_path / "model_best.calibration").is_file()
+
+
+def verdict_at(llr, prior, threshold=None):
+    """What is said of a log-likelihood ratio."""
+    backend = Backend(calibration=LogisticCalibration([1.0], 0.0), threshold=threshold, prior=prior, source="b.npz")
+    return Verifier(SimpleNamespace(identity=""), backend)._verdict(0.3, llr)
+
+
+def test_a_verdict_says_the_same_or_not_and_how_sure_in_plain_words():
+    first, second, third = verdict_at(4.871, 0.05).lines()
+    assert first == "same speaker: 87 % sure, if 5 % of the comparisons are of one speaker"
+    assert second == "with --prior 0.5, as many of one speaker as of two: same speaker, 99.24 % sure"
+    assert third == "score 0.3000, log-likelihood ratio +4.871 >= threshold 2.9444 (Bayes, prior 5 %)"
+    first, second, _ = verdict_at(1.0, 0.05).lines()  # the prior decides
+    assert first.startswith("different speakers: 87 % sure") and "with --prior 0.5" in second
+    assert second.endswith("same speaker, 73 % sure")
+    assert len(verdict_at(1.0, 0.5).lines()) == 2  # it is at that prior already
+    assert verdict_at(30.0, 0.5).lines()[0].startswith("same speaker: more than 99.99 % sure")
+    first, second = verdict_at(1.0, 0.05, threshold=0.5).lines()  # a stored threshold is above the prior
+    assert first.startswith("same speaker: only 13 % sure") and "stored in b.npz" in second
+    assert [percent(x) for x in (0.5, 0.0099, 0.9901, 1.0, 0.0)] == [
+        *("50 %", "0.99 %", "99.01 %", "more than 99.99 %", "less than 0.01 %")
+    ]
+
+
+def test_identify_says_that_it_is_nobody_of_how_many(model, wav, capsys, tmp_path):
+    identity = load_model(model).identity
+    Backend(calibration=LogisticCalibration([0.0], -1.0), identity=identity).save(tmp_path / "model_best.calibration")
+    more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
+    for speaker, name in enumerate(("ann", "bob")):
+        call(enroll, capsys, name, wav(speaker, 0), *more)
+    out = call(identify, capsys, wav(2, 0), *more)[1]
+    assert re.search(r"speaker: none of the 2 who are enrolled; the nearest is \w+\ndifferent speakers: 98 % sure", out)

@@ -125,7 +125,8 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     assert found["speakers"][0]["score"] == pytest.approx(1, abs=1e-6)
     assert found["speakers"][1]["score"] == pytest.approx(cosine(unit[0] + unit[1], test), abs=1e-5)
     out = call(identify, capsys, wav(1, 0), *more, "--threshold", 1.1)[1]
-    assert out.endswith("< threshold 1.1000 (--threshold)\nspeaker: nobody who is enrolled\n")
+    assert "speaker: none of the 2 who are enrolled; the nearest is bob\ndifferent speakers: score" in out
+    assert "< threshold 1.1000 (--threshold)" in out
     found = json.loads(call(verify, capsys, wav(1, 0), "--speaker", "bob", *more, "--json")[1])
     assert found["score"] == pytest.approx(1, abs=1e-6)
     status, _, error = call(verify, capsys, wav(1, 0), "--speaker", "eve", *more)
@@ -226,6 +227,7 @@ def test_what_the_server_refuses(server, model, wav, tmp_path):
     for name, samples, rate, said in (
         ("long.flac", np.zeros((3000000, 2)), 8000, "375.0 s; a recording must be 0.3 to 300 s long"),
         ("many.wav", np.zeros((8000, 9)), 8000, "9 channels; a recording must have at most 8"),
+        ("silent.wav", np.zeros((8000, 2)), 8000, "the wave: silent: all zero"),
         ("fast.flac", np.zeros((300000, 8)), 655350, "655350 Hz; a recording must have 4000 to 192000 samples"),
     ):  # small files that decode to a lot
         soundfile.write(tmp_path / name, samples, rate)
@@ -301,6 +303,18 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         assert 0 < threshold < mark < 100
         mark, threshold = page.evaluate(marks, {"score": 0.2, "llr": None, "threshold": 0.4})
         assert 0 < mark < threshold < 100
+        page.click("#tab-compare")
+        assert not page.locator("#prior").is_visible()  # this server's threshold is given, and not calibrated
+        verdict = {"score": 0.8, "llr": 1.0, "threshold": 2.94, "threshold_moves": True, "same": False}
+        section = "document.querySelector('#compare .result')"
+        page.evaluate(f"v => {{ shown.set('compare', [{section}, {{verdict: v}}]); preparePrior(0.05); }}", verdict)
+        assert "87 % sure, if 5 % of the comparisons" in page.locator("#compare .result").text_content()
+        assert page.locator("#compare .decision").text_content() == "different speakers"
+        page.locator("#prior-range").fill("10")  # 50 %
+        assert "73 % sure, if 50 % of the comparisons" in page.locator("#compare .result").text_content()
+        assert page.locator("#compare .decision").text_content() == "same speaker"
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
         browser.close()
     time.sleep(0.1)
     wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio

@@ -28,7 +28,9 @@ class Slot {
 
   take(files) {
     if (!files.length) return;
-    this.element.closest("form").querySelector(".result").replaceChildren(); // it was of other recordings
+    const form = this.element.closest("form");
+    form.querySelector(".result").replaceChildren(); // it was of other recordings
+    shown.delete(form.id);
     this.files = this.many ? [...this.files, ...files] : files.slice(-1);
     this.show();
   }
@@ -194,7 +196,14 @@ function element(tag, text, kind = "") {
 }
 
 const decisionOf = (verdict) => verdict.same === null ? "no threshold" : verdict.same ? "same speaker" : "different speakers";
-const percent = (share) => share === null ? "-" : `${(100 * share).toFixed(share > 0.001 && share < 0.999 ? 1 : 3)} %`;
+
+// As a person says it: whole percent, finer near none and all, and never quite none or all.
+function percent(share) {
+  if (share === null) return "-";
+  if (share < 1e-4) return "less than 0.01 %";
+  if (share > 1 - 1e-4) return "more than 99.99 %";
+  return share >= 0.01 && share <= 0.99 ? `${(100 * share).toFixed(0)} %` : `${(100 * share).toFixed(2)} %`;
+}
 
 function scaleOf(verdict) {
   const scale = element("div", "", "scale");
@@ -215,34 +224,76 @@ function scaleOf(verdict) {
   return scale;
 }
 
-function showVerdict(section, verdict) {
+// The verdict as it is at the prior that was chosen on the page; the log-likelihood ratio does not depend on it.
+function atPrior(verdict) {
+  if (verdict.llr === null || chosenPrior === null) return verdict;
+  const odds = Math.log(chosenPrior / (1 - chosenPrior));
+  const threshold = verdict.threshold_moves ? -odds : verdict.threshold;
+  const from = verdict.threshold_moves ? `Bayes, prior ${percent(chosenPrior)}` : verdict.threshold_from;
+  const probability = 1 / (1 + Math.exp(-verdict.llr - odds));
+  return { ...verdict, prior: chosenPrior, probability, threshold, threshold_from: from, same: verdict.llr >= threshold };
+}
+
+function surenessOf(verdict) {
+  if (verdict.probability === null) return verdict.same === null ? "" : "not calibrated, so nobody can say how sure that is";
+  const sure = verdict.same ? verdict.probability : 1 - verdict.probability;
+  return `${sure < 0.5 ? "only " : ""}${percent(sure)} sure, if ${percent(verdict.prior)} of the comparisons are of one speaker`;
+}
+
+function figuresOf(verdict) {
+  const parts = [`score ${verdict.score.toFixed(4)}`];
+  if (verdict.llr !== null) parts.push(`log-likelihood ratio ${verdict.llr.toFixed(2)}`);
+  if (verdict.threshold !== null) parts.push(`threshold ${verdict.threshold.toFixed(3)}: ${verdict.threshold_from}`);
+  return element("p", parts.join(", "), "figures");
+}
+
+function showVerdict(section, answer) {
+  const verdict = atPrior(answer.verdict);
   const decision = element("p", decisionOf(verdict), "decision " + (verdict.same === null ? "" : verdict.same ? "yes" : "no"));
-  const details = [`score ${verdict.score.toFixed(4)}`];
-  if (verdict.probability !== null) {
-    details.push(`log-likelihood ratio ${verdict.llr.toFixed(2)}`,
-      `probability of the same speaker ${percent(verdict.probability)} (where ${percent(verdict.prior)} of the comparisons are)`);
-  } else {
-    details.push("not calibrated");
-  }
-  if (verdict.threshold !== null) details.push(`threshold ${verdict.threshold.toFixed(3)}: ${verdict.threshold_from}`);
-  section.replaceChildren(decision, element("p", details.join(", ")), scaleOf(verdict));
+  section.replaceChildren(decision, element("p", surenessOf(verdict)), scaleOf(verdict), figuresOf(verdict));
 }
 
 function showSpeakersFound(section, answer) {
-  const best = answer.speakers[0];
-  const sure = best.same === null || best.same;
-  const decision = element("p", sure ? best.name : "nobody who is enrolled", `decision ${sure ? "yes" : "no"}`);
+  const speakers = answer.speakers.map((found) => ({ name: found.name, ...atPrior(found) })), best = speakers[0];
+  const nobody = best.same === false, kind = best.same === null ? "" : nobody ? "no" : "yes";
+  const decision = element("p", nobody ? `none of the ${answer.enrolled} who are enrolled` : best.name, `decision ${kind}`);
+  const nearest = best.same === null ? "the nearest; no threshold to decide by" : `${nobody ? `the nearest is ${best.name}: different speakers, ` : ""}${surenessOf(best)}`;
   const table = document.createElement("table"), head = table.createTHead().insertRow();
   for (const title of ["speaker", "score", "probability", "decision"]) {
     head.append(element("th", title, title === "score" || title === "probability" ? "number" : ""));
   }
   const body = table.createTBody();
-  for (const found of answer.speakers) {
+  for (const found of speakers) {
     const row = body.insertRow();
     row.append(element("td", found.name), element("td", found.score.toFixed(4), "number"),
       element("td", percent(found.probability), "number"), element("td", decisionOf(found), found.same ? "yes" : ""));
   }
-  section.replaceChildren(decision, element("p", `${answer.enrolled} enrolled, the nearest ${answer.speakers.length}:`), table);
+  section.replaceChildren(decision, element("p", nearest), element("p", `${answer.enrolled} enrolled, the nearest ${speakers.length}:`, "figures"), table);
+}
+
+// ---------------------------------------------------------------------------------------------------- prior
+
+const PRIORS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+let chosenPrior = null; // share of comparisons that are of one speaker; null without a calibration
+
+function preparePrior(prior) {
+  const priors = [...new Set([...PRIORS, prior])].sort((a, b) => a - b), range = document.getElementById("prior-range");
+  range.max = priors.length - 1;
+  range.value = priors.indexOf(prior);
+  const choosePrior = () => {
+    chosenPrior = priors[range.value];
+    const one = chosenPrior < 0.5 ? `, 1 in ${Math.round(1 / chosenPrior)}` : "";
+    document.getElementById("prior-value").textContent = `${percent(chosenPrior)}${one}`;
+    range.setAttribute("aria-valuetext", percent(chosenPrior));
+    for (const [id, [section, answer]] of shown) FORMS[id](section, answer);
+  };
+  range.addEventListener("input", choosePrior);
+  choosePrior();
+  showPrior();
+}
+
+function showPrior() { // where something is decided
+  document.getElementById("prior").hidden = chosenPrior === null || !document.getElementById("enroll").hidden;
 }
 
 async function ask(path, options) {
@@ -279,10 +330,11 @@ async function listSpeakers() {
 }
 
 const FORMS = {
-  compare: (section, answer) => showVerdict(section, answer.verdict),
+  compare: showVerdict,
   enroll: (section, answer) => section.replaceChildren(element("p", `${answer.name} is enrolled`, "decision yes")),
   identify: showSpeakersFound,
 };
+const shown = new Map(); // the last answer of each form, to be shown again at another prior
 const ROUTES = { compare: "api/compare", enroll: "api/speakers", identify: "api/identify" };
 
 function prepare(form) {
@@ -308,11 +360,13 @@ function prepare(form) {
       return;
     }
     button.disabled = true;
+    shown.delete(form.id);
     section.replaceChildren(element("p", "working ..."));
     try {
       const answer = await ask(ROUTES[form.id], { method: "POST", body });
       drawRecordings(slots, answer.recordings);
       FORMS[form.id](section, answer);
+      if (form.id !== "enroll") shown.set(form.id, [section, answer]);
       if (form.id === "enroll") {
         for (const slot of slots) slot.files = []; // their pictures stay; another click must not enroll them again
         await listSpeakers();
@@ -330,6 +384,7 @@ function choose(tab) {
     other.setAttribute("aria-selected", String(chosen));
     document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
   }
+  showPrior();
 }
 
 async function start() {
@@ -338,9 +393,12 @@ async function start() {
   try {
     const about = await ask("api/about");
     mostMegabytes = about.max_mb;
-    const threshold = about.threshold === null ? "no threshold" : `threshold ${about.threshold.toFixed(3)}`;
+    const fixed = about.threshold === null ? "no threshold" : `threshold ${about.threshold.toFixed(3)}`;
+    const threshold = about.threshold_moves ? "the threshold follows the share below" : fixed;
     document.getElementById("about").textContent =
       `${about.model}, embeddings of ${about.dimension}; ${threshold}; ${about.calibrated ? "calibrated" : "not calibrated"}; up to ${about.max_mb} MB`;
+    document.getElementById("cautions").replaceChildren(...about.cautions.map((text) => element("li", `Caution: ${text}`)));
+    if (about.calibrated) preparePrior(about.prior);
     await listSpeakers();
   } catch (error) {
     document.getElementById("about").textContent = error.message;
