@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import checkpoint
+import progress
 from speaker_lists import UsageError
+from training.restart import is_full, sound_or_offered
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
@@ -28,6 +30,7 @@ def capture(trainer, evaluated: bool = False) -> dict:
         "scaler_state_dict": trainer.scaler.state_dict(),
         "rng_state": trainer.ranks.gather(checkpoint.rng_state(trainer.device)),
         "sampler_state": {"epoch": trainer.epoch, "batch": trainer.batch, "trained": trainer.trained},
+        "evaluated": evaluated,
         "epoch": trainer.epoch,
         "step": trainer.step,
         "best": trainer.best,
@@ -42,22 +45,18 @@ def capture(trainer, evaluated: bool = False) -> dict:
 
 
 def resume(trainer) -> bool:
-    """Continue from model/last.model where there is one, else from the newest model0*.model of an older run."""
-    path = trainer.files.model / "last.model"
-    if not trainer.ranks.from_main(path.is_file()):
-        older = trainer.ranks.from_main(sorted(map(str, trainer.files.model.glob("model0*.model"))))
-        return continue_older(trainer, older[-1]) if older else False
-    state = checkpoint.load(path)
+    """Continue from model/last.model, else from the newest model0*.model; returns whether there was one."""
+    path = trainer.ranks.from_main(newest(trainer.files.model))
+    if path is None:
+        return False
+    state = sound_or_offered(path, trainer.buffers.masks)
+    if not is_full(state) and path.name != "last.model":
+        return continue_older(trainer, state, path)
     if "optimizer_state_dict" not in state:  # a mean of checkpoints, or another trainer's file
         raise UsageError(f"{path}: holds no state to go on from; move it away and start from it with initial_model")
-    if "raw_model_state_dict" in state:  # a checkpoint of an evaluation, put in the place of last.model
-        state["model_state_dict"] = state["raw_model_state_dict"]
-    if state.get("format_version") != checkpoint.FORMAT_VERSION:
+    if not is_full(state):
         raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
     refuse_another_run(trainer, state, path)
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
-    checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
-    checkpoint.refuse_nonfinite(state.get("ema_state_dict", {}).get("parameters", {}), path)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing:
@@ -80,6 +79,9 @@ def resume(trainer) -> bool:
     trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
     trainer.saver.saved_step = state["step"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
+    if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
+        trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
+        trainer.totals = progress.new_totals()
     trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
     trainer.incidents.load_state(state["incidents"])
     if len(state["rng_state"]) == trainer.ranks.world:
@@ -91,6 +93,12 @@ def resume(trainer) -> bool:
     for name in sorted(changed - {"config", "preflight"}):
         trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
     return True
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from: last.model, else the one of the newest epoch, None if there is neither."""
+    last = folder / "last.model"
+    return last if last.is_file() else max(folder.glob("model0*.model"), default=None)
 
 
 def refuse_another_run(trainer, state: dict, path):
@@ -113,15 +121,13 @@ def refuse_another_run(trainer, state: dict, path):
         )
 
 
-def continue_older(trainer, path: str) -> bool:
+def continue_older(trainer, state: dict, path: Path) -> bool:
     """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
-    state = checkpoint.load(path)
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, trainer.buffers.masks)
     faults = checkpoint.load_weights(trainer.network, state, path)
     differing = faults["model"] + faults["loss"]
     if differing:
         raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
-    number = Path(path).stem[5:]
+    number = path.stem[5:]
     if not number.isdigit():
         raise UsageError(f"{path}: its name does not end in an epoch number; move it away to start anew")
     trainer.epoch = int(number) + 1

@@ -7,6 +7,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=5e-5, warmup_epochs=6.0):
     """Step by iteration. The fall runs from the first step, the warm-up multiplies it from 0 to 1."""
+    if lr_min <= 0:
+        raise ValueError(f"lr_min: must be above 0, an exponential fall never gets there; got {lr_min:g}")
     warmup = max(warmup_epochs * steps_per_epoch, 1e-9)
     total = max(max_epoch * steps_per_epoch, 1)
 

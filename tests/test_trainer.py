@@ -246,3 +246,31 @@ def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, t
     ]
     assert True in drawn and False in drawn[drawn.index(True) :]  # epochs with it and later ones without it
     assert capsys.readouterr().out.count("resampled: 1 files of 8000 Hz") == 1
+
+
+def test_a_resumed_run_is_profiled_too(settings, tools):
+    trainer = tools.build(settings, enable_profiling=True, batch_size=2, max_epoch=1)
+    trainer.step, trainer.batch = 100, 4
+    assert trainer.profiled_steps() == len(trainer.sampler) - 4 < 20
+    assert trainer.profiled_steps() == 0
+
+
+def test_skipped_steps_do_not_each_write_a_checkpoint(settings, tools):
+    saver = tools.build(settings, save_interval_steps=3).saver
+    assert not saver.due(0) and not saver.due(2) and saver.due(3) and saver.due(4)
+    saver.last()
+    saver.saved_step = 3
+    assert not saver.due(3) and not saver.due(5) and saver.due(6)
+
+
+@pytest.mark.parametrize(
+    "scheduler, key, place",
+    [("exponential", "lr_min: 0", "scheduler/exponential.py"), ("steplr", "lr_step: -1", "scheduler/steplr.py")],
+)
+def test_an_impossible_value_of_a_schedule_names_the_key(settings, tools, scheduler, key, place):
+    from speaker_lists import UsageError
+
+    name, value = key.split(": ")
+    with pytest.raises(UsageError, match=rf"{place}.* {name}: must be") as caught:
+        tools.build({**settings, "scheduler": scheduler, name: value})
+    assert "math domain" not in str(caught.value)

@@ -1,0 +1,117 @@
+"""A run whose last.model cannot be used says which checkpoint to take instead, and goes on from that one."""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainSpeakerNet
+from storage.files import save_atomically
+
+
+def arguments(settings):
+    return [f"--{key}={value}" for key, value in {**settings, "device": "cpu"}.items()]
+
+
+def epochs_of(settings):
+    lines = Path(settings["save_path"], "result", "metrics.jsonl").read_text().splitlines()
+    return [(event["event"], event["epoch"], event.get("train_loss")) for event in map(json.loads, lines)]
+
+
+def spoil_weight(state):
+    state["model_state_dict"]["__S__.linear.bias"][0] = math.nan
+
+
+def spoil_buffer(state):
+    name = next(name for name in state["model_state_dict"] if name.endswith("running_var"))
+    state["model_state_dict"][name][0] = math.inf
+
+
+def spoil_moment(state):
+    state["optimizer_state_dict"]["state"][3]["exp_avg"].view(-1)[0] = math.nan
+
+
+SPOILED = {
+    spoil_weight: r"1 tensors are not finite (__S__.linear.bias)",
+    spoil_buffer: "running_var)",
+    spoil_moment: "1 tensors are not finite (optimizer.3.exp_avg)",
+    None: "damaged",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The settings of one run of two evaluated epochs, once a test has made it."""
+    return {}
+
+
+def run_of_two_epochs(settings, finished, tmp_path):
+    """Copy a run of two evaluated epochs to the test's save_path; the first test makes it."""
+    if not finished:
+        finished["settings"] = {**settings, "save_path": str(tmp_path / "first"), "test_interval": 1}
+        assert trainSpeakerNet.main(arguments(finished["settings"])) == 0
+    shutil.copytree(finished["settings"]["save_path"], settings["save_path"])
+    return {**finished["settings"], "save_path": settings["save_path"]}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__ if spoil else "cut")
+def test_a_spoiled_last_model_is_refused_and_what_is_offered_works(settings, finished, tmp_path, capsys, spoil):
+    settings = run_of_two_epochs(settings, finished, tmp_path)
+    before, _ = epochs_of(settings), capsys.readouterr()
+    last = Path(settings["save_path"], "model", "last.model")
+    if spoil:
+        state = torch.load(last, weights_only=True)
+        spoil(state)
+        save_atomically(state, last)
+        best = torch.load(last.with_name("model000000002.model"), weights_only=True)
+        spoil(best)  # the newest one is no better: the one before it is offered
+        save_atomically(best, last.with_name("model000000002.model"))
+    else:
+        last.write_bytes(last.read_bytes()[:5000])
+    assert trainSpeakerNet.main(arguments(settings)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{last}: ") and SPOILED[spoil] in line
+    newest = last.with_name(f"model00000000{1 if spoil else 2}.model")
+    assert f"the newest sound one is {newest}: 'cp " in line
+    if spoil in (spoil_weight, spoil_buffer):  # the same follows as for a moment
+        return
+    subprocess.run(shlex.split(line.split("'")[1]), check=True)
+    assert trainSpeakerNet.main(arguments(settings)) == 0
+    assert f"resuming from {last}" in capsys.readouterr().out
+    assert epochs_of(settings) == before  # the second epoch again, with the same loss; the first evaluation not again
+
+
+def test_a_run_without_last_model_goes_on_with_optimizer_and_schedule(settings, finished, tmp_path, capsys):
+    settings = run_of_two_epochs(settings, finished, tmp_path)
+    before = epochs_of(settings)
+    model = Path(settings["save_path"], "model")
+    (model / "last.model").unlink()
+    (model / "model000000002.model").unlink()
+    assert trainSpeakerNet.main(arguments(settings)) == 0
+    assert (
+        f"resuming from {model / 'model000000001.model'}" in capsys.readouterr().out and epochs_of(settings) == before
+    )
+
+
+def test_a_spoiled_run_without_a_sound_checkpoint_says_so(settings, tools, capsys):
+    trainer = tools.build(settings)
+    (trainer.files.model / "last.model").write_bytes(b"PK cut")
+    assert trainSpeakerNet.main(arguments(settings)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the run has no sound one; move its model folder away to begin anew" in line
+
+
+@pytest.mark.parametrize("spoil", [spoil_weight, spoil_buffer])
+def test_a_spoiled_initial_model_is_refused_by_its_tensor(settings, tools, tmp_path, capsys, spoil):
+    trainer = tools.build(settings, save_path=tmp_path / "other")
+    state = trainer.saver.capture()
+    spoil(state)
+    save_atomically(state, tmp_path / "spoiled.model")
+    assert trainSpeakerNet.main([*arguments(settings), f"--initial_model={tmp_path / 'spoiled.model'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "spoiled.model") in line and SPOILED[spoil] in line
