@@ -3,6 +3,7 @@
 Nothing but numbers is read: neither the pickles that some libraries put into such files, nor commands.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -10,10 +11,11 @@ import struct
 
 import numpy as np
 
-from speaker_lists import UsageError, numbered_lines
+from speaker_lists import UsageError, numbered_lines, separator_for
 
 TYPES = {b"FV": "<f4", b"DV": "<f8", b"FM": "<f4", b"DM": "<f8"}
 LONGEST_NAME = 4096  # bytes
+WHITE_SPACE = re.compile(rb"\s")
 
 
 def read_ark(path):
@@ -26,34 +28,41 @@ def read_ark(path):
 
 def read_scp(path):
     """Yield (name, vector (D,) float) of 'name ark' and 'name ark:offset' lines; UsageError names the line."""
-    for number, (name, *place) in numbered_lines(path):
-        place = " ".join(place)
-        if "|" in place:
-            raise UsageError(f"{path}:{number}: a pipe; commands of a list are not run")
-        ark, offset = re.fullmatch(r"(.*?)(?::(\d{1,18}))?", place).groups()
-        if not os.path.isfile(ark):
-            raise UsageError(f"{path}:{number}: no such file: '{ark}'")
-        try:
-            with open(ark, "rb") as file:
-                file.seek(int(offset or 0))
-                yield name, _value(file, os.fstat(file.fileno()).st_size, name)
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: {ark}: {error}") from error
+    with contextlib.ExitStack() as opened:
+        last, file, size = None, None, 0
+        for number, (name, *place) in numbered_lines(path):
+            place = " ".join(place)
+            if "|" in place:
+                raise UsageError(f"{path}:{number}: a pipe; commands of a list are not run")
+            ark, offset = re.fullmatch(r"(.*?)(?::(\d{1,18}))?", place).groups()
+            if ark != last:  # most lines name the file of the line before
+                if not os.path.isfile(ark):
+                    raise UsageError(f"{path}:{number}: no such file: '{ark}'")
+                opened.close()
+                last, file = ark, opened.enter_context(open(ark, "rb"))
+                size = os.fstat(file.fileno()).st_size
+            file.seek(int(offset or 0))
+            try:
+                value = _value(file, size, name)
+            except ValueError as error:
+                raise UsageError(f"{path}:{number}: {ark}: {error}") from error
+            yield name, value
 
 
 def _name(file) -> str:
     """The name of the next entry, "" at the end of the file."""
-    name, byte = b"", file.read(1)
-    while byte.isspace():  # the line end of the entry before
-        byte = file.read(1)
-    while byte and not byte.isspace():
-        name += byte
+    name = b""
+    while buffered := file.peek(1):
+        space = WHITE_SPACE.search(buffered)
+        taken = file.read(space.end() if space else len(buffered))
+        name += taken[:-1] if space else taken
         if len(name) > LONGEST_NAME:
             raise ValueError("an entry without a name, or of another kind than numbers")
-        byte = file.read(1)
-    if name and not byte:
+        if space and name:  # not the line end of the entry before
+            return name.decode("utf-8", "surrogateescape")
+    if name:
         raise ValueError("cut: ends with a name")
-    return name.decode("utf-8", "surrogateescape")
+    return ""
 
 
 def _value(file, size: int, name: str) -> np.ndarray:
@@ -93,8 +102,9 @@ def _text(begin: bytes, file):
 
 def write_ark(ark, scp, names: list[str], x, shown):
     """Write float vectors (N, D) and the list of their places, in which the file is called ``shown``."""
+    between = separator_for([str(shown)])
     with open(ark, "wb") as file, open(scp, "w", encoding="utf-8", errors="surrogateescape") as index:
         for name, row in zip(names, np.ascontiguousarray(x, "<f4")):
             file.write(name.encode("utf-8", "surrogateescape") + b" ")
-            index.write(f"{name} {shown}:{file.tell()}\n")
+            index.write(f"{name}{between}{shown}:{file.tell()}\n")
             file.write(b"\0BFV \4" + struct.pack("<i", len(row)) + row.tobytes())
