@@ -162,7 +162,7 @@ KEYS = _table(
                 "amp_dtype",
                 str,
                 "auto",
-                "16-bit type of mixedprec; auto is bfloat16 where the device has it",
+                "type of mixedprec; auto: bfloat16 if the device has instructions for it, else float16 (GPU) or none",
                 choices=("auto", "float16", "bfloat16"),
             ),
             _k("compile_model", bool, False, "compile the model with torch.compile"),

@@ -24,7 +24,15 @@ def check_keys(config, written: dict, report):
         place = key_text(written.get(key, Setting(value, "default")), key)
         report.finding(level, f"{place}: {value:g} - {why}" if type(value) is float else f"{place}: {value} - {why}")
 
-    fp16 = config.mixedprec and config.amp_dtype != "bfloat16" and _computes_in_fp16(config)
+    import torch
+
+    from precision import choose_amp_dtype, emulation_note
+
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    fp16 = choose_amp_dtype(config, device) is torch.float16
+    emulation = emulation_note(config, device)
+    if emulation:
+        say("note" if config.amp_dtype == "auto" else "warning", "mixedprec", emulation)
     check_optimizer(config, fp16, say)
     check_loss(config, fp16, say)
     check_schedule(config, say)
@@ -34,15 +42,6 @@ def check_keys(config, written: dict, report):
         say("warning", "nan_inject", "a rehearsal: these steps are spoiled on purpose")
     if before == report.counts:
         report.line("  no hazard found")
-
-
-def _computes_in_fp16(config) -> bool:
-    import torch
-
-    from precision import choose_amp_dtype
-
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    return choose_amp_dtype(config, device) is torch.float16
 
 
 def _taken_by(config, folder: str) -> dict:

@@ -1,20 +1,60 @@
 """Numeric precision of training: the autocast type, the loss scale of fp16, and the generators a retry must rewind."""
 
 import math
+import re
+from pathlib import Path
 
 import torch
 
 from speaker_lists import UsageError
 
+CPU_INFO = Path("/proc/cpuinfo")
+# What a processor calls its instructions for a type: x86 (AVX512, AMX), Arm.
+INSTRUCTIONS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
 
 def choose_amp_dtype(config, device):
-    """The autocast type, None for fp32."""
+    """The autocast type, None for fp32; ``auto`` takes only a type that the device has instructions for."""
     if not config.mixedprec:
         return None
+    if config.amp_dtype != "auto":
+        return getattr(torch, config.amp_dtype)
+    if not is_emulated(torch.bfloat16, device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None
+
+
+def is_emulated(dtype, device) -> bool:
+    """Whether a device has no instructions for a 16-bit type, so that computing in it is slower than in fp32."""
+    if device.type == "cuda":
+        return dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return not INSTRUCTIONS[dtype] & cpu_features()
+
+
+def cpu_features() -> set[str]:
+    """Names of the processor's instruction sets; where Linux does not say them, those that torch knows."""
+    if CPU_INFO.is_file():
+        lines = re.findall(r"^(?:flags|Features)\s*:(.*)", CPU_INFO.read_text(errors="replace"), re.MULTILINE)
+        return set(lines[0].split()) if lines else set()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return {name for name, has in capabilities.items() if has is True}
+
+
+def emulation_note(config, device) -> str:
+    """What to say of a 16-bit type that the device has no instructions for; "" if there is nothing to say."""
+    if not config.mixedprec:
+        return ""
     if config.amp_dtype == "auto":
-        supported = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if supported else torch.float16
-    return getattr(torch, config.amp_dtype)
+        computes_in_fp32 = choose_amp_dtype(config, device) is None
+        return "this processor has no bfloat16 instructions, so float32 is computed in" if computes_in_fp32 else ""
+    if not is_emulated(getattr(torch, config.amp_dtype), device):
+        return ""
+    other = "float16" if device.type == "cuda" else "float32"
+    price = "" if device.type == "cuda" else ": a step takes up to 16 times as long as in float32"
+    return f"this device only emulates {config.amp_dtype}{price}; amp_dtype: auto computes in {other} here"
 
 
 class LossScaler:

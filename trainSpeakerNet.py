@@ -146,6 +146,7 @@ def describe_run(trainer, written):
     """Print what will be trained."""
     from DatasetLoader import usable_cores
     from finetuning import learning_rate_scale
+    from precision import emulation_note
 
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
@@ -158,6 +159,9 @@ def describe_run(trainer, written):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
+    emulation = emulation_note(c, trainer.device)
+    if emulation:
+        trainer.say(f"mixedprec: {emulation}")
     for line in table_defaults(c, written):
         trainer.say(line)
     scale = learning_rate_scale(c, trainer.ranks.world)

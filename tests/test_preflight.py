@@ -19,6 +19,7 @@ import data_scan
 import dry_step
 import numeric_lint
 import plugins
+import precision
 import trainSpeakerNet
 from config import load_config
 
@@ -203,7 +204,8 @@ def test_several_processes_are_refused_in_one_line(settings, write, monkeypatch,
         ({"trainfunc": "triplet", "margin": 2.0, "nPerSpeaker": 2}, None, "no hazard found"),
     ],
 )
-def test_keys(settings, keys, level, phrase, capsys):
+def test_keys(settings, keys, level, phrase, capsys, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_features", lambda: {"avx512_bf16", "avx512_fp16"})
     config, written, _, _ = load_config([f"--{k}={v}" for k, v in {**settings, **keys}.items()])
     report = data_scan.Report()
     numeric_lint.check_keys(config, written, report)
