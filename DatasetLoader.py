@@ -17,7 +17,8 @@ from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_len
 from speaker_lists import UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
-REPLACEMENT_TRIES = 20  # other utterances tried in place of an unreadable one
+REPLACEMENT_TRIES = 20  # other utterances tried in place of one that cannot be used
+NONFINITE = "NaN or Inf samples"
 
 
 class TrainDataset(Dataset):
@@ -72,100 +73,83 @@ class TrainDataset(Dataset):
         return np.stack(crops), label, provenance, events
 
     def _crop(self, utterance, speed, rng, events):
-        """Read and augment one crop; an unreadable file gives way to another of its speaker."""
-        wanted, replaced = utterance, []
-        for _ in range(REPLACEMENT_TRIES):
-            path = str(Path(self.root, self.path(utterance)))
+        """Read and augment one crop; an unreadable file gives way to another of its speaker.
+
+        If the crop holds NaN or Inf, its provenance has a ``spare``, another crop of the speaker that does not: (crop,
+        provenance, events), or None.
+        """
+        candidates, replaced = self._candidates(utterance, rng), []
+        found = self._first_usable(candidates, speed, rng, events, replaced)
+        if found is None:  # silence of the right shape; the caller ends the run, for a whole speaker cannot be read
+            events.append(("speaker", self.speakers[self.labels[utterance]], 0, "none of the files tried can be read"))
+            last = replaced[-1]
+            info = {"path": last["path"], "line": last["line"], "start": 0, "peak": 0.0, "rms": 0.0, "augment": []}
+            return np.zeros(self.samples, np.float32), info
+        crop, info = found
+        if not np.isfinite(info["peak"]):
+            of_spare = []
+            replaced.append({"path": info["path"], "line": info["line"], "reason": NONFINITE})
+            spare = self._first_usable(candidates, speed, rng, of_spare, replaced, finite=True)
+            info["spare"] = None if spare is None else (*spare, of_spare)
+        return crop, info
+
+    def _candidates(self, utterance, rng):
+        """The utterance, then others of its speaker in an order at random."""
+        yield utterance
+        others = self.utterances_of(self.labels[utterance])
+        yield from rng.permutation(others[others != utterance])[:REPLACEMENT_TRIES].tolist()
+
+    def _first_usable(self, candidates, speed, rng, events, replaced, finite=False):
+        """(crop, provenance) of the first candidate that can be read, and has no NaN or Inf if ``finite``; or None.
+
+        Those that cannot be used are added to ``events`` and ``replaced``.
+        """
+        for utterance in candidates:
+            path, line = str(Path(self.root, self.path(utterance))), int(self.lines[utterance])
+            kind, reason = "nonfinite", NONFINITE
             try:
                 x, start, rate, channels = read_audio(path, self.samples, rng.random(), speed)
+                usable = not finite or np.isfinite(x).all()
             except AudioError as error:
-                line = int(self.lines[utterance])
-                events.append(("unreadable", path, line, str(error)))
-                replaced.append({"path": path, "line": line, "reason": str(error)})
-                utterance = int(rng.choice(self.utterances_of(self.labels[wanted])))
-                continue
-            if rate != SAMPLE_RATE:
-                events.append(("resampled", path, rate, ""))
-            if channels > 1:
-                events.append(("mixed down", path, channels, ""))
-            info = {"path": path, "line": int(self.lines[utterance]), "start": start, "rate": rate}
-            info.update(speed=float(speed), utterance=utterance, augment=[])
-            if replaced:
-                info["replaced"] = replaced
-            if self.augmenter is not None:
-                x, info["augment"], unusable = self.augmenter.augment(x, rng)
-                events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
-            info["peak"] = float(np.abs(x).max())  # NaN where a sample is
-            info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-            return x, info
-        # Silence of the right shape; the caller ends the run, for a whole speaker cannot be read.
-        events.append(("speaker", self.speakers[self.labels[wanted]], 0, "none of the files tried can be read"))
-        info = {"path": path, "line": int(self.lines[wanted]), "start": 0, "peak": 0.0, "rms": 0.0, "augment": []}
-        return np.zeros(self.samples, np.float32), info
+                kind, reason, usable = "unreadable", str(error), False
+            if usable:
+                break
+            events.append((kind, path, line, reason))
+            replaced.append({"path": path, "line": line, "reason": reason})
+        else:
+            return None
+        if rate != SAMPLE_RATE:
+            events.append(("resampled", path, rate, ""))
+        if channels > 1:
+            events.append(("mixed down", path, channels, ""))
+        info = {"path": path, "line": line, "start": start, "rate": rate}
+        info.update(speed=float(speed), utterance=utterance, augment=[])
+        if replaced:
+            info["replaced"] = list(replaced)
+        if self.augmenter is not None:
+            x, info["augment"], unusable = self.augmenter.augment(x, rng)
+            events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
+        info["peak"] = float(np.abs(x).max())  # NaN if a sample is
+        info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+        return x, info
 
 
 def collate(rows):
-    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files [M B dicts], events}."""
+    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files [M B dicts], spares, events}.
+
+    ``spares`` {row: (crop, provenance, events) or None} is for rows with NaN or Inf.
+    """
     crops, labels, provenance, events = zip(*rows)
+    files = [dict(info) for utterance in zip(*provenance) for info in utterance]
+    spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
     return {
         "data": torch.from_numpy(np.stack(crops, axis=1)),
         "label": torch.tensor(labels, dtype=torch.int64),
-        "peak": torch.tensor([info["peak"] for utterance in zip(*provenance) for info in utterance]),
-        "files": [info for utterance in zip(*provenance) for info in utterance],
+        "peak": torch.tensor([info["peak"] for info in files]),
+        "files": files,
+        "spares": {row: spare and (torch.from_numpy(spare[0]), *spare[1:]) for row, spare in spares.items()},
         "events": [event for row in events for event in row],
     }
-
-
-class FileEvents:
-    """What the loader had to say of files: names each once; ``too_many`` says when to end the run."""
-
-    def __init__(self, config, total: int, say):
-        self.config, self.total, self.say = config, total, say
-        self.bad, self.dead_speaker = {}, False
-        self.converted, self.reported = {}, set()  # (kind, number) -> paths; each (kind, number) said before
-        self.named = {}  # noise files and impulse responses: named, but no part of the train list
-
-    def note(self, events) -> dict[str, str]:
-        """Take note of a batch's events, each (kind, path, number, reason).
-
-        Returns {path: reason} of the files met for the first time that cannot be used at all.
-        """
-        new = {}
-        for kind, path, number, reason in events:
-            if kind in ("resampled", "mixed down"):
-                if (kind, number) not in self.reported:
-                    self.converted.setdefault((kind, number), set()).add(path)
-            elif path not in self.bad and path not in self.named:
-                line = f" ({self.config.train_list}:{number})" if kind == "unreadable" else ""
-                self.say(f"{kind}: {path}{line}: {reason}")
-                (self.bad if kind in ("unreadable", "speaker") else self.named)[path] = reason
-                self.dead_speaker |= kind == "speaker"
-                if kind in ("unreadable", "augmentation"):
-                    new[path] = reason
-        return new
-
-    def too_many(self) -> bool:
-        """Whether this process has met more bad files than ``max_bad_files_pct`` allows."""
-        return self.dead_speaker or len(self.bad) > self.config.max_bad_files_pct / 100 * self.total
-
-    def verdict(self) -> list[str]:
-        """Why the run ends, with every bad file."""
-        share = 100 * len(self.bad) / self.total
-        head = f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct):"
-        return [head, *(f"  {path}: {reason}" for path, reason in self.bad.items())]
-
-    def report_conversions(self, ranks):
-        """Say how many files of all processes were resampled or mixed down: each kind and number once a run."""
-        total = {}
-        for found in ranks.gather({key: (len(paths), min(paths)) for key, paths in self.converted.items()}):
-            for key, (count, first) in found.items():
-                before, earliest = total.get(key, (0, first))
-                total[key] = before + count, min(earliest, first)
-        for (kind, number), (count, first) in sorted(total.items()):
-            unit = "Hz" if kind == "resampled" else "channels"
-            self.say(f"{kind}: {count} files of {number} {unit}, the first {first}")
-        self.reported |= total.keys()
-        self.converted.clear()
 
 
 class SpeakerBatchSampler:

@@ -24,10 +24,11 @@ import precision
 import progress
 import training_state
 from averaging import MovingAverage
-from DatasetLoader import FileEvents, collate, make_loader
+from DatasetLoader import collate, make_loader
 from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
+from training.file_events import FileEvents
 from training.saving import Saver
 from utils import total_norm
 
@@ -102,7 +103,7 @@ class ModelTrainer:
         self.step, self.nonfinite_in_a_row = 0, 0
         self.totals = progress.new_totals()
         self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
-        self.file_events = FileEvents(config, len(dataset), self.say)
+        self.file_events = FileEvents(config, len(dataset), ranks, files, self.say)
         self.incidents = Incidents(self)
         self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
         self.last_line = time.monotonic()
@@ -317,7 +318,8 @@ class ModelTrainer:
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
             self.batch += 1
-            self.incidents.file_faults(batch, self.file_events.note(batch["events"]))
+            self.file_events.note(batch, self.incidents.file_faults)
+            self.file_events.replace_rows(batch)
             if self.accept(batch):
                 window.append(batch)
             if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
@@ -353,7 +355,8 @@ class ModelTrainer:
         if self.scheduler_unit == "epoch":
             self.scheduler.step()
         progress.report_epoch(self, rates)
-        self.file_events.report_conversions(self.ranks)
+        self.file_events.share()
+        self.file_events.report_conversions()
 
     def means(self):
         """Loss, accuracy in %, utterances a second over all ranks, and % of time spent waiting for data."""
@@ -396,15 +399,15 @@ class ModelTrainer:
 
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
-        wish = [self.saver.due(self.step), self.signal or 0, self.file_events.too_many()]
+        wish = [self.saver.due(self.step), self.signal or 0, bool(self.file_events.found)]
         wish = torch.tensor(wish, dtype=torch.float32, device=self.device)
-        due, number, bad = self.ranks.maximum(wish).tolist()
-        if bad:
-            for found in self.ranks.gather(self.file_events.bad):
-                self.file_events.bad.update(found)
-            raise Finished(self.file_events.verdict(), 2)
-        if due or number:
+        due, number, found = self.ranks.maximum(wish).tolist()
+        if found:
+            self.file_events.share()
+        if due or number or self.file_events.too_many():
             self.save_last()
+        if self.file_events.too_many():
+            raise Finished([self.file_events.verdict()], 2)
         if number:
             raise Interrupted(int(number))
 

@@ -100,7 +100,7 @@ KEYS = _table(
                 "max_bad_files_pct",
                 float,
                 1.0,
-                "unreadable files before the run ends",
+                "bad files, of all processes, before the run ends; 3 files are always allowed, none if this is 0",
                 unit="% of the list",
                 low=0,
                 high=100,

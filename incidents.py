@@ -184,14 +184,14 @@ class Incidents:
             t.files.event("incident", epoch=t.epoch, step=t.step, batch=t.batch, **incident)
         return found[0] if found else {"what": "unknown", "reason": "unknown"}
 
-    def file_faults(self, batch, unusable: dict[str, str]):
+    def file_faults(self, batch, unusable: dict[str, str]) -> dict | None:
         """Dump a batch in which files ({path: reason}) that cannot be used gave way to others; it is trained on.
 
-        Every process speaks for its own files. Such dumps take at most half of ``nan_max_dumps``.
+        Returns the incident, None for files beyond the half of ``nan_max_dumps`` that such dumps may take.
         """
         t = self.trainer
-        if not unusable or self.file_dumps >= (t.config.nan_max_dumps + 1) // 2:
-            return
+        if self.file_dumps >= (t.config.nan_max_dumps + 1) // 2:
+            return None
         self.file_dumps += 1
 
         def concerned(info):
@@ -201,10 +201,17 @@ class Incidents:
         what = "; ".join(f"{path}: {reason}" for path, reason in unusable.items())
         fault = Fault("data_error", what, rows)
         saved = self.save(self.content(joined([batch]), fault, precision.draw_state(t.device), {}), None)
-        self.print(f"  {saved}")
-        if self.ranks.main:
-            summary = {"rank": 0, "reason": fault.reason, "what": what, "files": list(unusable), "dump": self.last_name}
-            t.files.event("incident", epoch=t.epoch, step=t.step, batch=t.batch, **summary)
+        return {
+            "saved": saved,
+            "epoch": t.epoch,
+            "step": t.step,
+            "batch": t.batch,
+            "rank": self.ranks.rank,
+            "reason": fault.reason,
+            "what": what,
+            "files": list(unusable),
+            "dump": self.last_name,
+        }
 
     def save(self, content: dict, state: dict | None) -> str:
         """Hand a dump to the writer unless a budget refuses it; returns the line to print."""

@@ -65,6 +65,14 @@ class RunFiles:
         if self.main:
             self.writes.append(path, f"{line}\n".encode(errors="surrogateescape"))
 
+    def bad_files(self, lines: list[str]) -> Path:
+        """Write result/bad_files.txt; returns its path."""
+        path = self.result / "bad_files.txt"
+        if self.main:
+            content = "".join(f"{line}\n" for line in lines)
+            self.writes.write_bytes(path, content.encode(errors="surrogateescape"))
+        return path
+
     def sizes(self) -> dict[str, int]:
         """Bytes of the appended files, to cut them back to when a run is resumed from this moment.
 

@@ -37,7 +37,7 @@ def capture(trainer, evaluated: bool = False) -> dict:
         "totals": trainer.totals,
         "incidents": trainer.incidents.state(),
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
-        "bad_files": {k: v for bad in trainer.ranks.gather(trainer.file_events.bad) for k, v in bad.items()},
+        "file_events": trainer.file_events.state(),
         "file_sizes": trainer.files.sizes(),
         "config": trainer.config.values(),
         "speakers": trainer.dataset.speakers_hash(),
@@ -82,7 +82,8 @@ def resume(trainer) -> bool:
     if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
         trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
         trainer.totals = progress.new_totals()
-    trainer.nonfinite_in_a_row, trainer.file_events.bad = state["nonfinite_in_a_row"], state["bad_files"]
+    trainer.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+    trainer.file_events.load_state(state.get("file_events", {"known": {}, "reported": []}))
     trainer.incidents.load_state(state["incidents"])
     if len(state["rng_state"]) == trainer.ranks.world:
         checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,20 +291,23 @@ def test_an_old_folder_without_full_state_continues(settings, tools):  # field.m
     assert torch.equal(again.network.__S__.linear.weight, trainer.network.__S__.linear.weight)
 
 
-def test_processes_agree_to_stop_on_bad_files(finished, tmp_path, tools, data):
-    import shutil
-
+def test_bad_files_are_counted_over_all_processes(finished, tmp_path, tools, data):
     shutil.copytree(data / "wav", tmp_path / "wav")
-    victims = sorted((tmp_path / "wav").glob("train00[0-2]/**/*.flac"))
+    victims = [sorted((tmp_path / "wav").glob(f"train00{speaker}/**/*.flac"))[0] for speaker in range(4)]
     for victim in victims:
         victim.write_bytes(b"")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [str(tools.root / "trainSpeakerNet.py"), "--config", str(finished[1]), "--device", "cpu"]
-    more = ["--train_path", str(tmp_path / "wav"), "--save_path", str(tmp_path / "run"), "--max_bad_files_pct", "4"]
+    more = ["--train_path", str(tmp_path / "wav"), "--save_path", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *words, *more], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode != 0 and "cannot be used (max_bad_files_pct):" in done.stderr
-    assert done.stderr.count("cannot be used") == 1 and str(tools.root / "SpeakerNet.py") not in done.stderr
+    assert done.returncode != 0 and done.stderr.count("4 files (13.3 % of the list) cannot be used") == 1, done.stderr
+    assert str(tools.root / "SpeakerNet.py") not in done.stderr
+    listed = (tmp_path / "run" / "result" / "bad_files.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == [str(victim) for victim in victims]
+    assert all(done.stdout.count(f"unreadable: {victim} (") == 1 for victim in victims), done.stdout
+    incidents = [e for e in metrics(tmp_path / "run") if e["event"] == "incident"]
+    assert {e["rank"] for e in incidents} == {0, 1}  # no process alone has met four
 
 
 @pytest.mark.parametrize(

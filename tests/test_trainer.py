@@ -2,12 +2,18 @@
 
 import json
 import math
+import shutil
 
 import pytest
+import soundfile
 import torch
 
+from corpus.audio import read_audio
+from postmortem.analysis import analyse
 from precision import LossScaler
+from progress import new_totals
 from speaker_lists import Finished
+from training_state import resume
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 
@@ -211,40 +217,98 @@ def test_margin_follows_the_epoch(settings, tools):
     assert trainer.network.loss.margin == 0.2
 
 
-def test_unreadable_files_are_named_and_replaced_until_there_are_too_many(settings, tools, data, tmp_path, capsys):
-    import shutil
+@pytest.fixture
+def wav(data, tmp_path):
+    """A copy of the voices that a test may spoil."""
+    shutil.copytree(data / "wav", tmp_path / "wav")
+    return tmp_path / "wav"
 
-    wav = tmp_path / "wav"
-    shutil.copytree(data / "wav", wav)
-    victim = sorted(wav.glob("train*/**/*.flac"))[3]
-    victim.write_bytes(b"")
-    trainer = tools.build(settings, train_path=wav, max_bad_files_pct=10)
+
+def train_files(wav):
+    return sorted(wav.glob("train*/**/*.flac"))
+
+
+def test_bad_files_in_a_short_list_are_named_and_replaced_until_there_are_too_many(settings, tools, wav, capsys):
+    files = train_files(wav)
+    victims = [files[3], files[4], files[11]]
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(victims[1].read_bytes()[:300])  # a header and little else
+    victims[2].write_bytes(victims[2].read_bytes()[:3000])
+    trainer = tools.build(settings, train_path=wav, batch_size=30)  # all of them in one batch
     trainer.train_epoch()
+    trainer.finish_epoch()
     out = capsys.readouterr().out
-    assert out.count(str(victim)) == 1 and list(trainer.file_events.bad) == [str(victim)]
-    assert trainer.totals["utterances"] == 30
-    strict = tools.build(settings, train_path=wav, save_path=tmp_path / "strict")
+    assert sorted(trainer.file_events.bad) == sorted(map(str, victims)) and trainer.totals["utterances"] == 30
+    assert all(out.count(f"unreadable: {victim}") == 1 for victim in victims)
+    files[20].write_bytes(b"")
+    trainer.epoch, trainer.batch = 2, 0
     with pytest.raises(Finished) as end:
-        strict.train_epoch()
-    assert end.value.status == 2 and str(victim) in "\n".join(end.value.lines)
+        trainer.train_epoch()
+    (line,) = end.value.lines
+    listed = (trainer.files.result / "bad_files.txt").read_text().splitlines()
+    assert end.value.status == 2 and str(trainer.files.result / "bad_files.txt") in line and "4 files" in line
+    assert [text.split("\t")[0] for text in listed] == [str(path) for path in sorted([*victims, files[20]])]
+    trainer.incidents.writer.close()
+    (dump,) = trainer.incidents.writer.folder.glob("nan_*_epoch_1.pt")
+    found = analyse(dump).verdict
+    assert torch.load(dump, weights_only=True)["reason"] == "data_error" and found["cause"] == "input"
+    assert {file["path"] for file in found["location"]["files"]} == set(map(str, victims))
 
 
-def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, tools, data, tmp_path, capsys):
-    import shutil
+def test_no_bad_file_is_allowed_with_a_limit_of_zero(settings, tools, wav):
+    train_files(wav)[3].write_bytes(b"")
+    with pytest.raises(Finished, match="1 files"):
+        tools.build(settings, train_path=wav, max_bad_files_pct=0).train_epoch()
 
-    import soundfile
 
-    wav = tmp_path / "wav"
-    shutil.copytree(data / "wav", wav)
-    victim = sorted(wav.glob("train*/**/*.flac"))[3]
+def test_a_file_with_nan_samples_costs_one_batch_not_one_an_epoch(settings, tools, wav, tmp_path):
+    victim = train_files(wav)[3]
+    x, rate = soundfile.read(victim)
+    x[:] = math.nan
+    soundfile.write(victim.with_suffix(".wav"), x, rate, subtype="FLOAT")
+    victim.with_suffix(".wav").rename(victim)
+    keys = {"train_path": wav, "nDataLoaderThread": 2, "max_epoch": 3}
+    trainer = tools.build(settings, **keys)
+    skipped = []
+    while trainer.epoch <= 3:
+        trainer.train_epoch()
+        skipped.append(trainer.totals["skipped"])
+        trainer.finish_epoch()
+        trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
+        trainer.totals = new_totals()
+        trainer.save_last()
+        if trainer.epoch == 2:
+            shutil.copytree(trainer.files.root, tmp_path / "resumed")
+    assert skipped == [1, 0, 0] and trainer.file_events.bad.keys() == {str(victim)}
+    again = tools.build(settings, **{**keys, "nDataLoaderThread": 0}, save_path=tmp_path / "resumed")
+    assert resume(again) and again.epoch == 2
+    batches = []
+    again.train_step, step = lambda window: (batches.extend(window), step(window))[1], again.train_step
+    for epoch in (2, 3):
+        again.epoch, again.batch = epoch, 0
+        again.train_epoch()
+        again.finish_epoch()
+    assert again.totals["skipped"] == 0
+    tools.assert_same(tools.snapshot(again), tools.snapshot(trainer))
+    rows = [(b, i, info) for b in batches for i, info in enumerate(b["files"]) if "replaced" in info]
+    assert len(rows) == 2 and all(info["replaced"][0]["path"] == str(victim) for *_, info in rows)
+    for batch, row, info in rows:  # provenance is of the utterance that took its place
+        crop, *_ = read_audio(info["path"], batch["data"].shape[-1], start=info["start"])
+        assert torch.equal(batch["data"][0, row], torch.from_numpy(crop))
+
+
+def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, tools, wav, capsys):
+    victim, number = train_files(wav)[3], 3
     soundfile.write(victim, soundfile.read(victim)[0][::2], 8000)
-    trainer = tools.build(settings, train_path=wav, max_seg_per_spk=1, max_epoch=12, test_interval=12, patience=0)
-    trainer.run()
-    drawn = [
-        str(victim) in {p for b in tools.batches(trainer, e) for p in (i["path"] for i in b["files"])}
-        for e in range(1, 13)
-    ]
-    assert True in drawn and False in drawn[drawn.index(True) :]  # epochs with it and later ones without it
+    trainer = tools.build(settings, train_path=wav, max_seg_per_spk=1, max_frames=10)
+    drawn = []
+    for trainer.epoch in range(1, 8):
+        rows = [row for batch in trainer.sampler.plan(trainer.epoch) for row in batch]
+        drawn.append(any(utterance == number for row in rows for utterance, _ in row))
+        trainer.batch = 0
+        trainer.train_epoch()
+        trainer.finish_epoch()
+    assert True in drawn and False in drawn[drawn.index(True) :]  # epochs with the file, and later ones without it
     assert capsys.readouterr().out.count("resampled: 1 files of 8000 Hz") == 1
 
 

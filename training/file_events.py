@@ -1,0 +1,126 @@
+"""Files that the loader could not use as they are: each is named once and counted over all processes."""
+
+UNITS = {"resampled": "Hz", "mixed down": "channels"}  # of the number in events on files that are used all the same
+COUNTED = ("unreadable", "nonfinite")  # kinds that count towards max_bad_files_pct; the others concern noise files
+ALWAYS_ALLOWED = 3  # bad files that end no run, however short its list
+
+
+class FileEvents:
+    """Takes the loader's events, each (kind, path, number, reason), and says when bad files end the run.
+
+    ``note`` and ``replace_rows`` take the batches of this process. ``share`` tells them to all processes, so that each
+    has the same ``known`` files {path: (line in the list, reason)} and finds at the same step that there are
+    ``too_many``. Files of ``known`` that a resumed run does not meet again, since they were repaired, do not count.
+    """
+
+    def __init__(self, config, total: int, ranks, files, say):
+        self.config, self.total, self.ranks, self.files, self.say = config, total, ranks, files, say
+        percent = config.max_bad_files_pct
+        self.allowed = max(ALWAYS_ALLOWED, int(percent / 100 * total)) if percent else 0
+        self.known = {}
+        self.met = set()  # paths since this process started, of all processes
+        self.bad, self.lost_speaker = {}, None  # those of ``met`` that count; a speaker without a readable file
+        self.found, self.incidents = [], []  # events and incidents of this process since the last ``share``
+        self.converted, self.reported = {}, set()  # (kind, number) -> paths; each (kind, number) said before
+
+    def note(self, batch, dump):
+        """Take note of a batch's events; ``dump(batch, {path: reason})`` makes an incident of files new to the run."""
+        unusable = {}
+        for event in batch["events"]:
+            kind, path, number, reason = event
+            if kind in UNITS:
+                if (kind, number) not in self.reported:
+                    self.converted.setdefault((kind, number), set()).add(path)
+            elif self.meet(event) and kind in ("unreadable", "augmentation"):
+                unusable[path] = reason
+        incident = dump(batch, unusable) if unusable else None
+        if incident:
+            self.incidents.append(incident)
+
+    def meet(self, event) -> bool:
+        """Keep an event for the next ``share``, once for each path; returns whether the path is new to the run."""
+        path = event[1]
+        if path in self.met:
+            return False
+        self.met.add(path)
+        self.found.append(event)
+        return path not in self.known
+
+    def replace_rows(self, batch):
+        """Put the spare in the place of each row whose file is known to hold NaN or Inf.
+
+        A batch with such a file that is new to the run stays as it is: it is refused and dumped, once for the file.
+        """
+        files, columns = batch["files"], batch["data"].shape[1]
+        events = [
+            ("nonfinite", files[row]["path"], files[row]["line"], "NaN or Inf samples") for row in batch["spares"]
+        ]
+        new = [event for event in events if self.meet(event)]
+        if new:
+            return
+        for row, spare in batch["spares"].items():
+            if spare is not None:
+                crop, files[row], events = spare
+                batch["data"][row // columns, row % columns] = crop
+                batch["peak"][row] = files[row]["peak"]
+                for event in events:
+                    self.meet(event)
+
+    def share(self):
+        """Tell all processes what each has found; a collective. New files are said and counted."""
+        for found, incidents in self.ranks.gather((self.found, self.incidents)):
+            for kind, path, number, reason in found:
+                if kind == "speaker":
+                    self.lost_speaker = path
+                elif kind in COUNTED:
+                    self.bad[path] = number, reason
+                if path not in self.known:
+                    line = f" ({self.config.train_list}:{number})" if kind in COUNTED else ""
+                    self.say(f"{kind}: {path}{line}: {reason}")
+                self.known[path] = number, reason
+                self.met.add(path)
+            for incident in incidents:
+                self.say(f"  {incident.pop('saved')}")
+                self.files.event("incident", **incident)
+        self.found, self.incidents = [], []
+
+    def too_many(self) -> bool:
+        """Whether the processes have met more bad files than ``max_bad_files_pct`` allows, or have lost a speaker."""
+        return self.lost_speaker is not None or len(self.bad) > self.allowed
+
+    def verdict(self) -> str:
+        """Why the run ends, in one line; the bad files are written to result/bad_files.txt."""
+        path = self.files.bad_files([f"{path}\t{line}\t{reason}" for path, (line, reason) in sorted(self.bad.items())])
+        if self.lost_speaker is not None:
+            text = f"none of the files tried of speaker '{self.lost_speaker}' can be read: repair them, or take "
+            return f"{text}the speaker out of {self.config.train_list}; {len(self.bad)} bad files are in {path}"
+        first, (line, reason) = next(iter(self.bad.items()))
+        share = 100 * len(self.bad) / self.total
+        return (
+            f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct): {first} "
+            f"({self.config.train_list}:{line}): {reason}; repair them or take them out: all are in {path}"
+        )
+
+    def state(self) -> dict:
+        """What a resumed run must know, of all processes; a collective."""
+        known = dict(self.known)
+        for found in self.ranks.gather(self.found):
+            known.update((path, (number, reason)) for _, path, number, reason in found)
+        return {"known": known, "reported": sorted(self.reported)}
+
+    def load_state(self, state: dict):
+        """Take over a saved state."""
+        self.known = {path: tuple(value) for path, value in state["known"].items()}
+        self.reported = {tuple(key) for key in state["reported"]}
+
+    def report_conversions(self):
+        """Say how many files of all processes were resampled or mixed down: each kind and number once a run."""
+        total = {}
+        for found in self.ranks.gather({key: (len(paths), min(paths)) for key, paths in self.converted.items()}):
+            for key, (count, first) in found.items():
+                before, earliest = total.get(key, (0, first))
+                total[key] = before + count, min(earliest, first)
+        for (kind, number), (count, first) in sorted(total.items()):
+            self.say(f"{kind}: {count} files of {number} {UNITS[kind]}, the first {first}")
+        self.reported |= total.keys()
+        self.converted.clear()
