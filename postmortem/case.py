@@ -24,6 +24,7 @@ class Case:
         self.replay, self.refusal = None, ""
         self.evidence, self.activations = [], []
         self.base = self.origin = self.probe = self.again = None
+        self.update_site = None  # the first operation of the optimizer's update with a non-finite result
         if not replay:
             self.refusal = "not replayed: --no-replay"
         elif not dump.get("format_version"):
@@ -81,7 +82,11 @@ class Case:
             if not again.finite:
                 self.base, self.verdict = again, "same_fault"
                 self.evidence.append("of two replays one was finite: the step does not compute the same twice")
-        if not self.base.finite:
+        if self.base.spoiled:
+            watch = Probe(self.replay.network(), self.replay.data)
+            self.replay.run(around=watch)
+            self.update_site = watch.first()
+        elif not self.base.finite:
             self.probe_step()
 
     def probe_step(self, **changes) -> None:

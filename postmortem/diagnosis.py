@@ -13,7 +13,14 @@ from postmortem.finding import Finding, detail_of
 from postmortem.patches import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, rows_of, same_as_files
-from postmortem.state_faults import bad_before, bad_scaler, diverged, impossible_statistic, outlier
+from postmortem.state_faults import (
+    bad_before,
+    bad_scaler,
+    diverged,
+    impossible_statistic,
+    outlier,
+    spoiled_update,
+)
 
 SILENT = 1e-6  # peak of a row that holds nothing
 
@@ -311,6 +318,6 @@ def placed(case) -> Finding:
 
 
 HYPOTHESES = (
-    *(unusable_file, label_outside, bad_samples, bad_before, bad_scaler),
+    *(unusable_file, label_outside, bad_samples, bad_before, bad_scaler, spoiled_update),
     *(vanished, absurd_amplitude, outlier, impossible_statistic, diverged, too_little_precision, place),
 )

@@ -9,7 +9,7 @@ from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild, rows_of
 from postmortem.replay import ReplayError
-from postmortem.state_faults import repaired, rewind_of
+from postmortem.state_faults import cures_of_update, repaired, rewind_of
 from postmortem.statistics import number
 from utils import total_norm
 
@@ -90,6 +90,8 @@ def by_rewind(case, finding, text, change, key) -> dict:
     """A fix of the update: for an optimizer fault tried by taking the steps again, else it cannot reach this step."""
     if case.replay is None:
         return recommendation(text, "set", change, None, case.refusal)
+    if case.base.spoiled:
+        return attempt(case, text, "set", change, settings=change)
     if finding.cause == "optimizer":
         rewind = rewind_of(case)
         if rewind is None or rewind.course().sound:
@@ -370,6 +372,8 @@ def for_state(case, finding) -> list[dict]:
 def for_optimizer(case, finding) -> list[dict]:
     """The setting that the fault hangs on, tried by taking the steps again."""
     config, lever = case.config, finding.lever
+    if case.replay is not None and case.base.spoiled:
+        return for_spoiled_update(case, finding)
     if lever == "schedule":
         text = f"{finding.source}: the schedule returns a learning rate that is not finite; choose another or mend it"
         rewind = rewind_of(case)
@@ -412,6 +416,21 @@ def for_optimizer(case, finding) -> list[dict]:
         if course.sound:
             break
     return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
+
+
+def for_spoiled_update(case, finding) -> list[dict]:
+    """Options of the optimizer, its line, and another optimizer, each tried on the dump's own update."""
+    fixes = []
+    for change in cures_of_update(case):
+        ((key, value),) = change.items()
+        fixes.append(attempt(case, f"{key}: {value:g} (now {case.config.get(key)})", "set", change, settings=change))
+    guard = LineGuard(finding.source or "")
+    outcome = case.replay.run(around=guard)
+    if guard.applied:
+        text, change = f"{finding.source}: {', '.join(guard.applied)}", {"source": finding.source}
+        fixes.append(recommendation(text, "fix_code", change, outcome.finite, f"the step with it: {outcome}"))
+    other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
+    return [*fixes, attempt(case, f"optimizer: {other['optimizer']}", "set", other, settings=other)]
 
 
 def for_update(case, finding) -> list[dict]:

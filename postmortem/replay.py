@@ -16,7 +16,7 @@ import plugins
 from finetuning import FrozenBackbone
 from postmortem.dump import tensor_stats
 from postmortem.patches import Casts, CudaCasts
-from postmortem.statistics import number
+from postmortem.statistics import bad_state, number
 from precision import BufferSnapshot, LossScaler
 from SpeakerNet import SpeakerNet
 from utils import total_norm
@@ -36,6 +36,7 @@ class Outcome:
     accuracy: float = 0.0
     norm: float = math.nan
     bad_buffers: bool = False
+    spoiled: str = ""  # what the optimizer's update made non-finite
     error: str = ""  # of the plug-in's own
     gradients: dict = field(default_factory=dict)  # statistics per parameter
     seconds: float = 0.0
@@ -44,13 +45,15 @@ class Outcome:
     @property
     def finite(self) -> bool:
         """Whether the trainer would have taken this step."""
-        return not self.error and math.isfinite(self.loss) and math.isfinite(self.norm) and not self.bad_buffers
+        computed = math.isfinite(self.loss) and math.isfinite(self.norm)
+        return not self.error and computed and not self.bad_buffers and not self.spoiled
 
     def __str__(self):
         if self.error:
             return self.error
-        buffers = ", a buffer is not finite" if self.bad_buffers else ""
-        return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{buffers}"
+        more = ", a buffer is not finite" if self.bad_buffers else ""
+        more += f", the update makes '{self.spoiled}' non-finite" if self.spoiled else ""
+        return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{more}"
 
 
 def changed_sources(dump: dict) -> list[str]:
@@ -110,6 +113,8 @@ class Replay:
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
         self.emulated = cuda and self.device.type == "cpu"
         self.dtype = dump["amp_dtype"]
+        # A finite step of finite weights that was refused all the same: it may have been for its update.
+        self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
         self.networks = {}
         if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
@@ -162,6 +167,7 @@ class Replay:
         loss ``scale`` replace the dump's. Of ``more``: ``edit(network)`` is called before the step, ``modes`` are
         context managers around forward and backward, ``islands`` are names of modules that compute in fp32, ``stats``
         True collects gradient statistics, ``after(network)`` is called after the step, with its gradients there.
+        The update of a dump whose fault may be the update is taken too; ``around`` is a context manager around it.
         """
         begin = time.perf_counter()
         dtype = dtype or self.dtype
@@ -198,6 +204,8 @@ class Replay:
                     stack.enter_context(mode)
                 results = self.forward_backward(network, windows, dtype, scale)
             self.measure(network, results, scale, outcome)
+            if self.takes_update and outcome.finite:
+                outcome.spoiled = self.update(network, settings, outcome.norm, more.get("around"))
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after") and outcome.finite:
@@ -241,6 +249,34 @@ class Replay:
             (loss.float() * (scale / len(windows))).backward()
             results.append((loss.detach(), accuracy))
         return results
+
+    def update(self, network, settings, norm: float, around=None) -> str:
+        """Take the optimizer's step from its saved state; returns what it made non-finite.
+
+        ``settings`` that are options of the optimizer change it; another ``optimizer`` begins without moments.
+        """
+        config, saved = {**self.config, "steps_per_epoch": 1, **(settings or {})}, self.state["optimizer_state_dict"]
+        named = dict(network.named_parameters())
+        names = self.dump.get("trainable") or list(named)
+        groups = [{"params": [named[names[i]] for i in group["params"]]} for group in saved["param_groups"]]
+        given = groups[0]["params"] if len(groups) == 1 else groups
+        optimizer = plugins.build("optimizer", config["optimizer"], config, given)
+        if config["optimizer"] == self.config["optimizer"]:
+            optimizer.load_state_dict(saved)
+        for group in optimizer.param_groups:
+            group["lr"] = self.dump["lr"]
+            if "lr" in (settings or {}):
+                group["lr"] *= settings["lr"] / number(self.config, "lr", self.dump["lr"])
+            group.update({key: value for key, value in (settings or {}).items() if key in group and key != "lr"})
+        clip = number(config, "grad_clip")
+        if clip and norm > clip:
+            torch._foreach_mul_(list(gradients_of(network).values()), clip / norm)
+        with around or contextlib.nullcontext():
+            optimizer.step()
+        made = {name: p for name, p in named.items() if p.requires_grad or name in names}
+        made |= {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+        floating = {n: t for n, t in made.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        return next((name for name, tensor in floating.items() if not bool(tensor.isfinite().all())), "")
 
     def measure(self, network, results, scale, outcome):
         """Unscale the gradients and check what the trainer checks; no mode sees this."""

@@ -198,18 +198,51 @@ def ran_away(case, growth: float, source: str) -> Finding | None:
         text = f"The updates of {source} drive the weights away; those of {other['optimizer']} do not."
         return Finding("optimizer", "diverges", text, evidence, phase="update", source=source)
     arithmetic = control.site is None or not control.site.constant  # else something was put there, not computed
-    return update_itself(control, evidence, source) if control.spoiled and arithmetic else None
+    return update_itself(control.spoiled, control.site, evidence, source) if control.spoiled and arithmetic else None
 
 
-def update_itself(control, evidence, source) -> Finding:
-    """An update that makes NaN of finite gradients whatever its settings: the optimizer's own code."""
-    finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=control.spoiled)
-    if control.site is not None:
-        finding.op, finding.source = control.site.op, control.site.site.source or source
-        finding.detail = detail_of(control.site)
-        finding.evidence.append(f"first: {finding.op} at {finding.source}, operands {control.site.operands}")
-    finding.summary = f"The update of '{control.spoiled}' makes NaN of a finite gradient, at {finding.source}."
+def update_itself(spoiled: str, record, evidence, source) -> Finding:
+    """An update that makes NaN of finite gradients whatever its settings: the optimizer's own code.
+
+    ``record``: the probe's, of the first operation with a non-finite result.
+    """
+    finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=spoiled)
+    if record is not None:
+        finding.op, finding.source = record.op, record.site.source or source
+        finding.detail = detail_of(record)
+        finding.evidence.append(f"first: {finding.op} at {finding.source}, operands {record.operands}")
+    finding.summary = f"The update of '{spoiled}' makes NaN or Inf of a finite gradient, at {finding.source}."
     return finding
+
+
+def spoiled_update(case):
+    """The step's own update makes a weight or a moment non-finite; it was undone, so the state is that before it."""
+    if case.replay is None or not case.base.spoiled:
+        return None
+    source = f"optimizer/{case.config.get('optimizer', '?')}.py"
+    finding = update_itself(case.base.spoiled, case.update_site, [f"replayed with its update: {case.base}"], source)
+    for change in cures_of_update(case):
+        if case.replay.run(settings=change).finite:
+            finding.lever = next(iter(change))
+            finding.evidence.append(f"with {finding.lever} {change[finding.lever]:g} the same update is finite")
+            break
+    return finding
+
+
+def cures_of_update(case) -> list[dict]:
+    """Options of the optimizer that its update may fail by, each with a sound value: one change at a time."""
+    groups, config = groups_of(case), case.config
+    given = [key for key in ("eps", "weight_decay", "momentum") if any(key in group for group in groups)]
+    worst = {key: max(number(g, key) for g in groups) for key in given if key != "eps"}
+    cures = []
+    if "eps" in given and min(number(g, "eps") for g in groups) < 1e-12:
+        cures.append({"eps": 1e-8})
+    if worst.get("momentum", 0) >= 1:
+        cures.append({"momentum": 0.9})
+    if worst.get("weight_decay", 0) * case.dump["lr"] > 0.5:
+        cures.append({"weight_decay": 5e-5})
+    lr = number(config, "lr") or case.dump["lr"]
+    return cures + [{"lr": float(f"{lr * factor:.3g}")} for factor in (0.1, 0.01)]
 
 
 def set_elements(name: str, where, value: float):

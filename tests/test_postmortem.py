@@ -371,3 +371,17 @@ def test_an_update_that_makes_nan_is_the_optimizers(dump_of):  # nan.md F41
 
     verdict = analyse(dump_of(spoil)).verdict
     assert (verdict["cause"], verdict["detail"]) == ("optimizer", "weight_decay")
+
+
+def test_an_update_that_makes_nan_is_replayed_and_its_cures_are_tried(dump_of):
+    path = dump_of(nan_inject="1:loss", optimizer="sgd", lr=100, weight_decay=3e38)  # together beyond fp32
+    edit(path, reason="state_nonfinite", injected="")  # the injected step was sound; its own update is not
+    verdict = analyse(path).verdict
+    assert (verdict["cause"], verdict["location"]["phase"]) == ("optimizer", "update")
+    assert (
+        verdict["location"]["parameter"].startswith("__S__.") and "replayed with its update" in verdict["evidence"][0]
+    )
+    assert verdict["replay"]["reproduced"] == "same_fault"
+    fixes = {tuple(fix["change"] or ()): fix["verdict"] for fix in verdict["recommendations"] if fix["action"] == "set"}
+    assert fixes[("weight_decay",)] == "verified"
+    assert fixes[("mixedprec",)] == fixes[("grad_clip",)] == fixes[("scale",)] == "refuted"
