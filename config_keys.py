@@ -211,6 +211,13 @@ KEYS = _table(
                 "cosine, or minus the mean distance of crops",
                 choices=("cosine", "euclidean"),
             ),
+            _k(
+                "picture_format",
+                str,
+                "png",
+                "pictures of the evaluation in this form too, beside png",
+                choices=("png", "pdf", "svg"),
+            ),
             _k("dcf_p_target", float, 0.05, "prior of a target trial in minDCF and actDCF", above=0, high=0.999999),
             _k("dcf_c_miss", float, 1.0, "cost of a miss", above=0),
             _k("dcf_c_fa", float, 1.0, "cost of a false alarm", above=0),

@@ -228,7 +228,8 @@ class Evaluator:
         """Write the pictures of a result."""
         finite = np.isfinite(result["scores"])
         costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
-        return plots.draw_all(folder, result["scores"][finite], self.labels[finite], result, None, costs, write)
+        scores, labels, formats = result["scores"][finite], self.labels[finite], (self.config.picture_format,)
+        return plots.draw_all(folder, scores, labels, result, None, costs, write, formats)
 
 
 def leave_calibration(evaluator, files, network, result: dict) -> list[str]:

@@ -11,16 +11,19 @@ from storage.files import write_atomically
 from tuneThreshold import calibrated_llrs
 
 TARGET, NONTARGET, MARK, GUIDE = "#1b6ca8", "#d1495b", "#222222", "#999999"
-DET_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95])
+DET_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99])
+MOST_TICKS = 11  # whose labels do not touch
 PRIORS = (0.01, 0.05)
 RULE = 30  # errors that a rate needs to be worth its name (Doddington et al. 2000)
+NAMES = ("det", "roc", "scores", "calibration")
+FORMATS = ("png", "pdf", "svg")
 
 
 def _figure(title, xlabel, ylabel, panels=1):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(0.9 + 5.1 * panels, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(0.9 + 5.1 * panels, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for panel in axes:
@@ -31,14 +34,21 @@ def _figure(title, xlabel, ylabel, panels=1):
     return figure, axes[0] if panels == 1 else axes
 
 
-def draw_all(folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0), write=write_atomically) -> list[Path]:
-    """Write det.png, roc.png, scores.png and calibration.png into ``folder``; returns their paths.
+def _legend(axes, columns=2):
+    """Put the legend below the axes, where no curve runs."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+    axes.legend(frameon=False, fontsize=9, ncols=columns, columnspacing=1.2, handlelength=1.6, **place)
+
+
+def draw_all(
+    folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0), write=write_atomically, formats=()
+) -> list[Path]:
+    """Write det.png, roc.png, scores.png and calibration.png into ``folder``; returns the paths of all pictures.
 
     ``scores`` (N,) finite, ``labels`` (N,); ``result`` has ``eer`` in %, ``threshold``, ``trials``, ``targets`` and, if
     known, ``eer_low``, ``eer_high`` and ``epoch``. ``llrs`` (N,): default those of ``calibrated_llrs``. ``costs``: of a
-    miss and of a false accept. ``write(path, bytes)`` writes a picture.
+    miss and of a false accept. ``write(path, bytes)`` writes a picture. ``formats``: of FORMATS, beside png.
     """
-    folder = Path(folder)
     interval = f" ({result['eer_low']:.2f} to {result['eer_high']:.2f})" if result.get("eer_low") is not None else ""
     epoch = f", epoch {result['epoch']}" if result.get("epoch") else ""
     title = f"EER {result['eer']:.2f} %{interval}, {result['trials']} trials{epoch}"
@@ -50,11 +60,24 @@ def draw_all(folder, scores, labels, result: dict, llrs=None, costs=(1.0, 1.0), 
         _histogram(title, rates, result),
         _calibration(title, llr_rates),
     ]
-    paths = [folder / name for name in ("det.png", "roc.png", "scores.png", "calibration.png")]
-    for figure, path in zip(drawn, paths):
+    return [path for figure, name in zip(drawn, NAMES) for path in _save(figure, Path(folder), name, formats, write)]
+
+
+def _save(figure, folder, name, formats, write) -> list[Path]:
+    """Write a picture as PNG and in other formats."""
+    from matplotlib import rc_context
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for all formats
+    paths = []
+    for ending in dict.fromkeys(["png", *formats]):
         picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-        write(path, picture.getvalue())
+        # Text of an SVG and letters of a PDF stay text, to be searched and edited; no dates, so that equal is equal.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "pdf.fonttype": 42}):
+            dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
+            figure.savefig(picture, format=ending, metadata=dated)
+        paths.append(folder / f"{name}.{ending}")
+        write(paths[-1], picture.getvalue())
     return paths
 
 
@@ -74,50 +97,102 @@ def _thinned(x, y, steps=2000):
     return x[keep], y[keep]
 
 
-def _det(title, rates, result, costs):
-    figure, axes = _figure("DET curve\n" + title, "false accepts (%)", "misses (%)")
+def _probit_axes(axes, low, high):
+    """Scale both axes from ``low`` to ``high``, in probits, with ticks in % whose labels do not touch."""
+    places, ticks = norm.ppf(DET_TICKS / 100), []
+    for place, tick in zip(places, DET_TICKS):
+        if low <= place <= high and (not ticks or place - ticks[-1][0] >= (high - low) / MOST_TICKS):
+            ticks.append((place, f"{tick:g}"))
+    axes.set_xticks(*zip(*ticks))
+    axes.set_yticks(*zip(*ticks))
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.plot([low, high], [low, high], color=GUIDE, linewidth=0.8, linestyle="--", label="equal error", zorder=1)
+
+
+def _probit_span(targets: int, nontargets: int, highest: float):
+    """The ends of the axes of a DET curve: from the smallest rate that so many trials tell to above ``highest``."""
+    smallest = min(100 / max(targets, nontargets), 5)
+    low = DET_TICKS[smallest <= DET_TICKS][0] / 100 * 0.8
+    return norm.ppf(low), norm.ppf(next((top for top in (0.05, 0.2, 0.6, 0.95) if 1.5 * highest < top), 0.999))
+
+
+def _det_curve(axes, rates, **style) -> bool:
+    """Draw a DET curve; returns whether there is one, since separable trials have no threshold with both errors."""
     miss, alarm = _curve(rates)
-    targets, nontargets = len(rates.targets), len(rates.nontargets)
-    smallest = 100 / max(targets, nontargets)
-    ticks = DET_TICKS[min(smallest, 5) <= DET_TICKS]
-    best = [(prior, *rates.min_dcf(prior, *costs)) for prior in PRIORS]
-    most = max(float(rates.at(threshold)[0]) for _, _, threshold in best)
-    low, high = norm.ppf(ticks[0] / 100 * 0.8), norm.ppf(0.6 if most < 0.6 else 0.95)
     inside = (miss > 0) & (miss < 1) & (alarm > 0) & (alarm < 1)
     if inside.any():
-        axes.plot(*_thinned(norm.ppf(alarm[inside]), norm.ppf(miss[inside])), color=TARGET, linewidth=1.8)
-    else:
-        axes.text(0.55, 0.3, "no threshold makes\nboth kinds of error", transform=axes.transAxes, ha="left")
-    axes.plot([low, high], [low, high], color=GUIDE, linewidth=0.8, linestyle="--", label="equal error")
+        ends = np.convolve(inside, [1, 1, 1], "same") > 0  # with the steps to no error, which leave the picture
+        x, y = (norm.ppf(np.clip(rate[ends], 1e-9, 1 - 1e-9)) for rate in (alarm, miss))
+        axes.plot(*_thinned(x, y), linewidth=1.8, **style)
+    return bool(inside.any())
+
+
+def _det(title, rates, result, costs):
+    figure, axes = _figure("DET curve\n" + title, "false accepts (%)", "misses (%)")
+    targets, nontargets = len(rates.targets), len(rates.nontargets)
+    best = [(prior, *rates.min_dcf(prior, *costs)) for prior in PRIORS]
+    most = max(float(rates.at(threshold)[0]) for _, _, threshold in best)
+    low, high = _probit_span(targets, nontargets, max(most, 1.2 * result["eer"] / 100))
+    _probit_axes(axes, low, high)
+    if not _det_curve(axes, rates, color=TARGET):
+        axes.text(0.5, 0.6, "no threshold makes both kinds of error", transform=axes.transAxes, ha="center")
+    style = {"color": GUIDE, "linewidth": 0.8, "linestyle": ":"}
     for count, line in ((nontargets, axes.axvline), (targets, axes.axhline)):
-        if RULE / count < 0.6:
-            line(norm.ppf(RULE / count), color=GUIDE, linewidth=0.8, linestyle=":")
-    axes.plot([], [], color=GUIDE, linewidth=0.8, linestyle=":", label=f"{RULE} errors")
-    if result["eer"] > 0:
+        if low < norm.ppf(min(RULE / count, 1)) < high:
+            line(norm.ppf(RULE / count), **style)
+    axes.plot([], [], **style, label=f"{RULE} errors: rates left of it or below are unreliable")
+    if 0 < result["eer"] < 100:
         eer = norm.ppf(result["eer"] / 100)
-        axes.plot([eer], [eer], "o", color=MARK, label=f"EER {result['eer']:.2f} %", zorder=3)
-    for (prior, cost, threshold), marker in zip(best, "sD"):
-        point = np.clip(norm.ppf(np.maximum(rates.at(threshold), 1e-9)[::-1]), low, high)
+        axes.plot([eer], [eer], "o", color=MARK, label=f"EER {result['eer']:.2f} %", zorder=4)
+    # The second marker is open and larger: both are seen where they fall together.
+    for (prior, cost, threshold), marker in zip(best, ({"ms": 5}, {"ms": 11, "mfc": "none", "mew": 1.6})):
+        point = np.clip(norm.ppf(np.clip(rates.at(threshold), 1e-9, 1 - 1e-9)[::-1]), low, high)
         label = f"minDCF({prior:g}) {cost:.3f}"
-        axes.plot(*point[:, None], marker, color=NONTARGET, markersize=6, label=label, clip_on=False, zorder=3)
-    places = norm.ppf(ticks / 100)
-    apart = np.append(True, np.diff(np.floor((places - low) / (high - low) * 17)) > 0)  # labels that do not touch
-    ticks, places = ticks[apart], places[apart]
-    axes.set_xticks(places, [f"{t:g}" for t in ticks])
-    axes.set_yticks(places, [f"{t:g}" for t in ticks])
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    axes.legend(frameon=False, fontsize=9)
+        axes.plot(*point[:, None], "s", color=NONTARGET, **marker, label=label, clip_on=False, zorder=3)
+    _legend(axes)
     return figure
 
 
+def draw_comparison(folder, systems, formats=(), write=write_atomically) -> list[Path]:
+    """Write compare.png, the DET curves of several systems with their intervals; returns the paths.
+
+    ``systems``: (label, ErrorRates, function of false-accept rates (G,) to the interval of the misses (2, G)) of each.
+    """
+    figure, axes = _figure("DET curves, with 95 % intervals of the misses", "false accepts (%)", "misses (%)")
+    trials = systems[0][1]
+    eers = [float(rates.eer()[0]) for _, rates, _ in systems]
+    low, high = _probit_span(len(trials.targets), len(trials.nontargets), 3 * max(eers))
+    _probit_axes(axes, low, high)
+    grid = np.linspace(low, high, 120)
+    for (label, rates, interval), eer, color in zip(systems, eers, (TARGET, NONTARGET)):
+        _det_curve(axes, rates, color=color)
+        bottom, top = np.clip(norm.ppf(np.clip(interval(norm.cdf(grid)), 1e-9, 1 - 1e-9)), low - 1, high + 1)
+        axes.fill_between(grid, bottom, top, color=color, alpha=0.18, linewidth=0)
+        place = np.clip(norm.ppf(np.clip(eer, 1e-9, 1 - 1e-9)), low, high)
+        axes.plot([place], [place], "o-", color=color, label=label, clip_on=False, zorder=4)
+    _legend(axes, 1)
+    return _save(figure, Path(folder), "compare", formats, write)
+
+
 def _roc(title, rates, result):
-    figure, axes = _figure("ROC curve\n" + title, "false accepts (%)", "accepted targets (%)")
+    figure, axes = _figure("ROC curve\n" + title, "false accepts (%), logarithmic", "accepted targets (%)")
     miss, alarm = _curve(rates)
-    axes.plot(*_thinned(100 * alarm, 100 * (1 - miss)), color=TARGET, linewidth=1.8)
-    axes.plot([0, 100], [100, 0], color=GUIDE, linewidth=0.8, linestyle="--", label="equal error")
-    axes.plot([result["eer"]], [100 - result["eer"]], "o", color=MARK, label=f"EER {result['eer']:.2f} %")
-    axes.set(xlim=(-1, 101), ylim=(-1, 101), aspect="equal")
-    axes.legend(frameon=False, loc="center right")
+    least = 100 / len(rates.nontargets) / 2  # half an error: where no nontarget is accepted
+    x, accepted = np.maximum(100 * alarm, least), 100 * (1 - miss)
+    x, accepted = _thinned(np.log10(x), accepted)
+    axes.plot(10**x, accepted, color=TARGET, linewidth=1.8)
+    even = np.geomspace(least, 100, 200)
+    axes.plot(even, 100 - even, color=GUIDE, linewidth=0.8, linestyle="--", label="equal error")
+    eer = max(result["eer"], least)
+    axes.plot([eer], [100 - result["eer"]], "o", color=MARK, label=f"EER {result['eer']:.2f} %", clip_on=False)
+    without = accepted[np.argmin(x)] if len(x) else 0  # targets accepted without any false accept
+    bottom = max([edge for edge in (0, 50, 80, 90) if edge <= min(without, 100 - result["eer"]) - 3], default=0)
+    axes.set(xlim=(least, 100), ylim=(bottom, 100 + (100 - bottom) / 100), xscale="log")
+    from matplotlib.ticker import LogLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if least < 0.5 else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _legend(axes)
     return figure
 
 
@@ -131,11 +206,9 @@ def _histogram(title, rates, result):
         share = 100 * np.histogram(scores, edges)[0] / len(scores)
         axes.stairs(share, edges, fill=True, alpha=0.5, color=color, label=f"{name} ({len(scores)})")
         axes.stairs(share, edges, color=color, linewidth=1.0)
-    top, label = axes.get_ylim()[1], f"EER threshold {result['threshold']:.3f}"
-    axes.plot([result["threshold"]] * 2, [0, top], color=MARK, linewidth=1.2, label=label)
-    axes.set_ylim(0, 1.15 * top)
+    axes.axvline(result["threshold"], color=MARK, linewidth=1.2, label=f"EER threshold {result['threshold']:.3f}")
     axes.locator_params(axis="x", nbins=6)
-    axes.legend(frameon=False, loc="upper center", ncols=3, fontsize=9, columnspacing=1.2, handlelength=1.5)
+    _legend(axes, 3)
     return figure
 
 
@@ -152,12 +225,12 @@ def _calibration(title, rates):
     actual = (prior * miss + (1 - prior) * alarm) / default
     right.plot(odds, actual, color=NONTARGET, linewidth=1.8, label="actual decisions (actDCF)")
     right.plot(odds, best / default, color=TARGET, linewidth=1.8, label="best thresholds (minDCF, hull)")
-    right.axhline(1, color=GUIDE, linewidth=0.8, linestyle="--", label="deciding without listening")
+    right.axhline(1, color=GUIDE, linewidth=0.8, linestyle="--", label="always deciding by the prior")
     for p in PRIORS:
         right.axvline(np.log(p / (1 - p)), color=GUIDE, linewidth=0.8, linestyle=":")
-        right.text(np.log(p / (1 - p)), 0.01, f" {p:g}", color=MARK, fontsize=8, va="bottom")
+        right.text(np.log(p / (1 - p)), 1.39, f" prior {p:g}", color=MARK, fontsize=8, va="top", rotation=90)
     right.set(xlabel="log odds of a target", ylabel="normalised cost", ylim=(0, 1.4), xlim=(-7, 7))
-    right.legend(frameon=False, fontsize=9, loc="upper right")
+    _legend(right, 1)
     return figure
 
 
@@ -176,7 +249,9 @@ def _reliability(axes, rates):
         large = mixed & (targets + nontargets >= 2 * RULE) & (np.minimum(targets, nontargets) >= 5)
         large &= large.sum() <= 40
         axes.plot((begin + last)[large] / 2, llrs[large], "o", color=TARGET, markersize=4)
+    else:
+        axes.text(0.5, 0.7, "no score is that of both classes", transform=axes.transAxes, ha="center")
     cost = f"Cllr {rates.cllr():.3f} bit, at best {rates.min_cllr():.3f}"
     axes.plot([], [], " ", label=cost)
     axes.set(xlim=(low, high), ylim=(max(low - 1, -13), min(high + 1, 13)))
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _legend(axes, 1)

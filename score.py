@@ -3,6 +3,7 @@
 python score.py --trials trials.txt --embeddings vox1.npz --out exps/scores
 python score.py --trials trials.txt --initial_model exps/demo/model/model_best.model --root data/demo/wav
 python score.py --trials trials.txt --embeddings all.npz --cohort train_list.txt --norm asnorm --calibrate held_out.txt
+python score.py --compare exps/one/scores.txt exps/two/scores.txt --out exps/compared
 """
 
 import os
@@ -55,6 +56,9 @@ def parser() -> Parser:
     add("--out", default="", metavar="FOLDER", help="write scores.txt, result.json and the pictures there")
     add("--save_backend", default="", metavar="FILE", help="write the chain as one .npz, for verify.py and --backend")
     add("--false_accept", type=float, metavar="RATE", help="its threshold: so many false accepts (held-out trials)")
+    add("--pictures", nargs="+", default=[], choices=("png", "pdf", "svg"), help="pictures in these forms beside png")
+    add = p.add_argument_group("compare two systems").add_argument
+    add("--compare", nargs=2, default=[], metavar=("A", "B"), help="score files of the same trials: is one better?")
     add = p.add_argument_group("make a held-out list").add_argument
     add("--make_trials", nargs=2, metavar=("TRAIN_LIST", "TRIALS"), help="draw held-out trials from a train list; stop")
     add("--pairs", type=int, default=10000, help="target trials to draw, and nontarget ones (default 10000)")
@@ -73,6 +77,9 @@ def checked(p: Parser, argv):
     check_numbers(p, a)
     if a.make_trials:
         existing_file(a.make_trials[0], "--make_trials")
+        return a
+    if a.compare:
+        check_comparison(p, a)
         return a
     if not a.trials:
         p.error("--trials FILE is needed (or --make_trials TRAIN_LIST TRIALS)")
@@ -111,6 +118,20 @@ def checked(p: Parser, argv):
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
     return a
+
+
+def check_comparison(p: Parser, a):
+    """UsageError for what --compare cannot be done with."""
+    others = ("embeddings", "initial_model", "enroll", "backend", "cohort", "calibrate", "fuse", "by", "save_backend")
+    for flag in others:
+        if getattr(a, flag):
+            p.error(f"--compare takes score files, and no --{flag}")
+    for path in a.compare:
+        existing_file(path, "--compare")
+    if a.trials:
+        existing_file(a.trials, "--trials")
+    if a.out:
+        check_place("out", a.out)
 
 
 def check_place(flag: str, path: str):
@@ -293,6 +314,10 @@ def main(argv) -> int:
     a = checked(parser(), argv)
     if a.make_trials:
         return make_held_out(a)
+    if a.compare:
+        from scoring.comparison import main as compare
+
+        return compare(a)
     from scoring import report
 
     notes = []
@@ -310,7 +335,11 @@ def main(argv) -> int:
     parts = [backend.describe()] if backend else []
     parts += [f"fusion with {len(a.fuse)} score file{'s' * (len(a.fuse) > 1)}"] if a.fuse else []
     parts += [f"{'QMF ' if a.qmf else ''}calibration on {a.calibrate}"] if a.calibrate else []
+    if a.fuse and calibration is not None:
+        weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(calibration.names, calibration.weights))
+        say(f"fusion: log-likelihood ratio = sum of the weighted scores {calibration.bias:+.4g}; weights: {weights}")
     result = report.summarise(a, trials, llrs, " + ".join(parts), models)
+    result["calibration"] = None if calibration is None else calibration.to_dict()
     print("\n".join(report.table(result)))
     failed = any(part and part["failed"] for part in (result["scores"], result["calibrated"]))
     if a.by and not failed:

@@ -9,6 +9,7 @@ left out, and how many is printed; no trials, one class or a label other than 0 
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -254,7 +255,13 @@ def parse_arguments(argv):
     parser.add_argument("--false_accept", type=float, nargs="+", default=[], metavar="RATE", help="give the thresholds")
     parser.add_argument("--false_reject", type=float, nargs="+", default=[], metavar="RATE", help="give the thresholds")
     parser.add_argument("--draws", type=int, default=0, help="bootstrap draws (default 0: 200 to 1,000)")
+    parser.add_argument("--out", default="", metavar="FOLDER", help="write det, roc, scores and calibration.png there")
+    parser.add_argument(
+        "--pictures", nargs="+", default=[], choices=("png", "pdf", "svg"), help="and in these forms too (with --out)"
+    )
     args = parser.parse_args(argv)
+    if args.pictures and not args.out:
+        parser.error("--pictures needs --out FOLDER")
     if not 0 < args.p_target < 1:
         parser.error("--p_target must lie between 0 and 1")
     if any(not 0 <= rate <= 1 for rate in args.false_accept + args.false_reject):
@@ -299,9 +306,22 @@ def main(argv=None) -> int:
                 miss, alarm = (100 * float(x) for x in rates.at(threshold))
                 # All digits: a rounded threshold may accept what it should not.
                 print(f"false {what} {rate:g}: threshold {threshold!r}, misses {miss:.2f} %, accepts {alarm:.2f} %")
+        if args.out:
+            draw(args, scores, labels, rows[0])
     except ValueError as error:
         raise UsageError(f"{args.file}: {error}") from error
     return 0
+
+
+def draw(args, scores, labels, figures: dict):
+    """Write the pictures of a score file."""
+    import plots  # which imports this module
+
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write into '{args.out}': {error.strerror}") from error
+    print("pictures: " + ", ".join(map(str, plots.draw_all(args.out, scores, labels, figures, formats=args.pictures))))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def bootstrap_interval(
     found = draw_figures(scores, labels, speakers, llrs, costs, draws, seed)
     share = 50 * (1 - level)
     found = {name: percentiles(values, share) for name, values in found.items()}
-    found.update(_without_errors(scores, labels, speakers, llrs, costs, level))
+    found.update(without_errors(scores, labels, speakers, llrs, costs, level))
     return found
 
 
@@ -93,7 +93,7 @@ def draw_figures(scores, labels, speakers, llrs, costs, draws: int = 0, seed: in
     for label in (1, 0):
         index = np.flatnonzero(labels == label)
         classes.append(index[np.argsort(scores[index], kind="stable")])
-    draws = draws or int(np.clip(1e8 / len(scores), 200, 1000))
+    draws = draws or _draws_for(len(scores))
     thresholds = [bayes_threshold(*cost) for cost in costs]
     losses = [_losses(llrs[index], thresholds, target) for target, index in zip((True, False), classes)]
     sorted_scores = [scores[index] for index in classes]
@@ -113,6 +113,26 @@ def draw_figures(scores, labels, speakers, llrs, costs, draws: int = 0, seed: in
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
+def draw_misses(scores, labels, speakers, alarms, draws: int = 0, seed: int = 0):
+    """Miss rates (draws, G) at the false-accept rates ``alarms`` (G,), of each draw of ``bootstrap_interval``."""
+    classes = [np.flatnonzero(labels == label) for label in (1, 0)]
+    classes = [index[np.argsort(scores[index], kind="stable")] for index in classes]
+    targets, nontargets = (scores[index] for index in classes)
+    passed = np.append(0, np.searchsorted(targets, nontargets, "right"))  # targets rejected with so many nontargets
+    draws, found = draws or _draws_for(len(scores)), []
+    for weights in _weights(speakers, classes, draws, np.random.default_rng(seed)):
+        for missed, rejected in zip(*map(_running_sums, weights)):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                share = rejected / rejected[-1]
+                index = np.searchsorted(share, 1 - np.asarray(alarms) - 1e-6)
+                found.append(missed[passed[np.minimum(index, len(nontargets))]] / missed[-1])
+    return np.array(found)
+
+
+def _draws_for(trials: int) -> int:
+    return int(np.clip(1e8 / trials, 200, 1000))
+
+
 def _cost(miss, alarm, p: float, c_miss: float, c_fa: float):
     """Normalised detection cost of two error rates."""
     return (c_miss * p * miss + c_fa * (1 - p) * alarm) / min(c_miss * p, c_fa * (1 - p))
@@ -128,7 +148,7 @@ def no_error_bound(units: int, level: float = 0.95) -> float:
     return 1 - ((1 - level) / 2) ** (1 / units)
 
 
-def _without_errors(scores, labels, speakers, llrs, costs, level: float) -> dict:
+def without_errors(scores, labels, speakers, llrs, costs, level: float) -> dict:
     """Intervals of the figures that no trial of the list adds an error to."""
     bounds = []
     for label in (1, 0):

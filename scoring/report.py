@@ -19,7 +19,6 @@ from tuneThreshold import ComputeEER, condition_table, figures_of, table_lines
 
 PRIORS = (0.01, 0.05)  # and --p_target
 OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"
-PICTURES = ("det.png", "roc.png", "scores.png", "calibration.png")
 LISTS = ("trials", "embeddings", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate")
 
 
@@ -141,7 +140,8 @@ def write(a, trials, llrs, result: dict):
     folder = Path(a.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("scores.txt", "llrs.txt", "nan_trials.txt", *PICTURES):  # of an earlier run
+        pictures = [f"{name}.{ending}" for name in plots.NAMES for ending in plots.FORMATS]
+        for stale in ("scores.txt", "llrs.txt", "nan_trials.txt", *pictures):  # of an earlier run
             (folder / stale).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot write into '{folder}': {error.strerror}") from error
@@ -151,11 +151,11 @@ def write(a, trials, llrs, result: dict):
             _write_part(folder / f"{name}.txt", trials, values, np.isfinite(values), a.form)
     if lost.any():
         _write_part(folder / "nan_trials.txt", trials, trials.scores, lost, "voxceleb")
-    draw(folder, trials, llrs, result)
+    draw(folder, trials, llrs, result, a.pictures)
     write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
-def draw(folder, trials, llrs, result: dict):
+def draw(folder, trials, llrs, result: dict, formats=()):
     """Write the pictures: of the log-likelihood ratios where there are any, else of the scores."""
     part = result["calibrated"] or result["scores"]
     if part["failed"]:
@@ -166,7 +166,7 @@ def draw(folder, trials, llrs, result: dict):
     counts = {"trials": len(labels), "targets": int(labels.sum())}
     low, high = part["intervals"].get("eer", (None, None))
     shown = {**part["figures"], **counts, "eer_low": low, "eer_high": high}
-    plots.draw_all(folder, values[good], labels, shown, None if llrs is None else values[good])
+    plots.draw_all(folder, values[good], labels, shown, None if llrs is None else values[good], formats=formats)
 
 
 def _write_part(path, trials, values, chosen, form):

@@ -259,6 +259,8 @@ def test_fusion_learns_on_held_out_scores_of_both_systems(folder, tmp_path):
     )
     out = score("--trials", folder / "ev.txt", *words, *fuse, "--out", tmp_path / "fused")
     assert "fusion with 1 score file" in out and "score files" not in out
+    weights = json.loads((tmp_path / "fused/result.json").read_text())["calibration"]
+    assert f"weights: score {weights['weights'][0]:.4g}, system 1 {weights['weights'][1]:.4g}" in out
     alone = score("--trials", folder / "ev.txt", *fuse, "--out", tmp_path / "alone")
     assert "calibrated" in alone
     held_out = np.array([float(line.split()[0]) for line in (tmp_path / "ho/scores.txt").read_text().splitlines()])
