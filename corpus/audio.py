@@ -1,13 +1,18 @@
 """Read audio as 16 kHz mono float32, only the part that is used."""
 
+import functools
 import math
 import os
-import re
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
-import soundfile
 from scipy.signal import resample_poly
+
+from corpus.containers import AudioError
+from corpus.decode import BLOCK, Recording, native, reading
+
+__all__ = ["AudioError", "audio_length", "native", "read_audio", "read_blocks", "read_crop", "resample", "wrap_pad"]
 
 SAMPLE_RATE = 16000
 MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
@@ -17,38 +22,29 @@ MIN_EMBED_SECONDS, MIN_SECONDS = 0.025, 0.3
 SILENT_DB = -80.0  # RMS, of full scale
 
 NORMAL = Fraction(1)
-# An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
-MP3_PREROLL = 10 * 1152
-# libsndfile's log of a wav file whose header promises other than what is there. Programs that write to a pipe put a
-# placeholder of 2 GiB or more there, which is no promise.
-PROMISED_BYTES = re.compile(r"data : (\d+) \(should be (\d+)\)")
-PLACEHOLDER_BYTES = 0x7FFF0000
+CANCEL_DB = 20.0  # that the mean of the channels may lie below the loudest of them
+CHANNELS = ("mix", "1", "2", "loudest")  # values of the key ``channel``
 
 
-class AudioError(Exception):
-    """A file that cannot be used, with the reason."""
+@dataclass
+class Crop:
+    """A crop and where it comes from.
+
+    ``x`` (samples,) float32 at 16 kHz; ``start``, its first sample in the file, counted at the file's own ``rate``; the
+    ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text) on the file.
+    """
+
+    x: np.ndarray
+    start: int
+    rate: int
+    channels: int
+    channel: str
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def samples_of(frames: int) -> int:
     """Samples that give ``frames`` windows of 25 ms every 10 ms, as voxceleb_trainer counts them."""
     return frames * 160 + 240
-
-
-def native(path) -> str | bytes:
-    """A path as libsndfile takes any: soundfile itself cannot pass on a name that is not UTF-8."""
-    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
-
-
-def _open(path):
-    try:
-        audio = soundfile.SoundFile(native(path))
-    except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
-        reason = getattr(error, "error_string", str(error)) if os.path.isfile(path) else "no such file"
-        raise AudioError(reason) from error
-    if audio.frames <= 0:
-        audio.close()
-        raise AudioError("no samples")
-    return audio
 
 
 def _ratio(rate: int, speed: Fraction) -> Fraction:
@@ -57,9 +53,9 @@ def _ratio(rate: int, speed: Fraction) -> Fraction:
 
 
 def audio_length(path) -> int:
-    """Samples of a file at 16 kHz, from its header alone."""
-    with _open(path) as audio:
-        return math.ceil(audio.frames * _ratio(audio.samplerate, NORMAL))
+    """Samples of a file at 16 kHz, from its header alone where that gives its length."""
+    with Recording(path) as recording:
+        return math.ceil(recording.frames * _ratio(recording.rate, NORMAL))
 
 
 def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
@@ -68,27 +64,11 @@ def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
     return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
 
-def read_blocks(path, samples: int = 1 << 18):
-    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored.
-
-    Raises AudioError as ``read_audio`` does, and also for a wav file shorter than its header says, which libsndfile
-    would silently take for a shorter recording.
-    """
-    with _open(path) as audio:
-        log = PROMISED_BYTES.search(audio.extra_info)
-        promised, found = map(int, log.groups()) if log else (0, 0)
-        if found < promised < PLACEHOLDER_BYTES:
-            raise AudioError(f"truncated: the header promises {promised} bytes of samples, {found} are there")
-        done = 0
-        while done < audio.frames:
-            try:
-                block = audio.read(min(samples, audio.frames - done), dtype="float32", always_2d=True)
-            except (OSError, RuntimeError) as error:
-                raise AudioError(getattr(error, "error_string", str(error))) from error
-            done += len(block)
-            if not len(block):
-                raise AudioError(f"truncated: the header promises {audio.frames} samples, reading ends at {done}")
-            yield audio.samplerate, block
+def read_blocks(path, samples: int = BLOCK):
+    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored; AudioError as ``read_audio``."""
+    with Recording(path) as recording:
+        for block in recording.blocks(samples):
+            yield recording.rate, block
 
 
 def decibels(x: np.ndarray) -> float:
@@ -103,30 +83,87 @@ def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:
 
 
 def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_channel=False, start=None):
+    """Read as ``read_crop`` does -> (x, start, rate, channels); ``first_channel``: the first one, not the mean."""
+    crop = read_crop(path, samples, position, speed, start, "1" if first_channel else "mix")
+    return crop.x, crop.start, crop.rate, crop.channels
+
+
+def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix") -> Crop:
     """Read a crop as 16 kHz mono float32.
 
     ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop, or ``start`` does, its first
-    sample in the file; ``speed`` above 1 is faster.
-    Several channels are averaged, or with ``first_channel`` the first is taken.
-    Returns (x (samples,) float32, first sample in the file at its own rate, the file's rate, its channels).
-    Raises AudioError for an unreadable, empty or truncated file.
+    sample in the file; ``speed`` above 1 is faster. ``channel``: "mix" for the mean of all, a number from 1, or
+    "loudest" for that of the most energy in the whole file.
+    Raises AudioError for a file that is unreadable, empty, truncated or damaged, or lacks the channel.
     """
-    with _open(path) as audio:
-        rate, channels, total = audio.samplerate, audio.channels, audio.frames
-        ratio = _ratio(rate, speed)
-        wanted = min(math.ceil(samples / ratio), total) if samples else total
-        start = int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
-        preroll = min(start, MP3_PREROLL) if audio.format == "MP3" else 0
-        try:
-            if start:
-                audio.seek(start - preroll)
-            x = audio.read(preroll + wanted, dtype="float32", always_2d=True)[preroll:]
-        except (OSError, RuntimeError) as error:
-            raise AudioError(getattr(error, "error_string", str(error))) from error
-    if len(x) < wanted:
-        raise AudioError(f"truncated: the header promises {total} samples, reading ends at {start + len(x)}")
-    x = x[:, 0] if channels == 1 or first_channel else x.mean(axis=1)
-    x = resample(x, rate, speed)
-    if samples:
-        x = wrap_pad(x, samples)[:samples]
-    return np.ascontiguousarray(x), start, rate, channels
+    with Recording(path) as recording:
+        ratio = _ratio(recording.rate, speed)
+        channel = _channel_of(recording, channel)
+        mixer = Mixer(recording.channels, channel)
+        if samples:
+            total = recording.frames
+            wanted = min(math.ceil(samples / ratio), total)
+            start = int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
+            x = mixer.mix(recording.read(start, wanted))
+        else:
+            with reading():
+                start, x = 0, np.concatenate([mixer.mix(block) for block in recording.blocks()])
+        with reading():
+            x = resample(x, recording.rate, speed)
+            if samples:
+                x = wrap_pad(x, samples)[:samples]
+            x = np.ascontiguousarray(x)
+        return Crop(x, start, recording.rate, recording.channels, channel, recording.notes + mixer.notes())
+
+
+def _channel_of(recording: Recording, channel: str) -> str:
+    """ "mix", or the number of the channel to take, from 1."""
+    if recording.channels == 1 and channel in ("loudest", "mix"):
+        return "mix"
+    if channel == "loudest":
+        return str(_loudest(os.fspath(recording.path), recording.found.stamp))
+    if channel != "mix" and int(channel) > recording.channels:
+        raise AudioError(f"has {recording.channels} channel{'s' * (recording.channels > 1)}, not channel {channel}")
+    return channel
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _loudest(path, stamp) -> int:
+    """The channel of the most energy in a whole file, from 1; decoded once for each ``stamp``."""
+    with Recording(path) as recording:
+        power = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in recording.blocks())
+    return int(np.argmax(power)) + 1
+
+
+class Mixer:
+    """Makes one channel of several, and knows whether they cancel. ``channel``: "mix", or a number from 1."""
+
+    def __init__(self, channels: int, channel: str):
+        self.channels, self.channel = channels, channel
+        self.before, self.after = 0.0, 0.0  # energy of each channel, and of their mean
+
+    def mix(self, block: np.ndarray) -> np.ndarray:
+        """Make (samples,) of a block (samples, channels)."""
+        if self.channel != "mix" or self.channels == 1:
+            return block[:, 0 if self.channel == "mix" else int(self.channel) - 1]
+        x = block.mean(axis=1)
+        self.before = self.before + np.einsum("ij,ij->j", block, block, dtype=np.float64)
+        self.after += float(np.dot(x, x))
+        return x
+
+    def notes(self) -> list[tuple[str, str]]:
+        """[("channels cancel", how much)] where the mean lost more than ``CANCEL_DB`` against the loudest channel."""
+        loss = loss_db(float(np.max(self.before)), self.after)
+        if not loss > CANCEL_DB:
+            return []
+        lost = "all" if math.isinf(loss) else f"{loss:.0f} dB"
+        return [
+            ("channels cancel", f"the mean of its {self.channels} channels loses {lost}; set channel: 1, 2 or loudest")
+        ]
+
+
+def loss_db(before: float, after: float) -> float:
+    """How far an energy ``after`` lies below another, in dB; 0 where neither is positive and finite."""
+    if not (0 < before < math.inf and after >= 0):
+        return 0.0
+    return math.inf if after == 0 else 10 * math.log10(before / after)

@@ -1,0 +1,221 @@
+"""Decode recordings: what is there and no more, from the start where seeking or the header's length cannot be trusted."""
+
+import contextlib
+import functools
+import io
+import os
+
+import numpy as np
+import soundfile
+
+from corpus import converters
+from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, examine
+from corpus.mpg123 import messages_to, summary
+
+# An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
+MP3_PREROLL = 10 * 1152
+BLOCK = 1 << 18  # samples read at once
+BLOCK_VALUES = 1 << 22  # of all channels
+RATES = (1000, 1000000)  # Hz; an absurd rate makes an absurd number of samples when it is changed
+UNKNOWN = 2**63 - 1  # libsndfile's number of samples of a file whose length it does not know
+CHECKED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3", "HTK"}
+# One frame may have so many times the bits of another: a length that an mp3 never reaches, whatever its first frame.
+MP3_LENGTHENED = 64
+
+
+class Recording:
+    """An audio file that is open: ``rate``, ``channels``, ``frames`` (samples of each channel) and ``notes``.
+
+    A note is (kind, text): what was repaired, what decoded it, or what the decoder had to say. AudioError where the
+    file cannot be used. To be closed, or used in a with statement.
+    """
+
+    def __init__(self, path):
+        self.path, self.found = path, examine(path)
+        self.lines = [] if self.found.mpeg else None
+        self.audio, self.forward = None, False
+        self._begin()
+        self.rate, self.channels = self.audio.samplerate, self.audio.channels
+        self.most = SAMPLES_PER_BYTE * self.found.stamp[0] + (1 << 24)
+        self.counted = self.found.counted or self.audio.frames == UNKNOWN
+        try:
+            self._check()
+        except AudioError:
+            self.close()
+            raise
+
+    def _check(self):
+        if not RATES[0] <= self.rate <= RATES[1]:
+            raise AudioError(f"a rate of {self.rate} Hz, which no recording has")
+        if not self.counted and self.audio.frames > self.most:
+            raise AudioError(f"the header promises {self.audio.frames} samples, more than its size can hold")
+        if self.audio.frames <= 0:
+            raise AudioError("no samples")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        """Close the file."""
+        if self.audio is not None:
+            self.audio.close()
+
+    @property
+    def format(self) -> str:
+        """libsndfile's name of the container, or who decodes it in its place."""
+        return self.audio.format
+
+    @property
+    def frames(self) -> int:
+        """Samples of each channel; counted by decoding where the header does not give them."""
+        return _count(os.fspath(self.path), self.found.stamp) if self.counted else self.audio.frames
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """(kind, text) of all that is to be said of the file so far."""
+        notes = [("repaired", self.found.repair)] if self.found.repair else []
+        if isinstance(self.audio, converters.Converted):
+            notes = [("converted", f"read through {self.audio.format}; as a wav file it is read faster")]
+        elif self.audio.format not in CHECKED:
+            notes = [("repaired", UNCHECKED)]
+        return notes + ([("decoder warnings", summary(self.lines))] if self.lines else [])
+
+    def _begin(self):
+        """Open the file at its first sample, for the second time too."""
+        self.close()
+        try:
+            with messages_to(self.lines):
+                self.audio = _Forward(self._file())
+        except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
+            reason = getattr(error, "error_string", str(error)).rstrip(".")
+            self.audio = converters.open_converted(self.path, reason)
+        self.forward = isinstance(self.audio, converters.Converted) or not self.audio.can_seek()
+
+    def _file(self):
+        if self.found.patch or self.found.repair == NO_INDEX:
+            return _Presented(self.path, self.found.patch, MP3_LENGTHENED if self.found.mpeg else 1)
+        return native(self.path)
+
+    def _read(self, count: int, lines=None) -> np.ndarray:
+        with reading(), messages_to(self.lines if lines is None else lines):
+            return self.audio.read(count, dtype="float32", always_2d=True)
+
+    def blocks(self, size: int = BLOCK):
+        """Yield all samples in blocks (samples, channels) float32; AudioError where there are fewer than promised."""
+        self._begin()
+        size = max(1, min(size, BLOCK_VALUES // self.channels))
+        done = 0
+        while self.counted or done < self.audio.frames:
+            block = self._read(size if self.counted else min(size, self.audio.frames - done))
+            if not len(block):
+                break
+            done += len(block)
+            if done > self.most:
+                raise AudioError(f"decodes to more than {self.most} samples, which its size cannot hold")
+            yield block
+        if not self.counted and done < self.audio.frames:
+            raise self._short(done)
+        if not done:
+            raise AudioError("no samples")
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Read ``count`` samples from ``start`` on -> (count, channels) float32."""
+        x = None
+        if not self.counted and not self.forward:
+            preroll = min(start, MP3_PREROLL) if self.audio.format == "MP3" else 0
+            try:
+                if start:
+                    self.audio.seek(start - preroll)
+                if preroll:
+                    self._read(preroll, lines=[])  # whose messages are of frames that begin in the middle
+                x = self._read(count)
+            except (soundfile.SoundFileError, AudioError):
+                self._begin()  # some files cannot be sought although libsndfile says that they can
+        if x is None:
+            x = self._from_the_start(start, count)
+        if len(x) < count:
+            raise self._short(start + len(x))
+        return x
+
+    def _from_the_start(self, start: int, count: int) -> np.ndarray:
+        """Decode and drop what lies before ``start``, then read."""
+        self._begin()
+        while start and len(dropped := self._read(min(start, BLOCK))):
+            start -= len(dropped)
+        return self._read(count) if not start else np.empty((0, self.channels), np.float32)
+
+    def _short(self, found: int) -> AudioError:
+        return AudioError(f"truncated: the header promises {self.frames} samples, reading ends at {found}")
+
+
+class _Forward(soundfile.SoundFile):
+    """libsndfile without soundfile's own seek after each read: some files cannot do it, and it slows down FLAC."""
+
+    def seekable(self):
+        return False
+
+    def can_seek(self) -> bool:
+        return super().seekable()
+
+
+class _Presented(io.RawIOBase):
+    """A file as libsndfile is to see it: with other bytes in its header, or ``longer`` by a factor.
+
+    libmpg123 guesses the length of an mp3 without a Xing header from its size and first frame, and reads no further.
+    Of a file that seems many times longer it reads all that there is.
+    """
+
+    def __init__(self, path, patch: tuple[int, bytes] | None, longer: int = 1):
+        super().__init__()
+        self.file = open(path, "rb")  # noqa: SIM115 (closed with this object)
+        self.size = os.fstat(self.file.fileno()).st_size * longer
+        self.patch, self.place = patch or (0, b""), 0
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        return self.place
+
+    def tell(self):
+        return self.place
+
+    def readinto(self, buffer):
+        self.file.seek(self.place)
+        count = self.file.readinto(buffer)
+        if self.size - 128 <= self.place < self.size and not count:  # libmpg123 looks for a tag in the last 128 bytes
+            count = min(len(buffer), self.size - self.place)
+            buffer[:count] = bytes(count)
+        at, new = self.patch
+        for offset in range(max(at, self.place), min(at + len(new), self.place + count)):
+            buffer[offset - self.place] = new[offset - at]
+        self.place += count
+        return count
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+def native(path) -> str | bytes:
+    """A path as libsndfile takes any: soundfile itself cannot pass on a name that is not UTF-8."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
+
+
+@contextlib.contextmanager
+def reading():
+    """Turn what goes wrong while samples are read into an AudioError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise AudioError("too long for the memory of this machine") from error
+    except (OSError, RuntimeError) as error:
+        raise AudioError(getattr(error, "error_string", str(error)).rstrip(".")) from error
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _count(path, stamp) -> int:
+    """Decode a file to its end to count its samples, once for each ``stamp``."""
+    with Recording(path) as recording:
+        return sum(len(block) for block in recording.blocks())
