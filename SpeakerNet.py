@@ -148,7 +148,11 @@ class ModelTrainer:
         self.buffers.take()
         poison = self.incidents.injections.pop(self.window_number(len(window)), None)
         for scale in [self.scaler.scale, *self.scaler.retries()]:
-            attempt = self.attempt(window, scale, poison)
+            try:
+                attempt = self.attempt(window, scale, poison)
+            except Exception:  # a plug-in may raise anything
+                self.save_before(window, rng)
+                raise
             if attempt.finite:
                 break
             attempt.buffer = "" if attempt.buffers_finite else self.buffers.first_bad()
@@ -184,6 +188,18 @@ class ModelTrainer:
         self.step += 1
         self.nonfinite_in_a_row = 0
         return attempt
+
+    def save_before(self, window, rng):
+        """Save the state as it was before a step that an exception ends, if the other processes need not be asked."""
+        try:
+            self.buffers.restore()
+            precision.restore_draw_state(rng, self.device)
+            self.batch -= len(window)
+            if self.ranks.world == 1:
+                self.save_last()
+                self.say(f"the state before this step is in {self.files.model / 'last.model'}")
+        except RuntimeError as error:  # after an error of the device nothing can be read from it
+            self.say(f"the state before this step cannot be saved: {error}")
 
     def brought_it(self, window, scale, poison) -> bool:
         """Whether this rank's own gradients are at fault: those of a failed step are already summed over the ranks.

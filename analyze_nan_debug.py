@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from command_line import Parser, write_any_text
+from command_line import Parser, complain, write_any_text
 from speaker_lists import UsageError
 from storage.files import write_atomically
 
@@ -50,12 +50,12 @@ def find_dumps(paths) -> list[Path]:
 def main(argv=None) -> int:
     """Run the command line: 0 analysed, 1 nothing found, 2 unreadable input or bad usage."""
     write_any_text()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        args = arguments(sys.argv[1:] if argv is None else argv)
+        args = arguments(argv)
         paths = find_dumps(args.paths)
     except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return complain(error, argv)
     if args.html and (Path(args.html).suffix in (".pt", ".model", ".wav", ".flac") or Path(args.html).is_dir()):
         print(f"--html: {args.html} is no name for a page", file=sys.stderr)
         return 2

@@ -1,10 +1,16 @@
 """What the small scripts share: usage errors in one line, no abbreviated flags, exit status 2."""
 
 import argparse
+import io
 import os
+import stat
 import sys
+import traceback
 
+from plugins import explained
 from speaker_lists import UsageError
+
+TRACEBACK = "print the whole traceback of an error too"
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,6 +19,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, script: str, description: str, **more):
         super().__init__(prog=f"python {script}", description=description, allow_abbrev=False, **more)
         self.script = script
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
 
     def error(self, message):
         raise UsageError(f"{self.script}: {message}")
@@ -26,6 +33,37 @@ def write_any_text():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
             stream.reconfigure(errors="backslashreplace")
+
+
+class LogFile(io.FileIO):
+    """An output whose disk may be full: what cannot be written is left out, and the gap is told in its place."""
+
+    lost = 0
+
+    def write(self, data) -> int:
+        """Write bytes; never fails but for a reader that has gone."""
+        try:
+            if self.lost:
+                super().write(f"[{self.lost} bytes of output could not be written here]\n".encode())
+                self.lost = 0
+            written = super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            self.lost += len(data)
+            return len(data)
+        return written
+
+
+def outlast_full_disks():
+    """Let a log that stdout or stderr is redirected to end no run where its disk is full."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            log = io.BufferedWriter(LogFile(stream.fileno(), "wb", closefd=False))
+            encoding, line_buffering = stream.encoding, stream.line_buffering
+            stream.flush()
+            setattr(sys, name, io.TextIOWrapper(log, encoding, stream.errors, line_buffering=line_buffering))
 
 
 def picture(character: str) -> str:
@@ -44,20 +82,29 @@ def run(main, argv=None) -> int:
     browser that hangs up would end serve.py.
     """
     write_any_text()
+    argv = sys.argv[1:] if argv is None else argv
     try:
         try:
-            return main(sys.argv[1:] if argv is None else argv) or 0
+            with explained():
+                return main(argv) or 0
         finally:  # --help, which ends by SystemExit, too
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
         return 128 + 13
     except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return complain(error, argv)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def complain(error: UsageError, argv) -> int:
+    """Print an error in one line, after its traceback if --traceback is among the arguments; returns the status 2."""
+    if "--traceback" in argv:
+        traceback.print_exception(error)
+    print(error, file=sys.stderr)
+    return 2
 
 
 def existing_file(path: str, flag: str) -> str:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import yaml
 
 import plugins
+from command_line import TRACEBACK
 from config_keys import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
 from speaker_lists import UsageError
 from storage import plain_yaml
@@ -158,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             group.add_argument(f"--{key.name}", metavar=key.type.__name__.upper(), help=text)
     parser.add_argument("--print_config", action="store_true", help="check everything, print the configuration, stop")
+    parser.add_argument("--traceback", action="store_true", help=TRACEBACK)
     return parser
 
 
@@ -166,6 +168,7 @@ def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
     known, rest = build_parser().parse_known_args(argv)
     values = vars(known)
     print_config = values.pop("print_config", False)
+    values.pop("traceback", None)  # read by command_line.complain
     settings = {name: Setting(value, "command line") for name, value in values.items()}
     position = 0
     while position < len(rest):

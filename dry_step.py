@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import os
 import sys
-import traceback
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -112,7 +110,7 @@ def check_step(config, build, report):
             trials[dtype] = attempt(trainer, batch, dtype, dtype is chosen)
         except Exception as error:  # a plug-in may raise anything; the other precisions still tell something
             level = "error" if dtype in (chosen, torch.float32) else "note"
-            report.finding(level, f"{name_of(dtype)}: the step fails: {where_raised(error)}")
+            report.finding(level, f"{name_of(dtype)}: the step fails: {plugins.in_one_line(error)}")
             if level == "error":
                 return
     describe(trials, chosen, batch, trainer.device, report)
@@ -168,13 +166,6 @@ def attempt(trainer, batch, dtype, own: bool):
 def name_of(dtype) -> str:
     """'float16' of torch.float16."""
     return str(dtype).removeprefix("torch.")
-
-
-def where_raised(error) -> str:
-    """An exception in one line, with the innermost line of this checkout that it came through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(plugins.ROOT) + os.sep)]
-    place = f"{os.path.relpath(frames[-1].filename, plugins.ROOT)}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def check_learning_rate(trainer, report):

@@ -91,12 +91,39 @@ def load(folder: str, name: str):
 
 def build(folder: str, name: str, values: dict, *leading):
     """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
+    with explained(f"{folder}/{name}.py"), torchaudio_explained(f"{folder}/{name}.py"):
+        return call(load(folder, name), values, *leading)
+
+
+@contextlib.contextmanager
+def explained(plugin: str = ""):
+    """Turn an exception that came through a plug-in file into a UsageError of one line with the place in that file.
+
+    Others pass, or are laid to ``plugin`` if that is given.
+    """
     try:
-        with torchaudio_explained(f"{folder}/{name}.py"):
-            return call(load(folder, name), values, *leading)
-    except (TypeError, ValueError, IndexError, KeyError, ImportError, SyntaxError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{folder}/{name}.py: {reason}") from error
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        if not (place(error) or plugin):
+            raise
+        raise UsageError(f"{in_one_line(error, plugin)}; --traceback shows all of it") from error
+
+
+def place(error: BaseException) -> str:
+    """The innermost line of a plug-in file that an exception came through: 'models/Wrong.py:7', '' if there is none."""
+    lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    for path, line in reversed(lines):
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ENTRY:
+            return f"{path.relative_to(ROOT).as_posix()}:{line}"
+    return ""
+
+
+def in_one_line(error: BaseException, plugin: str = "") -> str:
+    """An exception with its place in a plug-in, or else the ``plugin``, its type and the first line of its message."""
+    parts = [place(error) or plugin, type(error).__name__, *str(error).strip().splitlines()[:1]]
+    return ": ".join(part for part in parts if part)
 
 
 @contextlib.contextmanager

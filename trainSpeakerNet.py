@@ -8,8 +8,9 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 import os
 import sys
 
-from command_line import write_any_text
+from command_line import complain, outlast_full_disks, write_any_text
 from config import load_config, table_defaults, to_yaml
+from plugins import explained
 from preflight import check_paths
 from speaker_lists import Finished, UsageError
 
@@ -29,9 +30,7 @@ def main(argv=None) -> int:
                 print(note, file=sys.stderr if print_config else sys.stdout)
         return 0 if print_config else run(config, argv, written)
     except UsageError as error:
-        if first:
-            print(error, file=sys.stderr)
-        return 2
+        return complain(error, argv) if first else 2
 
 
 def run(config, argv, written) -> int:
@@ -54,7 +53,7 @@ def run(config, argv, written) -> int:
     ranks = Ranks(config)
     if config.preflight:
         return preflight(config, written, ranks)
-    with held(config.save_path, ranks):
+    with explained(), held(config.save_path, ranks):
         status = evaluate(config, ranks) if config.eval else train(config, written, ranks)
     ranks.close()  # not after an exception: the other processes may wait in a collective, and this would wait too
     return status
@@ -210,6 +209,7 @@ def evaluate(config, ranks) -> int:
 
 
 if __name__ == "__main__":
+    outlast_full_disks()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -5,11 +5,14 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
 import trainSpeakerNet
@@ -225,3 +228,23 @@ def test_tensorboard_reads_what_was_written_around_a_full_disk(settings, disk, t
         run.scalar("Train/Loss", step / 2, step)
     scalars = EventAccumulator(str(run.logs)).Reload().Scalars("Train/Loss")
     assert [(scalar.step, scalar.value) for scalar in scalars] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+
+
+LOG = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from command_line import outlast_full_disks
+outlast_full_disks()
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for line, limit in (("first", most), ("lost", 6), ("as well", 6), ("last", most)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit if limit > 0 else most, most))
+    print(line, flush=True)
+"""
+
+
+def test_a_log_on_a_full_disk_ends_no_run_and_has_the_gap_told(tmp_path):
+    pytest.importorskip("resource")
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.run([sys.executable, "-c", LOG.format(root=str(ROOT))], stdout=log, stderr=subprocess.PIPE)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert (tmp_path / "log").read_text() == "first\n[13 bytes of output could not be written here]\nlast\n"
