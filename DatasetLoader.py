@@ -1,18 +1,15 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
 import hashlib
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from augmentation import AugmentWAV
-from command_line import write_any_text
 from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
 from speaker_lists import UsageError, read_train_list
 
@@ -228,39 +225,6 @@ class SpeakerBatchSampler:
             row = filled[begin : begin + self.per_row].tolist()
             rows.append(tuple((u, begin + i if begin + i >= len(chosen) else 0) for i, u in enumerate(row)))
         return rows
-
-
-def _outlive_signals(worker):
-    """Leave Ctrl-C and SIGTERM to the main process, which saves its state and then ends its workers.
-
-    A signal to the whole process group must not take the workers away under a step; ten seconds are enough for one.
-    """
-    write_any_text()  # where processes are spawned it has streams of its own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool = False, keep: bool = False):
-    """Build a DataLoader whose results do not depend on the number of workers; ``keep`` them between epochs."""
-    options = {}
-    workers = min(workers, usable_cores())  # more only wait for each other
-    if workers:
-        options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": keep}
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        collate_fn=collate_fn,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_outlive_signals,
-        generator=torch.Generator(),  # its own, so that starting workers draws nothing from the model's generator
-        **options,
-    )
 
 
 # ----------------------------------------------------------------------------------------------------- evaluation

@@ -24,7 +24,9 @@ import precision
 import progress
 import training_state
 from averaging import MovingAverage
-from DatasetLoader import collate, make_loader
+from command_line import rank_prefix
+from corpus.loader import Loader, LoaderFailed
+from DatasetLoader import collate
 from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
@@ -98,7 +100,7 @@ class ModelTrainer:
             self.network.__S__.compile()
         self.parallel = self.over_ranks()
         pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
-        self.loader = make_loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
+        self.loader = Loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
         self.epoch, self.batch, self.trained = 1, 0, False
         self.step, self.nonfinite_in_a_row = 0, 0
         self.totals = progress.new_totals()
@@ -284,19 +286,43 @@ class ModelTrainer:
                 3,
             )
 
-    def accept(self, batch) -> bool:
-        """Check a batch on the host, before the device sees it; a bad one is left out on all ranks."""
+    def accept(self, batch, window) -> bool:
+        """Check a batch on the host, before the device sees it; a bad one is left out on all ranks.
+
+        Raises Finished on all ranks if one of them can load no more.
+        """
+        failed = isinstance(batch, LoaderFailed)
+        fault = None if failed else self.examine(batch)
+        worst = self.ranks.highest(2 if failed else int(fault is not None))
+        if worst == 2:
+            self.batch -= 1 + len(window)
+            self.save_last()
+            failures = self.ranks.gather(f"{rank_prefix()}loader: {batch}" if failed else None)
+            raise self.no_batches(next(filter(None, failures)))
+        if worst == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.skip([batch], fault, precision.draw_state(self.device), fault is not None)
+        return worst == 0
+
+    def no_batches(self, reason) -> Finished:
+        """The end of a run whose state is saved and which can load no more."""
+        last = self.files.model / "last.model"
+        return Finished(
+            [f"{reason}; the state is in {last}, and the same command goes on from it"], LoaderFailed.status
+        )
+
+    def examine(self, batch) -> Fault | None:
+        """Take note of a batch's files and look for what must not reach the device."""
+        self.file_events.note(batch, self.incidents.file_faults)
+        self.file_events.replace_rows(batch)
         poison = self.incidents.injections.get(self.window_number(1))
-        if poison in ("data", "label"):
-            batch = inject_batch(batch, self.incidents.injections.pop(self.window_number(1)), self.incidents.classes)
+        if poison not in ("data", "label"):
+            return check_batch(batch, self.incidents.classes)
+        self.incidents.injections.pop(self.window_number(1))
+        batch.update(inject_batch(batch, poison, self.incidents.classes))
         fault = check_batch(batch, self.incidents.classes)
-        if fault is not None and poison in ("data", "label"):
-            fault.injected = poison
-        if not self.ranks.any(fault is not None):
-            return True
-        self.optimizer.zero_grad(set_to_none=True)
-        self.skip([batch], fault, precision.draw_state(self.device), fault is not None)
-        return False
+        fault.injected = poison
+        return fault
 
     # ---------------------------------------------------------------------------------------------- the epochs
 
@@ -334,9 +360,7 @@ class ModelTrainer:
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
             self.batch += 1
-            self.file_events.note(batch, self.incidents.file_faults)
-            self.file_events.replace_rows(batch)
-            if self.accept(batch):
+            if self.accept(batch, window):
                 window.append(batch)
             if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
                 self.batch -= len(window)
@@ -383,8 +407,11 @@ class ModelTrainer:
 
     def evaluate(self):
         """Evaluate, write the checkpoint of the epoch, keep the best."""
-        with self.average.applied():
-            result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
+        try:
+            with self.average.applied():
+                result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
+        except LoaderFailed as error:
+            raise self.no_batches(error) from error
         if result.get("stopped"):
             number = torch.tensor(float(self.signal or 0), device=self.device)
             raise Interrupted(int(self.ranks.maximum(number)))
@@ -415,13 +442,14 @@ class ModelTrainer:
 
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
-        wish = [self.saver.due(self.step), self.signal or 0, bool(self.file_events.found)]
+        wish = [self.saver.due(self.step) or self.loader.restarted, self.signal or 0, bool(self.file_events.found)]
         wish = torch.tensor(wish, dtype=torch.float32, device=self.device)
         due, number, found = self.ranks.maximum(wish).tolist()
         if found:
             self.file_events.share()
         if due or number or self.file_events.too_many():
             self.save_last()
+            self.loader.restarted = False
         if self.file_events.too_many():
             raise Finished([self.file_events.verdict()], 2)
         if number:
@@ -437,7 +465,6 @@ class ModelTrainer:
                 signal.raise_signal(number)
             if self.signal is None:
                 self.signal, self.signalled = number, now
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the signal may take loader processes too: finish the step
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, remember)

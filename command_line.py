@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import socket
 import stat
 import sys
 import traceback
@@ -23,6 +24,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UsageError(f"{self.script}: {message}")
+
+
+def rank_prefix() -> str:
+    """Which of several processes speaks: 'rank 3 on HOST: '; empty for a single process."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: "
 
 
 def write_any_text():
@@ -100,11 +108,11 @@ def run(main, argv=None) -> int:
 
 
 def complain(error: UsageError, argv) -> int:
-    """Print an error in one line, after its traceback if --traceback is among the arguments; returns the status 2."""
+    """Print an error in one line, after its traceback if --traceback is an argument; returns its exit status."""
     if "--traceback" in argv:
         traceback.print_exception(error)
     print(error, file=sys.stderr)
-    return 2
+    return error.status
 
 
 def existing_file(path: str, flag: str) -> str:

@@ -94,6 +94,14 @@ KEYS = _table(
             _k("nClasses", int, 0, "speakers of the classifier; 0 counts those of train_list", low=0),
             _k("nDataLoaderThread", int, 5, "processes that load audio; 0 loads in the main process", low=0),
             _k("prefetch_factor", int, 3, "batches each loader process prepares ahead", low=1),
+            _k(
+                "loader_timeout",
+                float,
+                600.0,
+                "time without a batch after which hanging loader processes are ended and started again, 0 is off",
+                unit="s",
+                low=0,
+            ),
             _k("persistent_workers", bool, True, "keep the loader processes between epochs"),
             _k("pin_memory", bool, True, "load batches into page-locked memory where there is a GPU"),
             _k(

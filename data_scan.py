@@ -22,7 +22,7 @@ import numeric_lint
 from augmentation import find_noise, find_rirs, read_rir
 from config import table_defaults
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks, samples_of
-from DatasetLoader import usable_cores
+from corpus.loader import usable_cores
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 from storage.files import write_atomically
 

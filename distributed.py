@@ -32,11 +32,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
+        return bool(self.highest(flag))
+
+    def highest(self, number: int) -> int:
+        """The highest of the ranks' numbers."""
         if self.world == 1:
-            return flag
-        value = torch.tensor([float(flag)], device=self.device)
+            return number
+        value = torch.tensor([float(number)], device=self.device)
         dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value.item())
+        return int(value.item())
 
     def maximum(self, tensor):
         """Reduce a tensor in place to its maximum over the ranks."""

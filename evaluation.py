@@ -9,9 +9,11 @@ import torch
 from tqdm import tqdm
 
 import plots
+from command_line import rank_prefix
 from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
-from DatasetLoader import TestDataset, collate_one, make_loader
+from DatasetLoader import TestDataset, collate_one
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cautions import few_errors, wrong_way_round
@@ -55,12 +57,12 @@ class Evaluator:
         # The plan of batches is the same under any number of processes; each takes every world-th batch.
         mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
-        self.loader = make_loader(self.dataset, mine, collate_one, config, workers)
+        self.loader = Loader(self.dataset, mine, collate_one, config, workers)
 
     def embed(self, network, should_stop=lambda: False):
         """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
 
-        Returns (embeddings, {file number: reason}), or None where ``should_stop`` said so.
+        Returns (embeddings, {file number: reason}), or None if ``should_stop`` said so; LoaderFailed without batches.
         """
         network.eval()
 
@@ -69,10 +71,14 @@ class Evaluator:
 
         embeddings, problems = None, dict(self.dataset.problems)
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
-        for read, audio, unreadable in progress:
-            problems.update(unreadable)
-            if should_stop():
+        failure = None
+        for batch in progress:
+            if isinstance(batch, LoaderFailed):
+                failure = f"{rank_prefix()}loader: {batch}"
+            if failure or should_stop():
                 break
+            read, audio, unreadable = batch
+            problems.update(unreadable)
             if not read:
                 continue
             files, crops, samples = audio.shape
@@ -83,6 +89,9 @@ class Evaluator:
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
             embeddings[read] = out.reshape(files, crops, -1)
+        failures = [text for text in self.ranks.gather(failure) if text]
+        if failures:
+            raise LoaderFailed(failures[0])
         if self.ranks.any(should_stop()):
             return None
         embeddings = self._merge(embeddings)

@@ -16,9 +16,11 @@ TRIAL_LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
 class UsageError(Exception):
     """A mistake of the user: one line on stderr, exit status 2."""
 
+    status = 2
+
 
 class Finished(Exception):
-    """The run is over before max_epoch: ``patience`` (status 0), ``nan_patience`` (3), too many bad files (2)."""
+    """The run is over early: ``patience`` (status 0), too many bad files (2), ``nan_patience`` (3), no batches (5)."""
 
     def __init__(self, lines, status):
         super().__init__(lines)

@@ -115,15 +115,19 @@ class SpeakerModel:
         """
         from tqdm import tqdm
 
-        from DatasetLoader import TestDataset, collate_one, make_loader
+        from corpus.loader import Loader, LoaderFailed
+        from DatasetLoader import TestDataset, collate_one
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size)
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
         plan = [[i] for i in range(len(dataset))]
-        loader = make_loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
+        loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
-        for read, audio, unreadable in loader:
+        for batch in loader:
+            if isinstance(batch, LoaderFailed):
+                raise batch
+            read, audio, unreadable = batch
             problems.update(unreadable)
             if read:
                 embeddings[read], too_large = self.embed_rows(audio[:, 0])

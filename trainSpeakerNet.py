@@ -143,7 +143,7 @@ def preflight(config, written, ranks) -> int:
 
 def describe_run(trainer, written):
     """Print what will be trained."""
-    from DatasetLoader import usable_cores
+    from corpus.loader import usable_cores
     from finetuning import learning_rate_scale
     from precision import emulation_note
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from config import load_config
-from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate, make_loader
+from corpus.loader import make_loader
+from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from distributed import Ranks
 from preflight import check_paths
 from run_files import RunFiles

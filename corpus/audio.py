@@ -30,8 +30,8 @@ CHANNELS = ("mix", "1", "2", "loudest")  # values of the key ``channel``
 class Crop:
     """A crop and where it comes from.
 
-    ``x`` (samples,) float32 at 16 kHz; ``start``, its first sample in the file, counted at the file's own ``rate``; the
-    ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text) on the file.
+    ``x`` (samples,) float32 at 16 kHz; ``start``, its first sample in the file, counted at the file's ``rate``; the
+    ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text).
     """
 
     x: np.ndarray

@@ -133,7 +133,7 @@ def _chunked(file: _Bytes) -> Finding:
     """Check the chunk of samples of a wav, rf64, w64, aiff or caf file."""
     layout = _LAYOUTS[file.head[:4]]
     wide = None  # (size of the samples, its place) of RF64
-    for name, start, size, field in _chunks(file, layout, layout.first):
+    for name, start, size, field in _chunks(file, layout, layout.first):  # noqa: B007 - size and field are used below
         if name == b"ds64":
             wide = struct.unpack("<Q", file.at(start + 8, 8))[0], start + 8
         elif name == layout.samples:

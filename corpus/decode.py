@@ -1,4 +1,4 @@
-"""Decode recordings: what is there and no more, from the start where seeking or the header's length cannot be trusted."""
+"""Decode recordings: what is there and no more, from the start if seeking or the header's length cannot be trusted."""
 
 import contextlib
 import functools
@@ -22,6 +22,9 @@ CHECKED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "
 # One frame may have so many times the bits of another: a length that an mp3 never reaches, whatever its first frame.
 MP3_LENGTHENED = 64
 
+# Called with the path of each file that is opened: a loader process lets the main process know what it reads.
+on_open = None
+
 
 class Recording:
     """An audio file that is open: ``rate``, ``channels``, ``frames`` (samples of each channel) and ``notes``.
@@ -31,6 +34,8 @@ class Recording:
     """
 
     def __init__(self, path):
+        if on_open is not None:
+            on_open(path)
         self.path, self.found = path, examine(path)
         self.lines = [] if self.found.mpeg else None
         self.audio, self.forward = None, False

@@ -10,7 +10,8 @@ import torch
 from augmentation import AugmentWAV, find_noise
 from config import load_config
 from corpus.audio import AudioError, audio_length, read_audio, samples_of
-from DatasetLoader import SpeakerBatchSampler, TestDataset, TrainDataset, collate, make_loader
+from corpus.loader import make_loader
+from DatasetLoader import SpeakerBatchSampler, TestDataset, TrainDataset, collate
 from scoring.files import read_scores, write_scores, write_trials
 from speaker_lists import UsageError, read_train_list, read_trials
 
