@@ -201,9 +201,8 @@ class Evaluator:
                 writes.remove(old)
 
     def keep_best(self, files, weights: dict, result: dict):
-        """Write model_best.threshold and model_best.calibration of the evaluated weights, and the pictures."""
+        """Write model_best.calibration of the evaluated weights, and the pictures."""
         made = self.calibration(weights, result)
-        files.writes.write_bytes(files.model / "model_best.threshold", f"{result['threshold']:.6f}".encode())
         self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
         self.draw(files.result, result, files.writes)
 

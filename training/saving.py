@@ -48,11 +48,12 @@ class Saver:
         names = [f"model{epoch:09d}"] + (["model_best"] if improved else [])
         if not self.is_finite(state, f"{names[-1]}.model") or not self.ranks.main:
             return
-        keep = functools.cache(lambda: serialised(state))  # both hold the same
+        content = functools.cache(lambda: serialised(state))  # both hold the same
         for name in names:
-            self.save(state, f"{name}.model", keep)
-            eer = "nan" if result["failed"] else f"{result['eer']:.4f}"
-            self.files.writes.write_bytes(self.files.model / f"{name}.eer", eer.encode())
+            beside = {".eer": "nan" if result["failed"] else f"{result['eer']:.4f}"}
+            if name == "model_best":
+                beside[".threshold"] = f"{result['threshold']:.6f}"
+            self.save(state, f"{name}.model", content, beside)
         self.give_up_older(names[0])
         if improved:
             evaluator.keep_best(self.files, state["model_state_dict"], result)
@@ -64,20 +65,29 @@ class Saver:
             self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         return not bad
 
-    def save(self, state: dict, name: str, keep=None) -> bool:
-        """Write a checkpoint on the main process; returns whether it was. ``keep()``: its bytes, to try again with."""
+    def save(self, state: dict, name: str, content=None, beside=None) -> bool:
+        """Write a checkpoint on the main process, then the texts ``beside`` it; returns whether all were written.
+
+        ``beside``: {file ending: text}; ``content()``: the bytes of the checkpoint, to try again with.
+        """
         path = self.files.model / name
-        keep = keep or functools.partial(serialised, state)
-        return self.ranks.main and self.files.writes.write(
-            path,
-            functools.partial(save_atomically, state, path),
-            keep=lambda: functools.partial(write_atomically, path, keep()),
-        )
+        content = content or functools.partial(serialised, state)
+
+        def write(write_model):
+            write_model()
+            for ending, text in (beside or {}).items():
+                write_atomically(path.with_suffix(ending), text.encode())
+
+        def keep():
+            return functools.partial(write, functools.partial(write_atomically, path, content()))
+
+        now = functools.partial(write, functools.partial(save_atomically, state, path))
+        return self.ranks.main and self.files.writes.write(path, now, keep)
 
     def give_up_older(self, name: str):
         """Keep the checkpoint of one epoch in memory at most, the newest that could not be written."""
         waiting = self.files.writes.waiting
-        for path in [path for path in waiting if path.match("model0*.*") and path.stem != name]:
+        for path in [path for path in waiting if path.match("model0*.model") and path.stem != name]:
             del waiting[path]
             self.say(f"{path}: given up; the disk did not take it before the next evaluation")
 
