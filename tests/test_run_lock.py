@@ -77,3 +77,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="save_path: cannot write into"):
         run_lock.acquire(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("ending", ["clean", "exception"])
+def test_after_an_exception_no_process_waits_for_the_others_to_leave(settings, monkeypatch, ending):
+    closed = []
+    monkeypatch.setattr("distributed.Ranks.close", lambda ranks: closed.append(ranks.rank))
+
+    def train(*arguments):
+        assert ending == "clean", "one process alone fails"
+        return 0
+
+    monkeypatch.setattr(trainSpeakerNet, "train", train)
+    arguments = [f"--{k}={v}" for k, v in {**settings, "device": "cpu"}.items()]
+    if ending == "clean":
+        assert trainSpeakerNet.main(arguments) == 0
+    else:
+        with pytest.raises(AssertionError, match="one process alone fails"):
+            trainSpeakerNet.main(arguments)
+    assert len(closed) == (ending == "clean")
