@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from augmentation import AugmentWAV
-from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_audio, samples_of, wrap_pad
+from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_crop, samples_of, wrap_pad
 from speaker_lists import UsageError, read_train_list
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
@@ -30,7 +30,7 @@ class TrainDataset(Dataset):
         self.order = np.argsort(labels, kind="stable")
         self.starts = np.searchsorted(labels[self.order], np.arange(len(self.speakers) + 1))
         self.samples = samples_of(config.max_frames)
-        self.seed = config.seed
+        self.seed, self.channel = config.seed, config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
         self.augmenter = None
         if config.augment:
@@ -105,8 +105,8 @@ class TrainDataset(Dataset):
             path, line = str(Path(self.root, self.path(utterance))), int(self.lines[utterance])
             kind, reason = "nonfinite", NONFINITE
             try:
-                x, start, rate, channels = read_audio(path, self.samples, rng.random(), speed)
-                usable = not finite or np.isfinite(x).all()
+                crop = read_crop(path, self.samples, rng.random(), speed, channel=self.channel)
+                usable = not finite or np.isfinite(crop.x).all()
             except AudioError as error:
                 kind, reason, usable = "unreadable", str(error), False
             if usable:
@@ -115,12 +115,14 @@ class TrainDataset(Dataset):
             replaced.append({"path": path, "line": line, "reason": reason})
         else:
             return None
-        if rate != SAMPLE_RATE:
-            events.append(("resampled", path, rate, ""))
-        if channels > 1:
-            events.append(("mixed down", path, channels, ""))
-        info = {"path": path, "line": line, "start": start, "rate": rate}
+        if crop.rate != SAMPLE_RATE:
+            events.append(("resampled", path, crop.rate, ""))
+        if crop.channels > 1 and crop.channel == "mix":
+            events.append(("mixed down", path, crop.channels, ""))
+        events.extend((kind, path, 0, text) for kind, text in crop.notes)
+        info = {"path": path, "line": line, "start": crop.start, "rate": crop.rate, "channel": crop.channel}
         info.update(speed=float(speed), utterance=utterance, augment=[])
+        x = crop.x
         if replaced:
             info["replaced"] = list(replaced)
         if self.augmenter is not None:
@@ -235,6 +237,14 @@ def collate_one(items):
     return items[0]
 
 
+class Problems(dict):
+    """{file number: reason} of unusable files; ``notes`` [(kind, file, text)] on files that are used all the same."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.notes = []
+
+
 class TestDataset(Dataset):
     """Batches of whole files of equal length, or of ``num_eval`` evenly spaced crops a file.
 
@@ -243,8 +253,10 @@ class TestDataset(Dataset):
 
     __test__ = False
 
-    def __init__(self, files: list[str], root: str, eval_frames: int, num_eval: int, batch_size: int):
-        self.files, self.root = files, root
+    def __init__(
+        self, files: list[str], root: str, eval_frames: int, num_eval: int, batch_size: int, channel: str = "mix"
+    ):
+        self.files, self.root, self.channel = files, root, channel
         self.crop = samples_of(eval_frames) if eval_frames else 0
         self.num_eval = num_eval if eval_frames else 1
         with ThreadPoolExecutor(8) as pool:
@@ -275,14 +287,15 @@ class TestDataset(Dataset):
         return len(self.plan)
 
     def __getitem__(self, batch):
-        read, audio, problems = [], [], {}
+        read, audio, problems = [], [], Problems()
         for index in self.plan[batch]:
             try:
-                x, *_ = read_audio(Path(self.root, self.files[index]))
-            except (AudioError, MemoryError) as error:
-                problems[index] = str(error) if isinstance(error, AudioError) else "not enough memory to read it"
+                crop = read_crop(Path(self.root, self.files[index]), channel=self.channel)
+            except AudioError as error:
+                problems[index] = str(error)
                 continue
-            audio.append(self._crops(x))
+            problems.notes += [(kind, self.files[index], text) for kind, text in crop.notes]
+            audio.append(self._crops(crop.x))
             read.append(index)
         return read, torch.from_numpy(np.stack(audio)) if audio else torch.empty(0), problems
 

@@ -77,6 +77,13 @@ KEYS = _table(
             _k("test_path", str, "data/voxceleb1", "folder that the paths of test_list are relative to"),
             _k("musan_path", str, "", "MUSAN noise files, folders noise/, speech/ and music/ at any depth"),
             _k("rir_path", str, "", "room impulse responses, wav files at any depth"),
+            _k(
+                "channel",
+                str,
+                "mix",
+                "of recordings with several channels: their mean, a channel, or the one of the most energy",
+                choices=("mix", "1", "2", "loudest"),
+            ),
             _k("augment", bool, False, "add noise or reverberation to the training crops"),
             _k(
                 "augment_prob",

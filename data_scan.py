@@ -48,6 +48,10 @@ KINDS = {
         "DC offset",
         "the level is not that of the sound; a high-pass filter helps",
     ),
+    "channels cancel": ("warning", "channels in opposite phase", "their mean is nearly silent: set channel"),
+    "repaired": ("note", "read in spite of its header", "written anew, it would need no repair"),
+    "converted": ("note", "read through another program", "as wav or flac it is read faster"),
+    "decoder warnings": ("note", "the decoder complains", "listen to it"),
 }
 
 
@@ -158,6 +162,7 @@ class Measure:
     power: float = 0.0
     mean: float = 0.0  # of the channel where it is largest
     flat: float = 0.0  # share of neighbours that are equal at full scale
+    notes: list = field(default_factory=list)  # (kind, text) of the reader
 
     @property
     def seconds(self) -> float:
@@ -169,7 +174,7 @@ def measure(source: Source) -> Measure:
     """Read a whole file as it is stored and measure it."""
     m, sums, flat = Measure(), 0.0, 0
     try:
-        for rate, block in read_blocks(source.path):
+        for rate, block in read_blocks(source.path, notes=m.notes):
             m.rate, m.channels = rate, block.shape[1]
             wrong = ~np.isfinite(block)
             if wrong.any():
@@ -202,7 +207,7 @@ def judge(m: Measure, roles: set) -> list[tuple[str, str]]:
     if m.bad:
         name = "NaN" if math.isnan(m.bad_value) else "Inf"
         return [("nonfinite", f"{name} at sample {m.first_bad} ({m.first_bad / m.rate:.3f} s), {m.bad} of {m.samples}")]
-    found = []
+    found = [note for note in m.notes if note[0] != "channels cancel" or roles != {"rir"}]
     if m.peak > LOUD:
         found.append(("huge" if m.peak > HUGE else "loud", f"largest sample {m.peak:.6g}"))
     if roles == {"rir"}:  # short, at full scale, mostly silence: all normal here
@@ -268,7 +273,7 @@ def check_data(config, report):
     workers = min(max(config.nDataLoaderThread, 1), usable_cores())
     measured = list(scan(list(sources.values()), workers))
     describe_files(measured, report)
-    report_files(measured, samples_of(config.max_frames) / SAMPLE_RATE, config.eval, report)
+    report_files(measured, samples_of(config.max_frames) / SAMPLE_RATE, config.eval, report, config.channel)
     if not config.eval:
         check_train_list(config, report)
         shared = [(s.place, s.path) for s, _ in measured if {"train", "trial"} <= s.roles]
@@ -295,11 +300,13 @@ def describe_files(measured, report):
         report.line(f"  {what}{', ' if changes else ''}{', '.join(changes)}")
 
 
-def report_files(measured, wanted_seconds: float, evaluation: bool, report):
+def report_files(measured, wanted_seconds: float, evaluation: bool, report, channel: str = "mix"):
     """Report the findings on files, kind by kind."""
     found = collections.defaultdict(list)
     for source, m in measured:
         for kind, detail in judge(m, source.roles):
+            if kind == "channels cancel" and channel != "mix":
+                continue
             found[kind].append((source.place, source.path, detail))
     for kind, (level, title, advice) in KINDS.items():
         if found[kind]:

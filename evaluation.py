@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import plots
 from command_line import rank_prefix
-from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+from corpus.audio import MIN_SAMPLES, AudioError, read_crop, said_of, wrap_pad
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
@@ -34,6 +34,7 @@ class Evaluator:
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         self.window = window_samples(config.embed_window_seconds)
+        self.notes, self.said = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
         self.caution = ""  # about the calibration that was written last
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
@@ -49,7 +50,8 @@ class Evaluator:
         number = {file: i for i, file in enumerate(self.files)}
         self.pairs = np.array([[number[a], number[b]] for a, b in zip(first, second)])
         self.dataset = TestDataset(
-            self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size
+            *(self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size),
+            config.channel,
         )
         if not len(self.dataset):
             reason = next(iter(self.dataset.problems.values()))
@@ -71,7 +73,7 @@ class Evaluator:
 
         embeddings, problems = None, dict(self.dataset.problems)
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
-        failure = None
+        notes, failure = {}, None
         for batch in progress:
             if isinstance(batch, LoaderFailed):
                 failure = f"{rank_prefix()}loader: {batch}"
@@ -79,6 +81,8 @@ class Evaluator:
                 break
             read, audio, unreadable = batch
             problems.update(unreadable)
+            for kind, file, text in unreadable.notes:
+                notes.setdefault(kind, {})[file] = text
             if not read:
                 continue
             files, crops, samples = audio.shape
@@ -95,8 +99,10 @@ class Evaluator:
         if self.ranks.any(should_stop()):
             return None
         embeddings = self._merge(embeddings)
-        for found in self.ranks.gather(problems):
+        for found, said in self.ranks.gather((problems, notes)):
             problems.update(found)
+            for kind, files in said.items():
+                self.notes.setdefault(kind, {}).update(files)
         embeddings[sorted(problems)] = float("nan")
         return embeddings, problems
 
@@ -135,6 +141,8 @@ class Evaluator:
         bad_files = np.flatnonzero(~torch.isfinite(embeddings).flatten(1).all(dim=1).numpy())
         spoiled = np.bincount(self.pairs[~finite].ravel(), minlength=len(self.files))
         result = {"epoch": epoch, "nan_scores": lost, "scores": scores, "failed": None}
+        result["notes"] = [said_of(k, files, "test file") for k, files in self.notes.items() if k not in self.said]
+        self.said |= self.notes.keys()
         result["nan_files"] = [
             {"path": self.files[i], "trials": int(spoiled[i]), "reason": problems.get(i, "non-finite embedding")}
             for i in bad_files
@@ -173,7 +181,7 @@ class Evaluator:
         """Describe the waveform, features and embedding of a file that gave no finite embedding, in one line."""
         parts = []
         try:
-            x, *_ = read_audio(Path(self.config.test_path, file))
+            x = read_crop(Path(self.config.test_path, file), channel=self.config.channel).x
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
@@ -311,7 +319,7 @@ def _spread(speakers, rng) -> np.ndarray:
 
 def describe(result: dict, config) -> list[str]:
     """Say an evaluation in lines for the terminal."""
-    lines = []
+    lines = list(result["notes"])
     for file in result["nan_files"][:10]:
         lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
         lines.append(f"  {file['statistics']}")
@@ -349,7 +357,7 @@ def write_evaluation(files, evaluator, result: dict, config, step: int):
         return
     epoch = result["epoch"]
     evaluator.write_trials(files.result, result, files.writes)
-    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs")}
+    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs", "notes")}
     files.event("eval", epoch=epoch, step=step, **values)
     files.scalar("Val/NaNScores", result["nan_scores"], epoch)
     if result["failed"]:

@@ -137,7 +137,7 @@ class Desk:
             raise HTTPException(422, f"the name of a recording has at most {LONGEST_NAME} letters, got {len(name)}")
         try:
             with self.busy:
-                heard = read_upload(upload.file)
+                heard = read_upload(upload.file, self.model.config.channel)
                 utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:
@@ -249,33 +249,51 @@ def unused(name: str, known: set[str]) -> str:
     return free
 
 
-def read_upload(file):
+def read_upload(file, channel: str = "mix"):
     """Decode an uploaded recording -> (samples (T,) float32, sample rate); ValueError says why it is refused.
 
-    Silence of many channels at a high rate is a small file, so the samples are bounded before they are decoded, and
-    the channels averaged block by block.
+    Silence of many channels at a high rate is a small file, so the samples are bounded before they are decoded.
     """
-    import numpy as np
-    import soundfile
+    import shutil
+    import tempfile
 
-    try:
-        with soundfile.SoundFile(file) as audio:
-            if audio.format not in FORMATS:
-                raise ValueError(f"{audio.format} is not read here; send WAV, FLAC, OGG or MP3")
-            rate, seconds = audio.samplerate, audio.frames / audio.samplerate
-            if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-                raise ValueError(f"{seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long")
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"{rate} Hz; a recording must have {RATES[0]} to {RATES[1]} samples a second")
-            if audio.channels > MOST_CHANNELS:
-                raise ValueError(f"{audio.channels} channels; a recording must have at most {MOST_CHANNELS}")
-            blocks = audio.blocks(1 << 16, dtype="float32", always_2d=True)
-            x = np.concatenate([block.mean(axis=1) for block in blocks])
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise ValueError("not a recording that can be read; send WAV, FLAC, OGG or MP3") from error
+    import numpy as np
+
+    from corpus.audio import SAMPLE_RATE, AudioError, read_crop
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recording")
+        with open(path, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        try:
+            check_upload(path)
+            x = read_crop(path, channel=channel).x
+        except AudioError as error:
+            raise ValueError(f"not a recording that can be read: {error}; send WAV, FLAC, OGG or MP3") from error
     if not np.isfinite(x).all():
         raise ValueError("holds samples that are NaN or Inf")
-    return x, rate
+    return x, SAMPLE_RATE
+
+
+def check_upload(path):
+    """ValueError for a recording of another format, length, rate or number of channels than the page takes."""
+    from corpus.decode import Recording
+
+    with Recording(path, convert=False) as recording:  # what comes over the network goes through no further program
+        rate, frames = recording.rate, 0
+        if recording.format not in FORMATS:
+            raise ValueError(f"{recording.format} is not read here; send WAV, FLAC, OGG or MP3")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise ValueError(f"{rate} Hz; a recording must have {RATES[0]} to {RATES[1]} samples a second")
+        if recording.channels > MOST_CHANNELS:
+            raise ValueError(f"{recording.channels} channels; a recording must have at most {MOST_CHANNELS}")
+        for block in recording.blocks() if recording.counted else ():  # its header does not tell how long it is
+            frames += len(block)
+            if frames > MAX_SECONDS * rate:
+                raise ValueError(f"more than {MAX_SECONDS:g} s; a recording must be at most that long")
+        seconds = (frames or recording.frames) / rate
+        if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+            raise ValueError(f"{seconds:.1f} s; a recording must be {MIN_SECONDS:g} to {MAX_SECONDS:g} s long")
 
 
 def log_mel(x, rate: int):

@@ -19,14 +19,16 @@ from command_line import existing_file
 from config import Config, Setting, read_yaml, resolve
 from config_keys import ALIASES, KEYS
 from corpus.audio import (
+    CHANNELS,
     MIN_EMBED_SECONDS,
     MIN_SAMPLES,
     SAMPLE_RATE,
     SILENT_DB,
     AudioError,
     decibels,
-    read_audio,
+    read_crop,
     resample,
+    said_of,
     wrap_pad,
 )
 from speaker_lists import UsageError
@@ -58,15 +60,17 @@ class SpeakerModel:
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
         try:
-            x, *_ = read_audio(path)
+            crop = read_crop(path, channel=self.config.channel)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
-        except MemoryError as error:
-            raise UsageError(f"{path}: not enough memory to read it") from error
         try:
-            return self._embed(x, str(path), min_seconds)
+            embedding = self._embed(crop.x, str(path), min_seconds)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            cancelled = "".join(f"; {text}" for kind, text in crop.notes if kind == "channels cancel")
+            raise UsageError(f"{error}{cancelled}") from error
+        for kind, text in crop.notes:
+            print(f"{path}: {kind}: {text}", file=sys.stderr)
+        return embedding
 
     def _embed(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
         fault = fault_of(x, min_seconds)
@@ -118,17 +122,24 @@ class SpeakerModel:
         from corpus.loader import Loader, LoaderFailed
         from DatasetLoader import TestDataset, collate_one
 
-        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size)
+        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
         plan = [[i] for i in range(len(dataset))]
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
+<<<<<<< HEAD
         for batch in loader:
             if isinstance(batch, LoaderFailed):
                 raise batch
             read, audio, unreadable = batch
+=======
+        notes = {}
+        for read, audio, unreadable in loader:
+>>>>>>> ef8f787 (A key for the channel of recordings that have several, in every command; what was repaired, converted or cancelled is said once, by training, evaluation, preflight and embedding; the page reads through the same reader)
             problems.update(unreadable)
+            for kind, file, text in unreadable.notes:
+                notes.setdefault(kind, {})[file] = text
             if read:
                 embeddings[read], too_large = self.embed_rows(audio[:, 0])
                 problems.update({read[row]: reason for row, reason in too_large.items()})
@@ -141,6 +152,8 @@ class SpeakerModel:
                         problems[index], embeddings[index] = fault, np.nan
             bar.update(len(read) + len(unreadable))
         bar.close()
+        for kind, files in notes.items():
+            print(said_of(kind, files), file=sys.stderr)
         return embeddings, problems
 
 
@@ -289,6 +302,12 @@ def add_model_arguments(parser, required: bool = True):
         help="embed a longer recording in overlapping windows of this, whose mean counts; 0 never (default: what the "
         "configuration says, 300 if nothing)",
     )
+    parser.add_argument(
+        "--channel",
+        choices=CHANNELS,
+        help="of recordings with several channels: their mean, a channel, or the one of the most energy (default: what "
+        "the configuration says, mix if nothing)",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
 
 
@@ -309,4 +328,6 @@ def model_from(args) -> SpeakerModel:
     model = load_model(Path(args.initial_model), args.config, args.device)
     if seconds is not None:
         model.config.embed_window_seconds = seconds
+    if args.channel is not None:
+        model.config.channel = args.channel
     return model

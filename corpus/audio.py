@@ -64,11 +64,19 @@ def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
     return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
 
-def read_blocks(path, samples: int = BLOCK):
-    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored; AudioError as ``read_audio``."""
+def read_blocks(path, samples: int = BLOCK, notes: list | None = None):
+    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored; AudioError as ``read_audio``.
+
+    ``notes`` gets the (kind, text) on the file once all of it was read.
+    """
     with Recording(path) as recording:
+        mixer = Mixer(recording.channels, "mix")
         for block in recording.blocks(samples):
+            if notes is not None:
+                mixer.mix(block)
             yield recording.rate, block
+        if notes is not None:
+            notes += recording.notes + mixer.notes()
 
 
 def decibels(x: np.ndarray) -> float:
@@ -160,6 +168,12 @@ class Mixer:
         return [
             ("channels cancel", f"the mean of its {self.channels} channels loses {lost}; set channel: 1, 2 or loudest")
         ]
+
+
+def said_of(kind: str, files: dict[str, str], noun: str = "file") -> str:
+    """A note of one kind on ``files`` {path: text} in a line: how many, and what is said of the first."""
+    first = min(files)
+    return f"{kind}: {len(files)} {noun}{'s' if len(files) > 1 else ''}, the first {first}: {files[first]}"
 
 
 def loss_db(before: float, after: float) -> float:

@@ -132,14 +132,16 @@ def _chunks(file: _Bytes, layout: _Layout, place: int):
 def _chunked(file: _Bytes) -> Finding:
     """Check the chunk of samples of a wav, rf64, w64, aiff or caf file."""
     layout = _LAYOUTS[file.head[:4]]
-    wide = None  # (size of the samples, its place) of RF64
-    for name, start, size, field in _chunks(file, layout, layout.first):  # noqa: B007 - size and field are used below
+    found = wide = None  # (place, size, place of the size) of the samples; (size, its place) of RF64
+    for name, *chunk in _chunks(file, layout, layout.first):
         if name == b"ds64":
-            wide = struct.unpack("<Q", file.at(start + 8, 8))[0], start + 8
+            wide = struct.unpack("<Q", file.at(chunk[0] + 8, 8))[0], chunk[0] + 8
         elif name == layout.samples:
+            found = chunk
             break
-    else:
+    if found is None:
         return file.finding()
+    start, size, field = found
     width = 4 if layout.entry.endswith("I") else 8
     if wide and size == 0xFFFFFFFF:
         (size, field), width = wide, 8

@@ -30,13 +30,14 @@ class Recording:
     """An audio file that is open: ``rate``, ``channels``, ``frames`` (samples of each channel) and ``notes``.
 
     A note is (kind, text): what was repaired, what decoded it, or what the decoder had to say. AudioError where the
-    file cannot be used. To be closed, or used in a with statement.
+    file cannot be used. To be closed, or used in a with statement. ``convert`` False: no other program is asked to
+    decode what libsndfile does not know.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, convert: bool = True):
         if on_open is not None:
             on_open(path)
-        self.path, self.found = path, examine(path)
+        self.path, self.convert, self.found = path, convert, examine(path)
         self.lines = [] if self.found.mpeg else None
         self.audio, self.forward = None, False
         self._begin()
@@ -96,6 +97,8 @@ class Recording:
                 self.audio = _Forward(self._file())
         except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
             reason = getattr(error, "error_string", str(error)).rstrip(".")
+            if not self.convert:
+                raise AudioError(reason) from error
             self.audio = converters.open_converted(self.path, reason)
         self.forward = isinstance(self.audio, converters.Converted) or not self.audio.can_seek()
 

@@ -102,7 +102,13 @@ DRAW = Fields({"kind": TEXT, "path": TEXT}, {"start": INT, "snr_db": NUMBER, "ga
 FILE = Fields(
     {"path": TEXT, "line": INT},
     {
-        **{"start": between(0, 1 << 40), "rate": between(1, 10**7), "speed": between(0.1, 10.0), "utterance": INT},
+        **{
+            "start": between(0, 1 << 40),
+            "rate": between(1, 10**7),
+            "speed": between(0.1, 10.0),
+            "utterance": INT,
+            "channel": TEXT,
+        },
         **{"peak": NUMBER, "rms": NUMBER, "augment": [DRAW], "replaced": [Fields({"path": TEXT, "reason": TEXT})]},
     },
 )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from augmentation import apply_draws
-from corpus.audio import NORMAL, SAMPLE_RATE, AudioError, read_audio, read_blocks
+from corpus.audio import NORMAL, SAMPLE_RATE, AudioError, read_blocks, read_crop
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
 INTEGER = 2.0**15
@@ -76,7 +76,8 @@ def rebuild(info: dict, samples: int) -> tuple[np.ndarray, np.ndarray]:
         if "reason" not in draw and not Path(draw["path"]).is_file():
             raise AudioError(f"no such file: {draw['path']}")
     speed = Fraction(info.get("speed", 1.0)).limit_denominator(100) if info.get("speed", 1.0) != 1.0 else NORMAL
-    clean, *_ = read_audio(info["path"], samples, start=int(info["start"]), speed=speed)
+    channel = str(info.get("channel", "mix"))
+    clean = read_crop(info["path"], samples, start=int(info["start"]), speed=speed, channel=channel).x
     with np.errstate(over="ignore", invalid="ignore"):
         return clean, apply_draws(clean, info.get("augment", []))
 

@@ -1,6 +1,7 @@
 """Files that the loader could not use as they are: each is named once and counted over all processes."""
 
 UNITS = {"resampled": "Hz", "mixed down": "channels"}  # of the number in events on files that are used all the same
+NOTES = ("repaired", "converted", "decoder warnings", "channels cancel")  # kinds of such events without a number
 COUNTED = ("unreadable", "nonfinite")  # kinds that count towards max_bad_files_pct; the others concern noise files
 ALWAYS_ALLOWED = 3  # bad files that end no run, however short its list
 
@@ -21,16 +22,17 @@ class FileEvents:
         self.met = set()  # paths since this process started, of all processes
         self.bad, self.lost_speaker = {}, None  # those of ``met`` that count; a speaker without a readable file
         self.found, self.incidents = [], []  # events and incidents of this process since the last ``share``
-        self.converted, self.reported = {}, set()  # (kind, number) -> paths; each (kind, number) said before
+        # (kind, number) -> {path: reason} of files used all the same; each (kind, number) is said once a run
+        self.converted, self.reported = {}, set()
 
     def note(self, batch, dump):
         """Take note of a batch's events; ``dump(batch, {path: reason})`` makes an incident of files new to the run."""
         unusable = {}
         for event in batch["events"]:
             kind, path, number, reason = event
-            if kind in UNITS:
+            if kind in UNITS or kind in NOTES:
                 if (kind, number) not in self.reported:
-                    self.converted.setdefault((kind, number), set()).add(path)
+                    self.converted.setdefault((kind, number), {}).setdefault(path, reason)
             elif self.meet(event) and kind in ("unreadable", "augmentation"):
                 unusable[path] = reason
         incident = dump(batch, unusable) if unusable else None
@@ -114,13 +116,15 @@ class FileEvents:
         self.reported = {tuple(key) for key in state["reported"]}
 
     def report_conversions(self):
-        """Say how many files of all processes were resampled or mixed down: each kind and number once a run."""
+        """Say how many files of all processes were resampled, mixed down or repaired: each kind once a run."""
         total = {}
-        for found in self.ranks.gather({key: (len(paths), min(paths)) for key, paths in self.converted.items()}):
+        for found in self.ranks.gather({k: (len(paths), min(paths.items())) for k, paths in self.converted.items()}):
             for key, (count, first) in found.items():
                 before, earliest = total.get(key, (0, first))
                 total[key] = before + count, min(earliest, first)
-        for (kind, number), (count, first) in sorted(total.items()):
-            self.say(f"{kind}: {count} files of {number} {UNITS[kind]}, the first {first}")
+        for (kind, number), (count, (first, reason)) in sorted(total.items()):
+            what = f" of {number} {UNITS[kind]}" if kind in UNITS else ""
+            said = f": {reason}" if reason else ""
+            self.say(f"{kind}: {count} files{what}, the first {first}{said}")
         self.reported |= total.keys()
         self.converted.clear()
