@@ -128,15 +128,11 @@ class SpeakerModel:
         plan = [[i] for i in range(len(dataset))]
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
-<<<<<<< HEAD
+        notes = {}
         for batch in loader:
             if isinstance(batch, LoaderFailed):
                 raise batch
             read, audio, unreadable = batch
-=======
-        notes = {}
-        for read, audio, unreadable in loader:
->>>>>>> ef8f787 (A key for the channel of recordings that have several, in every command; what was repaired, converted or cancelled is said once, by training, evaluation, preflight and embedding; the page reads through the same reader)
             problems.update(unreadable)
             for kind, file, text in unreadable.notes:
                 notes.setdefault(kind, {})[file] = text
