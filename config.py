@@ -15,7 +15,7 @@ import yaml
 import plugins
 from command_line import TRACEBACK
 from config_keys import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
-from speaker_lists import UsageError
+from speaker_lists import Mistakes, UsageError
 from storage import plain_yaml
 from storage.plain_yaml import MOST_CHARACTERS, PlainLoader
 
@@ -98,8 +98,12 @@ def to_type(kind, value, place: str):
 # ---------------------------------------------------------------------------------------------------------- YAML
 
 
-def read_yaml(path: str) -> dict[str, Setting]:
-    """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key."""
+def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]:
+    """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key.
+
+    With ``mistakes`` duplicate keys are added to them, and the first of each is kept.
+    """
+    found = mistakes or Mistakes()
     try:
         with open(path, encoding="utf-8-sig") as f:
             loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
@@ -120,13 +124,16 @@ def read_yaml(path: str) -> dict[str, Setting]:
             place = f"{path}:{key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node, deep=True))
             if name in settings:
-                raise UsageError(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
-            settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
-        return settings
+                found.add(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
+            else:
+                settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar that looks like a date and is none
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         line = f":{mark.line + 1}" if isinstance(error, yaml.YAMLError) else ""
         raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if mistakes is None:
+        found.refuse()
+    return settings
 
 
 # -------------------------------------------------------------------------------------------------- command line
@@ -163,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
+def read_command_line(argv, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
     """Read the command line to ({key: Setting}, print_config); keys the table lacks are kept for the plug-ins."""
     known, rest = build_parser().parse_known_args(argv)
     values = vars(known)
@@ -174,7 +181,8 @@ def read_command_line(argv) -> tuple[dict[str, Setting], bool]:
     while position < len(rest):
         word, position = rest[position], position + 1
         if not word.startswith("--"):
-            raise UsageError(f"command line: unexpected argument '{word}'")
+            mistakes.add(f"command line: unexpected argument '{word}'")
+            continue
         name, equals, value = word[2:].partition("=")
         if not equals:
             if position < len(rest) and not rest[position].startswith("--"):
@@ -199,44 +207,64 @@ def _yaml_scalar(text: str):
 def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     """Read, merge and check the configuration.
 
-    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config). Checks that need the
-    lists or the audio files are ``preflight.check_paths``'s.
+    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config); UsageError with all
+    mistakes. Checks that need the lists or the audio files are ``preflight.check_paths``'s.
     """
-    command_line, print_config = read_command_line(argv)
-    notes = []
+    mistakes, notes = Mistakes(), []
+    written, print_config = read_settings(argv, notes, mistakes)
+    config = resolve(written, notes, mistakes)
+    mistakes.refuse()
+    return config, written, notes, print_config
+
+
+def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
+    """Read the command line and the YAML file that it names: ({key: Setting}, print_config).
+
+    Old names are replaced. What can be read in spite of a mistake is read.
+    """
+    command_line, print_config = read_command_line(argv, mistakes)
     written = {}
     if "config" in command_line:
-        settings = read_yaml(to_type(str, command_line["config"].value, "command line: --config"))
+        settings = read_yaml(to_type(str, command_line["config"].value, "command line: --config"), mistakes)
         settings.pop("run_info", None)  # what a run adds to result/config.yaml, so that the file can be used again
-        written = _rename_aliases(settings, notes)
-    for name, setting in _rename_aliases(command_line, notes).items():
+        written = _rename_aliases(settings, notes, mistakes)
+    for name, setting in _rename_aliases(command_line, notes, mistakes).items():
         if name in written and name != "config" and str(written[name].value) != str(setting.value):
             old = written[name]
             before = "an empty value" if old.value in ("", None) else old.value
             notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
         written[name] = setting
-    for name, setting in written.items():
-        if name in REFUSED:
-            raise UsageError(f"{_unknown_place(setting, name)} is not supported: {REFUSED[name]}")
-    return resolve(written, notes), written, notes, print_config
+    for name in [name for name in written if name in REFUSED]:
+        mistakes.add(f"{_unknown_place(written.pop(name), name)} is not supported: {REFUSED[name]}")
+    return written, print_config
 
 
-def resolve(written: dict[str, Setting], notes: list) -> Config:
-    """Check what somebody wrote and fill in the defaults of the table and of the chosen plug-ins."""
+def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None = None) -> Config:
+    """Check what somebody wrote and fill in the defaults of the table and of the chosen plug-ins.
+
+    With ``mistakes`` those that are found are added to them and the keys concerned have their defaults.
+    """
+    found = mistakes or Mistakes()
     values = {name: key.default for name, key in KEYS.items()}
-    values.update({name: coerce(KEYS[name], s) for name, s in written.items() if name in KEYS})
-    _resolve_plugin_keys(values, written, notes)
+    for name, setting in written.items():
+        if name in KEYS:
+            with found.collected():
+                values[name] = coerce(KEYS[name], setting)
+    _resolve_plugin_keys(values, written, notes, found)
+    if mistakes is None:
+        found.refuse()
     return Config(**values)
 
 
-def _rename_aliases(settings: dict, notes: list) -> dict:
+def _rename_aliases(settings: dict, notes: list, mistakes: Mistakes) -> dict:
     renamed = {}
     for name, setting in settings.items():
         target = ALIASES.get(name, name)
         if target != name:
             notes.append(f"{_unknown_place(setting, name)} is an old name, read as '{target}'")
         if target in renamed or (target != name and target in settings):
-            raise UsageError(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
+            mistakes.add(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
+            continue
         renamed[target] = setting
     return renamed
 
@@ -245,49 +273,73 @@ def _unknown_place(setting: Setting, name: str) -> str:
     return f"command line: '--{name}'" if setting.from_command_line else f"{setting.where}: '{name}'"
 
 
-def chosen_plugins(values: dict) -> dict[str, plugins.Declaration]:
-    """Find the declarations of the plug-ins that the configuration names; UsageError where one does not exist."""
-    found = {}
+def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | None:
+    """Find the declaration of the plug-in that a key names, None if none is needed; UsageError if it does not exist."""
+    name = values[key]
+    if not name:
+        if values["eval"] and folder != "models":
+            return None  # evaluation needs the model's weights only
+        raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
+    declared = plugins.declaration(folder, name)
+    if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
+        what = f"does not define {plugins.ENTRY[folder]}"
+        if not name.isidentifier():
+            what = "cannot be imported; name it with letters, digits and _"
+        raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
+    if declared is None:
+        raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
+    return declared
+
+
+def _chosen_plugins(values: dict, written: dict) -> tuple[dict[str, plugins.Declaration], list[str]]:
+    """Declarations {folder: ..} of the plug-ins that the configuration names, and a line on each that is not found."""
+    found, missing = {}, []
     for folder, key in plugins.CHOSEN_BY.items():
-        name = values[key]
-        if not name:
-            if values["eval"] and folder != "models":
-                continue  # evaluation needs the model's weights only
-            raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
-        declared = plugins.declaration(folder, name)
-        if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-            what = f"does not define {plugins.ENTRY[folder]}"
-            if not name.isidentifier():
-                what = "cannot be imported; name it with letters, digits and _"
-            raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
-        if declared is None:
-            raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
-        found[folder] = declared
-    return found
+        try:
+            declaration = chosen_plugin(folder, key, values)
+        except UsageError as error:
+            named = key in written and str(error).startswith(f"{key}:")
+            missing.append(f"{written[key].where}: {error}" if named else str(error))
+        else:
+            found |= {} if declaration is None else {folder: declaration}
+    return found, missing
 
 
-def _resolve_plugin_keys(values: dict, written: dict, notes: list):
+def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mistakes):
     """Give plug-in keys their values; refuse keys that neither the table nor a chosen plug-in knows."""
-    foreign = [name for name in written if name not in KEYS]
-    try:
-        found = chosen_plugins(values)
-    except UsageError as error:
-        everybody = plugins.all_keys()
-        for name in foreign:  # a misspelt key first: it may be why the plug-in is not chosen
-            if name not in everybody and not values["allow_unknown"]:
-                raise UsageError(_unknown_message(name, written[name], everybody)) from None
-        name = str(error).split(":")[0]
-        raise UsageError(f"{written[name].where}: {error}" if name in written else str(error)) from None
+    found, missing = _chosen_plugins(values, written)
     declared = {}
     for declaration in found.values():
         for name, default in declaration.keys.items():
             if name not in declared or declared[name] in (None, plugins.UNKNOWN):
                 declared[name] = default
-    replaced = _keys_of_replaced(values, written)
-    for name in foreign:
+    unknown = _take_foreign_keys(values, written, declared, bool(missing), notes, mistakes)
+    for line in missing:
+        if not (unknown and "is not set" in line):  # a misspelt key may be why
+            mistakes.add(line)
+    for declaration in found.values():
+        for name, default in declaration.own.items():  # what the run will use belongs into the resolved configuration
+            if name not in KEYS and default is not None and default is not plugins.UNKNOWN:
+                values.setdefault(name, list(default) if isinstance(default, tuple) else default)
+        for name in declaration.required:
+            if name not in {**values, **written} and name not in RUNTIME_KEYS:
+                mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
+    for name in sorted(MODEL_KEYS & set(written)):
+        if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
+            notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+def _take_foreign_keys(values, written, declared: dict, any_missing: bool, notes: list, mistakes: Mistakes) -> bool:
+    """Take the keys that the table lacks into ``values``; returns whether one is of no plug-in at all."""
+    known = plugins.all_keys() if any_missing else declared
+    replaced, unknown = _keys_of_replaced(values, written), False
+    for name in [name for name in written if name not in KEYS]:
         setting = written[name]
         if name in declared:
-            values[name] = _plugin_value(name, setting, declared[name])
+            with mistakes.collected():
+                values[name] = _plugin_value(name, setting, declared[name])
+        elif any_missing and name in known:
+            continue  # perhaps of the plug-in that is not found
         elif name in replaced and not setting.from_command_line:
             notes.append(
                 f"{_unknown_place(setting, name)} is not used: --{replaced[name]} puts another in place of its owner"
@@ -295,17 +347,9 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list):
         elif values["allow_unknown"]:
             notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
         else:
-            raise UsageError(_unknown_message(name, setting, declared))
-    for declaration in found.values():
-        for name, default in declaration.own.items():  # what the run will use belongs into the resolved configuration
-            if name not in KEYS and default is not None and default is not plugins.UNKNOWN:
-                values.setdefault(name, list(default) if isinstance(default, tuple) else default)
-        for name in declaration.required:
-            if name not in values and name not in KEYS and name not in RUNTIME_KEYS:
-                raise UsageError(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
-    for name in sorted(MODEL_KEYS & set(written)):
-        if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
-            notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+            mistakes.add(_unknown_message(name, setting, known))
+            unknown = True
+    return unknown
 
 
 def _keys_of_replaced(values: dict, written: dict) -> dict[str, str]:

@@ -49,7 +49,12 @@ KEYS = _table(
             _k("config", str, "", "YAML file with any of these keys"),
             _k("save_path", str, "exps/exp1", "folder of the run: model/, result/, logs/, debug_nan/"),
             _k("initial_model", str, "", "checkpoint to start from, or to evaluate with --eval"),
-            _k("allow_partial", bool, False, "start from an initial_model that fits the model only in part"),
+            _k(
+                "allow_partial",
+                bool,
+                False,
+                "start from an initial_model that fits only in part, or whose features are changed on purpose",
+            ),
             _k("eval", bool, False, "evaluate initial_model on the trials and stop"),
             _k("preflight", bool, False, "look at the data, the keys, the plug-ins and one step of training, and stop"),
             _k("seed", int, 10, "seed of every random draw", low=0, high=2**62),
@@ -298,6 +303,7 @@ def reference_page() -> str:
         "Made from `config_keys.py` by `python config_keys.py > docs/configuration.md`.",
         "Every key can stand in the YAML file and on the command line (`--key value`); the command line wins.",
         "A key not listed here that is a keyword argument of the chosen plug-in file is legal too and reaches it.",
+        "All mistakes of a configuration are said at once, each in a line that names the file and line or the flag.",
     ]
     group = None
     for key in KEYS.values():

@@ -86,7 +86,9 @@ def check_loss(config, fp16: bool, say):
             say("error", "scale", f"float16 ends at {FP16_MAX:g}")
         elif config.scale > 1000:
             say("warning", "scale", "very high: 15 to 64 is usual, and the softmax becomes a hard maximum")
-        if "margin" in taken and not 0 <= config.margin < 1.57:  # of a pair loss, the margin is a distance
+        declared = plugins.declaration("loss", config.trainfunc).constants
+        # Without a range of its own: a loss that was dropped in. Of a pair loss the margin is a distance.
+        if "margin" in taken and "margin_range" not in declared and not 0 <= config.margin < 1.57:
             say("warning", "margin", "outside [0, 1.57): the target logit no longer falls with the angle")
     if "margin_warmup" in taken and config.margin_warmup[0] < config.margin_warmup[1] > config.max_epoch + 1:
         say("warning", "margin_warmup", f"max_epoch is {config.max_epoch}: the margin never reaches {config.margin:g}")

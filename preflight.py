@@ -1,46 +1,77 @@
 """Checks across keys that need the lists and folders but nothing slow."""
 
+import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 import plugins
-from speaker_lists import UsageError, read_train_list, read_trials
+from speaker_lists import Mistakes, UsageError, read_train_list, read_trials
 
 MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
 
-def check_paths(config, written: dict):
-    """Check lists, folders, classes, batch size and loss against each other; UsageError names the key and its place."""
+def check_paths(config, written: dict, mistakes: Mistakes | None = None):
+    """Check lists, folders, classes, batch size and loss against each other; UsageError names the key and its place.
+
+    With ``mistakes`` those that are found are added to them; checks across keys are left out if some are wrong already.
+    """
+    found = mistakes or Mistakes()
+    keys_are_right = not found.lines
 
     def refuse(key, text):
         place = f"{written[key].where}: {key}" if key in written and not written[key].from_command_line else None
         place = place or (f"command line: --{key}" if key in written else key)
         raise UsageError(f"{place}: {text}")
 
-    def existing(key, folder):
+    def existing(key, folder) -> bool:
         path = getattr(config, key)
-        if not (os.path.isdir(path) if folder else os.path.isfile(path)):
-            refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
+        there = os.path.isdir(path) if folder else os.path.isfile(path)
+        with found.collected():
+            if not there:
+                refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
+        return there
 
-    check_save_path(config.save_path, refuse)
-    existing("test_list", False)
-    existing("test_path", True)
-    _, first, second = read_trials(config.test_list)
-    check_files(config.test_list, config.test_path, "test_path", sorted(set(first) | set(second)), refuse)
+    with found.collected():
+        check_save_path(config.save_path, refuse)
+    both = existing("test_list", False), existing("test_path", True)
+    with found.collected():
+        if both[0]:
+            _, first, second = read_trials(config.test_list)
+        if all(both):
+            check_files(config.test_list, config.test_path, "test_path", sorted(set(first) | set(second)), refuse)
     if config.initial_model:
         existing("initial_model", False)
     if config.eval:
-        if not config.initial_model:
-            refuse("initial_model", "eval needs a checkpoint to evaluate")
+        with found.collected():
+            if not config.initial_model:
+                refuse("initial_model", "eval needs a checkpoint to evaluate")
+    else:
+        check_training(config, existing, keys_are_right, refuse, found)
+    if mistakes is None:
+        found.refuse()
+
+
+def check_training(config, existing, keys_are_right: bool, refuse, mistakes: Mistakes):
+    """Check the train list and what depends on it."""
+    both = existing("train_list", False), existing("train_path", True)
+    labels = None
+    with mistakes.collected():
+        if both[0]:
+            _, labels, paths, _ = read_train_list(config.train_list)
+        if all(both):
+            check_files(config.train_list, config.train_path, "train_path", paths, refuse)
+    if not keys_are_right:
         return
-    existing("train_list", False)
-    existing("train_path", True)
-    speakers, _, paths, _ = read_train_list(config.train_list)
-    check_files(config.train_list, config.train_path, "train_path", paths, refuse)
-    check_classes(config, len(speakers), refuse)
-    check_loss(config, len(speakers), refuse)
+    if labels is not None:
+        utterances = np.bincount(labels)
+        for check in (check_classes, check_rows, check_margin):
+            with mistakes.collected():
+                check(config, utterances, refuse)
     if config.augment:
-        check_augmentation(config, refuse)
+        with mistakes.collected():
+            check_augmentation(config, refuse)
 
 
 def check_save_path(save_path, refuse):
@@ -65,9 +96,9 @@ def check_files(list_path, root, key, paths, refuse):
         refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
 
 
-def check_classes(config, speakers: int, refuse):
-    """Count the classes of the train list into ``nClasses``, or check a given number."""
-    classes = speakers * (3 if config.speed_perturb else 1)
+def check_classes(config, utterances, refuse):
+    """Count the classes of the train list into ``nClasses``, or check a given number; ``utterances`` (speakers,)."""
+    classes = len(utterances) * (3 if config.speed_perturb else 1)
     if config.nClasses and config.nClasses < classes:
         refuse(
             "nClasses", f"{config.nClasses} is fewer than the {classes} classes of '{config.train_list}'; 0 counts them"
@@ -75,8 +106,8 @@ def check_classes(config, speakers: int, refuse):
     config.nClasses = config.nClasses or classes
 
 
-def check_loss(config, speakers: int, refuse):
-    """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares."""
+def check_rows(config, utterances, refuse):
+    """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares and what the speakers have."""
     low, high = plugins.declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
     if config.nPerSpeaker < low or (high is not None and config.nPerSpeaker > high):
         wanted = f"{low}" if high == low else f"at least {low}"
@@ -84,12 +115,26 @@ def check_loss(config, speakers: int, refuse):
             "nPerSpeaker",
             f"loss '{config.trainfunc}' (trainfunc) takes {wanted} utterances a row, not {config.nPerSpeaker}",
         )
-    if config.nPerSpeaker > 1 and config.batch_size > speakers:
-        refuse(
-            "batch_size", f"{config.batch_size} rows of different speakers, but '{config.train_list}' has {speakers}"
+    most = min(int(utterances.max()), config.max_seg_per_spk)
+    if config.nPerSpeaker > most:
+        owner = (
+            "max_seg_per_spk allows" if most == config.max_seg_per_spk else f"any speaker of '{config.train_list}' has"
         )
-    if speakers < 2:
+        refuse("nPerSpeaker", f"{config.nPerSpeaker} utterances a row, more than {owner} ({most})")
+    if config.nPerSpeaker > 1 and config.batch_size > len(utterances):
+        speakers = f"'{config.train_list}' has {len(utterances)}"
+        refuse("batch_size", f"{config.batch_size} rows of different speakers, but {speakers}")
+    if len(utterances) < 2:
         refuse("train_list", "needs utterances of at least 2 speakers")
+
+
+def check_margin(config, utterances, refuse):
+    """Check ``margin`` against the range that the loss declares."""
+    loss = plugins.declaration("loss", config.trainfunc)
+    low, high = loss.constants.get("margin_range", (-math.inf, math.inf))
+    if "margin" in loss.keys and not low <= config.margin <= high:
+        limits = f"takes a margin from {low:g} to {high:g}; 0.1 to 0.5 is usual"
+        refuse("margin", f"{config.margin:g}: loss '{config.trainfunc}' (trainfunc) {limits}")
 
 
 def check_augmentation(config, refuse):

@@ -1,5 +1,6 @@
 """Read train and trial lists, with line numbers in every complaint."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -14,7 +15,32 @@ TRIAL_LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
 
 
 class UsageError(Exception):
-    """A mistake of the user: one line on stderr, exit status 2."""
+    """A mistake of the user: one line on stderr, or several mistakes a line each; exit status 2."""
+
+
+class Mistakes:
+    """Collects the mistakes of a configuration, so that all of them are said at once, each in a line."""
+
+    def __init__(self):
+        self.lines = []
+
+    def add(self, line: str):
+        """Add a mistake, if it is not known yet."""
+        if line not in self.lines:
+            self.lines.append(line)
+
+    @contextlib.contextmanager
+    def collected(self):
+        """Take note of a UsageError and go on behind the block."""
+        try:
+            yield
+        except UsageError as error:
+            self.add(str(error))
+
+    def refuse(self):
+        """Raise what was collected, if anything, as one UsageError."""
+        if self.lines:
+            raise UsageError("\n".join(self.lines))
 
     status = 2
 

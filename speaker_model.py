@@ -16,7 +16,7 @@ import numpy as np
 
 import plugins
 from command_line import existing_file
-from config import Config, Setting, read_yaml, resolve
+from config import Config, Setting, key_text, read_yaml, resolve
 from config_keys import ALIASES, KEYS
 from corpus.audio import (
     CHANNELS,
@@ -244,11 +244,16 @@ def network_of(state: dict, path, config: Config):
 
 
 def configuration_of(state: dict, path, config: str) -> Config:
-    """The keys to build the model with: those of the YAML file, else those that the checkpoint carries."""
+    """The keys to build the model with: those that the checkpoint carries, else those of the YAML file.
+
+    UsageError if the YAML file contradicts the checkpoint.
+    """
     import checkpoint
 
+    theirs = model_settings(state, path)
     if config:
         written = {ALIASES.get(name, name): setting for name, setting in read_yaml(config).items()}
+        written.update(adopted(written, theirs))
     elif isinstance(state.get("config"), dict):
         written = {str(name): Setting(value, str(path)) for name, value in state["config"].items()}
     else:
@@ -263,7 +268,44 @@ def configuration_of(state: dict, path, config: str) -> Config:
     written["eval"] = Setting(True, where)
     if not config:  # of plug-ins that were dropped in then and are not here
         written["allow_unknown"] = Setting(True, where)
-    return resolve(written, [])
+    resolved = resolve(written, [])
+    wrong = contradictions(resolved, written, theirs)
+    if wrong:
+        raise UsageError("\n".join(wrong.values()))
+    return resolved
+
+
+def model_settings(state: dict, path) -> dict[str, Setting]:
+    """The keys {name: Setting} of a checkpoint's own configuration that change an embedding; {} if it carries none."""
+    carried = state.get("config")
+    if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
+        return {}
+    model = plugins.declaration("models", carried["model"])
+    names = {"model", *(model.keys if model else ())} - {*DRAWN_IN_TRAINING_ONLY}
+    return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
+
+
+def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
+    """Those of a checkpoint's keys that nobody wrote; none if another model was written."""
+    model = written.get("model", theirs.get("model"))
+    if not theirs or model.value != theirs["model"].value:
+        return {}
+    return {name: setting for name, setting in theirs.items() if name not in written}
+
+
+def contradictions(resolved: Config, written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, str]:
+    """{key: line} on keys that somebody wrote with another value than the checkpoint has, whose keys are ``theirs``.
+
+    Of another model, the model alone.
+    """
+    lines = {}
+    for name, setting in theirs.items():
+        own = written.get(name, setting)
+        value, trained = getattr(resolved, name, setting.value), setting.value
+        if own is not setting and value != (list(trained) if isinstance(trained, tuple) else trained):
+            place = key_text(own, name)
+            lines[name] = f"{place}: {value}, but {setting.where} was trained with {trained}; leave {name} out"
+    return {"model": lines["model"]} if "model" in lines else lines
 
 
 def advice(state: dict, path, toolkit) -> str:

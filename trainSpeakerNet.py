@@ -9,10 +9,10 @@ import os
 import sys
 
 from command_line import complain, outlast_full_disks, write_any_text
-from config import load_config, table_defaults, to_yaml
+from config import table_defaults, to_yaml
 from plugins import explained
-from preflight import check_paths
 from speaker_lists import Finished, UsageError
+from training.start import configure
 
 
 def main(argv=None) -> int:
@@ -21,8 +21,7 @@ def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     first = os.environ.get("RANK", "0") == "0"
     try:
-        config, written, notes, print_config = load_config(argv)
-        check_paths(config, written)
+        config, written, notes, print_config = configure(argv)
         if print_config:
             print(to_yaml(config.values()), end="")
         if first:

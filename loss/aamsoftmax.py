@@ -21,6 +21,7 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (1, 1)
+    margin_range = (0.0, 1.5)  # rad; from pi / 2 on no angle is small enough
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ class LossFunction(nn.Module):
     """x (B, nOut), label (B,) -> (loss, accuracy in %). Computes in fp32. ``margin_warmup`` lets the margin rise."""
 
     per_speaker = (1, 1)
+    margin_range = (0.0, 1.0)  # of a cosine
 
     def __init__(self, nOut, nClasses, margin=0.3, scale=15.0, margin_warmup=(0, 0, "exponential")):
         super().__init__()

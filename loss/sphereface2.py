@@ -22,6 +22,7 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (1, 1)
+    margin_range = (0.0, 1.0)
 
     def __init__(
         self,

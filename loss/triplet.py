@@ -13,6 +13,7 @@ class LossFunction(nn.Module):
     """
 
     per_speaker = (2, 2)
+    margin_range = (0.0, 4.0)  # squared distances of unit vectors
 
     def __init__(self, margin=0.1, hard_rank=10, hard_prob=0.5):
         super().__init__()

@@ -86,17 +86,15 @@ def command(*arguments, **more):
 
 def build_trainer(settings, **overrides):
     """Build a ModelTrainer in this process, as trainSpeakerNet.train does."""
-    from config import load_config
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from distributed import Ranks
     from evaluation import Evaluator
-    from preflight import check_paths
     from run_files import RunFiles
     from SpeakerNet import ModelTrainer
+    from training.start import configure
 
     arguments = [f"--{k}={v}" for k, v in {**settings, "device": "cpu", **overrides}.items()]
-    config, written, _, _ = load_config(arguments)
-    check_paths(config, written)
+    config, *_ = configure(arguments)
     ranks = Ranks(config)
     dataset = TrainDataset(config)
     sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)

@@ -7,6 +7,8 @@ import config_keys
 from config import load_config, to_yaml
 from config_keys import ALIASES, KEYS, REFUSED
 from speaker_lists import UsageError
+from training.start import configure
+from trainSpeakerNet import main
 
 BASE = ["--model", "ResNetSE34L", "--trainfunc", "aamsoftmax"]
 
@@ -111,6 +113,46 @@ def test_command_line_errors(words, message):
 
 def test_a_misspelt_key_is_named_before_the_missing_model():
     assert "unknown key '--modle' - did you mean '--model'?" in error_of(["--modle", "x"])
+
+
+def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data, tmp_path, capsys):
+    keys = {**settings, "lr": "fast", "nClases": 3, "optimizer": "admaw", "channels": "many", "train_path": "/no/such"}
+    yaml = write({**keys, "loss": "softmax", "distillation_alpha": 1})
+    assert main(["--config", yaml, "--n_mels", "0", "stray"]) == 2
+    out, lines = capsys.readouterr()
+    said = [line.split(": ", 1)[1] if line.startswith(yaml) else line for line in lines.splitlines()]
+    assert not out and sorted(said) == sorted(
+        [
+            "command line: unexpected argument 'stray'",
+            "command line: --n_mels: must be at least 1, got 0",
+            "'loss' and 'trainfunc' are the same key; give it once",
+            f"'distillation_alpha' is not supported: {REFUSED['distillation_alpha']}",
+            "lr: expected a number, got 'fast'",
+            "unknown key 'nClases' - did you mean 'nClasses'?",
+            "channels: expected a whole number, got 'many'",
+            "optimizer: no plug-in 'optimizer/admaw.py' - did you mean 'adamw'?",
+            "train_path: no such folder: '/no/such'",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"margin": 5}, "--margin: 5: loss 'aamsoftmax' (trainfunc) takes a margin from 0 to 1.5; 0.1 to 0.5 is usual"),
+        ({"margin": -0.2}, "--margin: -0.2: loss 'aamsoftmax' (trainfunc) takes a margin from 0 to 1.5"),
+        ({"trainfunc": "amsoftmax", "margin": 1.2}, "takes a margin from 0 to 1;"),
+        ({"trainfunc": "angleproto", "nPerSpeaker": 6}, "6 utterances a row, more than any speaker of "),
+        (
+            {"trainfunc": "angleproto", "nPerSpeaker": 3, "max_seg_per_spk": 2},
+            "--nPerSpeaker: 3 utterances a row, more than max_seg_per_spk allows (2)",
+        ),
+    ],
+)
+def test_values_that_no_training_can_use_are_refused(settings, keys, message):
+    with pytest.raises(UsageError) as caught:
+        configure([f"--{key}={value}" for key, value in {**settings, **keys}.items()])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_plugin_keyword_arguments_are_legal_keys_of_their_type(tmp_path):

@@ -188,8 +188,6 @@ def test_several_processes_are_refused_in_one_line(settings, write, monkeypatch,
         ({"mixedprec": True, "amp_dtype": "float16", "scale": 7e4}, "error", "scale: 70000 - float16 ends at 65504"),
         ({"mixedprec": True, "amp_dtype": "float16", "grad_clip": 0}, "warning", "grad_clip"),
         ({"scale": 2000}, "warning", "scale: 2000 - very high"),
-        ({"margin": 1.6}, "warning", "margin: 1.6 - outside"),
-        ({"margin": -0.1}, "warning", "margin: -0.1 - outside"),
         (
             {"margin_warmup": "[20, 40, linear]", "max_epoch": 30},
             "warning",

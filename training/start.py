@@ -1,0 +1,78 @@
+"""From a command line to a checked configuration: YAML, the checkpoint to start from, paths and lists."""
+
+import os
+
+import plugins
+from config import Config, Setting, key_text, read_settings, resolve
+from config_keys import KEYS
+from preflight import check_paths
+from speaker_lists import Mistakes
+
+
+def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
+    """Read and check everything that is needed to start; UsageError with all mistakes, a line each.
+
+    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config). The keys that change an
+    embedding are those of ``initial_model``, if it carries them: one that is not written is taken from there, one that
+    is written with another value is a mistake, or a note if training is to go on with it (``allow_partial``).
+    """
+    mistakes, notes, theirs = Mistakes(), [], {}
+    written, print_config = read_settings(argv, notes, mistakes)
+    with mistakes.collected():
+        theirs = _settings_of_initial_model(written)
+    taken = _adopted(written, theirs)
+    written.update(taken)
+    notes.extend(_describe(taken, written))
+    config = resolve(written, notes, mistakes)
+    _compare(config, written, theirs, notes, mistakes)
+    check_paths(config, written, mistakes)
+    mistakes.refuse()
+    return config, written, notes, print_config
+
+
+def _settings_of_initial_model(written: dict[str, Setting]) -> dict[str, Setting]:
+    """The keys of the checkpoint to start from that change an embedding; {} without one, or if it carries none."""
+    path = str(written["initial_model"].value or "") if "initial_model" in written else ""
+    if not os.path.isfile(path):
+        return {}
+    import checkpoint
+    from speaker_model import model_settings
+
+    return model_settings(checkpoint.load(path), path)
+
+
+def _adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
+    if not theirs:
+        return {}
+    from speaker_model import adopted
+
+    return adopted(written, theirs)
+
+
+def _describe(taken: dict[str, Setting], written: dict[str, Setting]) -> list[str]:
+    """A line on the keys taken from a checkpoint that have another value there than by default."""
+    if not taken:
+        return []
+    model = plugins.declaration("models", str(written["model"].value))
+    defaults = {**(model.keys if model else {}), **{name: key.default for name, key in KEYS.items()}}
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
+    differing = [f"{name}: {setting.value}" for name, setting in taken.items() if values.get(name) != setting.value]
+    where = next(iter(taken.values())).where
+    return [f"{where} was trained with, and gives: {', '.join(differing)}"] if differing else []
+
+
+def _compare(config, written, theirs, notes: list, mistakes: Mistakes):
+    """Add what somebody wrote against the checkpoint to the mistakes, or to the notes."""
+    if not theirs:
+        return
+    from speaker_model import contradictions
+
+    for name, line in contradictions(config, written, theirs).items():
+        if any(known.startswith(key_text(written[name], name)) for known in mistakes.lines):
+            continue  # what was written is no value of the key
+        if config.eval:
+            mistakes.add(line)
+        elif config.allow_partial:
+            notes.append(f"{line.partition('; ')[0]} (allow_partial)")
+        else:
+            mistakes.add(f"{line}, or give --allow_partial to train on with {getattr(config, name)}")
