@@ -42,7 +42,7 @@ def test_features_that_the_model_was_not_trained_with_are_refused(trained, more,
     yaml = write({"model": "ECAPA_TDNN", "input_norm": "mean", "n_mels": 24})
     with pytest.raises(UsageError) as caught:
         configure(["--config", yaml, *words(keys, **more, channels=16)])
-    channels, norm = sorted(str(caught.value).splitlines())
+    norm, channels = sorted(str(caught.value).splitlines())
     assert norm.startswith(f"{yaml}:2: input_norm: mean, but {path} was trained with none; leave input_norm out")
     assert channels.startswith(f"command line: --channels: 16, but {path} was trained with 8; leave channels out")
     assert ("--allow_partial" in norm) is not bool(more)
