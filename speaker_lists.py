@@ -17,6 +17,8 @@ TRIAL_LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
 class UsageError(Exception):
     """A mistake of the user: one line on stderr, or several mistakes a line each; exit status 2."""
 
+    status = 2
+
 
 class Mistakes:
     """Collects the mistakes of a configuration, so that all of them are said at once, each in a line."""
@@ -41,8 +43,6 @@ class Mistakes:
         """Raise what was collected, if anything, as one UsageError."""
         if self.lines:
             raise UsageError("\n".join(self.lines))
-
-    status = 2
 
 
 class Finished(Exception):
