@@ -31,6 +31,7 @@ from evaluation import describe, write_evaluation
 from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
 from speaker_lists import Finished, UsageError
 from training.file_events import FileEvents
+from training.protocol import new_best, protocol_of
 from training.saving import Saver
 from utils import total_norm
 
@@ -104,7 +105,7 @@ class ModelTrainer:
         self.epoch, self.batch, self.trained = 1, 0, False
         self.step, self.nonfinite_in_a_row = 0, 0
         self.totals = progress.new_totals()
-        self.best = {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
+        self.best, self.protocol = new_best(), protocol_of(config)
         self.file_events = FileEvents(config, len(dataset), ranks, files, self.say)
         self.incidents = Incidents(self)
         self.signal, self.profiler, self.profiling = None, None, config.enable_profiling

@@ -23,6 +23,7 @@ from augmentation import find_noise, find_rirs, read_rir
 from config import table_defaults
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks, samples_of
 from corpus.loader import usable_cores
+from scoring.cautions import known_voices
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 from storage.files import write_atomically
 
@@ -280,6 +281,10 @@ def check_data(config, report):
         if shared:
             title = f"in the train list and in the trials: {counted(shared, 'file')} - the EER will be too good"
             report.finding("warning", title, shared)
+        train = read_train_list(config.train_list)[0]
+        people = known_voices(train, (), dict.fromkeys([*first, *second]))
+        if people:
+            report.finding("warning", people)
     check_trials(config.test_list, first, second, numbers, report)
 
 

@@ -145,6 +145,7 @@ def describe_run(trainer, written):
     from corpus.loader import usable_cores
     from finetuning import learning_rate_scale
     from precision import emulation_note
+    from scoring.cautions import known_voices
 
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
@@ -157,6 +158,11 @@ def describe_run(trainer, written):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
+    voices = known_voices(
+        *(dataset.speakers, map(dataset.path, range(len(dataset))), trainer.evaluator.files, c.train_path, c.test_path)
+    )
+    if voices:
+        trainer.say(f"WARNING: {voices}")
     emulation = emulation_note(c, trainer.device)
     if emulation:
         trainer.say(f"mixedprec: {emulation}")

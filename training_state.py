@@ -5,6 +5,7 @@ from pathlib import Path
 import checkpoint
 import progress
 from speaker_lists import UsageError
+from training.protocol import differences, new_best
 from training.restart import is_full, sound_or_offered
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
@@ -34,6 +35,7 @@ def capture(trainer, evaluated: bool = False) -> dict:
         "epoch": trainer.epoch,
         "step": trainer.step,
         "best": trainer.best,
+        "protocol": trainer.protocol,
         "totals": trainer.totals,
         "incidents": trainer.incidents.state(),
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
@@ -93,7 +95,20 @@ def resume(trainer) -> bool:
     trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
     for name in sorted(changed - {"config", "preflight"}):
         trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
+    begin_anew(trainer, differences(trainer.protocol, state, trainer.files.result))
     return True
+
+
+def begin_anew(trainer, differing: list[str]):
+    """Forget the best evaluation if it cannot be compared with those to come, by the keys in which they differ."""
+    if not trainer.ranks.from_main(differing):
+        return
+    best, trainer.best = trainer.best, new_best()
+    if best["eer"] is not None:
+        trainer.say(
+            f"  the best EER so far, {best['eer']:.2f} % at epoch {best['epoch']}, is of another protocol "
+            f"({', '.join(differing)}): best and patience start anew, and the next evaluation replaces model_best"
+        )
 
 
 def newest(folder: Path) -> Path | None:

@@ -1,8 +1,11 @@
 """One line each about figures and calibrations that say less than they seem to."""
 
+import os
+
 import numpy as np
 
 from scoring.error_rates import ErrorRates
+from scoring.intervals import speaker_of
 
 FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
 
@@ -21,6 +24,27 @@ def few_errors(scores, labels, speakers=None) -> str:
     return (
         f"learnt on {targets} target and {nontargets} nontarget trials{people}, EER {100 * rate:.2f} %, about "
         f"{errors:.0f} errors of a kind; a calibration learnt on fewer than {FEW_ERRORS} is a guess"
+    )
+
+
+def known_voices(speakers, train_paths, trial_paths, train_root="", test_root="") -> str:
+    """What to say of trials with people or files of the train list, "" if there are none.
+
+    ``speakers`` and ``train_paths`` of the train list, ``trial_paths`` each once; the speaker of a trial's path is its
+    first folder. Paths are relative to the two roots.
+    """
+    people = {speaker_of(path) for path in trial_paths} - {None}
+    known = sorted(people & set(speakers))
+    place = {os.path.normpath(os.path.join(test_root, path)) for path in trial_paths}
+    train_root = os.path.normpath(train_root)
+    same = sum(os.path.join(train_root, path) in place for path in train_paths)
+    parts = [f"{len(known)} of the {len(people)} speakers, the first '{known[0]}'"] if known else []
+    parts += [f"{same} files"] if same else []
+    if not parts:
+        return ""
+    return (
+        f"the trials share {' and '.join(parts)} with the train list: EER and calibration are of known voices, "
+        "those of others will be worse"
     )
 
 

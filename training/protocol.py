@@ -1,0 +1,41 @@
+"""Which evaluations may be compared: the best EER and patience belong to a protocol."""
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+from config import read_yaml
+from speaker_lists import UsageError, list_hash
+
+LIST = "test_list_sha256"
+
+
+def new_best() -> dict:
+    """The best evaluation before there is one."""
+    return {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
+
+
+def protocol_of(config) -> dict:
+    """What an EER of this configuration depends on beside the weights: trials, crops and score, {name: value}."""
+    return {LIST: list_hash(config.test_list), **_keys(config)}
+
+
+def _keys(config) -> dict:
+    names = ["eval_frames", "score_mode", "channel", "max_test_pairs"]
+    names.append("num_eval" if config.eval_frames else "embed_window_seconds")
+    names += ["seed"] if config.max_test_pairs else []  # draws the trials
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
+def differences(own: dict, state: dict, result: Path) -> list[str]:
+    """Keys in which ``own`` differs from the protocol of a full state; of what an older one does not tell, none.
+
+    ``result``: the folder of the run's config.yaml, which still holds the hash of the list that an older state used.
+    """
+    before = state.get("protocol")
+    if not isinstance(before, dict):
+        before = _keys(SimpleNamespace(**{"eval_frames": 0, "max_test_pairs": 0, **state["config"]}))
+        with contextlib.suppress(UsageError, KeyError, TypeError):  # a run that was not told to write it, or by hand
+            before[LIST] = read_yaml(str(result / "config.yaml"))["run_info"].value["sha256"]["test_list"]
+    differing = [name for name in {**own, **before} if name in own and name in before and own[name] != before[name]]
+    return ["test_list" if name == LIST else name for name in differing]
