@@ -160,6 +160,8 @@ class SpeakerBatchSampler:
     (``distinct``), are its surplus rows left to another epoch. Under several processes a batch is dealt over the ranks.
     """
 
+    VERSION = 1  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
+
     def __init__(self, dataset, config, distinct: bool, rank: int = 0, world: int = 1):
         self.dataset, self.distinct, self.rank, self.world = dataset, distinct, rank, world
         self.seed, self.per_row = config.seed, config.nPerSpeaker
@@ -167,6 +169,7 @@ class SpeakerBatchSampler:
         rows = [self._rows_of(len(dataset.utterances_of(s))) for s in range(len(dataset.speakers))]
         self.batches = self._count_batches(rows, config.batch_size)
         self.surplus = sum(max(0, r - self.batches) for r in rows) if distinct else 0
+        self.rows = sum(rows) - self.surplus  # of an epoch, over all processes
         self.epoch, self.first = 1, 0
 
     def _count_batches(self, rows: list[int], batch_size: int) -> int:

@@ -8,10 +8,8 @@ torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml       
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -28,11 +26,16 @@ from command_line import rank_prefix
 from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from evaluation import describe, write_evaluation
-from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch
+from incidents import Fault, Incidents, bad_setting, check_batch, inject_batch, update_fault
 from speaker_lists import Finished, UsageError
+from training.attempt import Attempt, as_scalar, read_attempt
+from training.endings import no_batches, no_step_in_epoch, patience_is_over, spoilt_by_an_update
 from training.file_events import FileEvents
+from training.position import Window, plan_of
 from training.protocol import new_best, protocol_of
 from training.saving import Saver
+from training.signals import catch_signals
+from training.update import UpdateGuard
 from utils import total_norm
 
 
@@ -60,20 +63,6 @@ class SpeakerNet(nn.Module):
         return self.__L__(embeddings, label)
 
 
-@dataclass
-class Attempt:
-    """What one forward and backward pass of a window of batches gave."""
-
-    loss: float
-    accuracy: float
-    norm: float
-    loss_finite: bool  # on all ranks
-    buffers_finite: bool  # on all ranks
-    finite: bool  # all of it
-    at_fault: bool  # this rank's own loss or buffers are not finite
-    buffer: str = ""  # the first buffer that became non-finite on this rank
-
-
 class Interrupted(Exception):
     """A signal asked the run to stop; the state has been saved."""
 
@@ -95,6 +84,7 @@ class ModelTrainer:
         self.accumulation = config.gradient_accumulation_steps
         self.steps_per_epoch = -(-len(sampler) // self.accumulation)
         self.build_optimizer()
+        self.guard = UpdateGuard(self.optimizer, self.network, self.say)
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
@@ -102,13 +92,14 @@ class ModelTrainer:
         self.parallel = self.over_ranks()
         pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
         self.loader = Loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
-        self.epoch, self.batch, self.trained = 1, 0, False
+        self.plan, self.window = plan_of(config, sampler, ranks.world), Window()
+        self.begin_epoch(1)
         self.step, self.nonfinite_in_a_row = 0, 0
-        self.totals = progress.new_totals()
         self.best, self.protocol = new_best(), protocol_of(config)
         self.file_events = FileEvents(config, len(dataset), ranks, files, self.say)
         self.incidents = Incidents(self)
         self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
+        self.last_fault = None
         self.last_line = time.monotonic()
         capture = functools.partial(training_state.capture, self)
         self.saver = Saver(config, ranks, files, capture, self.buffers.masks, self.say)
@@ -143,66 +134,95 @@ class ModelTrainer:
         """Train on a window of batches; a non-finite step leaves no trace and returns None.
 
         Order: forward, backward, unscale, one norm over all gradients, one finite check agreed over the ranks, clip,
-        step, average, scaler, schedule. An fp16 overflow of the gradients is retried at lower loss scales first.
+        step, a check of what it made, average, scaler, schedule. An fp16 overflow of the gradients is retried at lower
+        loss scales first.
         """
         if hasattr(self.network.loss, "set_epoch"):
-            self.network.loss.set_epoch(self.moment(len(window)))
+            self.network.loss.set_epoch(self.moment())
         rng = precision.draw_state(self.device)
         self.buffers.take()
-        poison = self.incidents.injections.pop(self.window_number(len(window)), None)
+        poison = self.incidents.injections.pop(self.window_number(), None)
         for scale in [self.scaler.scale, *self.scaler.retries()]:
             try:
                 attempt = self.attempt(window, scale, poison)
             except Exception:  # a plug-in may raise anything
-                self.save_before(window, rng)
+                self.save_before(rng)
                 raise
             if attempt.finite:
                 break
             attempt.buffer = "" if attempt.buffers_finite else self.buffers.first_bad()
-            self.buffers.restore()
-            precision.restore_draw_state(rng, self.device)
+            self.rewind(rng)
             if not (attempt.loss_finite and attempt.buffers_finite):
                 break
-        wrong = bad_setting(self.optimizer)
-        if attempt.finite and wrong:
-            fault = Fault("state_nonfinite", wrong, loss=attempt.loss, norm=attempt.norm, module="optimizer")
-            self.buffers.restore()
-            precision.restore_draw_state(rng, self.device)
-            self.skip(window, fault, rng, self.ranks.main)
-            return None
-        if not attempt.finite:
+        if attempt.finite:
+            fault, at_fault = self.update(window, scale, attempt, rng, poison), self.ranks.main
+        else:
             at_fault = attempt.at_fault
             if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
                 at_fault = self.brought_it(window, scale, poison)
             fault = self.incidents.classify(attempt)
+        if fault is not None:
             fault.injected = poison or ""
+            self.rewind(rng)
             self.skip(window, fault, rng, at_fault)
             return None
-        if self.config.grad_clip and attempt.norm > self.config.grad_clip:
-            torch._foreach_mul_(
-                [p.grad for p in self.parameters if p.grad is not None], self.config.grad_clip / attempt.norm
-            )
         self.incidents.remember(attempt.loss, attempt.norm, scale)
-        self.optimizer.step()
         self.average.update()
         self.scaler.stepped(scale)
         if self.scheduler_unit == "iteration":
             self.scheduler.step()
         self.step += 1
         self.nonfinite_in_a_row = 0
+        self.window.close()
         return attempt
 
-    def save_before(self, window, rng):
+    def save_before(self, rng):
         """Save the state as it was before a step that an exception ends, if the other processes need not be asked."""
         try:
-            self.buffers.restore()
-            precision.restore_draw_state(rng, self.device)
-            self.batch -= len(window)
+            self.rewind(rng)
             if self.ranks.world == 1:
                 self.save_last()
                 self.say(f"the state before this step is in {self.files.model / 'last.model'}")
         except RuntimeError as error:  # after an error of the device nothing can be read from it
             self.say(f"the state before this step cannot be saved: {error}")
+
+    def update(self, window, scale: float, attempt: Attempt, rng, poison=None) -> Fault | None:
+        """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
+        told = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
+        wrong = bad_setting(self.optimizer)
+        if wrong:
+            return Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **told)
+        if self.config.grad_clip and attempt.norm > self.config.grad_clip:
+            torch._foreach_mul_(
+                [p.grad for p in self.parameters if p.grad is not None], self.config.grad_clip / attempt.norm
+            )
+        self.guard.take()
+        try:
+            self.optimizer.step()
+        except Exception:  # a plug-in may raise anything
+            if self.guard.undo():
+                self.save_before(rng)
+            raise
+        if poison == "update":
+            self.parameters[0].data.view(-1)[0] = math.nan
+        spoiled = next(filter(None, self.guard.spoiled(self.ranks)), None)
+        if spoiled is None:
+            return None
+        undone = self.guard.undo()
+        self.rewind(rng)
+        if undone and self.incidents.bad_before():
+            return self.incidents.classify(attempt)
+        fault = update_fault(spoiled, undone, **told)
+        if undone:
+            self.attempt(window, scale)  # the optimizer may have changed the gradients, which the report is about
+            return fault
+        self.incidents.handle(window, fault, rng, self.ranks.main)
+        raise spoilt_by_an_update(self, fault)
+
+    def rewind(self, rng):
+        """Put buffers and torch's generators back to where they were before the forward pass."""
+        self.buffers.restore()
+        precision.restore_draw_state(rng, self.device)
 
     def brought_it(self, window, scale, poison) -> bool:
         """Whether this rank's own gradients are at fault: those of a failed step are already summed over the ranks.
@@ -212,8 +232,7 @@ class ModelTrainer:
         rng = precision.draw_state(self.device)
         shared = {p: p.grad for p in self.parameters}
         mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
-        self.buffers.restore()
-        precision.restore_draw_state(rng, self.device)
+        self.rewind(rng)
         if not mine:
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
@@ -248,78 +267,65 @@ class ModelTrainer:
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = total_norm(gradients)
-        results = torch.stack(results)  # (batches, 2)
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
-        own = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
-        shared = self.ranks.maximum(own.clone()) if self.ranks.world > 1 else own
-        read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()
-        loss, accuracy, norm, own_loss, _, own_buffers, bad_loss, bad_norm, bad_buffers = read
-        # A gradient is summed over the ranks: where no loss and no buffer is bad, the main process speaks for it.
-        at_fault = bool(own_loss or own_buffers) or (self.ranks.main and not (bad_loss or bad_buffers))
-        good = not (bad_loss or bad_norm or bad_buffers)
-        return Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)
+        return read_attempt(results, norm, buffers, self.ranks)
 
-    def moment(self, batches: int) -> float:
-        """Epochs trained before a window of ``batches``, counted from 1: what a margin schedule goes by."""
-        return self.epoch + max(self.batch - batches, 0) / len(self.sampler)
+    def moment(self) -> float:
+        """Epochs trained before the open window, counted from 1: what a margin schedule goes by."""
+        return self.epoch + self.window.before(self.batch) / len(self.sampler)
 
-    def window_number(self, batches: int) -> int:
-        """Which step of the run, taken or not, a window is; counted from 1."""
-        before = max(self.batch - batches, 0) // self.accumulation
-        return (self.epoch - 1) * self.steps_per_epoch + before + 1
+    def window_number(self) -> int:
+        """Which step of the run, taken or not, the open window is; counted from 1."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.window.before(self.batch) // self.accumulation + 1
 
-    def skip(self, window, fault, rng, at_fault: bool):
-        """Leave out a window: the model is as it was before it. Ends the run after ``nan_patience`` in a row."""
-        told = self.incidents.handle(window, fault, rng, at_fault)
+    def skip(self, batches, fault, rng, at_fault: bool, whole: bool = True):
+        """Leave out the ``whole`` window, or one batch of it: the model is as it was before it.
+
+        Ends the run after ``nan_patience`` in a row.
+        """
+        told = self.incidents.handle(batches, fault, rng, at_fault)
         self.optimizer.zero_grad(set_to_none=True)
-        self.totals["skipped"] += len(window)
+        self.totals["skipped"] += len(batches)
         self.nonfinite_in_a_row += 1
+        self.last_fault = told
+        if whole:
+            self.window.close()
+        else:
+            self.window.refuse(self.batch)
         if self.nonfinite_in_a_row >= self.config.nan_patience:
             in_a_row, self.nonfinite_in_a_row = self.nonfinite_in_a_row, 0  # the next call starts counting anew
             self.save_last()
-            raise Finished(
-                [
-                    f"{in_a_row} non-finite steps in a row (nan_patience), the last: {told['what']}",
-                    f"the state before them is in {self.files.model / 'last.model'}",
-                    f"to find out why: python analyze_nan_debug.py {self.incidents.writer.folder}; "
-                    "mend it, then run the same command again",
-                ],
-                3,
-            )
+            raise patience_is_over(self, in_a_row)
 
-    def accept(self, batch, window) -> bool:
+    def accept(self, batch) -> bool:
         """Check a batch on the host, before the device sees it; a bad one is left out on all ranks.
 
         Raises Finished on all ranks if one of them can load no more.
         """
-        failed = isinstance(batch, LoaderFailed)
-        fault = None if failed else self.examine(batch)
+        failed, refused_before = isinstance(batch, LoaderFailed), self.batch in self.window.refused
+        fault = None if failed or refused_before else self.examine(batch)
         worst = self.ranks.highest(2 if failed else int(fault is not None))
         if worst == 2:
-            self.batch -= 1 + len(window)
+            self.batch -= 1
             self.save_last()
             failures = self.ranks.gather(f"{rank_prefix()}loader: {batch}" if failed else None)
-            raise self.no_batches(next(filter(None, failures)))
+            raise no_batches(self, next(filter(None, failures)))
+        if refused_before:  # and counted, by the call of the command that a signal ended inside this window
+            return False
         if worst == 1:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.skip([batch], fault, precision.draw_state(self.device), fault is not None)
-        return worst == 0
-
-    def no_batches(self, reason) -> Finished:
-        """The end of a run whose state is saved and which can load no more."""
-        last = self.files.model / "last.model"
-        return Finished(
-            [f"{reason}; the state is in {last}, and the same command goes on from it"], LoaderFailed.status
-        )
+            self.skip([batch], fault, precision.draw_state(self.device), fault is not None, whole=False)
+            return False
+        self.window.accept(self.batch)
+        return True
 
     def examine(self, batch) -> Fault | None:
         """Take note of a batch's files and look for what must not reach the device."""
         self.file_events.note(batch, self.incidents.file_faults)
         self.file_events.replace_rows(batch)
-        poison = self.incidents.injections.get(self.window_number(1))
+        poison = self.incidents.injections.get(self.window_number())
         if poison not in ("data", "label"):
             return check_batch(batch, self.incidents.classes)
-        self.incidents.injections.pop(self.window_number(1))
+        self.incidents.injections.pop(self.window_number())
         batch.update(inject_batch(batch, poison, self.incidents.classes))
         fault = check_batch(batch, self.incidents.classes)
         fault.injected = poison
@@ -329,17 +335,17 @@ class ModelTrainer:
 
     def run(self):
         """Train to ``max_epoch``; raises Finished or Interrupted where it stops before."""
-        self.catch_signals()
+        catch_signals(self)
         while self.epoch <= self.config.max_epoch:
             if not self.trained:
                 with self.files.profiler(self.profiled_steps()) as self.profiler:
                     self.train_epoch()
+                self.require_a_step()
                 self.finish_epoch()
             if self.epoch % self.config.test_interval == 0 or self.epoch == self.config.max_epoch:
                 self.save_last()
                 self.evaluate()
-            self.epoch, self.batch, self.trained = self.epoch + 1, 0, False
-            self.totals = progress.new_totals()
+            self.begin_epoch(self.epoch + 1)
             self.save_last()
             self.stop_early()
 
@@ -349,6 +355,12 @@ class ModelTrainer:
         wanted, self.profiling = self.profiling, self.profiling and not left
         return min(left, 20) if wanted else 0
 
+    def begin_epoch(self, epoch: int):
+        """Go to the start of an epoch."""
+        self.epoch, self.batch, self.trained = epoch, 0, False
+        self.totals = progress.new_totals()
+        self.window.close()
+
     def train_epoch(self):
         """Train on the batches of the epoch that are left."""
         self.network.train()
@@ -356,16 +368,16 @@ class ModelTrainer:
             self.parallel = self.over_ranks()
             self.say(str(self.backbone))
         self.sampler.set_position(self.epoch, self.batch)
+        self.window.accepted = 0
         window, waiting = [], time.perf_counter()
         bar = progress.progress_bar(self, hidden=not self.ranks.main or not sys.stderr.isatty())
         for batch in self.loader if self.batch < len(self.sampler) else ():
             self.totals["waited"] += time.perf_counter() - waiting
             self.batch += 1
-            if self.accept(batch, window):
+            if self.accept(batch):
                 window.append(batch)
-            if self.accumulation > 1 and self.ranks.any(self.signal is not None):  # leave the window to the next call
-                self.batch -= len(window)
-                self.save_if_due()
+            if self.accumulation > 1 and self.ranks.any(self.signal is not None):
+                self.save_if_due()  # the next call goes on from where the window opened
             if len(window) == self.accumulation or (window and self.batch == len(self.sampler)):
                 attempt = self.train_step(window)
                 self.count(window, attempt)
@@ -385,6 +397,15 @@ class ModelTrainer:
             self.totals["utterances"] += utterances
             self.totals["loss"] += attempt.loss * utterances
             self.totals["accuracy"] += attempt.accuracy * utterances
+
+    def require_a_step(self):
+        """End the run after an epoch without a step; the next call trains this epoch from its start."""
+        if self.totals["utterances"]:
+            return
+        skipped, self.nonfinite_in_a_row = self.totals["skipped"], 0
+        self.begin_epoch(self.epoch)
+        self.save_last()
+        raise no_step_in_epoch(self, skipped)
 
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
@@ -408,18 +429,20 @@ class ModelTrainer:
 
     def evaluate(self):
         """Evaluate, write the checkpoint of the epoch, keep the best."""
+        self.guard.release()
         try:
             with self.average.applied():
                 result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
         except LoaderFailed as error:
-            raise self.no_batches(error) from error
+            raise no_batches(self, error) from error
         if result.get("stopped"):
             number = torch.tensor(float(self.signal or 0), device=self.device)
             raise Interrupted(int(self.ranks.maximum(number)))
         for line in describe(result, self.config):
             self.say(line)
         write_evaluation(self.files, self.evaluator, result, self.config, self.step)
-        improved = not result["failed"] and (self.best["eer"] is None or result["eer"] < self.best["eer"])
+        better = not result["failed"] and (self.best["eer"] is None or result["eer"] < self.best["eer"])
+        improved = better and self.step > 0  # weights that no step has trained are never the best
         if improved:
             self.best = {"eer": result["eer"], "epoch": self.epoch, "threshold": result["threshold"], "waited": 0}
         else:
@@ -456,20 +479,6 @@ class ModelTrainer:
         if number:
             raise Interrupted(int(number))
 
-    def catch_signals(self):
-        """Turn the first SIGINT or SIGTERM into a clean stop; a second one acts at once."""
-
-        def remember(number, frame):
-            now = time.monotonic()
-            if self.signal is not None and now - self.signalled > 2:  # launchers send a signal twice in an instant
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-            if self.signal is None:
-                self.signal, self.signalled = number, now
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, remember)
-
     def close(self):
         """End the loader processes and finish writing dumps."""
         self.incidents.writer.close()
@@ -482,8 +491,3 @@ class ModelTrainer:
         if self.ranks.main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-
-
-def as_scalar(value, like) -> torch.Tensor:
-    """Accuracy as plug-ins return it (0-dim or (1,) tensor, or a number) -> 0-dim float tensor beside the loss."""
-    return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())

@@ -14,7 +14,7 @@ import checkpoint
 import plugins
 import precision
 from command_line import picture
-from postmortem.dump import DumpWriter, tensor_stats
+from postmortem.dump import SCALAR, DumpWriter, tensor_stats
 from postmortem.statistics import SETTINGS, number
 from run_files import versions
 from speaker_lists import UsageError
@@ -29,7 +29,7 @@ BANNERS = {
     "state_nonfinite": "NaN/Inf STATE",
     "data_error": "UNUSABLE FILE",
 }
-INJECTIONS = ("data", "loss", "grad", "buffer", "label")
+INJECTIONS = ("data", "loss", "grad", "buffer", "label", "update")
 HISTORY = 1000
 ALARM, DISK = "\U0001f6a8", "\U0001f4be"
 
@@ -46,6 +46,9 @@ class Fault:
     norm: float = math.nan
     module: str = ""
     injected: str = ""  # the kind of ``nan_inject`` that made it
+    phase: str = "step"  # or 'setting' or 'update', where the optimizer is at fault and not the batch
+    update: dict = field(default_factory=dict)  # statistics of what the update made non-finite, by name
+    undone: bool = True  # whether the state is as before
 
 
 def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
@@ -89,12 +92,21 @@ def check_batch(batch: dict, classes: int) -> Fault | None:
 
 
 def bad_setting(optimizer) -> str:
-    """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' where all are finite."""
+    """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' if float32 holds all."""
     for group in optimizer.param_groups:
         for key in SETTINGS:
-            if not math.isfinite(number(group, key)):
+            if not abs(number(group, key)) <= torch.finfo(torch.float32).max:
                 return f"the optimizer's {key} is {number(group, key)}"
     return ""
+
+
+def update_fault(spoiled: dict, undone: bool, **told) -> Fault:
+    """The fault of an update that made non-finite what ``spoiled`` {name: statistics} names."""
+    name, stats = next(iter(spoiled.items()))
+    more = f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
+    count = f"{stats['nan']} NaN, {stats['inf']} Inf of {stats['numel']}"
+    what = f"the optimizer's update made '{name}'{more} non-finite ({count}), from finite gradients"
+    return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **told)
 
 
 def joined(window: list[dict]) -> dict:
@@ -145,9 +157,9 @@ class Incidents:
     def classify(self, attempt) -> Fault:
         """Name what made a step non-finite, with the gradients of the last attempt still there."""
         t = self.trainer
-        bad = [n for n in checkpoint.nonfinite_tensors(t.network.state_dict()) if n not in t.buffers.masks]
         common = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
-        if bad:  # the buffers are back as they were: this was bad before the step
+        bad = self.bad_before()
+        if bad:
             return Fault("state_nonfinite", f"'{bad[0]}' is not finite", module=bad[0], **common)
         if not attempt.loss_finite:
             return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
@@ -161,6 +173,11 @@ class Incidents:
             what = f"gradients overflow at every loss scale down to {t.scaler.lowest():g}"
             return Fault("scale_collapse", what, module=first, **common)
         return Fault("grad_nonfinite", f"gradient of '{first}' is not finite", module=first, **common)
+
+    def bad_before(self) -> list[str]:
+        """Weights and buffers that were not finite before a step which has been taken back."""
+        t = self.trainer
+        return [n for n in checkpoint.nonfinite_tensors(t.network.state_dict()) if n not in t.buffers.masks]
 
     def handle(self, window, fault: Fault | None, rng, at_fault: bool):
         """Report and dump on the rank at fault, tell all ranks, and write one event."""
@@ -176,6 +193,7 @@ class Incidents:
                 "rank": self.ranks.rank,
                 "reason": fault.reason,
                 "what": fault.what,
+                "phase": fault.phase,
                 "files": paths,
                 "dump": saved,
             }
@@ -240,12 +258,20 @@ class Incidents:
         grads = {n: p.grad for n, p in t.network.named_parameters() if p.grad is not None}
         content = self.content(batch, fault, rng, tensor_stats(grads))
         lines = report(content, fault, t.network, self.classes)
-        state = {"model_state_dict": t.network.state_dict(), "optimizer_state_dict": t.optimizer.state_dict()}
-        lines.append(self.save(content, to_cpu(state)))
+        state = None
+        if fault.undone:  # else what is there now is not what the step began with
+            state = to_cpu(
+                {"model_state_dict": t.network.state_dict(), "optimizer_state_dict": t.optimizer.state_dict()}
+            )
+        lines.append(self.save(content, state))
         self.seen[signature] = [self.last_name or "not saved", 1]
         if self.last_name:
             lines.append(f"To find out why: python analyze_nan_debug.py {self.writer.folder / self.last_name}")
-        lines.append("Training goes on; weights, buffers and optimizer are as before this batch.")
+        lines.append(
+            "Training goes on; weights, buffers and optimizer are as before this batch."
+            if fault.undone
+            else "The update could not be taken back: the weights are spoilt, and the run ends."
+        )
         self.print("\n".join(lines))
         return self.last_name
 
@@ -257,7 +283,7 @@ class Incidents:
         return {
             **{"format_version": 1, "reason": fault.reason, "batch_idx": t.batch, "epoch": t.epoch, "step": t.step},
             **{"rank": self.ranks.rank, "world": self.ranks.world, "injected": fault.injected},
-            **{"window": batch["window"], "moment": t.moment(len(batch["window"]))},
+            **{"window": batch["window"], "moment": t.moment()},
             **{"loss": fault.loss, "prec1": fault.accuracy, "grad_norm": fault.norm},
             **{"data": data.clone(), "label": batch["label"].clone(), "files": batch["files"]},
             **{"lr": float(t.optimizer.param_groups[0]["lr"]), "scaler_scale": float(t.scaler.scale)},
@@ -274,6 +300,8 @@ class Incidents:
             **{"threads": torch.get_num_threads(), "device": str(t.device), "config": t.config.values()},
             "versions": versions(),
             "source_hashes": self.sources(),
+            **({"update_stats": fault.update} if fault.update else {}),
+            "optimizer_attributes": {k: v for k, v in vars(t.optimizer).items() if type(v) in SCALAR},
             "state": "",
         }
 

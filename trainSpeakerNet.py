@@ -65,6 +65,7 @@ def train(config, written, ranks) -> int:
     from finetuning import load_initial
     from run_files import RunFiles
     from SpeakerNet import Interrupted, ModelTrainer
+    from training.endings import NO_EER, without_a_best
     from training_state import resume
 
     dataset = TrainDataset(config)
@@ -114,6 +115,10 @@ def train(config, written, ranks) -> int:
         trainer.say(f"pictures: {pictures}")
         if trainer.evaluator.caution:
             trainer.say(f"WARNING: {trainer.evaluator.caution}")
+    elif trainer.step and not unsaved:
+        for line in without_a_best(trainer) if ranks.main else ():
+            print(line, file=sys.stderr)
+        return NO_EER
     return 4 if unsaved else 0
 
 

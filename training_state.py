@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import checkpoint
-import progress
 from speaker_lists import UsageError
+from training.position import capture_position, describe_change, place_schedule, restore_position
 from training.protocol import differences, new_best
 from training.restart import is_full, sound_or_offered
 
@@ -30,7 +30,7 @@ def capture(trainer, evaluated: bool = False) -> dict:
         "scheduler_state_dict": {k: v for k, v in trainer.scheduler.state_dict().items() if not callable(v)},
         "scaler_state_dict": trainer.scaler.state_dict(),
         "rng_state": trainer.ranks.gather(checkpoint.rng_state(trainer.device)),
-        "sampler_state": {"epoch": trainer.epoch, "batch": trainer.batch, "trained": trainer.trained},
+        "sampler_state": capture_position(trainer),
         "evaluated": evaluated,
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -63,36 +63,27 @@ def resume(trainer) -> bool:
     differing = faults["model"] + faults["loss"]
     if differing:
         raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
-    fresh = [dict(group) for group in trainer.optimizer.param_groups]
     changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
-    schedule = dict(vars(trainer.scheduler))
-    trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
-    trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
-    for key, option in OPTIONS.items():  # options that were changed between the runs are the configuration's
-        for group, values in zip(trainer.optimizer.param_groups, fresh):
-            if key in changed and option in values:
-                group[option] = values[option]
-        if key in changed and option in schedule:
-            setattr(trainer.scheduler, option, schedule[option])
+    differing = restore_position(trainer, state)
+    restore_optimizer(trainer, state, changed, anew=bool(differing) and trainer.scheduler_unit == "iteration")
     trainer.scaler.load_state_dict(state["scaler_state_dict"])
     trainer.average.load_state_dict(state.get("ema_state_dict", {}))
-    apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
-    position = state["sampler_state"]
-    trainer.epoch, trainer.batch, trainer.trained = position["epoch"], position["batch"], position["trained"]
     trainer.saver.saved_step = state["step"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
     if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
-        trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
-        trainer.totals = progress.new_totals()
+        trainer.begin_epoch(trainer.epoch + 1)
     trainer.nonfinite_in_a_row = state["nonfinite_in_a_row"]
     trainer.file_events.load_state(state.get("file_events", {"known": {}, "reported": []}))
     trainer.incidents.load_state(state["incidents"])
-    if len(state["rng_state"]) == trainer.ranks.world:
+    generators = len(state["rng_state"]) == trainer.ranks.world
+    if generators:
         checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
     if trainer.epoch <= trainer.config.max_epoch:
         trainer.files.cut_back(state["file_sizes"])
     where = f"batch {trainer.batch} of" if trainer.batch else "the start of"
     trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
+    if differing:
+        trainer.say(f"  {describe_change(trainer, differing, generators)}")
     for name in sorted(changed - {"config", "preflight"}):
         trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
     begin_anew(trainer, differences(trainer.protocol, state, trainer.files.result))
@@ -115,6 +106,28 @@ def newest(folder: Path) -> Path | None:
     """The checkpoint to go on from: last.model, else the one of the newest epoch, None if there is neither."""
     last = folder / "last.model"
     return last if last.is_file() else max(folder.glob("model0*.model"), default=None)
+
+
+def restore_optimizer(trainer, state: dict, changed: set[str], anew: bool):
+    """Take over optimizer and schedule; options among the ``changed`` keys are the configuration's.
+
+    ``anew``: a schedule by iteration whose steps an epoch are others is not loaded but moved to where the run is.
+    """
+    fresh = [dict(group) for group in trainer.optimizer.param_groups]
+    trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
+    schedule = dict(vars(trainer.scheduler))
+    if not anew:
+        trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
+    for key, option in OPTIONS.items():
+        for group, values in zip(trainer.optimizer.param_groups, fresh):
+            if key in changed and option in values:
+                group[option] = values[option]
+        if key in changed and option in schedule and not anew:
+            setattr(trainer.scheduler, option, schedule[option])
+    if anew:
+        place_schedule(trainer, fresh)
+    else:
+        apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
 
 
 def refuse_another_run(trainer, state: dict, path):

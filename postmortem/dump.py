@@ -128,7 +128,11 @@ KEYS = {
     **{"config": {str: check_setting}, "versions": {str: TEXT}, "source_hashes": {str: TEXT}},
     "state": text_of(f"({STATE_NAME.pattern})?"),
 }
-OPTIONAL_KEYS = {"window": [INT], "injected": TEXT, "world": INT, "moment": NUMBER, "trainable": [TEXT]}
+OPTIONAL_KEYS = {
+    **{"window": [INT], "injected": TEXT, "world": INT, "moment": NUMBER, "trainable": [TEXT]},
+    # what an update made non-finite, and plain values that the optimizer keeps in attributes, as before the step
+    **{"update_stats": {str: STATISTICS}, "optimizer_attributes": {str: SCALAR}},
+}
 STATE_KEYS = {
     "model_state_dict": {str: TENSOR},
     "optimizer_state_dict": Fields({"state": (dict,), "param_groups": [Fields({"params": [INT]})]}),

@@ -1,0 +1,130 @@
+"""The optimizer's step, looked at before it counts: one that makes something non-finite is taken back bit for bit."""
+
+import torch
+
+from postmortem.dump import tensor_stats
+from utils import total_norm
+
+HEADROOM = 0.95  # share of a GPU's memory that the highest point of a step and the copy may take together
+
+
+class UpdateGuard:
+    """Keeps what an optimizer's step may change as it was before the step.
+
+    That is every tensor, number, list and dict that the optimizer holds or reaches: parameters, moments, counters,
+    settings, and the same of an optimizer inside it. Objects of other kinds, as a generator of its own, are not kept.
+    Where memory does not allow a copy ``keeps`` is False: then a bad step is seen but cannot be taken back.
+    """
+
+    def __init__(self, optimizer, network, say):
+        self.optimizer, self.say, self.keeps = optimizer, say, True
+        names = {id(p): name for name, p in network.named_parameters()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [(names.get(id(p), f"parameter {i}"), p) for i, p in enumerate(parameters)]
+        self.containers, self.tensors, self.copies = {}, [], []
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is copied."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    @torch.no_grad()
+    def take(self):
+        """Copy everything that the optimizer holds."""
+        if not self.keeps:
+            return
+        self.containers, found = {}, {}
+        collect(vars(self.optimizer), self.containers, found)
+        tensors = list(found.values())
+        if len(tensors) != len(self.tensors) or any(a is not b for a, b in zip(tensors, self.tensors)):
+            self.tensors = tensors
+            self.reserve()
+        for tensors, copies in self.copies:
+            torch._foreach_copy_(copies, tensors)
+
+    def reserve(self):
+        """Make room for a copy of the tensors; where there is none, say so once and keep nothing from now on."""
+        self.copies, by_kind = [], {}
+        for tensor in self.tensors:
+            by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        try:
+            if self.fits():
+                self.copies = [(same, [torch.empty_like(t) for t in same]) for same in by_kind.values()]
+                return
+        except RuntimeError as error:  # torch's out of memory, of a GPU or of the machine
+            if "memory" not in str(error):
+                raise
+        self.keeps, self.copies = False, []
+        self.say(
+            f"no memory for a copy of weights and moments ({self.size / 1e6:.0f} MB): an update that makes something "
+            "non-finite cannot be taken back, and ends the run"
+        )
+        self.containers, self.tensors = {}, []
+
+    def fits(self) -> bool:
+        """Whether a GPU has room for the copy beside the highest point of the steps before."""
+        devices = {t.device for t in self.tensors if t.device.type == "cuda"}
+        for device in devices:
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+            size = sum(t.numel() * t.element_size() for t in self.tensors if t.device == device)
+            if torch.cuda.max_memory_allocated(device) + size > HEADROOM * free:
+                return False
+        return True
+
+    def release(self):
+        """Give the memory of the copy back until the next step."""
+        self.containers, self.tensors, self.copies = {}, [], []
+
+    @torch.no_grad()
+    def undo(self) -> bool:
+        """Put everything back; returns False where there is no copy."""
+        if not self.keeps:
+            return False
+        for container, content in self.containers.values():
+            if isinstance(container, dict):
+                container.clear()
+                container.update(content)
+            else:
+                container[:] = content
+        for tensors, copies in self.copies:
+            torch._foreach_copy_(tensors, copies)
+        return True
+
+    def watched(self) -> dict[str, torch.Tensor]:
+        """Weights and moments by name; those of an optimizer that keeps them elsewhere are its weights only."""
+        found = {name: p.detach() for name, p in self.parameters}
+        state = getattr(self.optimizer, "state", {})
+        for index, (_, parameter) in enumerate(self.parameters):
+            for key, value in state.get(parameter, {}).items():
+                moment = isinstance(value, torch.Tensor) and value.is_floating_point()
+                if moment and value.shape == parameter.shape and value.device == parameter.device:
+                    found[f"optimizer.{index}.{key}"] = value
+        return found
+
+    def spoiled(self, ranks) -> list[dict]:
+        """What a step made non-finite, for each rank {name: statistics}; empty where everything is finite everywhere.
+
+        Reads the device once where all is well. A finite value whose square overflows is not counted.
+        """
+        watched = self.watched()
+        suspicious = ~total_norm(list(watched.values())).isfinite()
+        if not ranks.maximum(suspicious.float()).item():
+            return []
+        found = ranks.gather(tensor_stats({n: t for n, t in watched.items() if not bool(t.isfinite().all())}))
+        return found if any(found) else []
+
+
+def collect(value, containers: dict, tensors: dict):
+    """Gather the lists and dicts below a value {id: (container, content)}, and the tensors in them {id: tensor}."""
+    if isinstance(value, torch.Tensor):
+        tensors[id(value)] = value
+    elif hasattr(value, "param_groups"):  # an optimizer in an optimizer
+        collect(vars(value), containers, tensors)
+    elif isinstance(value, tuple):
+        for item in value:
+            collect(item, containers, tensors)
+    elif isinstance(value, (dict, list)) and id(value) not in containers:
+        content = dict(value) if isinstance(value, dict) else list(value)
+        containers[id(value)] = (value, content)
+        for item in content.values() if isinstance(value, dict) else content:
+            collect(item, containers, tensors)
