@@ -89,7 +89,7 @@ class ModelTrainer:
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
             self.network.__S__.compile()
-        self.parallel = self.over_ranks()
+        self.parallel = self.network  # of several processes by ``over_ranks`` when training begins and all are ready
         pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
         self.loader = Loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
         self.plan, self.window = plan_of(config, sampler, ranks.world), Window()
@@ -364,8 +364,10 @@ class ModelTrainer:
     def train_epoch(self):
         """Train on the batches of the epoch that are left."""
         self.network.train()
-        if self.backbone.enter(self.epoch):
+        changed = self.backbone.enter(self.epoch)
+        if changed or self.parallel is self.network:
             self.parallel = self.over_ranks()
+        if changed:
             self.say(str(self.backbone))
         self.sampler.set_position(self.epoch, self.batch)
         self.window.accepted = 0

@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from plugins import explained
-from speaker_lists import UsageError
+from speaker_lists import SharedError, UsageError
 
 TRACEBACK = "print the whole traceback of an error too"
 
@@ -28,9 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 def rank_prefix() -> str:
     """Which of several processes speaks: 'rank 3 on HOST: '; empty for a single process."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return ""
-    return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: "
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}: " if "RANK" in os.environ else ""
 
 
 def write_any_text():
@@ -108,10 +106,19 @@ def run(main, argv=None) -> int:
 
 
 def complain(error: UsageError, argv) -> int:
-    """Print an error in one line, after its traceback if --traceback is an argument; returns its exit status."""
-    if "--traceback" in argv:
+    """Print an error in one line, after its traceback if --traceback is an argument; returns its exit status.
+
+    Of several processes that have the error one prints it, with its name in front unless it is the main one.
+    """
+    main = os.environ.get("RANK", "0") == "0"
+    if isinstance(error, SharedError):
+        prints = main
+    else:
+        prints = error.of_one_process or os.environ.get("LOCAL_RANK", "0") == "0"
+    if prints and "--traceback" in argv:
         traceback.print_exception(error)
-    print(error, file=sys.stderr)
+    if prints:
+        print(f"{'' if main else rank_prefix()}{error}", file=sys.stderr)
     return error.status
 
 

@@ -1,12 +1,17 @@
 """What a process knows of the others: rank, world size, and the few collectives the trainer needs."""
 
+import contextlib
+import datetime
 import os
 import sys
 
 import torch
 import torch.distributed as dist
 
-from speaker_lists import UsageError
+from command_line import rank_prefix
+from speaker_lists import SharedError, UsageError
+
+FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
 
 
 class Ranks:
@@ -18,12 +23,20 @@ class Ranks:
         use_gpu = config.device != "cpu" and torch.cuda.is_available()
         index = int(os.environ.get("LOCAL_RANK", "0")) if self.world > 1 else config.gpu_id
         self.device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
+        failure = ""
+        if config.device == "cuda" and not use_gpu:
+            failure = "device: cuda is not available on this machine"
         if use_gpu and index >= torch.cuda.device_count():
-            raise UsageError(f"gpu_id: there is no GPU {index} here, only {torch.cuda.device_count()}")
+            failure = f"gpu_id: there is no GPU {index} here, only {torch.cuda.device_count()}"
+        timeout = datetime.timedelta(minutes=config.process_timeout)
+        if self.world > 1:
+            meeting = {"store": meet(timeout, failure), "rank": self.rank, "world_size": self.world}
+        elif failure:
+            raise UsageError(failure)
         if use_gpu:
             torch.cuda.set_device(self.device)
         if self.world > 1:
-            dist.init_process_group("nccl" if use_gpu else "gloo")
+            dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting)
 
     @property
     def main(self) -> bool:
@@ -93,6 +106,37 @@ class Ranks:
             dist.destroy_process_group()
 
 
+def meet(timeout: datetime.timedelta, failure: str = ""):
+    """Wait for all processes and hear from each whether it could be set up so far; returns their common store.
+
+    SharedError with what failed where.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    store.set(f"setup/{rank}", f"{rank_prefix()}{failure}" if failure else "")
+    try:
+        texts = [store.get(f"setup/{other}").decode() for other in range(world)]
+    except dist.DistStoreError as error:
+        minutes = timeout.total_seconds() / 60
+        raise SharedError(f"not all {world} processes have started within {minutes:g} min (process_timeout)") from error
+    failures = [text for text in texts if text]
+    if failures:
+        store.set(f"heard/{rank}", "")
+        if rank == 0:  # it may hold the store, which must last until the others have read it
+            for other in range(world):
+                store.get(f"heard/{other}")
+        raise SharedError("\n".join(failures))
+    return store
+
+
+def tell_the_others(failure: str):
+    """Let the other processes of a run know why this one ends before it could join them, if they can be reached."""
+    if "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Told, or nobody answers: the reason has been printed here.
+        with contextlib.suppress(SharedError, RuntimeError, OSError):
+            meet(FAREWELL, failure)
+
+
 def launch_all_gpus(config, argv):
     """Replace this process by torchrun with one process for each GPU, where `distributed` asks for it."""
     if not config.distributed or "WORLD_SIZE" in os.environ:
@@ -101,5 +145,14 @@ def launch_all_gpus(config, argv):
         print("distributed: fewer than two GPUs here, running one process (torchrun starts several on CPUs too)")
         return
     count = str(torch.cuda.device_count())
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", config.port]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", count, *meeting_place(config.port)]
     os.execv(sys.executable, [sys.executable, *command, *argv])
+
+
+def meeting_place(port: str) -> list[str]:
+    """torchrun's arguments for the port where the processes of this machine meet; ``auto`` takes a free one."""
+    if port in ("auto", "0", ""):
+        return ["--standalone"]
+    if not (port.isdigit() and int(port) < 65536):
+        raise UsageError(f"port: expected auto, or a number up to 65535, got '{port}'")
+    return ["--master_port", port]

@@ -18,6 +18,11 @@ class UsageError(Exception):
     """A mistake of the user: one line on stderr, or several mistakes a line each; exit status 2."""
 
     status = 2
+    of_one_process = False  # whether, among several processes, it need not be that of all on a machine
+
+
+class SharedError(UsageError):
+    """A UsageError that all processes of a run have: the main one says it."""
 
 
 class Mistakes:

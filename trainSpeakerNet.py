@@ -19,17 +19,25 @@ def main(argv=None) -> int:
     """Run the command line; returns the exit status, which docs/training.md explains."""
     write_any_text()
     argv = sys.argv[1:] if argv is None else argv
-    first = os.environ.get("RANK", "0") == "0"
     try:
         config, written, notes, print_config = configure(argv)
-        if print_config:
-            print(to_yaml(config.values()), end="")
-        if first:
-            for note in notes:
-                print(note, file=sys.stderr if print_config else sys.stdout)
+    except UsageError as error:
+        status = complain(error, argv)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            from distributed import tell_the_others
+
+            tell_the_others(str(error))
+        return status
+    if print_config:
+        print(to_yaml(config.values()), end="")
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(note, file=sys.stderr if print_config else sys.stdout)
+    try:
         return 0 if print_config else run(config, argv, written)
     except UsageError as error:
-        return complain(error, argv) if first else 2
+        error.of_one_process = True
+        return complain(error, argv)
 
 
 def run(config, argv, written) -> int:
@@ -43,8 +51,6 @@ def run(config, argv, written) -> int:
         launch_all_gpus(config, [sys.argv[0], *argv])
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("preflight: runs in one process, without torchrun")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device: cuda is not available on this machine")
     if config.threads:
         torch.set_num_threads(config.threads)
     # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.
@@ -65,19 +71,26 @@ def train(config, written, ranks) -> int:
     from finetuning import load_initial
     from run_files import RunFiles
     from SpeakerNet import Interrupted, ModelTrainer
+    from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
     from training.endings import NO_EER, without_a_best
     from training_state import resume
 
-    dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1, ranks.rank, ranks.world)
-    evaluator = Evaluator(config, ranks)
-    files = RunFiles(config, ranks.main)
-    trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
+    with failing_together(ranks):
+        dataset = TrainDataset(config)
+        sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1, ranks.rank, ranks.world)
+        evaluator = Evaluator(config, ranks)
+        files = RunFiles(config, ranks.main)
+        trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
+    refuse_differences(ranks, facts_of(config, dataset))
     describe_run(trainer, written)
-    if not resume(trainer):
-        load_initial(trainer, config)
-    elif config.initial_model:
-        trainer.say("initial_model is not used: the run continues from its own state")
+    with failing_together(ranks):  # all begin with the one collective of ``resume``
+        if not resume(trainer):
+            load_initial(trainer, config)
+        elif config.initial_model:
+            trainer.say("initial_model is not used: the run continues from its own state")
+    if ranks.world > 1:
+        place = {"epoch": trainer.epoch, "batch": trainer.batch, "step": trainer.step}
+        refuse_differences(ranks, {**place, "weights": weights_hash(trainer.network)})
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
     status = 0
     try:
@@ -194,12 +207,16 @@ def evaluate(config, ranks) -> int:
     from evaluation import Evaluator, describe, leave_calibration, write_evaluation
     from run_files import RunFiles
     from SpeakerNet import SpeakerNet
+    from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
 
-    state = checkpoint.load(config.initial_model)
-    network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)
-    checkpoint.load_model_exactly(network, state, config.initial_model, config.model)
-    evaluator = Evaluator(config, ranks)
-    files = RunFiles(config, ranks.main)
+    with failing_together(ranks):
+        state = checkpoint.load(config.initial_model)
+        network = SpeakerNet({**config.values(), "nClasses": max(config.nClasses, 1)}).to(ranks.device)
+        checkpoint.load_model_exactly(network, state, config.initial_model, config.model)
+        evaluator = Evaluator(config, ranks)
+        files = RunFiles(config, ranks.main)
+    if ranks.world > 1:
+        refuse_differences(ranks, {**facts_of(config), "initial_model": weights_hash(network)})
     epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0
     result = evaluator.run(network, epoch)
     if ranks.main:

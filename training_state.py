@@ -37,7 +37,7 @@ def capture(trainer, evaluated: bool = False) -> dict:
         "best": trainer.best,
         "protocol": trainer.protocol,
         "totals": trainer.totals,
-        "incidents": trainer.incidents.state(),
+        "incidents": trainer.ranks.gather(trainer.incidents.state()),
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
         "file_events": trainer.file_events.state(),
         "file_sizes": trainer.files.sizes(),
@@ -74,7 +74,7 @@ def resume(trainer) -> bool:
         trainer.begin_epoch(trainer.epoch + 1)
     trainer.nonfinite_in_a_row = state["nonfinite_in_a_row"]
     trainer.file_events.load_state(state.get("file_events", {"known": {}, "reported": []}))
-    trainer.incidents.load_state(state["incidents"])
+    trainer.incidents.load_state(own_part(state["incidents"], trainer.ranks))
     generators = len(state["rng_state"]) == trainer.ranks.world
     if generators:
         checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
@@ -128,6 +128,12 @@ def restore_optimizer(trainer, state: dict, changed: set[str], anew: bool):
         place_schedule(trainer, fresh)
     else:
         apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
+
+
+def own_part(parts, ranks) -> dict:
+    """This rank's part of what each rank saved; the main one's if the number of processes was another."""
+    parts = parts if isinstance(parts, list) else [parts]  # format 1 had at first the main process's alone
+    return parts[ranks.rank] if len(parts) == ranks.world else parts[0]
 
 
 def refuse_another_run(trainer, state: dict, path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from speaker_lists import UsageError
+from speaker_lists import SharedError, UsageError
 from storage.files import write_atomically
 
 WAIT_SECONDS = 10.0  # for a run that is just ending, and for loader processes that outlive a killed one
@@ -32,7 +32,7 @@ def held(folder, ranks):
             refusal = str(error)
     refusal = ranks.from_main(refusal)
     if refusal:
-        raise UsageError(refusal)
+        raise SharedError(refusal)
     try:
         yield
     finally:

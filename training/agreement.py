@@ -1,0 +1,78 @@
+"""What all processes of a run must have in common, found out before the first step."""
+
+import contextlib
+import hashlib
+import platform
+
+import torch
+
+from command_line import rank_prefix
+from incidents import imported_plug_ins, source_hashes
+from speaker_lists import SharedError, UsageError, list_hash
+
+# Keys that may differ between machines: what they stand for is compared itself, or changes no result.
+LOCAL_KEYS = {
+    *("config", "train_list", "train_path", "test_list", "test_path", "musan_path", "rir_path", "save_path"),
+    *("initial_model", "device", "gpu_id", "distributed", "port", "threads", "nDataLoaderThread", "prefetch_factor"),
+    *("persistent_workers", "pin_memory", "loader_timeout", "process_timeout", "nan_max_dumps", "nan_max_gb"),
+}
+
+
+@contextlib.contextmanager
+def failing_together(ranks):
+    """Let a block without collectives fail on all ranks if it fails on one, and say which and why."""
+    failure = None
+    try:
+        yield
+    except Exception as error:  # the other ranks must not wait for this one, whatever it raises
+        failure = error
+    if ranks.world == 1 and failure is not None:
+        raise failure
+    own = failure and (str(failure) if isinstance(failure, UsageError) else f"{type(failure).__name__}: {failure}")
+    texts = ranks.gather((own, rank_prefix()))
+    if failure is not None and not isinstance(failure, UsageError):
+        raise failure
+    found = [(text, prefix) for text, prefix in texts if text]
+    if len(found) == ranks.world and len({text for text, _ in found}) == 1:
+        raise SharedError(found[0][0])
+    if found:
+        raise SharedError("\n".join(f"{prefix}{text}" for text, prefix in found))
+
+
+def refuse_differences(ranks, facts: dict):
+    """Raise SharedError naming the facts {name: value} of which a rank has another value than the main process."""
+    everyone = ranks.gather((rank_prefix().removesuffix(": "), facts))
+    main, expected = everyone[0]
+    for place, own in everyone[1:]:
+        differing = [name for name in expected if own.get(name) != expected[name]]
+        differing += [name for name in own if name not in expected]
+        if differing:
+            name = differing[0]
+            more = f" (as do {', '.join(differing[1:])})" if differing[1:] else ""
+            raise SharedError(
+                f"{name}: differs between the processes{more}: {_shown(own.get(name))} on {place}, "
+                f"{_shown(expected.get(name))} on {main}; all must train with the same"
+            )
+
+
+def facts_of(config, dataset=None) -> dict:
+    """What decides over a run beside its weights: keys, contents of lists, sources of plug-ins, versions."""
+    facts = {name: value for name, value in config.values().items() if name not in LOCAL_KEYS}
+    facts["test_list"] = list_hash(config.test_list)
+    if dataset is not None:
+        facts.update(train_list=list_hash(config.train_list), speakers=dataset.speakers_hash())
+    facts.update(source_hashes(imported_plug_ins()))
+    return {**facts, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def weights_hash(network) -> str:
+    """SHA-256 of all tensors of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shown(value) -> str:
+    return f"{value[:12]}.. (a hash)" if isinstance(value, str) and len(value) == 64 else str(value)
