@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from command_line import Parser, complain, write_any_text
+from command_line import Parser, complain, need, write_any_text
 from speaker_lists import UsageError
 from storage.files import write_atomically
 
@@ -54,6 +54,8 @@ def main(argv=None) -> int:
     try:
         args = arguments(argv)
         paths = find_dumps(args.paths)
+        if args.html:
+            need("analyze_nan_debug.py --html", "matplotlib")
     except UsageError as error:
         return complain(error, argv)
     if args.html and (Path(args.html).suffix in (".pt", ".model", ".wav", ".flac") or Path(args.html).is_dir()):
@@ -107,7 +109,12 @@ def analyse_all(paths, args) -> int:
     return status
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command line of this process."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -5,6 +5,7 @@ python average_checkpoints.py exps/demo/model/model000000016.model exps/demo/mod
 python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps/demo/model/avg.model
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -64,5 +65,7 @@ def epoch_of(path: Path) -> tuple[int, str]:
     return int(digits or -1), path.name
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

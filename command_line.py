@@ -1,6 +1,7 @@
 """What the small scripts share: usage errors in one line, no abbreviated flags, exit status 2."""
 
 import argparse
+import importlib.util
 import io
 import os
 import socket
@@ -18,7 +19,9 @@ class Parser(argparse.ArgumentParser):
     """A parser of exact flags, whose complaints are a UsageError of one line."""
 
     def __init__(self, script: str, description: str, **more):
-        super().__init__(prog=f"python {script}", description=description, allow_abbrev=False, **more)
+        program = os.path.basename(sys.argv[0])  # spk-embed as pip installs it, or python embed.py
+        prog = program if program.startswith("spk-") else f"python {script}"
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **more)
         self.script = script
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
 
@@ -120,6 +123,13 @@ def complain(error: UsageError, argv) -> int:
     if prints:
         print(f"{'' if main else rank_prefix()}{error}", file=sys.stderr)
     return error.status
+
+
+def need(who: str, *packages: str):
+    """UsageError if one of the packages that not every installation has is missing; ``who`` needs them."""
+    missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{who}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def existing_file(path: str, flag: str) -> str:

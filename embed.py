@@ -5,6 +5,7 @@ python embed.py --initial_model exps/demo/model/model_best.model --dir data/demo
 python embed.py --initial_model avg_model.pt --config configs/interop/wespeaker_resnet34.yaml --scp wav.scp --out x.ark
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -110,5 +111,7 @@ def from_list(path: str, root: str, scp: bool) -> tuple[list[str], list[str]]:
     return names, [str(Path(root, row[-1])) for row in rows]
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -5,6 +5,7 @@ python enroll.py ann --remove --store speakers.npz
 python enroll.py --list --store speakers.npz
 """
 
+import functools
 import sys
 
 from command_line import Parser, existing_file, run
@@ -67,5 +68,7 @@ def change(args) -> int:
     return 0
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

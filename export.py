@@ -6,13 +6,14 @@ python export.py --initial_model exps/demo/model/model_best.model --out demo.onn
 """
 
 import contextlib
+import functools
 import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 
-from command_line import Parser, existing_file, run
+from command_line import Parser, existing_file, need, run
 from speaker_lists import UsageError, read_trials
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
@@ -52,17 +53,8 @@ def main(argv) -> int:
     if args.test_list and args.input != "waveform":
         raise UsageError("--test_list: is measured on waveforms; leave --input as it is")
     if out.suffix == ".onnx":
-        need_packages()
+        need("export.py", "onnx", "onnxruntime")
     return export(args, out)
-
-
-def need_packages():
-    """UsageError where what writes and runs ONNX files is not installed."""
-    import importlib.util
-
-    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"export.py: needs {', '.join(missing)}; pip install -r requirements-dev.txt")
 
 
 def export(args, out: Path) -> int:
@@ -337,5 +329,7 @@ def evaluate(read, test_list: str, test_path: str) -> str:
     return f"{eer}  minDCF(0.05) {found['min_dcf_0.05']:.4f}  {found['trials']} trials"
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

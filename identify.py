@@ -3,6 +3,7 @@
 python identify.py A.wav --store speakers.npz --initial_model exps/demo/model/model_best.model
 """
 
+import functools
 import json
 import sys
 
@@ -56,5 +57,7 @@ def row(verdict) -> str:
     return f"score {verdict.score:.4f}  {likely}"
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -8,17 +8,17 @@ tilt, jitter, shimmer and breathiness. An utterance is a random sequence of phon
 room, a microphone and a noise, so that the voice has to be learnt and not the recording.
 """
 
-import argparse
+import functools
 import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
+import scipy
 import soundfile
-from scipy.signal import fftconvolve, istft, lfilter, stft
 from tqdm import tqdm
 
-from command_line import write_any_text
+from command_line import Parser, run, write_any_text
 
 RATE = 16000
 HOP, FFT = 128, 512
@@ -100,7 +100,7 @@ def glottis(speaker, samples: int, rng):
     opened = np.clip(within / speaker["open"], 0, 1)
     flow = np.where(opened < 1, opened**2 * (1 - opened) * 6.75, 0) * gain  # cubic glottal pulse (Klatt and Klatt 1990)
     derivative = np.diff(flow, prepend=flow[0]) * 12
-    return lfilter([1 - speaker["tilt"]], [1, -speaker["tilt"]], derivative) * 3, opened < 1
+    return scipy.signal.lfilter([1 - speaker["tilt"]], [1, -speaker["tilt"]], derivative) * 3, opened < 1
 
 
 def tract_response(formants, bandwidth: float):
@@ -124,7 +124,7 @@ def synthesize(speaker, seconds: float, rng) -> np.ndarray:
     source = pulses + speaker["breath"] * 0.1 * rng.normal(0, 1, samples) * (0.3 + 0.7 * opened)
 
     def spectrum(x):
-        return stft(x, nperseg=FFT, noverlap=FFT - HOP)[2]
+        return scipy.signal.stft(x, nperseg=FFT, noverlap=FFT - HOP)[2]
 
     voiced, hiss = spectrum(source), spectrum(rng.normal(0, 1, samples))
     count = voiced.shape[1]
@@ -132,7 +132,7 @@ def synthesize(speaker, seconds: float, rng) -> np.ndarray:
     f = np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None]
     band = np.exp(-0.5 * ((f - centre[index, 0]) / centre[index, 1]) ** 2)
     mixed = voiced * tract_response(formants[index], speaker["bandwidth"]) * voicing[index] + hiss * band * noise[index]
-    x = istft(mixed, nperseg=FFT, noverlap=FFT - HOP)[1][:samples]
+    x = scipy.signal.istft(mixed, nperseg=FFT, noverlap=FFT - HOP)[1][:samples]
     return x / np.sqrt(np.mean(x**2) + 1e-12)
 
 
@@ -145,7 +145,7 @@ def draw_session(rng) -> dict:
     microphone = np.roll(np.fft.irfft(10 ** (response / 20)), 128) * np.hanning(256)
     colour = rng.uniform(-0.3, 0.95)
     return {
-        "impulse": fftconvolve(room, microphone),
+        "impulse": scipy.signal.fftconvolve(room, microphone),
         "colour": colour,
         "snr": rng.uniform(16, 35),
         "hum": rng.random() < 0.3,
@@ -155,9 +155,9 @@ def draw_session(rng) -> dict:
 def record(x, session, rng) -> np.ndarray:
     """Record a voice in a session: (samples,) float32 below full scale."""
     samples = len(x)
-    x = fftconvolve(x, session["impulse"])[:samples]
+    x = scipy.signal.fftconvolve(x, session["impulse"])[:samples]
     x = x / np.sqrt(np.mean(x**2) + 1e-12)
-    noise = lfilter([1], [1, -session["colour"]], rng.normal(0, 1, samples))
+    noise = scipy.signal.lfilter([1], [1, -session["colour"]], rng.normal(0, 1, samples))
     if session["hum"]:
         noise = noise + noise.std() * sum(np.sin(2 * np.pi * 50 * k * np.arange(samples) / RATE) / k for k in (1, 3, 5))
     noise *= 10 ** (-session["snr"] / 20) / np.sqrt(np.mean(noise**2))
@@ -194,10 +194,10 @@ def make_trials(speakers: dict[str, list[str]], nontargets: int, rng) -> list[st
     return lines + [f"0 {a} {b}" for a, b in sorted(chosen)]
 
 
-def main(argv=None) -> int:
+def main(argv) -> int:
     """Write the data set; does nothing where it is complete already."""
     write_any_text()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("make_demo_data.py", __doc__.splitlines()[0])
     parser.add_argument("--out", default="data/demo", help="folder to write (default data/demo)")
     parser.add_argument("--speakers", type=int, default=200, help="training speakers (default 200)")
     parser.add_argument("--trial_speakers", type=int, default=24, help="other speakers, for the trials (default 24)")
@@ -235,5 +235,7 @@ def main(argv=None) -> int:
     return 0
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from scoring.error_rates import ErrorRates
 from storage.files import write_atomically
@@ -99,7 +99,7 @@ def _thinned(x, y, steps=2000):
 
 def _probit_axes(axes, low, high):
     """Scale both axes from ``low`` to ``high``, in probits, with ticks in % whose labels do not touch."""
-    places, ticks = norm.ppf(DET_TICKS / 100), []
+    places, ticks = ndtri(DET_TICKS / 100), []
     for place, tick in zip(places, DET_TICKS):
         if low <= place <= high and (not ticks or place - ticks[-1][0] >= (high - low) / MOST_TICKS):
             ticks.append((place, f"{tick:g}"))
@@ -113,7 +113,7 @@ def _probit_span(targets: int, nontargets: int, highest: float):
     """The ends of the axes of a DET curve: from the smallest rate that so many trials tell to above ``highest``."""
     smallest = min(100 / max(targets, nontargets), 5)
     low = DET_TICKS[smallest <= DET_TICKS][0] / 100 * 0.8
-    return norm.ppf(low), norm.ppf(next((top for top in (0.05, 0.2, 0.6, 0.95) if 1.5 * highest < top), 0.999))
+    return ndtri(low), ndtri(next((top for top in (0.05, 0.2, 0.6, 0.95) if 1.5 * highest < top), 0.999))
 
 
 def _det_curve(axes, rates, **style) -> bool:
@@ -122,7 +122,7 @@ def _det_curve(axes, rates, **style) -> bool:
     inside = (miss > 0) & (miss < 1) & (alarm > 0) & (alarm < 1)
     if inside.any():
         ends = np.convolve(inside, [1, 1, 1], "same") > 0  # with the steps to no error, which leave the picture
-        x, y = (norm.ppf(np.clip(rate[ends], 1e-9, 1 - 1e-9)) for rate in (alarm, miss))
+        x, y = (ndtri(np.clip(rate[ends], 1e-9, 1 - 1e-9)) for rate in (alarm, miss))
         axes.plot(*_thinned(x, y), linewidth=1.8, **style)
     return bool(inside.any())
 
@@ -138,15 +138,15 @@ def _det(title, rates, result, costs):
         axes.text(0.5, 0.6, "no threshold makes both kinds of error", transform=axes.transAxes, ha="center")
     style = {"color": GUIDE, "linewidth": 0.8, "linestyle": ":"}
     for count, line in ((nontargets, axes.axvline), (targets, axes.axhline)):
-        if low < norm.ppf(min(RULE / count, 1)) < high:
-            line(norm.ppf(RULE / count), **style)
+        if low < ndtri(min(RULE / count, 1)) < high:
+            line(ndtri(RULE / count), **style)
     axes.plot([], [], **style, label=f"{RULE} errors: rates left of it or below are unreliable")
     if 0 < result["eer"] < 100:
-        eer = norm.ppf(result["eer"] / 100)
+        eer = ndtri(result["eer"] / 100)
         axes.plot([eer], [eer], "o", color=MARK, label=f"EER {result['eer']:.2f} %", zorder=4)
     # The second marker is open and larger: both are seen where they fall together.
     for (prior, cost, threshold), marker in zip(best, ({"ms": 5}, {"ms": 11, "mfc": "none", "mew": 1.6})):
-        point = np.clip(norm.ppf(np.clip(rates.at(threshold), 1e-9, 1 - 1e-9)[::-1]), low, high)
+        point = np.clip(ndtri(np.clip(rates.at(threshold), 1e-9, 1 - 1e-9)[::-1]), low, high)
         label = f"minDCF({prior:g}) {cost:.3f}"
         axes.plot(*point[:, None], "s", color=NONTARGET, **marker, label=label, clip_on=False, zorder=3)
     _legend(axes)
@@ -166,9 +166,9 @@ def draw_comparison(folder, systems, formats=(), write=write_atomically) -> list
     grid = np.linspace(low, high, 120)
     for (label, rates, interval), eer, color in zip(systems, eers, (TARGET, NONTARGET)):
         _det_curve(axes, rates, color=color)
-        bottom, top = np.clip(norm.ppf(np.clip(interval(norm.cdf(grid)), 1e-9, 1 - 1e-9)), low - 1, high + 1)
+        bottom, top = np.clip(ndtri(np.clip(interval(ndtr(grid)), 1e-9, 1 - 1e-9)), low - 1, high + 1)
         axes.fill_between(grid, bottom, top, color=color, alpha=0.18, linewidth=0)
-        place = np.clip(norm.ppf(np.clip(eer, 1e-9, 1 - 1e-9)), low, high)
+        place = np.clip(ndtri(np.clip(eer, 1e-9, 1 - 1e-9)), low, high)
         axes.plot([place], [place], "o-", color=color, label=label, clip_on=False, zorder=4)
     _legend(axes, 1)
     return _save(figure, Path(folder), "compare", formats, write)

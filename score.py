@@ -6,10 +6,11 @@ python score.py --trials trials.txt --embeddings all.npz --cohort train_list.txt
 python score.py --compare exps/one/scores.txt exps/two/scores.txt --out exps/compared
 """
 
+import functools
 import os
 import sys
 
-from command_line import Parser, existing_file, run
+from command_line import Parser, existing_file, need, run
 from speaker_lists import UsageError, read_train_list
 
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
@@ -117,6 +118,8 @@ def checked(p: Parser, argv):
         p.error("--fuse and --fuse_calibrate take the same systems in the same order")
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
+    if a.out:
+        need("score.py --out", "matplotlib")
     return a
 
 
@@ -351,5 +354,7 @@ def main(argv) -> int:
     return int(failed)
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

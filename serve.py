@@ -10,6 +10,7 @@ uploaded can be enforced before it is read.
 
 import base64
 import contextlib
+import functools
 import ipaddress
 import re
 import sys
@@ -17,7 +18,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, run
+from command_line import Parser, need, run
 from corpus.audio import MIN_SECONDS
 from speaker_lists import UsageError
 from verification import add_store_argument, add_verifier_arguments, verifier_from
@@ -364,6 +365,7 @@ def main(argv) -> int:
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535 or not 0 < args.max_mb <= 1000:
         raise UsageError("serve.py: --port must be 0 to 65535, --max_mb above 0 and at most 1000")
+    need("serve.py", "fastapi", "uvicorn", "python_multipart")
     import socket
 
     import uvicorn
@@ -387,5 +389,7 @@ def main(argv) -> int:
     return 0
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

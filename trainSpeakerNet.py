@@ -8,7 +8,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 import os
 import sys
 
-from command_line import complain, outlast_full_disks, write_any_text
+from command_line import complain, need, outlast_full_disks, write_any_text
 from config import table_defaults, to_yaml
 from plugins import explained
 from speaker_lists import Finished, UsageError
@@ -42,13 +42,14 @@ def main(argv=None) -> int:
 
 def run(config, argv, written) -> int:
     """Train, evaluate, or only look at everything, with a checked configuration."""
+    need("trainSpeakerNet.py", "matplotlib", *([] if config.eval else ["tensorboard"]))
     import torch
 
     from distributed import Ranks, launch_all_gpus
     from training.run_lock import held
 
     if not config.preflight:
-        launch_all_gpus(config, [sys.argv[0], *argv])
+        launch_all_gpus(config, [__file__, *argv])
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("preflight: runs in one process, without torchrun")
     if config.threads:
@@ -235,10 +236,15 @@ def evaluate(config, ranks) -> int:
     return 4 if files.writes.waiting else 1 if result["failed"] else 0
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command line of this process; Ctrl-C before there is a run is status 130."""
     outlast_full_disks()
     try:
-        sys.exit(main())
+        return main()
     except KeyboardInterrupt:
         print("interrupted before there was anything to save", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -8,6 +8,7 @@ A trial is accepted where its score is at least the threshold. Equal scores are 
 left out, and how many is printed; no trials, one class or a label other than 0 and 1 is a ValueError.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -262,6 +263,8 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     if args.pictures and not args.out:
         parser.error("--pictures needs --out FOLDER")
+    if args.out:
+        need("tuneThreshold.py --out", "matplotlib")
     if not 0 < args.p_target < 1:
         parser.error("--p_target must lie between 0 and 1")
     if any(not 0 <= rate <= 1 for rate in args.false_accept + args.false_reject):
@@ -324,5 +327,7 @@ def draw(args, scores, labels, figures: dict):
     print("pictures: " + ", ".join(map(str, plots.draw_all(args.out, scores, labels, figures, formats=args.pictures))))
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -4,6 +4,7 @@ python verify.py A.wav B.wav --initial_model exps/demo/model/model_best.model
 python verify.py A.wav --speaker ann --store speakers.npz --initial_model exps/demo/model/model_best.model
 """
 
+import functools
 import json
 import sys
 
@@ -41,5 +42,7 @@ def main(argv) -> int:
     return 0
 
 
+command = functools.partial(run, main)
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(command())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
-from scipy.signal import resample_poly
+import scipy
 
 from corpus.containers import AudioError
 from corpus.decode import BLOCK, Recording, native, reading
@@ -61,7 +61,7 @@ def audio_length(path) -> int:
 def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
     """Bring one channel (samples,) float32 to 16 kHz; ``speed`` above 1 is faster."""
     ratio = _ratio(rate, speed)
-    return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+    return x if ratio == 1 else scipy.signal.resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
 
 def read_blocks(path, samples: int = BLOCK, notes: list | None = None):

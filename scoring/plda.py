@@ -1,7 +1,7 @@
 """PLDA as the two-covariance model, with LDA and length normalisation before it."""
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from scoring.cosine import length_normalize
 
@@ -39,7 +39,7 @@ class PLDA:
         projection = lda(x - center, speakers, lda_dimension)
         z = length_normalize((x - center) @ projection) * np.sqrt(projection.shape[1])
         mean, between, within, history = expectation_maximization(z, speakers, iterations, tolerance)
-        psi, vectors = linalg.eigh(between, within)  # vectors.T @ within @ vectors is the identity
+        psi, vectors = scipy.linalg.eigh(between, within)  # vectors.T @ within @ vectors is the identity
         return cls(center, projection, mean, vectors[:, ::-1], np.maximum(psi[::-1], 0.0)), history
 
     def project(self, x) -> np.ndarray:
@@ -86,7 +86,7 @@ def lda(x, speakers, dimension: int = 0) -> np.ndarray:
     between = (centred.T * count) @ centred / len(x)
     # the ridge gives directions that no speaker varies in a finite, small weight
     within += np.eye(len(within)) * 1e-6 * np.trace(within) / len(within)
-    vectors = linalg.eigh(between, within)[1][:, ::-1]
+    vectors = scipy.linalg.eigh(between, within)[1][:, ::-1]
     most = min(x.shape[1], len(count) - 1)
     return vectors[:, : min(dimension, most) if dimension > 0 else most]
 
@@ -107,7 +107,7 @@ def expectation_maximization(z, speakers, iterations: int = 50, tolerance: float
     history = []
     for _ in range(iterations):
         # In the coordinates where within is the identity and between diagonal, each posterior is a sum over dimensions.
-        psi, vectors = linalg.eigh(between, within)
+        psi, vectors = scipy.linalg.eigh(between, within)
         back = np.linalg.inv(vectors)
         centred = (means - mean) @ vectors
         history.append(_log_likelihood(psi, vectors, centred, scatter, count) / z.size)
