@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import Parser, run
+from command_line import Parser, need, run
 from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates, checked_trials
 from scoring.intervals import bootstrap_interval, enough_speakers, trial_speakers
