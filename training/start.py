@@ -25,6 +25,7 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     notes.extend(_describe(taken, written))
     config = resolve(written, notes, mistakes)
     _compare(config, written, theirs, notes, mistakes)
+    mistakes.refuse()  # before the paths: of a key that is misspelt, the default path would be called missing too
     check_paths(config, written, mistakes)
     mistakes.refuse()
     return config, written, notes, print_config
