@@ -148,7 +148,6 @@ def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data,
         ),
     ],
 )
-
 def test_values_that_no_training_can_use_are_refused(settings, keys, message):
     with pytest.raises(UsageError) as caught:
         configure([f"--{key}={value}" for key, value in {**settings, **keys}.items()])
