@@ -12,6 +12,7 @@ from command_line import rank_prefix
 from speaker_lists import SharedError, UsageError
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
+SEPARATOR = "\0"
 
 
 class Ranks:
@@ -113,20 +114,26 @@ def meet(timeout: datetime.timedelta, failure: str = ""):
     """
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    store.set(f"setup/{rank}", f"{rank_prefix()}{failure}" if failure else "")
+    store.set(f"setup/{rank}", f"{failure}{SEPARATOR}{rank_prefix()}" if failure else "")
     try:
         texts = [store.get(f"setup/{other}").decode() for other in range(world)]
     except dist.DistStoreError as error:
         minutes = timeout.total_seconds() / 60
-        raise SharedError(f"not all {world} processes have started within {minutes:g} min (process_timeout)") from error
-    failures = [text for text in texts if text]
-    if failures:
+        raise UsageError(f"not all {world} processes have started within {minutes:g} min (process_timeout)") from error
+    if any(texts):
         store.set(f"heard/{rank}", "")
         if rank == 0:  # it may hold the store, which must last until the others have read it
             for other in range(world):
                 store.get(f"heard/{other}")
-        raise SharedError("\n".join(failures))
+        raise SharedError(in_one_text([(text, prefix) for text, _, prefix in (t.partition(SEPARATOR) for t in texts)]))
     return store
+
+
+def in_one_text(failures: list[tuple[str, str]]) -> str:
+    """What failed on which rank, from (failure or '', prefix) of all: a line each, or one if all have the same."""
+    if len({text for text, _ in failures}) == 1:
+        return failures[0][0]
+    return "\n".join(f"{prefix}{text}" for text, prefix in failures if text)
 
 
 def tell_the_others(failure: str):

@@ -7,11 +7,12 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 
 import os
 import sys
+import time
 
 from command_line import complain, need, outlast_full_disks, write_any_text
 from config import table_defaults, to_yaml
 from plugins import explained
-from speaker_lists import Finished, UsageError
+from speaker_lists import Finished, SharedError, UsageError
 from training.start import configure
 
 
@@ -37,7 +38,10 @@ def main(argv=None) -> int:
         return 0 if print_config else run(config, argv, written)
     except UsageError as error:
         error.of_one_process = True
-        return complain(error, argv)
+        status = complain(error, argv)
+        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # torchrun ends all processes when the first ends; the main one is to say the error before
+        return status
 
 
 def run(config, argv, written) -> int:
@@ -51,7 +55,7 @@ def run(config, argv, written) -> int:
     if not config.preflight:
         launch_all_gpus(config, [__file__, *argv])
     elif os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("preflight: runs in one process, without torchrun")
+        raise SharedError("preflight: runs in one process, without torchrun")
     if config.threads:
         torch.set_num_threads(config.threads)
     # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.
@@ -217,7 +221,7 @@ def evaluate(config, ranks) -> int:
         evaluator = Evaluator(config, ranks)
         files = RunFiles(config, ranks.main)
     if ranks.world > 1:
-        refuse_differences(ranks, {**facts_of(config), "initial_model": weights_hash(network)})
+        refuse_differences(ranks, {**facts_of(config), "initial_model": weights_hash(network.__S__)})
     epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0
     result = evaluator.run(network, epoch)
     if ranks.main:

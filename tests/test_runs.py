@@ -231,7 +231,7 @@ def test_two_processes_give_the_scores_of_one(finished, tmp_path, tools):  # bug
     done = subprocess.run([*launch, *words, *more], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert np.abs(scores(tmp_path / "eval") - scores(settings["save_path"])).max() < 1e-6
-    assert done.stdout.count("EER") == 1
+    assert done.stdout.count("Epoch 3  EER") == 1
     more = ["--save_path", str(tmp_path / "train"), "--patience", "1", "--max_epoch", "4"]
     done = subprocess.run([*launch, *words, *more], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import platform
 import torch
 
 from command_line import rank_prefix
+from distributed import in_one_text
 from incidents import imported_plug_ins, source_hashes
 from speaker_lists import SharedError, UsageError, list_hash
 
@@ -28,15 +29,14 @@ def failing_together(ranks):
         failure = error
     if ranks.world == 1 and failure is not None:
         raise failure
-    own = failure and (str(failure) if isinstance(failure, UsageError) else f"{type(failure).__name__}: {failure}")
-    texts = ranks.gather((own, rank_prefix()))
+    own = "" if failure is None else str(failure)
+    if failure is not None and not isinstance(failure, UsageError):
+        own = f"{type(failure).__name__}: {own}"
+    failures = ranks.gather((own, rank_prefix()))
     if failure is not None and not isinstance(failure, UsageError):
         raise failure
-    found = [(text, prefix) for text, prefix in texts if text]
-    if len(found) == ranks.world and len({text for text, _ in found}) == 1:
-        raise SharedError(found[0][0])
-    if found:
-        raise SharedError("\n".join(f"{prefix}{text}" for text, prefix in found))
+    if any(text for text, _ in failures):
+        raise SharedError(in_one_text(failures))
 
 
 def refuse_differences(ranks, facts: dict):
