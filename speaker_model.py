@@ -60,7 +60,7 @@ class SpeakerModel:
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
         try:
-            crop = read_crop(path, channel=self.config.channel)
+            crop = read_crop(path, channel=self.setting("channel"))
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
         try:
@@ -84,12 +84,16 @@ class SpeakerModel:
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
 
+    def setting(self, name: str):
+        """A key of the table as the model's configuration has it; one that it was built without has its default."""
+        return getattr(self.config, name, KEYS[name].default)
+
     @property
     def window(self) -> int:
         """Samples of the windows in which a longer recording is embedded, 0 for none."""
         from corpus.windows import window_samples
 
-        return window_samples(self.config.embed_window_seconds)
+        return window_samples(self.setting("embed_window_seconds"))
 
     def embed_batch(self, x) -> np.ndarray:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
@@ -122,7 +126,7 @@ class SpeakerModel:
         from corpus.loader import Loader, LoaderFailed
         from DatasetLoader import TestDataset, collate_one
 
-        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
+        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.setting("channel"))
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
         plan = [[i] for i in range(len(dataset))]
