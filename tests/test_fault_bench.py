@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "benchmarks" / "faults"
 needs_analyser = pytest.mark.skipif(not (ROOT / "analyze_nan_debug.py").is_file(), reason="no analyze_nan_debug.py")
 # One of a kind: file, impulse response, label, layer, loss, precision, learning rate, state, processes, control.
-SAMPLE = ("F01", "F07", "F13", "F19", "F30", "F45", "F37", "F52", "F55", "C1")
+SAMPLE = ("F01", "F07", "F13", "F19", "F34", "F45", "F37", "F52", "F55", "C1")
 
 
 def bench(*words) -> subprocess.CompletedProcess:
