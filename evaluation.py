@@ -319,7 +319,7 @@ def _spread(speakers, rng) -> np.ndarray:
 
 def describe(result: dict, config) -> list[str]:
     """Say an evaluation in lines for the terminal."""
-    lines = list(result["notes"])
+    lines = list(result.get("notes", ()))
     for file in result["nan_files"][:10]:
         lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
         lines.append(f"  {file['statistics']}")

@@ -24,7 +24,7 @@ def test_another_trial_list_starts_the_best_anew_and_replaces_model_best(setting
     again = tools.build(settings, test_list=hard, max_epoch=3, test_interval=1)
     assert resume(again) and again.best == new_best()
     assert "best EER so far, 0.00 % at epoch 1, is of another protocol (test_list): best and" in capsys.readouterr().out
-    again.epoch = 1
+    again.epoch = again.step = 1
     again.evaluate()
     assert again.best["epoch"] == 1 and torch.load(first.files.model / "model_best.model", weights_only=True)
     again.save_last()

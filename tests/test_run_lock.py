@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+import torch
 from conftest import ROOT
 
 import trainSpeakerNet
@@ -35,7 +36,7 @@ def test_two_runs_in_one_folder_the_second_is_refused(settings, holder, capsys, 
     (tmp_path / "run" / "model").mkdir()
     (tmp_path / "run" / "model" / ".last.model.1.tmp").touch()  # what the first is writing
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "any.model").touch()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "any.model")
     assert trainSpeakerNet.main([f"--{k}={v}" for k, v in {**settings, "device": "cpu"}.items()] + more) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "waiting 0.1 s for process" in said[0]

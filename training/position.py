@@ -1,6 +1,5 @@
 """Where in the data a run is, and what that place is worth where the batches are dealt otherwise."""
 
-import warnings
 from dataclasses import dataclass, field
 
 from speaker_lists import list_hash
@@ -108,8 +107,7 @@ def place_schedule(trainer, fresh: list[dict]):
     for group, new in zip(trainer.optimizer.param_groups, fresh):
         group.update({key: new[key] for key in SCHEDULED if key in new})
     done = trainer.epoch - 1 + (1.0 if trainer.trained else trainer.batch / trainer.plan["batches"])
-    with warnings.catch_warnings():
-        # torch warns of a schedule that is stepped before its optimizer: these steps were taken by the run before.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        for _ in range(round(done * trainer.steps_per_epoch)):
-            trainer.scheduler.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
+    for _ in range(round(done * trainer.steps_per_epoch)):
+        trainer.scheduler.step()
