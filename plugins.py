@@ -91,8 +91,12 @@ def load(folder: str, name: str):
 
 def build(folder: str, name: str, values: dict, *leading):
     """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
-    with explained(f"{folder}/{name}.py"), torchaudio_explained(f"{folder}/{name}.py"):
-        return call(load(folder, name), values, *leading)
+    plugin = f"{folder}/{name}.py"
+    with explained(plugin), torchaudio_explained(plugin):
+        try:
+            return call(load(folder, name), values, *leading)
+        except ValueError as error:  # the plug-in, or what it is made of, refuses a value: its words are the message
+            raise UsageError(f"{plugin}: {error} ({place(error) or plugin}; --traceback shows all of it)") from error
 
 
 @contextlib.contextmanager
