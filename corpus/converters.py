@@ -61,9 +61,9 @@ class Converted:
 
     frames = 2**63 - 1  # not known
 
-    def __init__(self, program: str, rate: int, channels: int, blocks):
+    def __init__(self, program: str, rate: int, channels: int, blocks, end):
         self.format, self.samplerate, self.channels = program, rate, channels
-        self.blocks, self.left = blocks, np.empty((0, channels), np.float32)
+        self.blocks, self.end, self.left = blocks, end, np.empty((0, channels), np.float32)
 
     def read(self, count: int, dtype="float32", always_2d=True) -> np.ndarray:
         """The next samples (count, channels) float32, fewer at the end."""
@@ -76,12 +76,13 @@ class Converted:
         return x[:count]
 
     def close(self):
-        """End the program."""
+        """End the program; a generator that nothing was taken from yet would not do it."""
         self.blocks.close()
+        self.end()
 
 
 def _by_pyav(path, container: str):
-    """(rate, channels, generator of blocks) of the first audio stream."""
+    """(rate, channels, generator of blocks, what ends it) of the first audio stream."""
     import av
 
     try:
@@ -96,18 +97,17 @@ def _by_pyav(path, container: str):
     def blocks():
         resampler = av.AudioResampler(format="flt")
         try:
-            with file:
-                for frame in itertools.chain(file.decode(stream), [None]):  # None: what the resampler still holds
-                    for part in resampler.resample(frame):
-                        yield part.to_ndarray().reshape(-1, channels)
+            for frame in itertools.chain(file.decode(stream), [None]):  # None: what the resampler still holds
+                for part in resampler.resample(frame):
+                    yield part.to_ndarray().reshape(-1, channels)
         except av.FFmpegError as error:
             raise AudioError(f"damaged: PyAV: {error.strerror}") from error
 
-    return rate, channels, blocks()
+    return rate, channels, blocks(), file.close
 
 
 def _by_ffmpeg(program: str, path, container: str):
-    """(rate, channels, generator of blocks) of the first audio stream, by a process that writes to a pipe."""
+    """(rate, channels, generator of blocks, what ends it) of the first audio stream, by a process behind a pipe."""
     words = [program, "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file,pipe"]
     words += ["-f", container, "-i", f"file:{os.fspath(path)}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
     messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the generator)
@@ -116,27 +116,28 @@ def _by_ffmpeg(program: str, path, container: str):
     timer.daemon = True
     timer.start()
 
-    def blocks(channels):
-        try:
-            width = 4 * channels
-            while data := process.stdout.read(width << 14):
-                yield np.frombuffer(data[: len(data) // width * width], ">f4").astype(np.float32).reshape(-1, channels)
-            _check(process, messages, timer)
-        finally:
-            timer.cancel()
-            process.stdout.close()
-            process.kill()
-            process.wait()
-            messages.close()
+    def blocks(width):
+        while data := process.stdout.read(width << 14):
+            yield np.frombuffer(data[: len(data) // width * width], ">f4").astype(np.float32).reshape(-1, width // 4)
+        _check(process, messages, timer)
+
+    def end():
+        timer.cancel()
+        process.stdout.close()
+        process.kill()
+        process.wait()
+        messages.close()
 
     header = process.stdout.read(24)
     if len(header) < 24:
-        ending = blocks(1)
-        next(ending, None)  # raises what ffmpeg had to say
-        raise AudioError("no samples")
+        try:
+            _check(process, messages, timer)  # raises what ffmpeg had to say
+            raise AudioError("no samples")
+        finally:
+            end()
     _, start, _, _, rate, channels = struct.unpack(">4s5I", header)
     process.stdout.read(start - 24)
-    return rate, channels, blocks(channels)
+    return rate, channels, blocks(4 * channels), end
 
 
 def _check(process, messages, timer):

@@ -190,6 +190,7 @@ class _Presented(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer):
+        buffer = memoryview(buffer).cast("B")  # soundfile's own takes no numbers
         self.file.seek(self.place)
         count = self.file.readinto(buffer)
         if self.size - 128 <= self.place < self.size and not count:  # libmpg123 looks for a tag in the last 128 bytes

@@ -131,6 +131,23 @@ def test_a_telephone_recording_that_cannot_be_sought_is_cropped(speech, tmp_path
     assert start == 9000 and np.array_equal(crop, whole[9000:13000])
 
 
+@pytest.mark.parametrize("name", ["caf", "w64", "rf64", "wav", "aiff"])
+@pytest.mark.parametrize("promise", ["half", "placeholder"])
+def test_a_size_of_samples_that_is_wrong_is_made_good(name, promise, speech, tmp_path):
+    path = written(tmp_path / "a", speech, name)
+    content = bytearray(path.read_bytes())
+    half = written(tmp_path / "half", speech[:RATE], name).read_bytes()
+    start = len(content) - 2 * len(speech)  # of the samples, in a container without anything behind them
+    if promise == "half":
+        content[start - 24 : start] = half[start - 24 : start]  # the words before the samples, their size among them
+    else:
+        back, width = {"caf": (12, 8), "w64": (8, 8), "aiff": (12, 4)}.get(name, (4, 4))
+        content[start - back : start - back + width] = b"\xff" * width
+    path.write_bytes(content)
+    x = read_audio(path)[0]
+    assert len(x) == len(speech) and np.abs(x - speech).max() < 1e-4
+
+
 def test_a_wav_whose_header_is_a_pipes_placeholder_is_read_whole(speech, tmp_path):
     path = written(tmp_path / "a.wav", speech, "wav")
     content = bytearray(path.read_bytes())
