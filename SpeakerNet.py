@@ -206,9 +206,9 @@ class ModelTrainer(GuardedStep):
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
         self.trained = True
-        drifted = self.ranks.reconcile([*self.parameters, *self.average.tensors.values()])
+        drifted = self.ranks.reconcile([*self.parameters, *self.average.tensors.values()], self.optimizer)
         if drifted:
-            self.say(f"rank {drifted}: weights differ from those of rank 0, and are set to them again")
+            self.say(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
         rates = {group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         if self.scheduler_unit == "epoch":
             self.scheduler.step()

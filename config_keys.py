@@ -198,7 +198,7 @@ KEYS = _table(
             _k("nan_max_dumps", int, 10, "dumps of non-finite steps in a run", low=0),
             _k("nan_max_gb", float, 1.0, "size of debug_nan/", unit="GB", low=0),
             _k("nan_dump_audio", bool, True, "keep the waveforms in a dump; voices are biometric data"),
-            _k("nan_inject", str, "", "rehearsal: spoil steps, as 12:data,20:loss,30:grad,40:buffer,50:label"),
+            _k("nan_inject", str, "", "rehearsal: spoil steps: 1:data,2:loss,3:grad,4:buffer,5:label,6:update"),
             _k("nan_patience", int, 50, "non-finite steps in a row that end the run (exit status 3)", low=1),
         ],
     ),

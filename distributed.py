@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from command_line import rank_prefix
+from postmortem.dump import content_hash
 from speaker_lists import SharedError, UsageError
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
@@ -84,15 +85,22 @@ class Ranks:
         dist.all_gather_object(boxes, value)
         return boxes
 
-    def reconcile(self, tensors) -> list[int]:
-        """Ranks whose tensors differ from the main process's, by their sums; there they are set to the main's."""
+    def reconcile(self, tensors, optimizer) -> list[int]:
+        """Ranks whose tensors or optimizer differ from the main process's in a bit; there they are set to the main's.
+
+        A rank whose moments stayed its own would drift away again with the next step.
+        """
         if self.world == 1:
             return []
-        sums = self.gather([float(t.detach().double().sum()) for t in tensors])
-        differing = [rank for rank, values in enumerate(sums) if values != sums[0]]
+        state = optimizer.state_dict()
+        hashes = self.gather(content_hash({"tensors": tensors, "optimizer": state}))
+        differing = [rank for rank, own in enumerate(hashes) if own != hashes[0]]
         if differing:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
+            shared = self.from_main(state)
+            if self.rank in differing:
+                optimizer.load_state_dict(shared)
         return differing
 
     def share_buffers(self, module):

@@ -14,6 +14,7 @@ from corpus.audio import MIN_SAMPLES, AudioError, read_crop, said_of, wrap_pad
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
+from precision import without_tf32
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cautions import few_errors, wrong_way_round
@@ -86,7 +87,8 @@ class Evaluator:
             if not read:
                 continue
             files, crops, samples = audio.shape
-            with torch.inference_mode():  # not around the collectives below, which torch 2.4 refuses there
+            # Not around the collectives below, which torch 2.4 refuses in inference mode.
+            with torch.inference_mode(), without_tf32():
                 rows = audio.reshape(files * crops, samples)
                 out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
             problems.update({read[row // crops]: reason for row, reason in too_large.items()})

@@ -57,6 +57,12 @@ def emulation_note(config, device) -> str:
     return f"this device only emulates {config.amp_dtype}{price}; amp_dtype: auto computes in {other} here"
 
 
+def without_tf32():
+    """Context in which a GPU's convolutions compute in fp32 as they say: TF32, cuDNN's default, rounds to 10 bits."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+
+
 class LossScaler:
     """Loss scale for fp16 gradients; its state is in torch's GradScaler form.
 

@@ -111,8 +111,9 @@ class SpeakerModel:
     def _forward(self, x):
         import torch
 
-        # TF32, cuDNN's default, rounds to 10 bits.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        from precision import without_tf32
+
+        with torch.inference_mode(), without_tf32():
             return self.network(torch.as_tensor(x).to(self.device)).float().cpu()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):

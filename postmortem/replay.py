@@ -263,6 +263,9 @@ class Replay:
         optimizer = plugins.build("optimizer", config["optimizer"], config, given)
         if config["optimizer"] == self.config["optimizer"]:
             optimizer.load_state_dict(saved)
+            for name, value in self.dump.get("optimizer_attributes", {}).items():  # a counter, for example
+                if type(getattr(optimizer, name, None)) is type(value):
+                    setattr(optimizer, name, value)
         for group in optimizer.param_groups:
             group["lr"] = self.dump["lr"]
             if "lr" in (settings or {}):
@@ -314,7 +317,8 @@ class Replay:
             n: _bits(outcome.gradients.get(n, {})) for n in recorded
         }
         equal = _same(outcome.loss, self.dump["loss"]) and _same(outcome.norm, self.dump["grad_norm"])
-        return "bit_equal" if recorded and same and equal else "same_fault"
+        named = not self.dump.get("update_stats") or outcome.spoiled in self.dump["update_stats"]
+        return "bit_equal" if recorded and same and equal and named else "same_fault"
 
 
 def gradients_of(network) -> dict:

@@ -321,3 +321,22 @@ def test_nothing_hides_warnings_and_yaml_files_are_tracked(tools):  # bugs 43, 4
     sources = [p for p in tools.root.rglob("*.py") if not set(own) & set(p.parts)]
     assert sources and not any("simplefilter" in p.read_text() or "filterwarnings" in p.read_text() for p in sources)
     assert "yaml" not in (tools.root / ".gitignore").read_text()
+
+
+def test_evaluation_and_embedding_compute_convolutions_in_fp32_on_a_gpu_too(settings, tools, monkeypatch):
+    from speaker_model import load_model
+
+    seen, cudnn = [], torch.backends.cudnn
+    trainer = tools.build(settings)
+    trainer.step = 1
+    trainer.network.register_forward_pre_hook(lambda *a: seen.append((cudnn.allow_tf32, cudnn.deterministic)))
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    trainer.evaluator.embed(trainer.network)
+    assert set(seen) == {(False, True)} and cudnn.allow_tf32 and cudnn.deterministic
+    trainer.save_last()
+    seen.clear()
+    model = load_model(trainer.files.model / "last.model")
+    model.network.register_forward_pre_hook(lambda *a: seen.append((cudnn.allow_tf32, cudnn.deterministic)))
+    model.embed_batch(np.zeros((1, 16000), np.float32) + 0.1)
+    assert seen == [(False, True)] and cudnn.allow_tf32

@@ -1,13 +1,17 @@
 """What several processes tell each other before they train: differences and failures, with rank and host."""
 
+import copy
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from distributed import meeting_place
+import distributed
+from distributed import Ranks, meeting_place
+from postmortem.dump import content_hash
 from speaker_lists import SharedError, UsageError
 from training.agreement import failing_together, refuse_differences
 from training_state import own_part
@@ -103,3 +107,38 @@ def test_each_process_goes_on_from_its_own_faults():
     ranks = type("Ranks", (), {"rank": 1, "world": 2})
     assert own_part([{"written": 1}, {"written": 5}], ranks) == {"written": 5}
     assert own_part([{"written": 1}], ranks) == own_part({"written": 1}, ranks) == {"written": 1}
+
+
+def trained(steps):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        layer(torch.full((2, 4), step + 1.0)).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+@pytest.mark.parametrize("part", ["weight", "moment"])
+def test_a_process_whose_moments_drifted_gets_those_of_the_first_too(monkeypatch, part):
+    main, main_optimizer = trained(2)
+    layer, optimizer = trained(2)
+    with torch.no_grad():
+        if part == "weight":  # two elements, so that the sum stays the same
+            layer.weight[0, 0] += 1.0
+            layer.weight[0, 1] -= 1.0
+        else:
+            optimizer.state[layer.weight]["exp_avg"][0, 0] += 1e-7
+    ours, theirs = list(layer.parameters()), list(main.parameters())
+    ranks = object.__new__(Ranks)
+    ranks.world, ranks.rank = 2, 1
+    state = copy.deepcopy(main_optimizer.state_dict())
+    hashed = content_hash({"tensors": theirs, "optimizer": state})
+    ranks.gather = lambda own: [hashed, own]
+    ranks.from_main = lambda value: copy.deepcopy(state)
+    sent = iter(theirs)
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, src: tensor.copy_(next(sent).detach()))
+    assert ranks.reconcile(ours, optimizer) == [1]
+    assert content_hash({"tensors": ours, "optimizer": optimizer.state_dict()}) == hashed
+    assert ranks.reconcile(ours, optimizer) == []
