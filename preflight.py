@@ -12,13 +12,12 @@ from speaker_lists import Mistakes, UsageError, read_train_list, read_trials
 MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
 
-def check_paths(config, written: dict, mistakes: Mistakes | None = None):
-    """Check lists, folders, classes, batch size and loss against each other; UsageError names the key and its place.
+def check_paths(config, written: dict):
+    """Check lists, folders, classes, batch size and loss against each other.
 
-    With ``mistakes`` those that are found are added to them; checks across keys are left out if some are wrong already.
+    UsageError with all mistakes, a line each, which names the key and its place.
     """
-    found = mistakes or Mistakes()
-    keys_are_right = not found.lines
+    mistakes = Mistakes()
 
     def refuse(key, text):
         place = f"{written[key].where}: {key}" if key in written and not written[key].from_command_line else None
@@ -28,15 +27,15 @@ def check_paths(config, written: dict, mistakes: Mistakes | None = None):
     def existing(key, folder) -> bool:
         path = getattr(config, key)
         there = os.path.isdir(path) if folder else os.path.isfile(path)
-        with found.collected():
+        with mistakes.collected():
             if not there:
                 refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
         return there
 
-    with found.collected():
+    with mistakes.collected():
         check_save_path(config.save_path, refuse)
     both = existing("test_list", False), existing("test_path", True)
-    with found.collected():
+    with mistakes.collected():
         if both[0]:
             _, first, second = read_trials(config.test_list)
         if all(both):
@@ -44,16 +43,15 @@ def check_paths(config, written: dict, mistakes: Mistakes | None = None):
     if config.initial_model:
         existing("initial_model", False)
     if config.eval:
-        with found.collected():
+        with mistakes.collected():
             if not config.initial_model:
                 refuse("initial_model", "eval needs a checkpoint to evaluate")
     else:
-        check_training(config, existing, keys_are_right, refuse, found)
-    if mistakes is None:
-        found.refuse()
+        check_training(config, existing, refuse, mistakes)
+    mistakes.refuse()
 
 
-def check_training(config, existing, keys_are_right: bool, refuse, mistakes: Mistakes):
+def check_training(config, existing, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it."""
     both = existing("train_list", False), existing("train_path", True)
     labels = None
@@ -62,8 +60,6 @@ def check_training(config, existing, keys_are_right: bool, refuse, mistakes: Mis
             _, labels, paths, _ = read_train_list(config.train_list)
         if all(both):
             check_files(config.train_list, config.train_path, "train_path", paths, refuse)
-    if not keys_are_right:
-        return
     if labels is not None:
         utterances = np.bincount(labels)
         for check in (check_classes, check_rows, check_margin):

@@ -135,6 +135,19 @@ def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data,
     )
 
 
+def test_all_mistakes_of_paths_and_lists_are_said_at_once(settings, write, tmp_path, capsys):
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 a\n")
+    keys = {"train_path": "/no/such", "test_list": str(trials), "save_path": str(trials), "margin": 5}
+    yaml = write({**settings, **keys, "initial_model": "/no/such.model"})
+    assert main(["--config", yaml]) == 2
+    out, lines = capsys.readouterr()
+    said = [line.split(": ")[1:3] for line in lines.splitlines()]
+    assert not out and said[0] == ["save_path", f"'{trials}' is not a folder"] and len(said) == 5
+    assert lines.splitlines()[1].startswith(f"{trials}:1: expected 'label pathA pathB', got 2")
+    assert said[2:4] == [["initial_model", "no such file"], ["train_path", "no such folder"]] and said[4][0] == "margin"
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [

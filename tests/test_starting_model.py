@@ -31,7 +31,7 @@ def test_evaluation_takes_what_makes_an_embedding_from_the_checkpoint(trained, t
     config, _, notes, _ = configure(words(keys, eval=True))
     assert [getattr(config, key) for key in OF_THE_MODEL] == ["ECAPA_TDNN", 8, 16, 24, 12, "none"]
     (note,) = notes
-    assert note.startswith(f"{path} was trained with") and "n_mels: 24" in note and "global_context" not in note
+    assert note.startswith(f"taken from {path}: ") and "n_mels: 24" in note and "global_context" not in note
     assert trainSpeakerNet.main(words(keys, eval=True)) == 0
     assert "EER" in capsys.readouterr().out
 

@@ -10,7 +10,9 @@ from speaker_lists import Mistakes
 
 
 def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
-    """Read and check everything that is needed to start; UsageError with all mistakes, a line each.
+    """Read and check everything that is needed to start.
+
+    UsageError with all mistakes of the keys, a line each; if there are none, with all of the paths and lists.
 
     Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config). The keys that change an
     embedding are those of ``initial_model``, if it carries them: one that is not written is taken from there, one that
@@ -25,9 +27,8 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     notes.extend(_describe(taken, written))
     config = resolve(written, notes, mistakes)
     _compare(config, written, theirs, notes, mistakes)
-    mistakes.refuse()  # before the paths: of a key that is misspelt, the default path would be called missing too
-    check_paths(config, written, mistakes)
-    mistakes.refuse()
+    mistakes.refuse()  # before paths and lists, which take time and may be missing because of a misspelt key
+    check_paths(config, written)
     return config, written, notes, print_config
 
 
@@ -59,7 +60,7 @@ def _describe(taken: dict[str, Setting], written: dict[str, Setting]) -> list[st
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
     differing = [f"{name}: {setting.value}" for name, setting in taken.items() if values.get(name) != setting.value]
     where = next(iter(taken.values())).where
-    return [f"{where} was trained with, and gives: {', '.join(differing)}"] if differing else []
+    return [f"taken from {where}: {', '.join(differing)}"] if differing else []
 
 
 def _compare(config, written, theirs, notes: list, mistakes: Mistakes):
