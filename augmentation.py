@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import fftconvolve
+import scipy
 
 from corpus.audio import AudioError, read_audio
 from corpus.folders import find_recordings
@@ -45,6 +45,8 @@ class AugmentWAV:
                 raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
         if rir_path and not self.rirs:
             raise UsageError(f"rir_path: no recording below '{rir_path}'")
+        if self.rirs:
+            _ = scipy.signal  # takes a second to import: once, before the loader processes are made of this one
         self.kinds = (["reverb"] if self.rirs else []) + list(self.noise)
         if not self.kinds:
             raise UsageError("augment: needs musan_path or rir_path")
@@ -99,7 +101,7 @@ class AugmentWAV:
 
 def reverberate(x: np.ndarray, rir: np.ndarray) -> np.ndarray:
     """Convolve a crop (samples,) with an impulse response, cut to its length."""
-    return fftconvolve(x, rir)[: len(x)].astype(np.float32)
+    return scipy.signal.fftconvolve(x, rir)[: len(x)].astype(np.float32)
 
 
 def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:

@@ -1,11 +1,9 @@
 """Shared by the tests: a tiny set of synthetic voices, a tiny configuration, and the real command line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import programs
 import pytest
 import torch
 import yaml
@@ -79,9 +77,7 @@ def write(tmp_path):
 
 def command(*arguments, **more):
     """Run trainSpeakerNet.py as a user does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, str(ROOT / "trainSpeakerNet.py"), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, **more)
+    return programs.run(ROOT / "trainSpeakerNet.py", *arguments, **more)
 
 
 def build_trainer(settings, **overrides):

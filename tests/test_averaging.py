@@ -1,10 +1,9 @@
 """The moving average of a run against a short version, and the mean of checkpoints through the command line."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
+import programs
 import pytest
 import torch
 
@@ -124,8 +123,7 @@ def test_an_evaluated_checkpoint_in_the_place_of_last_model_trains_on_as_it_did(
 
 
 def run_script(tools, *words):
-    command = [sys.executable, str(tools.root / "average_checkpoints.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tools.root, timeout=120)
+    return programs.run(tools.root / "average_checkpoints.py", *words)
 
 
 def test_the_mean_of_checkpoints_through_the_command_line(averaged, tools, tmp_path, write):

@@ -1,13 +1,11 @@
 """Plug-in files written for voxceleb_trainer work unchanged in a copy of the checkout."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import yaml
 from conftest import ROOT
@@ -94,9 +92,7 @@ def train(checkout, path, *arguments):
 
 
 def command(checkout, script, *arguments):
-    words = [sys.executable, str(checkout / script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(words, capture_output=True, text=True, cwd=checkout, env=environment, timeout=120)
+    return programs.run(checkout / script, *arguments, cwd=checkout)
 
 
 def test_voxceleb_trainer_files_run_unchanged(settings, checkout, tmp_path):

@@ -2,10 +2,9 @@
 
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -58,8 +57,7 @@ def call(*words):
 
 
 def command(*words):
-    words = [sys.executable, str(ROOT / "embed.py"), *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return programs.run(ROOT / "embed.py", *words)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -28,12 +29,9 @@ PLACE = {"module", "op", "phase", "source", "parameter", "rows", "files", "rank"
 OLD = {"batch_idx": 3, "epoch": 2, "label": torch.tensor([0, 1, 2, 3]), "loss": math.nan, "prec1": 0.0}
 
 
-def analyser(*words, cwd=None):
+def analyser(*words, **more):
     """Run analyze_nan_debug.py as a user does."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = [sys.executable, os.path.join(root, "analyze_nan_debug.py"), *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd or root)
+    return programs.run(programs.ROOT / "analyze_nan_debug.py", *words, **more)
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import ast
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -154,10 +152,8 @@ def test_a_drop_in_root_is_noted_and_a_float16_overflow_names_its_module(setting
     keys = {k: v for k, v in settings.items() if k not in ("channels", "aggregate")}
     keys |= {"trainfunc": "theirs", "model": "theirs"}
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(keys))
-    words = [sys.executable, "trainSpeakerNet.py", "--config", str(tmp_path / "theirs.yaml"), "--preflight"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words += ["--mixedprec", "--amp_dtype", "float16"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=checkout, env=environment, timeout=120)
+    words = ["--config", tmp_path / "theirs.yaml", "--preflight", "--mixedprec", "--amp_dtype", "float16"]
+    done = programs.run(checkout / "trainSpeakerNet.py", *words, cwd=checkout)
     line = LOSS.splitlines().index("        sine = torch.sqrt((1.0 - torch.mul(cosine, cosine)).clamp(0, 1))") + 1
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search(rf"^  note .*\n +loss/theirs.py:{line} .*slope of a root at 0", done.stdout, re.MULTILINE)

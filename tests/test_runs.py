@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 import yaml
@@ -130,13 +131,7 @@ def test_the_same_command_again_says_that_it_is_done(finished, tools):
 
 
 def start(path, *words):
-    from conftest import ROOT
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, str(ROOT / "trainSpeakerNet.py"), "--config", str(path), *map(str, words)]
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
-    )
+    return programs.Program(programs.ROOT / "trainSpeakerNet.py", "--config", path, *words)
 
 
 def test_kill_9_at_random_moments_changes_nothing(finished, tmp_path):
@@ -145,14 +140,13 @@ def test_kill_9_at_random_moments_changes_nothing(finished, tmp_path):
     for workers in (0, 1, 2):
         process = start(path, "--save_path", tmp_path / "run", "--nDataLoaderThread", workers)
         seen = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > seen):
+        while process.returncode is None and not (state.exists() and state.stat().st_mtime_ns > seen):
             time.sleep(0.02)
         time.sleep(chance.random() * 0.4)
-        process.kill()
-        process.communicate()
-    process = start(path, "--save_path", tmp_path / "run")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "resuming from" in output, output
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = start(path, "--save_path", tmp_path / "run").wait()
+    assert done.returncode == 0 and "resuming from" in done.stdout, done
     assert_same_run(settings["save_path"], tmp_path / "run")
 
 
@@ -161,17 +155,14 @@ def test_a_signal_saves_and_the_next_call_continues(finished, tmp_path, number, 
     settings, path, _ = finished
     words = ("--save_path", tmp_path / "run", "--nDataLoaderThread", 1, "--save_interval_steps", 0)
     process = start(path, *words)
-    for line in process.stdout:
-        if "utterances of" in line:
-            time.sleep(0.5)
-            break
+    process.wait_for("utterances of")
+    time.sleep(0.5)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    if process.returncode != 0:  # on a fast machine the run may have ended first
-        assert process.returncode == status and "run the same command again" in output, output
-    process = start(path, *words)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    done = process.wait()
+    if done.returncode != 0:  # on a fast machine the run may have ended first
+        assert done.returncode == status and "run the same command again" in done.stdout, done
+    done = start(path, *words).wait()
+    assert done.returncode == 0, done
     assert_same_run(settings["save_path"], tmp_path / "run")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 
@@ -147,9 +148,7 @@ def test_conditions_that_cannot_be(condition, message):
 
 
 def command(*arguments):
-    words = [sys.executable, "tuneThreshold.py", *map(str, arguments)]
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=100)
+    return programs.run(programs.ROOT / "tuneThreshold.py", *arguments)
 
 
 def test_a_reader_who_leaves_ends_the_output_quietly(tmp_path):
