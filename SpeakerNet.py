@@ -97,7 +97,7 @@ class ModelTrainer(GuardedStep):
         self.incidents = Incidents(self)
         self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
         self.last_fault = None
-        self.last_line = time.monotonic()
+        self.last_line, self.last_point = time.monotonic(), 0
         capture = functools.partial(training_state.capture, self)
         self.saver = Saver(config, ranks, files, capture, self.buffers.masks, self.say)
 
@@ -178,13 +178,20 @@ class ModelTrainer(GuardedStep):
                 attempt = self.train_step(window)
                 self.count(window, attempt)
                 window = []
+                waiting = self.lap(waiting)
+                progress.write_point(self)
                 if self.profiler is not None:
                     self.profiler.step()
                 self.save_if_due()
-            self.totals["seconds"] += time.perf_counter() - waiting
-            waiting = time.perf_counter()
+            waiting = self.lap(waiting)
             progress.show(self, bar)
         bar.close()
+
+    def lap(self, since: float) -> float:
+        """Add the time that has passed to the epoch's; returns now."""
+        now = time.perf_counter()
+        self.totals["seconds"] += now - since
+        return now
 
     def count(self, window, attempt):
         """Add a step that was taken to the epoch's means."""
@@ -285,5 +292,5 @@ class ModelTrainer(GuardedStep):
     def say(self, text: str):
         """Print a line from the main process, above the progress bar."""
         if self.ranks.main:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(progress.folded(text, progress.columns()), file=sys.stdout)
             sys.stdout.flush()

@@ -194,6 +194,13 @@ KEYS = _table(
                 choices=("auto", "float16", "bfloat16"),
             ),
             _k("compile_model", bool, False, "compile the model with torch.compile"),
+            _k(
+                "log_interval",
+                int,
+                100,
+                "steps between points (loss, gradient norm, rate, speed) in TensorBoard and metrics.jsonl, 0 is none",
+                low=0,
+            ),
             _k("enable_profiling", bool, False, "profile steps 10 to 20 into logs/"),
             _k("nan_max_dumps", int, 10, "dumps of non-finite steps in a run", low=0),
             _k("nan_max_gb", float, 1.0, "size of debug_nan/", unit="GB", low=0),

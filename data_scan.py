@@ -23,6 +23,7 @@ from augmentation import find_noise, find_rirs, read_rir
 from config import table_defaults
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks, samples_of
 from corpus.loader import usable_cores
+from corpus.quality import CLIPPED_SHARE, FULL_SCALE, HUGE, LOUD, flat_tops
 from scoring.cautions import known_voices
 from speaker_lists import UsageError, read_train_list, read_trials, trial_lines
 from storage.files import write_atomically
@@ -31,8 +32,6 @@ MOST_LINES = 20  # of a kind on the terminal; result/preflight.txt has all
 LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time
 
-HUGE, LOUD = 1e6, 10.0  # largest |sample|: no audio, and audio scaled as integers
-FULL_SCALE, CLIPPED_SHARE = 0.999, 1e-3  # neighbours that are equal at full scale, of all samples
 OFFSET, OFFSET_SHARE = 1e-3, 0.1  # |mean|, and the part of the power that it makes
 
 # Kinds of findings on a file: (level, title, what to do).
@@ -188,8 +187,7 @@ def measure(source: Source) -> Measure:
             m.peak = max(m.peak, float(magnitude.max()))
             m.power += float(np.square(block, dtype=np.float64).sum())
             sums = sums + block.sum(axis=0, dtype=np.float64)
-            top = magnitude[1:] >= FULL_SCALE
-            flat += int((top & (block[1:] == block[:-1])).sum()) if m.peak >= FULL_SCALE else 0
+            flat += flat_tops(block) if m.peak >= FULL_SCALE else 0
             m.samples += len(block)
         if "rir" in source.roles and not m.bad:
             read_rir(source.path)  # as the loader does: first channel, unit energy

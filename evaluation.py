@@ -73,7 +73,8 @@ class Evaluator:
             return network(x.to(self.ranks.device)).float().cpu()
 
         embeddings, problems = None, dict(self.dataset.problems)
-        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=not self.ranks.main or None, unit="batch")
+        hidden = not self.ranks.main or None
+        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
         notes, failure = {}, None
         for batch in progress:
             if isinstance(batch, LoaderFailed):
@@ -214,7 +215,9 @@ class Evaluator:
         """Write model_best.calibration of the evaluated weights, and the pictures."""
         made = self.calibration(weights, result)
         self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
-        self.draw(files.result, result, files.writes)
+        for path in self.draw(files.result, result, files.writes):
+            if path.suffix == ".png":
+                files.picture(path, result["epoch"])
 
     def write_calibration(self, path, made: dict, write=write_atomically):
         """Write what ``calibration`` made, by ``write(path, bytes)``; ``caution`` then says if it is a guess."""
@@ -367,5 +370,7 @@ def write_evaluation(files, evaluator, result: dict, config, step: int):
         return
     dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
     files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
-    for tag, value in (("Val/EER", result["eer"]), ("Val/MinDCF", dcf)):
-        files.scalar(tag, value, epoch)
+    tags = {"eer": "EER", f"min_dcf_{config.dcf_p_target:g}": "MinDCF"}
+    for name, value in values.items():
+        if isinstance(value, float):
+            files.scalar(f"Val/{tags.get(name, name)}", value, epoch)

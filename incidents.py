@@ -14,10 +14,12 @@ import checkpoint
 import plugins
 import precision
 from command_line import picture
+from corpus.quality import oddity
 from postmortem.dump import SCALAR, DumpWriter, tensor_stats
 from postmortem.statistics import SETTINGS, number
 from run_files import versions
 from speaker_lists import UsageError
+from utils import plain_names
 
 BANNERS = {
     "loss_nonfinite": "NaN/Inf LOSS",
@@ -146,13 +148,13 @@ class Incidents:
 
     def print(self, text: str):
         """Print from any rank: the rank at fault speaks."""
-        tqdm.write(text)
+        tqdm.write(plain_names(text))
 
-    def remember(self, loss, norm, scale):
-        """Add a step to the history that a dump carries."""
-        t = self.trainer
-        lr = float(t.optimizer.param_groups[0]["lr"])
-        self.history.append({"step": t.step, "loss": loss, "grad_norm": norm, "lr": lr, "scale": scale})
+    def remember(self, attempt, scale):
+        """Add a step that was taken to the history that a dump carries."""
+        values = {"step": self.trainer.step, "loss": attempt.loss, "accuracy": attempt.accuracy}
+        lr = float(self.trainer.optimizer.param_groups[0]["lr"])
+        self.history.append({**values, "grad_norm": attempt.norm, "lr": lr, "scale": scale})
 
     def classify(self, attempt) -> Fault:
         """Name what made a step non-finite, with the gradients of the last attempt still there."""
@@ -389,13 +391,17 @@ def gradient_lines(stats: dict) -> list[str]:
 
 
 def row_lines(dump: dict, fault: Fault) -> list[str]:
-    """The rows at fault with their files, or the files of the batch where no row stands out."""
-    rows = fault.rows or range(len(dump["files"]))
+    """The rows at fault, or those that look odd, with their files; some files of the batch if no row stands out."""
     flat = dump["data"].flatten(0, 1)
-    lines = [] if fault.rows else ["No row stands out before the model; the batch:"]
-    for row in list(rows)[: 10 if fault.rows else 5]:
+    odd = {} if fault.rows else {row: text for row, x in enumerate(flat.float().numpy()) if (text := oddity(x))}
+    rows, lines = fault.rows or list(odd) or range(len(dump["files"])), []
+    if not fault.rows:
+        lines.append("Rows that stand out:" if odd else "No row stands out before the model; the batch:")
+    shown = list(rows)[: 10 if fault.rows or odd else 5]
+    for row in shown:
         info = dump["files"][row]
         text = f"  row {row}: {info['path']} (list line {info['line']}), from sample {info.get('start', 0)}"
+        text += f"; {odd[row]}" if row in odd else ""
         if flat.shape[1]:
             wrong = (~flat[row].isfinite()).nonzero().flatten()
             text += f"; {len(wrong)} non-finite, the first at sample {int(wrong[0])}" if len(wrong) else ""
@@ -404,5 +410,5 @@ def row_lines(dump: dict, fault: Fault) -> list[str]:
         for draw in info.get("augment", []):
             text += f"; {draw['kind']} {draw['path']}"
         lines.append(text)
-    rest = len(list(rows)) - (len(lines) - (not fault.rows))
+    rest = len(list(rows)) - len(shown)
     return lines + ([f"  ... and {rest} more rows"] if rest > 0 else [])

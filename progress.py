@@ -1,10 +1,16 @@
-"""What a run says while it trains: the progress bar, and the line of an epoch on the terminal and in its files."""
+"""What a run says while it trains: the progress bar, the line of an epoch, and points of single steps."""
 
+import shutil
+import sys
+import textwrap
 import time
+import warnings
 
+import torch
 from tqdm import tqdm
 
-LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
+LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
+WIDE = 100  # columns of a terminal that has room for a bar beside the figures
 
 
 def new_totals() -> dict:
@@ -12,15 +18,75 @@ def new_totals() -> dict:
     return {"loss": 0.0, "accuracy": 0.0, "utterances": 0, "skipped": 0, "seconds": 0.0, "waited": 0.0}
 
 
-def progress_bar(trainer, hidden: bool):
-    """A bar over the batches of the trainer's epoch; where it is ``hidden``, ``show`` prints lines."""
-    return tqdm(
+def columns() -> int:
+    """Width of the terminal that stdout writes to, 0 if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def folded(text: str, width: int) -> str:
+    """Break each line of a text that reaches ``width``, at double spaces where it has some; 0 leaves it as it is.
+
+    Further lines are indented by two spaces more. A word that is too wide stays whole.
+    """
+    return "\n".join(_folded_line(line, width) for line in text.splitlines()) if width else text
+
+
+def _folded_line(line: str, width: int) -> str:
+    if len(line) < width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = []
+    for part in filter(None, line.strip().split("  ")):
+        if lines and len(lines[-1]) + 2 + len(part.strip()) < width:
+            lines[-1] += f"  {part.strip()}"
+        else:
+            ahead = f"{indent}  " if lines else indent
+            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": f"{indent}  "}
+            lines += textwrap.wrap(part.strip(), width - 1, initial_indent=ahead, **options)
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """'0:07', '12:40', '3:05:09', '2 d 04:10'."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24:02d}:{minute:02d}"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Bar(tqdm):
+    """A bar on the terminal. While it stands, warnings, those of plug-ins too, are printed above it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.showwarning = warnings.showwarning
+        if not self.disable:
+            warnings.showwarning = self.print_above
+
+    @staticmethod
+    def print_above(message, category, filename, lineno, file=None, line=None):
+        """Print a warning in the place of ``warnings.showwarning``."""
+        tqdm.write(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file=file or sys.stderr)
+
+    def close(self):
+        """Remove the bar; warnings are printed as before."""
+        if warnings.showwarning is self.print_above:
+            warnings.showwarning = self.showwarning
+        super().close()
+
+
+def progress_bar(trainer, hidden: bool) -> Bar:
+    """A bar over the batches of the trainer's epoch; if it is ``hidden``, ``show`` prints lines."""
+    wide = columns() >= WIDE
+    return Bar(
         total=len(trainer.sampler),
         initial=trainer.batch,
-        desc=f"epoch {trainer.epoch}",
+        desc=f"epoch {trainer.epoch}/{trainer.config.max_epoch}",
         leave=False,
         disable=hidden,
-        unit="batch",
+        dynamic_ncols=True,
+        bar_format="{desc}  {n_fmt}/{total_fmt} |{bar}|{postfix}" if wide else "{desc}  {n_fmt}/{total_fmt}{postfix}",
     )
 
 
@@ -29,14 +95,49 @@ def show(trainer, bar):
     if bar.disable and time.monotonic() - trainer.last_line < LOG_SECONDS:
         return
     loss, accuracy, speed, wait = trainer.means()
-    skipped = f" skipped {trainer.totals['skipped']}" if trainer.totals["skipped"] else ""
-    text = f"loss {loss:.3f} acc {accuracy:.1f}% {speed:.0f} utt/s wait {wait:.0f}%{skipped}"
+    figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", f"{speed:.0f} utt/s", f"wait {wait:.0f} %"]
+    if trainer.totals["skipped"]:
+        figures.append(f"skipped {trainer.totals['skipped']}")
+    figures.append(time_left(trainer))
     if bar.disable:
         trainer.last_line = time.monotonic()
-        trainer.say(f"  epoch {trainer.epoch} batch {trainer.batch}/{len(trainer.sampler)}  {text}")
+        trainer.say(f"  epoch {trainer.epoch} batch {trainer.batch}/{len(trainer.sampler)}  {'  '.join(figures)}")
     else:
-        bar.set_postfix_str(text, refresh=False)
+        bar.set_postfix_str(", ".join(figures), refresh=False)
         bar.update()
+
+
+def time_left(trainer) -> str:
+    """'left 0:20, run 12:40': of the epoch and of the whole run, its evaluations not counted."""
+    of_a_batch = trainer.totals["seconds"] / max(trainer.batch, 1)
+    epoch = of_a_batch * (len(trainer.sampler) - trainer.batch)
+    run = epoch + of_a_batch * len(trainer.sampler) * (trainer.config.max_epoch - trainer.epoch)
+    return f"left {duration(epoch)}, run {duration(run)}"
+
+
+def write_point(trainer):
+    """Write the newest step to TensorBoard (Step/..) and metrics.jsonl if it is due by ``log_interval``."""
+    interval, history = trainer.config.log_interval, trainer.incidents.history
+    if not interval or not history or trainer.step == trainer.last_point or trainer.step % interval:
+        return
+    trainer.last_point = trainer.step
+    newest, (_, _, speed, wait) = history[-1], trainer.means()
+    values = {"loss": newest["loss"], "accuracy": newest["accuracy"], "grad_norm": newest["grad_norm"]}
+    values |= {"utt_per_s": speed, "data_wait_pct": wait, "scale": newest["scale"]}
+    values |= {f"lr{name}": rate for name, rate in learning_rates(trainer.optimizer).items()}
+    if trainer.device.type == "cuda":
+        values["memory_gb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e9
+    for name, value in values.items():
+        trainer.files.scalar(f"Step/{name}", value, trainer.step)
+    trainer.files.event("step", epoch=trainer.epoch, step=trainer.step, **values)
+
+
+def learning_rates(optimizer) -> dict[str, float]:
+    """The rate of each parameter group: {'': rate} of a single one, else by name or number, as {'_head': rate}."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return {"": groups[0]["lr"]}
+    return {f"_{group.get('name', number)}": group["lr"] for number, group in enumerate(groups)}
 
 
 def report_epoch(trainer, rates: dict[str, float]):

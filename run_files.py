@@ -92,10 +92,19 @@ class RunFiles:
 
     def scalar(self, tag: str, value: float, step: int):
         """Write a TensorBoard scalar."""
+        self._tensorboard(step, lambda events: events.scalar(tag, value, step))
+
+    def picture(self, path: Path, step: int):
+        """Show a PNG picture in TensorBoard too."""
+        with contextlib.suppress(OSError):  # it could not be written, which was said
+            png = path.read_bytes()
+            self._tensorboard(step, lambda events: events.picture(f"Val/{path.stem}", png, step))
+
+    def _tensorboard(self, step: int, encode):
         if self.main:
             if self._events is None:
                 self._events = EventFile(self.logs, step)
-            self.writes.append(self._events.path, self._events.scalar(tag, value, step))
+            self.writes.append(self._events.path, encode(self._events))
 
     def profiler(self, steps: int):
         """Context of torch's profiler for the last ten of ``steps``, its trace in logs/; gives None for 0 steps."""

@@ -70,6 +70,7 @@ def resume(trainer) -> bool:
     trainer.average.load_state_dict(state.get("ema_state_dict", {}))
     trainer.saver.saved_step = state["step"]
     trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
+    trainer.last_point = trainer.step
     if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
         trainer.begin_epoch(trainer.epoch + 1)
     trainer.nonfinite_in_a_row = state["nonfinite_in_a_row"]

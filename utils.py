@@ -1,11 +1,18 @@
 """Small pieces that plug-in files import, and the one way to write a file of tensors."""
 
+import re
+
 import torch
 import torch.nn.functional as F
 
 from storage.files import save_atomically
 
-__all__ = ["PreEmphasis", "accuracy", "cosine_matrix", "save_atomically"]
+__all__ = ["PreEmphasis", "accuracy", "cosine_matrix", "plain_names", "save_atomically"]
+
+
+def plain_names(text: str) -> str:
+    """Names of parameters as people say them: '__S__.conv.weight' is 'model.conv.weight', '__L__' is 'loss'."""
+    return re.sub(r"(?<![\w.])__([SL])__(?=\W|$)", lambda found: {"S": "model", "L": "loss"}[found[1]], text)
 
 
 def accuracy(output, target, topk=(1,)):

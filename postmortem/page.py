@@ -23,6 +23,7 @@ from postmortem.panels import (
     section,
     terms,
 )
+from utils import plain_names
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 CAUSES = {
@@ -62,7 +63,7 @@ def render(analyses) -> str:
     # Only the style and the script of this file may act: their hashes are the whole permission.
     style, script = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (STYLE, SCRIPT))
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'"
-    articles = "".join(_article(a, i) for i, a in enumerate(analyses, 1))
+    articles = plain_names("".join(_article(a, i) for i, a in enumerate(analyses, 1)))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}; base-uri 'none'; form-action 'none'\">"

@@ -1,9 +1,12 @@
 """The analysis as text, in the words of the NaN debugging guide."""
 
 import collections
+import linecache
 
+from plugins import ROOT
 from postmortem.reader import printable
 from postmortem.statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
+from utils import plain_names
 
 WIDTH = 80
 MARKS = {"verified": "VERIFIED", "refuted": "refuted ", "untested": "untested"}
@@ -25,7 +28,7 @@ def text_report(analysis) -> list[str]:
     for title, content in sections.items():
         if content:
             lines += ["", f"--- {title} ---", *content]
-    return [printable(line) for line in lines]  # a dump may name files with control characters
+    return [plain_names(printable(line)) for line in lines]  # a dump may name files with control characters
 
 
 def verdict_lines(a) -> list[str]:
@@ -39,6 +42,8 @@ def verdict_lines(a) -> list[str]:
         "State": place["parameter"],
     }
     lines += [f"{name + ':':11}{value}" for name, value in parts.items() if value]
+    code = code_at(place["source"])
+    lines += [f"{'Code:':11}{code}"] if code else []
     if place["rows"]:
         more = ", ..." if len(place["rows"]) > 16 else ""
         lines.append(f"{'Rows:':11}{', '.join(map(str, place['rows'][:16]))}{more}")
@@ -52,6 +57,13 @@ def verdict_lines(a) -> list[str]:
     how = replayed.get(v["replay"]["reproduced"], a.refusal)
     lines.append(f"{'Replay:':11}{how} ({v['replay']['seconds']:.1f} s)")
     return lines + ["Evidence:", *(f"- {text}" for text in v["evidence"])]
+
+
+def code_at(source: str | None) -> str:
+    """The line of code at 'loss/x.py:42', a file of this checkout; '' if it has none."""
+    file, _, line = (source or "").rpartition(":")
+    path = (ROOT / file).resolve()
+    return linecache.getline(str(path), int(line)).strip() if line.isdigit() and path.is_relative_to(ROOT) else ""
 
 
 def recommendation_lines(advice: list[dict]) -> list[str]:

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from corpus.quality import oddity
 from postmortem.provenance import rows_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -148,6 +149,17 @@ def chart(values: list[float]) -> str:
     return "".join(BLOCKS[int((h - low) / span * (len(BLOCKS) - 1))] if math.isfinite(h) else "!" for h in height)
 
 
+def odd_rows(rows: torch.Tensor, waveforms: bool) -> list[str]:
+    """A line on the rows (rows, values) that stand out although all is finite; of ``waveforms`` more can be told."""
+    if not waveforms:
+        silent = (rows.abs().amax(dim=1) == 0).nonzero().flatten().tolist()
+        return [f"Silent rows: {silent[:10]}"] if silent else []
+    finite = rows.isfinite().all(dim=1)
+    odd = [(row, oddity(rows[row].float().numpy())) for row in finite.nonzero().flatten().tolist()]
+    odd = [f"{row} ({text})" for row, text in odd if text]
+    return [f"Rows that stand out: {', '.join(odd[:10])}{', ...' if len(odd) > 10 else ''}"] if odd else []
+
+
 def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
     """Potential issues that the numbers alone show."""
     data, found = dump["data"], []
@@ -160,8 +172,7 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
         if peak > 100:
             found.append(f"Very large values detected (max: {peak:.2e})")
         if data.ndim > 1:
-            silent = (rows_of(data).abs().amax(dim=1) == 0).nonzero().flatten().tolist()
-            found += [f"Silent rows: {silent[:10]}"] if silent else []
+            found += odd_rows(rows_of(data), waveforms=bool(dump.get("format_version")))
     wrong = wrong_labels(dump["label"].flatten(), classes)
     if wrong:
         worst = dump["label"].flatten()[wrong]

@@ -27,11 +27,11 @@ IMPORTED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm"]
 class Program:
     """A script that runs; ``returncode`` is that of subprocess.Popen, ``output`` and ``complaint`` are files."""
 
-    def __init__(self, script, *words, cwd=ROOT, env=None):
+    def __init__(self, script, *words, cwd=ROOT):
         folder = Path(tempfile.mkdtemp(prefix="program"))
         self.output, self.complaint = folder / "stdout", folder / "stderr"
         self.words = [str(script), *map(str, words)]
-        environment = {**os.environ, **QUIET, **(env or {})}
+        environment = {**os.environ, **QUIET}
         context = multiprocessing.get_context("forkserver" if HAS_SERVER else "spawn")
         start_method = multiprocessing.get_start_method()
         arguments = (self.words, environment, str(cwd), str(self.output), str(self.complaint), start_method)
@@ -73,6 +73,12 @@ class Program:
         output, complaint = self.text(), self.complaint.read_text()
         shutil.rmtree(self.output.parent)
         return subprocess.CompletedProcess(self.words, self.returncode, output, complaint)
+
+
+def run_anew(script, *words, **more) -> subprocess.CompletedProcess:
+    """Run a script in an interpreter that is started for it, as its variables or limits of the system want."""
+    command, environment = [sys.executable, str(script), *map(str, words)], {**os.environ, **QUIET}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, **more)
 
 
 def run(script, *words, timeout=240, **more) -> subprocess.CompletedProcess:

@@ -17,6 +17,7 @@ import yaml
 import checkpoint
 from incidents import check_batch, inject_batch, parse_injections
 from postmortem.dump import KEYS, DumpError, read_dump, validate
+from postmortem.statistics import issues
 from speaker_lists import Finished, UsageError
 from utils import save_atomically
 
@@ -64,6 +65,32 @@ def test_each_fault_is_dumped_and_leaves_no_trace(settings, tools, mixed, dtype,
     assert out.count("=" * 80) == 2 and "DETECTED AT BATCH 2" in out and f"Saved debug data to: {path}" in out
     for section in ("DATA", "LABEL", "GRADIENT"):
         assert f"--- {section} STATISTICS ---" in out
+
+
+ODD = {
+    "all zero": lambda x: x * 0,
+    "0.25 all along": lambda x: x * 0 + 0.25,
+    "clipped: ": lambda x: (100 * x).clamp(-1, 1),
+    "far too loud: largest sample": lambda x: x * 32768,
+    "silent: ": lambda x: x * 1e-6,
+}
+
+
+@pytest.mark.parametrize("words", ODD)
+def test_a_row_that_is_finite_and_odd_stands_out(settings, tools, capsys, words):
+    trainer = tools.build(settings, nan_inject="1:grad")
+    (batch,) = tools.batches(trainer)[:1]
+    batch["data"][0, 1] = ODD[words](batch["data"][0, 1])
+    train(trainer, [batch])
+    trainer.close()
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("  row ")]
+    assert "Rows that stand out:" in out and len(rows) == 1
+    assert rows[0].startswith(f"  row 1: {batch['files'][1]['path']} ") and words in rows[0]
+    assert "model.layer1.conv.weight: NaN 1" in out and "__S__" not in out
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    (line,) = [issue for issue in issues(read_dump(path), 6, None) if "stand out" in issue]
+    assert line.startswith(f"Rows that stand out: 1 ({words}")
 
 
 def test_the_report_names_row_file_and_sample(settings, tools, capsys):

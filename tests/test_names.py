@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -82,7 +83,7 @@ def test_a_nan_and_names_of_all_kinds_do_not_end_a_run_whose_output_is_cp1252(
     keys |= {"augment_prob": 1.0, "max_epoch": 1, "test_interval": 1, "nan_inject": "2:data", "max_bad_files_pct": 50}
     keys |= {"nDataLoaderThread": 1}
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
-    done = tools.command("--config", write({**settings, **keys}))
+    done = programs.run_anew(ROOT / "trainSpeakerNet.py", "--config", write({**settings, **keys}))
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     assert "\nNaN/Inf DATA DETECTED AT BATCH 2\n" in done.stdout
     assert "\\u540d\\u524d.wav" in done.stdout  # the empty file is named

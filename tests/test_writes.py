@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import programs
 import pytest
 import torch
 from conftest import ROOT
@@ -125,7 +126,8 @@ def test_a_limit_on_the_size_of_files_is_no_traceback(settings, write, tools, tm
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    run = tools.command("--config", write({**settings, "device": "cpu"}), preexec_fn=limit)
+    script, config = programs.ROOT / "trainSpeakerNet.py", write({**settings, "device": "cpu"})
+    run = programs.run_anew(script, "--config", config, preexec_fn=limit)
     assert run.returncode == 4 and "Traceback" not in run.stderr
     assert f"{tmp_path}/run/model/last.model: cannot be written: File too large" in run.stderr
     assert len(events(settings)) == 3 and not temporary_files(tmp_path)

@@ -3,11 +3,12 @@
 import io
 import os
 import socket
+import struct
 import time
 
 
 class EventFile:
-    """Encodes scalars for one file of events in ``folder``; what older files say from ``step`` on is hidden."""
+    """Encodes scalars and pictures for one file in ``folder``; what older files say from ``step`` on is hidden."""
 
     def __init__(self, folder, step: int):
         self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
@@ -15,19 +16,30 @@ class EventFile:
         self._begun = False
 
     def scalar(self, tag: str, value: float, step: int) -> bytes:
-        """The record of a scalar; before the first one stands the head of the file."""
+        """The record of a scalar; before the first record stands the head of the file."""
+        return self._record(step, tag, simple_value=value)
+
+    def picture(self, tag: str, png: bytes, step: int) -> bytes:
+        """The record of a PNG picture."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which is always the first
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        return self._record(step, tag, image=image)
+
+    def _record(self, step: int, tag: str, **value) -> bytes:
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         head = b""
         if not self._begun:
             self._begun = True
-            head = _record(step=self._step, file_version="brain.Event:2")
-            head += _record(step=self._step, session_log=SessionLog(status=SessionLog.START))
-        return head + _record(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+            head = _encoded(step=self._step, file_version="brain.Event:2")
+            head += _encoded(step=self._step, session_log=SessionLog(status=SessionLog.START))
+        return head + _encoded(step=step, summary=Summary(value=[Summary.Value(tag=tag, **value)]))
 
 
-def _record(**fields) -> bytes:
+def _encoded(**fields) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -53,7 +53,7 @@ class GuardedStep:
             self.rewind(rng)
             self.skip(window, fault, rng, at_fault)
             return None
-        self.incidents.remember(attempt.loss, attempt.norm, scale)
+        self.incidents.remember(attempt, scale)
         self.average.update()
         self.scaler.stepped(scale)
         if self.scheduler_unit == "iteration":
