@@ -201,6 +201,7 @@ KEYS = _table(
                 "steps between points (loss, gradient norm, rate, speed) in TensorBoard and metrics.jsonl, 0 is none",
                 low=0,
             ),
+            _k("tracker", str, "", "send points, figures and pictures there too", choices=("", "wandb", "mlflow")),
             _k("enable_profiling", bool, False, "profile steps 10 to 20 into logs/"),
             _k("nan_max_dumps", int, 10, "dumps of non-finite steps in a run", low=0),
             _k("nan_max_gb", float, 1.0, "size of debug_nan/", unit="GB", low=0),

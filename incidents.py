@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,8 +330,8 @@ class Incidents:
 
 def imported_plug_ins() -> set[Path]:
     """Files of the plug-in folders that this process has imported: the chosen ones, and what they import."""
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    paths = {Path(file).relative_to(plugins.ROOT) for file in files if file and Path(file).is_relative_to(plugins.ROOT)}
+    root, files = f"{plugins.ROOT}{os.sep}", (getattr(m, "__file__", None) for m in list(sys.modules.values()))
+    paths = {Path(file).relative_to(plugins.ROOT) for file in files if isinstance(file, str) and file.startswith(root)}
     return {p for p in paths if len(p.parts) == 2 and p.parts[0] in plugins.ENTRY and p.name != "__init__.py"}
 
 

@@ -1,4 +1,4 @@
-"""The files of a run below save_path: scores.txt, metrics.jsonl, config.yaml, TensorBoard."""
+"""The files of a run below save_path: scores.txt, metrics.jsonl, config.yaml, TensorBoard; and its tracker."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ import config as configuration
 from speaker_lists import UsageError, list_hash
 from storage.files import replacing
 from training.event_file import EventFile
+from training.trackers import Tracker
 from training.writes import Writes
 
 
@@ -35,7 +36,7 @@ class RunFiles:
         self.root, self.main = Path(config.save_path), main
         self.model, self.result, self.logs = (self.root / name for name in ("model", "result", "logs"))
         self.scores, self.metrics = self.result / "scores.txt", self.result / "metrics.jsonl"
-        self.writes, self._events = Writes(), None
+        self.writes, self._events, self._tracker = Writes(), None, None
         if main:
             try:
                 for folder in (self.model, self.result, self.logs):
@@ -51,6 +52,11 @@ class RunFiles:
             info = {"command": sys.argv, "versions": versions(), "sha256": {k: list_hash(v) for k, v in lists.items()}}
             text = configuration.to_yaml({**values, "run_info": info})
             self.writes.write_bytes(self.result / "config.yaml", text.encode(errors="surrogateescape"))
+
+    def track(self, config):
+        """Send scalars and pictures to the tracker of the configuration too."""
+        if self.main and config.tracker:
+            self._tracker = Tracker(config)
 
     def event(self, kind: str, **values):
         """Append a line to metrics.jsonl. A non-finite number is written as null: JSON has no NaN."""
@@ -91,20 +97,26 @@ class RunFiles:
                 os.truncate(path, sizes[path.name])
 
     def scalar(self, tag: str, value: float, step: int):
-        """Write a TensorBoard scalar."""
+        """Write a scalar to TensorBoard and the tracker."""
         self._tensorboard(step, lambda events: events.scalar(tag, value, step))
+        self._track("scalar", tag, value, step)
 
     def picture(self, path: Path, step: int):
-        """Show a PNG picture in TensorBoard too."""
+        """Show a PNG picture in TensorBoard and the tracker too."""
         with contextlib.suppress(OSError):  # it could not be written, which was said
             png = path.read_bytes()
             self._tensorboard(step, lambda events: events.picture(f"Val/{path.stem}", png, step))
+            self._track("picture", f"Val/{path.stem}", path, step)
 
     def _tensorboard(self, step: int, encode):
         if self.main:
             if self._events is None:
                 self._events = EventFile(self.logs, step)
             self.writes.append(self._events.path, encode(self._events))
+
+    def _track(self, method: str, *arguments):
+        if self._tracker is not None:
+            self._tracker.call(method, *arguments)
 
     def profiler(self, steps: int):
         """Context of torch's profiler for the last ten of ``steps``, its trace in logs/; gives None for 0 steps."""
@@ -128,6 +140,7 @@ class RunFiles:
 
     def close(self):
         """Try once more what could not be written, and name what is still not."""
+        self._track("close")
         self.writes.again()
         for path, reason in self.writes.left().items():
             print(f"{path}: not written: {reason}", file=sys.stderr)

@@ -97,6 +97,7 @@ def train(config, written, ranks) -> int:
         place = {"epoch": trainer.epoch, "batch": trainer.batch, "step": trainer.step}
         refuse_differences(ranks, {**place, "weights": weights_hash(trainer.network)})
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
+    files.track(config)
     status = 0
     try:
         if trainer.epoch > config.max_epoch:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,11 +28,11 @@ IMPORTED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm"]
 class Program:
     """A script that runs; ``returncode`` is that of subprocess.Popen, ``output`` and ``complaint`` are files."""
 
-    def __init__(self, script, *words, cwd=ROOT):
+    def __init__(self, script, *words, cwd=ROOT, env=None):
         folder = Path(tempfile.mkdtemp(prefix="program"))
         self.output, self.complaint = folder / "stdout", folder / "stderr"
         self.words = [str(script), *map(str, words)]
-        environment = {**os.environ, **QUIET}
+        environment = {**os.environ, **QUIET, **(env or {})}
         context = multiprocessing.get_context("forkserver" if HAS_SERVER else "spawn")
         start_method = multiprocessing.get_start_method()
         arguments = (self.words, environment, str(cwd), str(self.output), str(self.complaint), start_method)
@@ -84,6 +85,19 @@ def run_anew(script, *words, **more) -> subprocess.CompletedProcess:
 def run(script, *words, timeout=240, **more) -> subprocess.CompletedProcess:
     """Run a script to its end."""
     return Program(script, *words, **more).wait(timeout)
+
+
+def run_ranks(script, *words, machines=1) -> list[subprocess.CompletedProcess]:
+    """Run a script as torchrun starts two processes, on one machine or two; ``words`` of both, or a list for each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = words if words and isinstance(words[0], list) else (words, words)
+    ranks = []
+    for rank, own in enumerate(both):
+        local = {"RANK": str(rank), "LOCAL_RANK": str(rank if machines == 1 else 0)}
+        ranks.append(Program(script, "--device", "cpu", *own, env={**meeting, **local}))
+    return [rank.wait() for rank in ranks]
 
 
 def run_script(words, environment, folder, output, complaint, start_method):

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import re
 import stat
-import subprocess
-import sys
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -303,10 +301,10 @@ def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_pa
 def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):  # nan.md F55, F56
     keys = {**settings, "device": "cpu", "batch_size": 3, "max_epoch": 1, "test_interval": 1, "max_frames": 30}
     keys["nan_inject"] = "2:data@1,3:loss@1,4:grad@1"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = tmp_path / "train.py"  # the command, with a line on each rank's weights at the end
     script.write_text(
-        "import sys, SpeakerNet, trainSpeakerNet\n"
+        f"import sys; sys.path.insert(0, {str(tools.root)!r})\n"
+        "import SpeakerNet, trainSpeakerNet\n"
         "from postmortem.dump import content_hash\n"
         "close = SpeakerNet.ModelTrainer.close\n"
         "def noting(self):\n"
@@ -315,12 +313,10 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
         "SpeakerNet.ModelTrainer.close = noting\n"
         "sys.exit(trainSpeakerNet.main())\n"
     )
-    words = [*launch, str(script), "--config", write(keys)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tools.root)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    hashes = re.findall(r"WEIGHTS (\w{16})", done.stdout)  # two processes may write into one line
-    assert len(hashes) == 2 and hashes[0] == hashes[1]
+    done = programs.run_ranks(script, "--config", write(keys))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr
+    hashes = [re.search(r"WEIGHTS (\w{16})", process.stdout)[1] for process in done]
+    assert hashes[0] == hashes[1]
     run = tmp_path / "run"
     names = sorted(p.name for p in (run / "debug_nan").glob("nan_*.pt"))
     assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 1))]

@@ -57,8 +57,8 @@ def on_a_terminal(words, columns: int, cwd) -> str:
     return b"".join(parts).decode()
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_run_fits_its_terminal(settings, write, columns):
+def test_a_run_fits_its_terminal(settings, write):
+    columns = 80
     keys = {**settings, "max_epoch": 1, "test_interval": 1, "device": "cpu"}
     text = on_a_terminal(["--config", write(keys)], columns, programs.ROOT)
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n")

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import programs
 import pytest
 import torch
 
@@ -17,28 +18,10 @@ from training.agreement import failing_together, refuse_differences
 from training_state import own_part
 
 
-def start(root, rank, port, *words):
-    """Process ``rank`` of two, as on a machine of its own."""
-    own = {
-        "RANK": str(rank),
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, str(root / "trainSpeakerNet.py"), "--device", "cpu", *map(str, words)]
-    return subprocess.Popen(words, stdout=-1, stderr=-1, text=True, cwd=root, env=environment)
-
-
 def run_two(root, first, second):
-    """(exit status, stderr) of both processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(root, rank, port, *words) for rank, words in enumerate((first, second))]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors)]
+    """(exit status, stderr) of two processes, each as on a machine of its own."""
+    done = programs.run_ranks(root / "trainSpeakerNet.py", first, second, machines=2)
+    return [(process.returncode, process.stderr) for process in done]
 
 
 def test_two_machines_with_other_train_lists_do_not_train(settings, tools, write, data, tmp_path):

@@ -3,6 +3,7 @@
 import os
 
 import plugins
+from command_line import need
 from config import Config, Setting, key_text, read_settings, resolve
 from config_keys import KEYS
 from preflight import check_paths
@@ -27,6 +28,9 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     notes.extend(_describe(taken, written))
     config = resolve(written, notes, mistakes)
     _compare(config, written, theirs, notes, mistakes)
+    if config.tracker:
+        with mistakes.collected():
+            need("tracker", config.tracker)
     mistakes.refuse()  # before paths and lists, which take time and may be missing because of a misspelt key
     check_paths(config, written)
     return config, written, notes, print_config

@@ -1,0 +1,94 @@
+"""From a folder of people to lists and a configuration that trains."""
+
+import shutil
+
+import pytest
+import yaml
+
+import prepare_data
+from command_line import run
+from speaker_lists import read_train_list, read_trials
+from training.start import configure
+
+NAMES = ("Anna Müller", "Борис", "carl", "dora", "Émile 2", "frida")
+
+
+@pytest.fixture
+def people(data, tmp_path):
+    """A folder of six people whose names are not those of a corpus, with one file that is cut and one of silence."""
+    folder = tmp_path / "my people"
+    for name, source in zip(NAMES, sorted((data / "wav").glob("train*"))):
+        shutil.copytree(source, folder / name)
+    first, second = sorted((folder / "carl").rglob("*.flac"))[:2]
+    first.write_bytes(first.read_bytes()[:3000])
+    second.rename(second.with_name("with a space.flac"))
+    return folder
+
+
+def prepare(*words):
+    return run(prepare_data.main, [str(word) for word in words])
+
+
+def test_a_folder_of_people_becomes_lists_and_a_configuration(people, tmp_path, capsys):
+    out = tmp_path / "mine"
+    assert prepare(people, "--out", out, "--share", "0.34") == 1  # one file was left out
+    said = capsys.readouterr().out
+    assert "1 files left out" in said and "carl" in (out / "bad_files.txt").read_text(encoding="utf-8")
+    speakers, _, paths, _ = read_train_list(out / "train_list.txt")
+    labels, first, second = read_trials(out / "trials.txt")
+    tested = {path.split("/")[0] for path in first + second}
+    assert len(tested) == 2 and tested.isdisjoint(speakers) and tested | set(speakers) == set(NAMES)
+    everything = {path.relative_to(people).as_posix() for path in people.rglob("*.flac")}
+    assert set(paths) | set(first) | set(second) == everything - set(prepare_left(out))
+    same = [a.split("/")[0] == b.split("/")[0] for a, b in zip(first, second)]
+    assert same == [bool(label) for label in labels] and 2 * labels.sum() < len(labels)
+    assert len(set(zip(first, second))) == len(labels) and all(a != b for a, b in zip(first, second))
+    config, *_ = configure(["--config", str(out / "config.yaml")])  # lists and folders are checked here
+    assert config.train_path == str(people) and config.model == "ECAPA_TDNN" and config.lr == 0.002
+    assert f"python trainSpeakerNet.py --config '{out / 'config.yaml'}'" in said or str(out / "config.yaml") in said
+
+
+def prepare_left(out) -> list[str]:
+    return [line.split("\t")[0] for line in (out / "bad_files.txt").read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_was_prepared_trains(people, tmp_path, tools):
+    assert prepare(people, "--out", tmp_path / "mine") == 1
+    tiny = {"channels": 8, "aggregate": 16, "n_mels": 24, "nOut": 12, "max_frames": 40, "batch_size": 4, "max_epoch": 1}
+    tiny |= {"nDataLoaderThread": 0, "threads": 1, "device": "cpu", "mixedprec": False, "spec_augment": "[0,0]"}
+    words = [f"--{key}={value}" for key, value in {**tiny, "save_path": tmp_path / "run"}.items()]
+    done = tools.command("--config", tmp_path / "mine" / "config.yaml", *words)
+    assert done.returncode == 0 and "EER" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_same_seed_gives_the_same_lists(people, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        prepare(people, "--out", tmp_path / name, "--seed", seed)
+    lists = [[(tmp_path / n / f).read_bytes() for f in ("train_list.txt", "trials.txt")] for n in "abc"]
+    assert lists[0] == lists[1] != lists[2]
+
+
+def test_what_cannot_be_prepared_is_one_line(people, tmp_path, capsys):
+    def refused(*words):
+        assert prepare(*words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    (tmp_path / "none").mkdir()
+    assert "no recording below" in refused(tmp_path / "none", "--out", tmp_path / "x")
+    assert "no such folder" in refused(tmp_path / "nowhere", "--out", tmp_path / "x")
+    assert "--share must lie" in refused(people, "--out", tmp_path / "x", "--share", "1")
+    shutil.copy(next(people.rglob("*.flac")), people / "loose.flac")
+    assert "lies in no person's folder; wanted: " in refused(people, "--out", tmp_path / "x")
+    (people / "loose.flac").unlink()
+    for name in NAMES[1:]:
+        shutil.rmtree(people / name)
+    assert "1 people with usable recordings" in refused(people, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_configuration_is_the_small_one_with_other_places(tmp_path):
+    base = prepare_data.ROOT / "configs" / "small_speech.yaml"
+    prepare_data.write_config(tmp_path / "c.yaml", base, {"train_list": r"C:\lists\1: a #.txt", "save_path": "exps/é"})
+    before, after = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (base, tmp_path / "c.yaml"))
+    assert after == {**before, "train_list": r"C:\lists\1: a #.txt", "save_path": "exps/é"}
