@@ -53,6 +53,7 @@ max_bad_files_pct: 30
 device: cpu
 """
 EQUAL = ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "rng_state", "epoch", "step")
+GOES_ON = (143, 4, 5, 2)  # statuses after which the same command goes on: a signal, a full disk, no loader, bad files
 COUNTED = re.compile(
     r"cannot be written|not written|not saved|No space|loader process|resuming from|stopped by signal|unreadable"
 )
@@ -151,7 +152,7 @@ def disturbed_run(config, save_path, wav, disk, files, args) -> tuple[list[int],
                     disturber.trouble()
             statuses.append(process.returncode)
             done += disturber.done
-        if process.returncode not in (143, 4, 2) or len(statuses) > 50:
+        if process.returncode not in GOES_ON or len(statuses) > 100:
             return statuses, done
 
 

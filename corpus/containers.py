@@ -18,7 +18,7 @@ MOST_CHUNKS = 1000
 SAMPLES_PER_BYTE = 1000  # more than any codec makes of a byte, digital silence apart
 
 NO_LENGTH = "no length in the header, as of a file written to a pipe: read to its end"
-NO_INDEX = "mp3 without a Xing header, its length is counted by decoding"
+NO_INDEX = "no length in the header (mp3 without Xing): read to its end"
 TOO_SHORT = "the header promises less than is there: read to its end"
 NO_END = "ogg without its end mark: read as far as it goes"
 UNCHECKED = "the header gives no length that can be checked: a cut file is read as a shorter one"
@@ -249,7 +249,8 @@ def _last_flac_sample(file: _Bytes, info: bytes, total: int) -> int | None:
 
 def _flac_frame_end(header: bytes, block: int | None) -> int | None:
     """Number of the sample behind a frame, None for bytes that are no frame header; ``block``: samples of each."""
-    if len(header) < 16 or header[3] & 1:
+    there, header = len(header), header.ljust(16, b"\0")  # a frame of silence may be as short as its header
+    if header[3] & 1:
         return None
     number, used = _coded_number(header[4:11])
     if number is None:
@@ -265,7 +266,7 @@ def _flac_frame_end(header: bytes, block: int | None) -> int | None:
         return None
     rate = header[2] & 15
     place += {12: 1, 13: 2, 14: 2}.get(rate, 0)
-    if rate == 15 or _crc8(header[:place]) != header[place]:
+    if rate == 15 or place >= there or _crc8(header[:place]) != header[place]:
         return None
     if header[1] & 1:  # blocks of different lengths: the number is that of the first sample
         return number + samples

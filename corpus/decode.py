@@ -97,6 +97,8 @@ class Recording:
                 self.audio = _Forward(self._file())
         except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
             reason = getattr(error, "error_string", str(error)).rstrip(".")
+            if "does not exist" in reason:  # as libsndfile says of a file that is there and has no samples
+                reason = "libsndfile cannot read it"
             if not self.convert:
                 raise AudioError(reason) from error
             self.audio = converters.open_converted(self.path, reason)

@@ -4,6 +4,7 @@ import io
 import shutil
 import struct
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -80,6 +81,13 @@ def test_nothing_and_next_to_nothing(name, tmp_path):
         assert 1 <= len(read_audio(path)[0]) <= 4000  # encoders fill up a frame
     except AudioError as error:
         assert "no samples" in str(error) or "truncated" in str(error)
+
+
+@pytest.mark.parametrize("samples", [1, 4096, 4097, 32000, 100_000])
+def test_digital_silence_is_read_whole(samples, tmp_path):
+    for name in ("flac", "wav", "ogg"):
+        path = written(tmp_path / name, np.zeros(samples, np.float32), name)
+        assert audio_length(path) == len(read_audio(path)[0]) == samples and not read_audio(path)[0].any()
 
 
 @pytest.mark.parametrize("name", [n for n in CONTAINERS if n not in ("mp3", "ogg")])
@@ -179,6 +187,21 @@ def test_what_libsndfile_does_not_know_is_converted_or_says_how(speech, tmp_path
     monkeypatch.setattr("corpus.converters.importlib.util.find_spec", lambda name: None)
     with pytest.raises(AudioError, match=r"ffmpeg -i a\.m4a -ar 16000 -ac 1 a\.wav"):
         read_audio(path)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
+def test_no_program_is_left_behind_by_a_file_that_is_only_looked_at(speech, tmp_path, monkeypatch):
+    source, path, started = written(tmp_path / "a.wav", np.tile(speech, 40), "wav"), tmp_path / "a.m4a", []
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-i", source, "-c:a", "aac", path], check=True)
+    start = subprocess.Popen
+    monkeypatch.setattr("corpus.converters.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "corpus.converters.subprocess.Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1]
+    )
+    before = threading.active_count()
+    with Recording(path):
+        assert started[0].poll() is None
+    assert started[0].poll() is not None and threading.active_count() == before
 
 
 def test_messages_of_the_mp3_decoder_are_one_line_a_file(speech, tmp_path, capfd):
