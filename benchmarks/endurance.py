@@ -140,10 +140,10 @@ def disturbed_run(config, save_path, wav, disk, files, args) -> tuple[list[int],
         with open(log_path, "a") as log:
             process = start(config, save_path, wav, log, args.words)
             disturber = Disturber(process, disk, files, args.seed + len(statuses))
-            until = time.monotonic() + chance.uniform(15, 40) if stops < args.stops else float("inf")
+            after = chance.uniform(10, 40) if stops < args.stops else float("inf")  # seconds of training to a SIGTERM
             while process.poll() is None:
                 time.sleep(chance.uniform(1.0, 6.0))
-                if time.monotonic() > until and process.poll() is None:
+                if time.monotonic() > disturber_from(process) + after and process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.wait(120)
                     stops += 1
@@ -195,7 +195,9 @@ def arguments():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="folder with train_list.txt, trials.txt and wav/")
-    parser.add_argument("--out", type=Path, required=True, help="empty folder for the three runs and their logs")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the runs and logs; a quiet run there is kept"
+    )
     parser.add_argument("--disk", type=Path, help="a small file system to fill; without it a tmpfs is mounted")
     parser.add_argument("--megabytes", type=int, default=64, help="size of that tmpfs (default 64)")
     parser.add_argument("--epochs", type=int, default=50, help="epochs of each run (default 50)")
@@ -214,7 +216,7 @@ def small_disk(args):
         yield args.disk.resolve()
         return
     folder = args.out / "disk"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={args.megabytes}m", "tmpfs", str(folder)], check=True)
     try:
         yield folder
@@ -230,7 +232,7 @@ def main() -> int:
     lists = f"train_list: {args.data}/train_list.txt\ntest_list: {args.data}/trials.txt\ntest_path: {args.data}/wav\n"
     config.write_text(f"{SMALL_MODEL}{lists}max_epoch: {args.epochs}\n")
     wav = args.out / "wav"
-    shutil.copytree(args.data / "wav", wav)
+    shutil.copytree(args.data / "wav", wav, dirs_exist_ok=True)
     files = [wav / line.split()[1] for line in (args.data / "train_list.txt").read_text().splitlines()]
     for path in (wav, *wav.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
