@@ -142,7 +142,7 @@ def disturbed_run(config, save_path, wav, disk, files, args) -> tuple[list[int],
             disturber = Disturber(process, disk, files, args.seed + len(statuses))
             after = chance.uniform(10, 40) if stops < args.stops else float("inf")  # seconds of training to a SIGTERM
             while process.poll() is None:
-                time.sleep(chance.uniform(1.0, 6.0))
+                time.sleep(chance.uniform(0.5, 1.5) * args.pause)
                 if time.monotonic() > disturber_from(process) + after and process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.wait(120)
@@ -201,6 +201,7 @@ def arguments():
     parser.add_argument("--disk", type=Path, help="a small file system to fill; without it a tmpfs is mounted")
     parser.add_argument("--megabytes", type=int, default=64, help="size of that tmpfs (default 64)")
     parser.add_argument("--epochs", type=int, default=50, help="epochs of each run (default 50)")
+    parser.add_argument("--pause", type=float, default=15.0, help="mean seconds between troubles (default 15)")
     parser.add_argument("--stops", type=int, default=4, help="SIGTERMs of a run (default 4)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the troubles (default 1)")
     parser.add_argument("words", nargs="*", help="further words for trainSpeakerNet.py, after --")
