@@ -101,7 +101,7 @@ def analyse_all(paths, args) -> int:
         from postmortem.page import render
 
         try:
-            write_atomically(args.html, render(analyses).encode())
+            write_atomically(args.html, render(analyses).encode(), 0o600)  # waveforms of voices
         except UsageError as error:
             print(error, file=sys.stderr)
             return 2

@@ -319,7 +319,8 @@ def reference_page() -> str:
         "Made from `config_keys.py` by `python config_keys.py > docs/configuration.md`.",
         "Every key can stand in the YAML file and on the command line (`--key value`); the command line wins.",
         "A key not listed here that is a keyword argument of the chosen plug-in file is legal too and reaches it.",
-        "All mistakes of a configuration are said at once, each in a line that names the file and line or the flag.",
+        "All mistakes of the keys are said at once, each in a line that names the file and line or the flag; if there",
+        "are none, all of the lists and folders.",
     ]
     group = None
     for key in KEYS.values():

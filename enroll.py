@@ -7,8 +7,10 @@ python enroll.py --list --store speakers.npz
 
 import functools
 import sys
+from pathlib import Path
 
 from command_line import Parser, existing_file, run
+from corpus.folders import find_recordings
 from speaker_lists import UsageError
 from verification import add_store_argument, hear
 
@@ -19,7 +21,7 @@ def main(argv) -> int:
 
     parser = Parser("enroll.py", __doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the speaker")
-    parser.add_argument("files", nargs="*", metavar="WAV", help="recordings of the speaker")
+    parser.add_argument("files", nargs="*", metavar="WAV", help="recordings of the speaker, or folders of them")
     add_model_arguments(parser, required=False)
     add_store_argument(parser)
     parser.add_argument("--replace", action="store_true", help="forget earlier recordings of this speaker")
@@ -36,9 +38,18 @@ def main(argv) -> int:
         raise UsageError(f"enroll.py: needs recordings of '{args.name}'")
     if args.files and not args.initial_model:
         raise UsageError("enroll.py: --initial_model CKPT is needed to enroll")
-    for file in args.files:
-        existing_file(file, "enroll.py")
+    args.files = [file for given in args.files for file in recordings_of(given)]
     return change(args)
+
+
+def recordings_of(given: str) -> list[str]:
+    """A recording, or those of a folder."""
+    if not Path(given).is_dir():
+        return [existing_file(given, "enroll.py")]
+    found = [str(path) for path in find_recordings(given)]
+    if not found:
+        raise UsageError(f"enroll.py: no recording in the folder '{given}'")
+    return found
 
 
 def change(args) -> int:

@@ -215,6 +215,9 @@ class Evaluator:
         """Write model_best.calibration of the evaluated weights, and the pictures."""
         made = self.calibration(weights, result)
         self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
+        if self.config.score_mode != "cosine":
+            by = f"by the cosine, not by score_mode {self.config.score_mode}"
+            self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py, which compares {by}"
         for path in self.draw(files.result, result, files.writes):
             if path.suffix == ".png":
                 files.picture(path, result["epoch"])

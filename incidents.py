@@ -150,6 +150,7 @@ class Incidents:
     def print(self, text: str):
         """Print from any rank: the rank at fault speaks."""
         tqdm.write(plain_names(text))
+        sys.stdout.flush()  # in a log, what stderr gets later stands behind it
 
     def remember(self, attempt, scale):
         """Add a step that was taken to the history that a dump carries."""

@@ -58,7 +58,7 @@ def draw_all(
         _det(title, rates, result, costs),
         _roc(title, rates, result),
         _histogram(title, rates, result),
-        _calibration(title, llr_rates),
+        _calibration(title, llr_rates, rates),
     ]
     return [path for figure, name in zip(drawn, NAMES) for path in _save(figure, Path(folder), name, formats, write)]
 
@@ -212,15 +212,18 @@ def _histogram(title, rates, result):
     return figure
 
 
-def _calibration(title, rates):
-    """Left: what a log-likelihood ratio stands for. Right: the cost at every prior (BOSARIS)."""
+def _calibration(title, rates, raw):
+    """Left: what a log-likelihood ratio stands for. Right: the cost at every prior (BOSARIS).
+
+    What is best is found on the ``raw`` scores: the ratios of several folds are not of one order.
+    """
     figure, (left, right) = _figure("Calibration\n" + title, "log-likelihood ratio as given", "as found (PAV)", 2)
-    _reliability(left, rates)
+    _reliability(left, rates, raw)
     odds = np.linspace(-7, 7, 281)  # of a target; natural logarithm
     prior = 1 / (1 + np.exp(-odds))
     default = np.minimum(prior, 1 - prior)
     miss, alarm = rates.at(-odds)
-    hull_miss, hull_alarm = rates.convex_hull()
+    hull_miss, hull_alarm = raw.convex_hull()
     best = np.min(prior[:, None] * hull_miss + (1 - prior[:, None]) * hull_alarm, axis=1)
     actual = (prior * miss + (1 - prior) * alarm) / default
     right.plot(odds, actual, color=NONTARGET, linewidth=1.8, label="actual decisions (actDCF)")
@@ -234,7 +237,7 @@ def _calibration(title, rates):
     return figure
 
 
-def _reliability(axes, rates):
+def _reliability(axes, rates, raw):
     """PAV log-likelihood ratios of blocks of trials against the given ones; on the diagonal a ratio means itself."""
     last, targets, nontargets = rates.pools
     llrs = rates.pool_llrs()
@@ -251,7 +254,7 @@ def _reliability(axes, rates):
         axes.plot((begin + last)[large] / 2, llrs[large], "o", color=TARGET, markersize=4)
     else:
         axes.text(0.5, 0.7, "no score is that of both classes", transform=axes.transAxes, ha="center")
-    cost = f"Cllr {rates.cllr():.3f} bit, at best {rates.min_cllr():.3f}"
+    cost = f"Cllr {rates.cllr():.3f} bit, at best {raw.min_cllr():.3f}"
     axes.plot([], [], " ", label=cost)
     axes.set(xlim=(low, high), ylim=(max(low - 1, -13), min(high + 1, 13)))
     _legend(axes, 1)

@@ -20,7 +20,8 @@ from speaker_lists import LIST_TEXT, UsageError, separator_for
 FEWEST_PEOPLE = 4  # two to train on, two for the trials
 MOST_TARGETS = 100  # trials of one person
 NONTARGETS = 5  # for each target trial
-UNFIT = ("unreadable", "nonfinite", "huge", "silent")  # kinds of findings on a file that keep it out of the lists
+# Kinds of findings on a file that keep it out of the lists.
+UNFIT = ("unreadable", "nonfinite", "huge", "silent", "channels cancel")
 
 
 def people_of(folder: Path) -> dict[str, list[str]]:
@@ -95,7 +96,7 @@ def write_config(path: Path, base: Path, keys: dict[str, str]):
 
 
 def main(argv) -> int:
-    """Run the command line: 0 done, 1 done but some files were left out, 2 bad usage."""
+    """Run the command line: 0 done, 2 bad usage or too few people."""
     parser = Parser("prepare_data.py", __doc__.splitlines()[0])
     parser.add_argument("folder", help="folder with a folder of recordings for each person")
     parser.add_argument("--out", required=True, help="folder for the lists and the configuration")
@@ -125,7 +126,7 @@ def main(argv) -> int:
     except OSError as error:
         raise UsageError(f"--out: cannot write '{error.filename}': {error.strerror}") from error
     tell(files, people, tested, train, trials, unfit, lists["save_path"])
-    return 1 if unfit else 0
+    return 0
 
 
 def tell(files, people, tested, train, trials, unfit, save_path: str):

@@ -106,7 +106,8 @@ def train(config, written, ranks) -> int:
             trainer.stop_early()
         trainer.run()
     except Interrupted as stop:
-        trainer.say(f"stopped by signal {stop.args[0]}; run the same command again to continue")
+        text = f"stopped by signal {stop.args[0]}; the state is in {files.model / 'last.model'}"
+        trainer.say(f"{text}; run the same command again to continue")
         status = 128 + stop.args[0]
     except Finished as end:
         for line in end.lines:

@@ -319,3 +319,18 @@ def test_the_page_in_chromium(server, wav, tmp_path):
     time.sleep(0.1)
     wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio
     assert [error for error in errors if wanted not in error] == []
+
+
+def test_a_folder_of_recordings_is_enrolled(model, wav, capsys, tmp_path):
+    folder = tmp_path / "Иван Петров"
+    for number in range(2):
+        (folder / f"{number}").mkdir(parents=True)
+        shutil.copy(wav(1, number), folder / f"{number}" / "a.wav")
+    store = tmp_path / "people.npz"
+    words = ("Иван", str(folder), "--store", str(store), "--initial_model", model)
+    status, out, error = call(enroll, capsys, *words)
+    assert status == 0 and "'Иван' with 2 recording(s), 1 speaker(s)" in out, error
+    (tmp_path / "none").mkdir()
+    words = ("Eve", str(tmp_path / "none"), *words[2:])
+    status, _, error = call(enroll, capsys, *words)
+    assert status == 2 and "no recording in the folder" in error
