@@ -277,7 +277,7 @@ def test_held_out_trials_without_errors_are_warned_of(folder, tmp_path):
     rows = (folder / "ho.txt").read_text().splitlines()
     (tmp_path / "few.txt").write_text("\n".join([*rows[:5], *rows[-5:]]) + "\n")
     words = ("--trials", folder / "ev.txt", "--embeddings", folder / "all.npz", "--calibrate", tmp_path / "few.txt")
-    assert "fewer than 30 is a guess" in score(*words)
+    assert "fewer than 30 errors its probabilities are a guess" in score(*words)
 
 
 def test_cohort_speakers_of_the_trials_are_left_out_and_plda_trains(folder, tmp_path):
