@@ -326,9 +326,9 @@ def loudness(x) -> np.ndarray:
 
 
 def likeness(x, y) -> float:
-    """Correlation of the loudness over time; codecs without an index begin up to a tenth of a second late."""
+    """Correlation of the loudness over time; some codecs begin up to a tenth of a second late or early."""
     mine, theirs = loudness(x), loudness(y)
-    pairs = [(mine[late:], theirs) for late in range(11)]
+    pairs = [(mine[late:], theirs) for late in range(11)] + [(mine, theirs[early:]) for early in range(1, 11)]
     return max(np.corrcoef(a[: len(b)], b[: len(a)])[0, 1] for a, b in pairs)
 
 

@@ -102,7 +102,10 @@ def test_a_calibration_of_forty_target_trials_is_called_a_guess():
     scores, labels, first, second = people(4, separation=2.0)
     speakers = numbered(scores, labels, first, second)[2]
     caution = few_errors(scores, labels, speakers)
-    assert "24 target and 96 nontarget trials of 4 speakers" in caution and "fewer than 30 errors its probabilities are a guess" in caution
+    assert (
+        "24 target and 96 nontarget trials of 4 speakers" in caution
+        and "fewer than 30 errors its probabilities are a guess" in caution
+    )
     assert few_errors(*people(60, separation=1.0)[:2]) == ""
 
 
