@@ -95,14 +95,17 @@ def show(trainer, bar):
     if bar.disable and time.monotonic() - trainer.last_line < LOG_SECONDS:
         return
     loss, accuracy, speed, wait = trainer.means()
-    figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", f"{speed:.0f} utt/s", f"wait {wait:.0f} %"]
+    figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", time_left(trainer), f"{speed:.0f} utt/s"]
     if trainer.totals["skipped"]:
         figures.append(f"skipped {trainer.totals['skipped']}")
-    figures.append(time_left(trainer))
+    figures.append(f"wait {wait:.0f} %")
     if bar.disable:
         trainer.last_line = time.monotonic()
         trainer.say(f"  epoch {trainer.epoch} batch {trainer.batch}/{len(trainer.sampler)}  {'  '.join(figures)}")
     else:
+        before, width = f"{bar.desc}  {bar.total}/{bar.total}, ", columns()
+        while width and len(figures) > 1 and len(before + ", ".join(figures)) >= width:
+            figures.pop()  # the least important is the last
         bar.set_postfix_str(", ".join(figures), refresh=False)
         bar.update()
 
