@@ -16,7 +16,7 @@ from postmortem.statistics import issues
 
 @dataclass
 class Analysis:
-    """What is known of a dump; ``verdict`` is the JSON object of DESIGN 3.6."""
+    """What is known of a dump; ``verdict`` is the object that ``--json`` prints."""
 
     path: Path
     dump: dict

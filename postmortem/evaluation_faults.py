@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 28
 
 @dataclass
 class EvaluationFault:
-    """What is known of the lost trials of an evaluation; ``verdict`` is the JSON object of DESIGN 3.6."""
+    """What is known of the lost trials of an evaluation; ``verdict`` is the object that ``--json`` prints."""
 
     path: Path
     verdict: dict

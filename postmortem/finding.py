@@ -18,7 +18,7 @@ DETAILS = {
 
 @dataclass
 class Finding:
-    """A diagnosis: cause (a class of DESIGN 3.6), short id, a sentence, the place, what speaks for it."""
+    """A diagnosis: cause (of those in docs/nan_debugging.md), short id, a sentence, the place, what speaks for it."""
 
     cause: str
     detail: str

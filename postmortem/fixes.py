@@ -19,7 +19,7 @@ GENTLE = 5  # more steps that a changed setting must survive, of the batch it wa
 
 
 def recommendation(text, action, change, verdict, outcome) -> dict:
-    """A recommendation in the form of DESIGN 3.6."""
+    """A recommendation, as ``--json`` prints it."""
     verdict = {True: "verified", False: "refuted", None: "untested"}[verdict]
     return {"text": text, "action": action, "change": change, "verdict": verdict, "outcome": outcome}
 

@@ -20,7 +20,7 @@ def error_of(arguments):
     return str(caught.value)
 
 
-def test_command_line_beats_yaml_beats_default_and_says_so_once(tmp_path):  # bugs 32, 33
+def test_command_line_beats_yaml_beats_default_and_says_so_once(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("# mine\nmodel: ResNetSE34L\ntrainfunc: aamsoftmax\nlr: 0.5\nbatch_size: 7\n")
     config, _, notes, _ = load_config(["--config", str(path), "--lr", "0.25"])
@@ -38,7 +38,7 @@ def test_command_line_beats_yaml_beats_default_and_says_so_once(tmp_path):  # bu
         (["--mixedprec=no"], False),
     ],
 )
-def test_booleans(words, value):  # bugs 12, 32, 34
+def test_booleans(words, value):
     assert load_config(BASE + words)[0].mixedprec is value
 
 
@@ -54,7 +54,7 @@ def test_yaml_habits(tmp_path):
 
 
 @pytest.mark.parametrize("old, new", ALIASES.items())
-def test_each_alias_is_read_with_one_warning(tmp_path, old, new):  # bug 14
+def test_each_alias_is_read_with_one_warning(tmp_path, old, new):
     path = tmp_path / "x.yaml"
     value = {str: "softmax", int: 3, bool: True}[KEYS[new].type]
     keys = {"model": "ResNetSE34L", "trainfunc": "softmax", old: value}
@@ -85,7 +85,7 @@ def test_each_alias_is_read_with_one_warning(tmp_path, old, new):  # bug 14
         ("lr: [", "not valid YAML"),
     ],
 )
-def test_errors_name_file_line_and_key(tmp_path, line, message):  # bugs 4, 14
+def test_errors_name_file_line_and_key(tmp_path, line, message):
     path = tmp_path / "x.yaml"
     path.write_text(f"model: ResNetSE34L\ntrainfunc: aamsoftmax\n{line}\n")
     error = error_of(["--config", str(path)])

@@ -48,7 +48,7 @@ def test_formats(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
-def test_other_rates_are_resampled(tmp_path, rate):  # bug 39
+def test_other_rates_are_resampled(tmp_path, rate):
     path = tmp_path / "x.wav"
     soundfile.write(path, tone(rate=rate), rate, subtype="FLOAT")
     whole, _, found, _ = read_audio(path)
@@ -59,7 +59,7 @@ def test_other_rates_are_resampled(tmp_path, rate):  # bug 39
     assert np.abs(crop - reference)[300:-300].max() < 5e-3
 
 
-def test_stereo_is_mixed_down(tmp_path):  # bug 39
+def test_stereo_is_mixed_down(tmp_path):
     path = tmp_path / "x.wav"
     soundfile.write(path, np.stack([tone(), 0 * tone()], 1), RATE, subtype="FLOAT")
     mono, _, _, channels = read_audio(path)
@@ -83,7 +83,7 @@ def test_speed_changes_pitch(tmp_path):
         assert np.argmax(np.abs(np.fft.rfft(crop))) * 2 == pytest.approx(440 * float(speed), abs=4)
 
 
-def test_bad_files_are_named(tmp_path):  # nan.md F05, F06
+def test_bad_files_are_named(tmp_path):
     empty, text, cut = tmp_path / "empty.wav", tmp_path / "text.wav", tmp_path / "cut.flac"
     soundfile.write(empty, np.zeros(0), RATE)
     text.write_text("not audio")
@@ -100,7 +100,7 @@ def test_bad_files_are_named(tmp_path):  # nan.md F05, F06
 @pytest.mark.parametrize(
     "reader, text, message",
     [
-        (read_trials, "1 a b\n0 a c\n1 a\n", ":3: expected 'label pathA pathB', got 2 column(s)"),  # bug 7
+        (read_trials, "1 a b\n0 a c\n1 a\n", ":3: expected 'label pathA pathB', got 2 column(s)"),
         (read_trials, "1 a b\nyes a c\n", ":2: the label must be 0, 1, nontarget or target, got 'yes'"),
         (read_trials, "1 a b\n", "all 1 trials have label 1"),
         (read_trials, "", "empty"),
@@ -187,7 +187,7 @@ def test_signal_to_noise_ratio_is_what_was_drawn(noises):
     assert min(seen[k] for k in ranges) > 8
 
 
-def test_silent_noise_and_dead_impulse_responses_do_no_harm(noises):  # nan.md F07, F08, F09
+def test_silent_noise_and_dead_impulse_responses_do_no_harm(noises):
     x = tone().astype(np.float32)
     for path in (noises / "musan").rglob("*.wav"):
         soundfile.write(path, np.zeros(RATE), RATE)
@@ -210,7 +210,7 @@ def test_reverberation_is_a_convolution(noises):
     assert draws[0]["kind"] == "reverb" and np.allclose(mixed, expected, atol=1e-4)
 
 
-def test_a_category_without_files_is_an_error(noises):  # bug 38
+def test_a_category_without_files_is_an_error(noises):
     for path in (noises / "musan" / "music").rglob("*.wav"):
         path.unlink()
     with pytest.raises(UsageError, match="musan_path: no recording in a folder 'music'"):
@@ -243,7 +243,7 @@ def make_sampler(counts, batch_size, per_row=1, distinct=False, max_seg=500, ran
 
 @pytest.mark.parametrize("counts", [[10] * 20, [3, 7, 1, 12, 9, 4, 4, 20], list(range(1, 30))])
 @pytest.mark.parametrize("batch_size", [2, 7, 16, 64])
-def test_no_utterance_is_dropped_and_speakers_stand_apart(counts, batch_size):  # bugs 16, 18
+def test_no_utterance_is_dropped_and_speakers_stand_apart(counts, batch_size):
     sampler = make_sampler(counts, batch_size)
     plan = sampler.plan(1)
     assert sorted(u for batch in plan for row in batch for u, _ in row) == list(range(sum(counts)))
@@ -261,7 +261,7 @@ def test_no_utterance_is_dropped_and_speakers_stand_apart(counts, batch_size):  
     assert plan != sampler.plan(2) and plan == sampler.plan(1)
 
 
-def test_rows_hold_utterances_of_one_speaker():  # bug 3
+def test_rows_hold_utterances_of_one_speaker():
     sampler = make_sampler([5, 2, 9, 1, 4, 4], batch_size=3, per_row=3, distinct=True)
     seen = set()
     for batch in sampler.plan(1):
@@ -310,7 +310,7 @@ def make_dataset(settings, **more):
     return dataset, SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1), config
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(settings, noises):  # bugs 15, 37
+def test_batches_do_not_depend_on_the_number_of_workers(settings, noises):
     keys = {"augment": True, "musan_path": noises / "musan", "rir_path": noises / "rir", "speed_perturb": True}
     dataset, sampler, config = make_dataset(settings, **keys)
     runs = []
@@ -356,7 +356,7 @@ def _epoch(dataset, sampler, config, epoch):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_evaluation_plan_groups_equal_lengths(data, batch_size):  # bug 1
+def test_evaluation_plan_groups_equal_lengths(data, batch_size):
     _, first, second = read_trials(data / "trials.txt")
     files = sorted(set(first) | set(second))
     dataset = TestDataset(files, str(data / "wav"), 0, 10, batch_size)

@@ -19,7 +19,7 @@ from tuneThreshold import ComputeEER
 from utils import save_atomically
 
 
-def test_a_zero_embedding_scores_zero_and_a_nan_one_nan():  # nan.md C10
+def test_a_zero_embedding_scores_zero_and_a_nan_one_nan():
     x = torch.ones(3, 1, 4)
     x[1], x[2, 0, 0] = 0, float("nan")
     scores = score_pairs(x, np.array([[0, 1], [0, 2]]))
@@ -37,7 +37,7 @@ def ordered_list(speakers=20, each=100):
     return labels, *sides, scores
 
 
-def test_a_subset_of_the_trials_is_random_balanced_and_of_every_speaker():  # bug 6
+def test_a_subset_of_the_trials_is_random_balanced_and_of_every_speaker():
     labels, first, second, _ = ordered_list()
     labels[:60] = 1  # 1,060 more of one class play no part
     speakers = np.array([[int(p[2:4]) for p in side] for side in (first, second)]).T
@@ -59,7 +59,7 @@ def test_a_subset_without_speakers_is_balanced():
     assert labels[stratified_subset(labels, None, 8, 1)].sum() == 4
 
 
-def test_the_error_rate_of_a_subset_is_that_of_the_list():  # bug 6
+def test_the_error_rate_of_a_subset_is_that_of_the_list():
     labels, first, second, scores = ordered_list()
     speakers, why = trial_speakers(labels, first, second)
     whole = ComputeEER(scores, labels)[0]
@@ -93,7 +93,7 @@ def poison(evaluator, files):
     evaluator.embed = bad
 
 
-def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):  # bug 24
+def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):
     evaluator, trainer = evaluator
     evaluator.config.max_nan_score_pct = 50.0
     clean = evaluator.run(trainer.network, 1)
@@ -261,7 +261,7 @@ def layouts():
 
 
 @pytest.mark.parametrize("name, state", list(layouts()))
-def test_checkpoints_of_other_trainers(tmp_path, name, state):  # field.md 4.4; bug 30
+def test_checkpoints_of_other_trainers(tmp_path, name, state):
     torch.save(state, tmp_path / "x.model")
     torch.manual_seed(9)
     network = Net()
@@ -316,7 +316,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_hides_warnings_and_yaml_files_are_tracked(tools):  # bugs 43, 45
+def test_nothing_hides_warnings_and_yaml_files_are_tracked(tools):
     own = ("tests", ".venv", ".venv-lock", ".venv-newest", ".venv-oldest")
     sources = [p for p in tools.root.rglob("*.py") if not set(own) & set(p.parts)]
     assert sources and not any("simplefilter" in p.read_text() or "filterwarnings" in p.read_text() for p in sources)

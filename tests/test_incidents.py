@@ -175,7 +175,7 @@ def test_overflows_are_told_apart_and_leave_no_trace(settings, tools, mixed, dty
     assert any(s["inf"] for s in dump["grad_stats"].values()) == (value == math.inf)
 
 
-def test_bad_weights_are_named_as_state(settings, tools):  # nan.md F51
+def test_bad_weights_are_named_as_state(settings, tools):
     trainer = tools.build(settings, nan_patience=2)
     trainer.network.__S__.linear.bias.data[0] = math.nan
     with pytest.raises(Finished) as end:
@@ -184,7 +184,7 @@ def test_bad_weights_are_named_as_state(settings, tools):  # nan.md F51
     assert end.value.status == 3 and "'__S__.linear.bias' is not finite" in end.value.lines[0]
 
 
-def test_a_start_from_bad_tensors_is_refused(settings, tools):  # nan.md F51, F43, F54
+def test_a_start_from_bad_tensors_is_refused(settings, tools):
     from training_state import resume
 
     trainer = tools.build(settings)
@@ -210,7 +210,7 @@ def test_a_start_from_bad_tensors_is_refused(settings, tools):  # nan.md F51, F4
         resume(tools.build(settings, **fp16))
 
 
-def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):  # nan.md F48
+def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):
     keys = {"mixedprec": "true", "amp_dtype": "float16", "nan_patience": 1000}
     trainer = tools.build(settings, **keys)
     batches = tools.batches(trainer)
@@ -223,7 +223,7 @@ def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):  # nan.md
     assert all(t.isfinite().all() for t in trainer.network.state_dict().values())
 
 
-def test_harmless_batches_make_no_incident(settings, tools):  # nan.md controls C1 to C4
+def test_harmless_batches_make_no_incident(settings, tools):
     trainer = tools.build(settings)
     batches = tools.batches(trainer)
     for batch in batches[:4]:
@@ -298,7 +298,7 @@ def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_pa
     assert not any(dump["state"] for dump in errors) and [d["reason"] for d in dumps].count("batch_nonfinite") == 1
 
 
-def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):  # nan.md F55, F56
+def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):
     keys = {**settings, "device": "cpu", "batch_size": 3, "max_epoch": 1, "test_interval": 1, "max_frames": 30}
     keys["nan_inject"] = "2:data@1,3:loss@1,4:grad@1"
     script = tmp_path / "train.py"  # the command, with a line on each rank's weights at the end
@@ -327,7 +327,7 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     assert yaml.safe_load((run / "result" / "config.yaml").read_text())["nan_inject"] == keys["nan_inject"]
 
 
-def test_a_rate_that_is_not_finite_reaches_no_weight(settings, tools):  # nan.md F41
+def test_a_rate_that_is_not_finite_reaches_no_weight(settings, tools):
     trainer = tools.build(settings)
     batches = tools.batches(trainer)
     train(trainer, batches[:1])

@@ -44,7 +44,7 @@ def measured(loss, x, label):
 @heads
 @pytest.mark.parametrize("factor", [1.0, -1.0, 0.0])
 @pytest.mark.parametrize("size", [2, 8, 192])
-def test_heads_at_a_class_centre(head, factor, size):  # nan.md F30, F31; field.md 2.6
+def test_heads_at_a_class_centre(head, factor, size):
     loss = build(head, size)
     centres = loss.weight.detach().reshape(50, -1, size)[:40, 0]
     x = (factor * centres).clone().requires_grad_()
@@ -146,7 +146,7 @@ def test_sphereface2_against_its_formula(kind):
     assert measured(loss, x, label) == pytest.approx(total / 7, rel=1e-5)
 
 
-def test_sphereface2_does_not_overflow():  # field.md 2.6: log(1 + exp(100)) is infinite in fp32
+def test_sphereface2_does_not_overflow():  # log(1 + exp(100)) is infinite in fp32
     loss = build("sphereface2 C", scale=1000.0)
     x = loss.weight.detach()[:4].clone().requires_grad_()
     value, _ = loss(x, torch.arange(4) + 10)

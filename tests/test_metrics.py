@@ -290,7 +290,7 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_nan_is_filtered_before_anything_sorts_and_said(function, capsys):  # bug 24
+def test_nan_is_filtered_before_anything_sorts_and_said(function, capsys):
     scores, labels = trials(9)
     clean = function(scores, labels)
     capsys.readouterr()
@@ -308,7 +308,7 @@ def test_trials_that_define_no_rate_are_a_value_error(function, scores, labels):
         function(scores, labels)
 
 
-def test_bootstrap_interval_covers_the_true_eer():  # bug 5
+def test_bootstrap_interval_covers_the_true_eer():
     from scipy.stats import norm
 
     true = 100 * norm.cdf(-0.75)

@@ -184,7 +184,7 @@ def test_aamsoftmax_formula(easy):
     assert float(value) == pytest.approx(cross_entropy(9 * logits, label), rel=1e-4)
 
 
-def test_aamsoftmax_is_continuous_at_the_switch():  # field.md 2.6
+def test_aamsoftmax_is_continuous_at_the_switch():
     loss = aamsoftmax.LossFunction(2, 2, margin=0.3, scale=1.0)
     loss.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     values = [

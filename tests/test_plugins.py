@@ -72,7 +72,7 @@ def test_model_takes_any_length_and_batch_does_not_matter_in_evaluation(name):
 @models
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["voice", "silence", "constant", "int16 scale", "one silent row"])
-def test_model_is_finite_forward_and_backward(name, dtype, kind):  # field.md 2.6; nan.md controls C1 to C3
+def test_model_is_finite_forward_and_backward(name, dtype, kind):
     x = {
         "voice": voices(2),
         "silence": torch.zeros(2, 12000),
@@ -155,7 +155,7 @@ def test_loss_gradient_is_that_of_finite_differences(name):
 
 @losses
 @pytest.mark.parametrize("kind", ["zero", "tiny", "huge", "duplicate rows"])
-def test_loss_is_finite_for_singular_embeddings(name, kind):  # nan.md F23, F36, C10
+def test_loss_is_finite_for_singular_embeddings(name, kind):
     loss, (x, label) = build_loss(name), loss_input(name)
     x = {"zero": x * 0, "tiny": x * 1e-20, "huge": x * 1e4, "duplicate rows": x[:1].expand_as(x)}[kind].clone()
     value, _ = loss(x.requires_grad_(), label)
@@ -201,14 +201,14 @@ def rates(name, count, resume_at=None):
 
 
 @schedulers
-def test_scheduler_is_finite_bounded_and_resumes_exactly(name):  # bug 27
+def test_scheduler_is_finite_bounded_and_resumes_exactly(name):
     seen = rates(name, 24)
     assert all(0 <= rate <= 0.1 + 1e-12 for rate in seen)
     assert max(seen) > 0.02
     assert rates(name, 24, resume_at=9) == seen
 
 
-def test_steplr_follows_test_interval_only_when_nothing_else_is_said():  # bug 19
+def test_steplr_follows_test_interval_only_when_nothing_else_is_said():
     from scheduler.steplr import Scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

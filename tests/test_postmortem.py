@@ -255,7 +255,7 @@ def test_guilty_rows_by_halving(dump_of):
     assert case.guilty_columns() == []
 
 
-def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):  # nan.md F60
+def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):
     names = sorted({p for line in (data / "trials.txt").read_text().splitlines() for p in line.split()[1:]})
     wav = tmp_path / "wav"
     for name in names:
@@ -363,7 +363,7 @@ def test_two_bad_files_are_taken_out_together(dump_of):
     assert best["change"] == {"files": ["gone/1.wav", "gone/3.wav"]}
 
 
-def test_an_update_that_makes_nan_is_the_optimizers(dump_of):  # nan.md F41
+def test_an_update_that_makes_nan_is_the_optimizers(dump_of):
     def spoil(trainer):
         trainer.optimizer.param_groups[0]["weight_decay"] = math.nan
 

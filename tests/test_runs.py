@@ -86,7 +86,7 @@ def finished(data, tmp_path_factory, request):
     return settings, path, done.stdout
 
 
-def test_files_of_a_run(finished):  # DESIGN 3.4; bugs 8, 9, 10
+def test_files_of_a_run(finished):
     settings, _, output = finished
     run = Path(settings["save_path"])
     names = {p.name for p in (run / "model").iterdir()}
@@ -178,7 +178,7 @@ def scores(folder):
     return np.array([float(line.split()[0]) for line in path.read_text().splitlines()])
 
 
-def test_evaluation_alone_gives_the_same_scores_in_any_batch(finished, tmp_path, tools):  # bug 1
+def test_evaluation_alone_gives_the_same_scores_in_any_batch(finished, tmp_path, tools):
     settings, path, _ = finished
     reference = scores(settings["save_path"])
     model = Path(settings["save_path"]) / "model" / "model000000003.model"
@@ -189,7 +189,7 @@ def test_evaluation_alone_gives_the_same_scores_in_any_batch(finished, tmp_path,
         assert np.abs(scores(tmp_path / str(size)) - reference).max() < 1e-6
 
 
-def test_evaluation_refuses_weights_that_do_not_fit(finished, tmp_path, tools):  # bug 30
+def test_evaluation_refuses_weights_that_do_not_fit(finished, tmp_path, tools):
     settings, path, _ = finished
     model = Path(settings["save_path"]) / "model" / "model_best.model"
     words = ("--config", path, "--eval", "--initial_model", model, "--save_path", tmp_path / "x")
@@ -212,7 +212,7 @@ def test_evaluation_refuses_weights_that_do_not_fit(finished, tmp_path, tools): 
     assert done.returncode == 2 and "not in the file" in done.stderr
 
 
-def test_two_processes_give_the_scores_of_one(finished, tmp_path, tools):  # bugs 2, 28
+def test_two_processes_give_the_scores_of_one(finished, tmp_path, tools):
     settings, path, _ = finished
     model = Path(settings["save_path"]) / "model" / "model000000003.model"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -274,7 +274,7 @@ def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, cap
     assert not torch.equal(tuned.network.loss.weight, trainer.network.loss.weight)
 
 
-def test_an_old_folder_without_full_state_continues(settings, tools):  # field.md 4.4
+def test_an_old_folder_without_full_state_continues(settings, tools):
     trainer = tools.build(settings)
     torch.save(trainer.network.state_dict(), trainer.files.model / "model000000007.model")
     again = tools.build(settings, seed=99, max_epoch=9)
@@ -324,7 +324,7 @@ def test_what_a_plug_in_refuses_is_one_line_too(finished, tools, tmp_path, words
         (["--spec_augment", "10"], "--spec_augment: expected a list of 2, as [0, 0]; got '10'"),
         (["--config", "configs"], "configs: cannot read the configuration"),
         (["--train_path", "/no/such"], "command line: --train_path: no such folder"),
-        (["--nClasses", "3"], "--nClasses: 3 is fewer than the 6 classes"),  # field.md 3.8
+        (["--nClasses", "3"], "--nClasses: 3 is fewer than the 6 classes"),
         (
             ["--trainfunc", "angleproto"],
             "nPerSpeaker: loss 'angleproto' (trainfunc) takes at least 2",
@@ -333,7 +333,7 @@ def test_what_a_plug_in_refuses_is_one_line_too(finished, tools, tmp_path, words
             ["--trainfunc", "angleproto", "--nPerSpeaker", "2", "--batch_size", "7"],
             "--batch_size: 7 rows of different speakers",
         ),
-        (["--augment"], "--augment: needs musan_path or rir_path"),  # bug 38
+        (["--augment"], "--augment: needs musan_path or rir_path"),
         (["--eval"], "initial_model: eval needs a checkpoint"),
         (["--initial_model", "/no/such.model"], "--initial_model: no such file"),
     ],

@@ -42,7 +42,7 @@ def test_a_step_changes_weights_once_and_reports_finite_numbers(build, tools):
 
 
 @pytest.mark.parametrize("kind", ["data", "loss", "gradient"])
-def test_a_nonfinite_step_leaves_no_trace(build, tools, kind):  # bugs 20, 21
+def test_a_nonfinite_step_leaves_no_trace(build, tools, kind):
     trainer = build()
     batches = tools.batches(trainer)
     trainer.train_step(batches[:1])
@@ -66,7 +66,7 @@ def test_a_nonfinite_step_leaves_no_trace(build, tools, kind):  # bugs 20, 21
     tools.assert_same(with_fault, tools.snapshot(other))
 
 
-def test_loss_only_checks_are_not_enough(settings, tools):  # bug 20
+def test_loss_only_checks_are_not_enough(settings, tools):
     trainer = tools.build(settings)
     batches = tools.batches(trainer)
     trainer.network.__S__.linear.bias.register_hook(lambda g: g * math.inf)
@@ -74,7 +74,7 @@ def test_loss_only_checks_are_not_enough(settings, tools):  # bug 20
     assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
-def test_fp16_overflow_is_retried_and_trained_on(settings, tools, capsys):  # nan.md F47
+def test_fp16_overflow_is_retried_and_trained_on(settings, tools, capsys):
     trainer = tools.build(settings, mixedprec="true", amp_dtype="float16")
     trainer.scaler.scale = 2.0**24
     assert trainer.train_step(tools.batches(trainer)[:1]).finite
@@ -92,7 +92,7 @@ def test_retries_do_not_move_batch_norm_twice(settings, tools):
     assert all(torch.equal(results[0][0][k], results[1][0][k]) for k in results[0][0])
 
 
-def test_bad_data_never_reaches_the_scaler(settings, tools):  # nan.md F48
+def test_bad_data_never_reaches_the_scaler(settings, tools):
     trainer = tools.build(settings, mixedprec="true", amp_dtype="float16", nan_patience=1000)
     batches = tools.batches(trainer)
     trainer.train_step(batches[:1])
@@ -117,7 +117,7 @@ def test_scaler_grows_has_bounds_and_refuses_zero():
         scaler.load_state_dict({"scale": 0.0, "_growth_tracker": 0})
 
 
-def test_clipping_bounds_the_gradient_and_0_is_off(settings, tools):  # bug 26
+def test_clipping_bounds_the_gradient_and_0_is_off(settings, tools):
     norms = {}
     for clip in (0.01, 0):
         trainer = tools.build(settings, grad_clip=clip, optimizer="sgd", momentum=0)
@@ -134,7 +134,7 @@ def test_clipping_bounds_the_gradient_and_0_is_off(settings, tools):  # bug 26
     assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-5)
 
 
-def test_accumulation_is_the_mean_of_its_batches_and_steps_the_tail(settings, tools):  # bug 25
+def test_accumulation_is_the_mean_of_its_batches_and_steps_the_tail(settings, tools):
     trainer = tools.build(settings, gradient_accumulation_steps=3, nDataLoaderThread=0)
     batches = tools.batches(trainer)
     parts = []
@@ -151,7 +151,7 @@ def test_accumulation_is_the_mean_of_its_batches_and_steps_the_tail(settings, to
     assert trainer.step == -(-count // 3)
 
 
-def test_an_epoch_without_a_finite_step_is_no_division_by_zero(settings, tools):  # bug 23
+def test_an_epoch_without_a_finite_step_is_no_division_by_zero(settings, tools):
     trainer = tools.build(settings)
     trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
     trainer.train_epoch()
@@ -193,14 +193,14 @@ def test_bad_weights_are_never_written_over_good_ones(settings, tools, capsys):
     assert "last.model is not written: 1 tensors are not finite, the first __S__.linear.bias" in capsys.readouterr().out
 
 
-def test_batches_of_one_row_are_refused_before_batch_norm_does(settings, tools):  # nan.md F26
+def test_batches_of_one_row_are_refused_before_batch_norm_does(settings, tools):
     from speaker_lists import UsageError
 
     with pytest.raises(UsageError, match="batch_size: 1 leaves a process batches of one row"):
         tools.build(settings, batch_size=1)
 
 
-def test_profiling_writes_a_trace(settings, tools):  # bug 36
+def test_profiling_writes_a_trace(settings, tools):
     trainer = tools.build(
         settings, enable_profiling=True, max_seg_per_spk=500, batch_size=2, max_epoch=1, test_interval=1
     )
