@@ -216,7 +216,7 @@ class ModelTrainer(GuardedStep):
         drifted = self.ranks.reconcile([*self.parameters, *self.average.tensors.values()], self.optimizer)
         if drifted:
             self.say(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
-        rates = {group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+        rates = progress.learning_rates(self.optimizer)
         if self.scheduler_unit == "epoch":
             self.scheduler.step()
         progress.report_epoch(self, rates)

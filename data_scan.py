@@ -187,7 +187,7 @@ def measure(source: Source) -> Measure:
             m.peak = max(m.peak, float(magnitude.max()))
             m.power += float(np.square(block, dtype=np.float64).sum())
             sums = sums + block.sum(axis=0, dtype=np.float64)
-            flat += flat_tops(block) if m.peak >= FULL_SCALE else 0
+            flat += flat_tops(block, magnitude) if m.peak >= FULL_SCALE else 0
             m.samples += len(block)
         if "rir" in source.roles and not m.bad:
             read_rir(source.path)  # as the loader does: first channel, unit energy

@@ -216,8 +216,7 @@ class Evaluator:
         made = self.calibration(weights, result)
         self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
         if self.config.score_mode != "cosine":
-            by = f"by the cosine, not by score_mode {self.config.score_mode}"
-            self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py, which compares {by}"
+            self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py: {other_scores(self.config)}"
         for path in self.draw(files.result, result, files.writes):
             if path.suffix == ".png":
                 files.picture(path, result["epoch"])
@@ -256,6 +255,11 @@ class Evaluator:
         return plots.draw_all(folder, scores, labels, result, None, costs, write, formats)
 
 
+def other_scores(config) -> str:
+    """Why a calibration of scores other than the cosine is of no use to verify.py."""
+    return f"it compares by the cosine, not by score_mode {config.score_mode}"
+
+
 def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
     """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
 
@@ -263,7 +267,7 @@ def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
     """
     config = evaluator.config
     if config.score_mode != "cosine":
-        return [f"no calibration for verify.py: it compares by the cosine, not by score_mode {config.score_mode}"]
+        return [f"no calibration for verify.py: {other_scores(config)}"]
     path = Path(config.initial_model).with_suffix(".calibration")
     made = evaluator.calibration(network.state_dict(), result)
     command = f"to compare recordings: python verify.py A.wav B.wav --initial_model {config.initial_model}"

@@ -15,9 +15,8 @@ import checkpoint
 import plugins
 import precision
 from command_line import picture
-from corpus.quality import oddity
 from postmortem.dump import SCALAR, DumpWriter, tensor_stats
-from postmortem.statistics import SETTINGS, number
+from postmortem.statistics import SETTINGS, number, odd_rows
 from run_files import versions
 from speaker_lists import UsageError
 from utils import plain_names
@@ -395,7 +394,7 @@ def gradient_lines(stats: dict) -> list[str]:
 def row_lines(dump: dict, fault: Fault) -> list[str]:
     """The rows at fault, or those that look odd, with their files; some files of the batch if no row stands out."""
     flat = dump["data"].flatten(0, 1)
-    odd = {} if fault.rows else {row: text for row, x in enumerate(flat.float().numpy()) if (text := oddity(x))}
+    odd = {} if fault.rows else odd_rows(flat)
     rows, lines = fault.rows or list(odd) or range(len(dump["files"])), []
     if not fault.rows:
         lines.append("Rows that stand out:" if odd else "No row stands out before the model; the batch:")

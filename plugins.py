@@ -93,17 +93,15 @@ def build(folder: str, name: str, values: dict, *leading):
     """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
     plugin = f"{folder}/{name}.py"
     with explained(plugin), torchaudio_explained(plugin):
-        try:
-            return call(load(folder, name), values, *leading)
-        except ValueError as error:  # the plug-in, or what it is made of, refuses a value: its words are the message
-            raise UsageError(f"{plugin}: {error} ({place(error) or plugin}; --traceback shows all of it)") from error
+        return call(load(folder, name), values, *leading)
 
 
 @contextlib.contextmanager
 def explained(plugin: str = ""):
     """Turn an exception that came through a plug-in file into a UsageError of one line with the place in that file.
 
-    Others pass, or are laid to ``plugin`` if that is given.
+    Others pass, or are laid to ``plugin`` if that is given: it is being made, and a ValueError, of its own or of what
+    it is made of, refuses a value in its own words.
     """
     try:
         yield
@@ -112,6 +110,8 @@ def explained(plugin: str = ""):
     except Exception as error:  # a plug-in may raise anything
         if not (place(error) or plugin):
             raise
+        if plugin and isinstance(error, ValueError):
+            raise UsageError(f"{plugin}: {error} ({place(error) or plugin}; --traceback shows all of it)") from error
         raise UsageError(f"{in_one_line(error, plugin)}; --traceback shows all of it") from error
 
 

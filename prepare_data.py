@@ -16,6 +16,7 @@ from command_line import Parser, run
 from corpus.folders import find_recordings
 from plugins import ROOT
 from speaker_lists import LIST_TEXT, UsageError, separator_for
+from storage.files import write_atomically
 
 FEWEST_PEOPLE = 4  # two to train on, two for the trials
 MOST_TARGETS = 100  # trials of one person
@@ -81,7 +82,7 @@ def write_rows(path: Path, rows):
     """Write a list, with tabs between the columns if a name holds spaces."""
     between = separator_for([str(cell) for row in rows for cell in row])
     text = "".join(f"{between.join(map(str, row))}\n" for row in rows)
-    path.write_text(text, encoding="utf-8", errors=LIST_TEXT["errors"])
+    write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
 
 
 def write_config(path: Path, base: Path, keys: dict[str, str]):
@@ -92,7 +93,7 @@ def write_config(path: Path, base: Path, keys: dict[str, str]):
     for key, value in keys.items():
         line = yaml.safe_dump({key: value}, allow_unicode=True, width=1 << 20).strip()
         text = re.sub(rf"^{key}: .*$", lambda found, line=line: line, text, count=1, flags=re.M)
-    path.write_text(text, encoding="utf-8", errors=LIST_TEXT["errors"])
+    write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
 
 
 def main(argv) -> int:
@@ -116,15 +117,15 @@ def main(argv) -> int:
     trials = trials_of({name: people[name] for name in tested}, rng)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [out / name for name in ("train_list.txt", "trials.txt", "config.yaml", "bad_files.txt")]
-        write_rows(files[0], train)
-        write_rows(files[1], trials)
-        lists = {"train_list": str(files[0]), "test_list": str(files[1])}
-        lists |= {"train_path": str(folder), "test_path": str(folder), "save_path": f"exps/{out.resolve().name}"}
-        write_config(files[2], ROOT / "configs" / "small_speech.yaml", lists)
-        write_rows(files[3], unfit)
     except OSError as error:
-        raise UsageError(f"--out: cannot write '{error.filename}': {error.strerror}") from error
+        raise UsageError(f"--out: cannot make '{error.filename}': {error.strerror}") from error
+    files = [out / name for name in ("train_list.txt", "trials.txt", "config.yaml", "bad_files.txt")]
+    write_rows(files[0], train)
+    write_rows(files[1], trials)
+    lists = {"train_list": str(files[0]), "test_list": str(files[1])}
+    lists |= {"train_path": str(folder), "test_path": str(folder), "save_path": f"exps/{out.resolve().name}"}
+    write_config(files[2], ROOT / "configs" / "small_speech.yaml", lists)
+    write_rows(files[3], unfit)
     tell(files, people, tested, train, trials, unfit, lists["save_path"])
     return 0
 

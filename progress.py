@@ -124,10 +124,10 @@ def write_point(trainer):
     if not interval or not history or trainer.step == trainer.last_point or trainer.step % interval:
         return
     trainer.last_point = trainer.step
-    newest, (_, _, speed, wait) = history[-1], trainer.means()
-    values = {"loss": newest["loss"], "accuracy": newest["accuracy"], "grad_norm": newest["grad_norm"]}
-    values |= {"utt_per_s": speed, "data_wait_pct": wait, "scale": newest["scale"]}
-    values |= {f"lr{name}": rate for name, rate in learning_rates(trainer.optimizer).items()}
+    _, _, speed, wait = trainer.means()
+    values = {key: history[-1][key] for key in ("loss", "accuracy", "grad_norm", "scale")}
+    rates = learning_rates(trainer.optimizer)
+    values |= {"utt_per_s": speed, "data_wait_pct": wait, **(by_group(rates) or {"lr": next(iter(rates.values()))})}
     if trainer.device.type == "cuda":
         values["memory_gb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e9
     for name, value in values.items():
@@ -136,11 +136,13 @@ def write_point(trainer):
 
 
 def learning_rates(optimizer) -> dict[str, float]:
-    """The rate of each parameter group: {'': rate} of a single one, else by name or number, as {'_head': rate}."""
-    groups = optimizer.param_groups
-    if len(groups) == 1:
-        return {"": groups[0]["lr"]}
-    return {f"_{group.get('name', number)}": group["lr"] for number, group in enumerate(groups)}
+    """The rate of each parameter group, by its name or else its number."""
+    return {group.get("name", str(number)): group["lr"] for number, group in enumerate(optimizer.param_groups)}
+
+
+def by_group(rates: dict[str, float]) -> dict[str, float]:
+    """Rates as metrics.jsonl and TensorBoard name them, 'lr_head'; none for those of a single group."""
+    return {f"lr_{name}": rate for name, rate in rates.items() if len(rates) > 1}
 
 
 def report_epoch(trainer, rates: dict[str, float]):
@@ -151,7 +153,7 @@ def report_epoch(trainer, rates: dict[str, float]):
     files, skipped = trainer.files, trainer.totals["skipped"]
     loss, accuracy, speed, wait = trainer.means()
     lr = next(iter(rates.values()))
-    named = {f"lr_{name}": rate for name, rate in rates.items() if len(rates) > 1}
+    named = by_group(rates)
     said = f"  lr {lr:.3g}" if not named else "".join(f"  {name} {rate:.3g}" for name, rate in named.items())
     trainer.say(
         f"Epoch {trainer.epoch}/{trainer.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{said}"

@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import embed  # noqa: E402 (the folder above must be on the path first)
 import make_demo_data  # noqa: E402
 import verify  # noqa: E402
+from command_line import run  # noqa: E402
 from corpus.audio import AudioError, read_crop  # noqa: E402
 from corpus.containers import UNCHECKED  # noqa: E402
 from corpus.decode import Recording  # noqa: E402
@@ -225,16 +225,10 @@ def resample_to(x, rate: int):
 
 
 def called(main, *words) -> tuple[int, str, str]:
-    """Call the main function of a command -> (status, stdout, stderr)."""
+    """Run a command in this process -> (status, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(word) for word in words])
-        except Exception as error:  # what its command line would make of it
-            if not hasattr(error, "status"):
-                raise
-            status = error.status
-            print(error, file=sys.stderr)
+        status = run(main, [str(word) for word in words])
     return status, out.getvalue(), err.getvalue()
 
 
@@ -344,7 +338,7 @@ def misread(path: Path, speech) -> str:
     return "" if alike > 0.95 else f"the loudness over time is another (correlation {alike:.2f})"
 
 
-def outcome(name: str, case: str, path: Path, refused: dict, said: dict, speech) -> tuple[str, str]:
+def outcome(case: str, path: Path, refused: dict, said: dict, speech) -> tuple[str, str]:
     """(what happened to a file, what is wrong with that): a word of ``MEANING``, and a fault or nothing."""
     readers = ("scan", "train", "eval")
     if path in refused["scan"]:
@@ -372,12 +366,10 @@ def outcome(name: str, case: str, path: Path, refused: dict, said: dict, speech)
 
 def notes_of(path: Path) -> list:
     """What the reader says of a file."""
-    notes = []
     with Recording(path) as recording:
         for _ in recording.blocks():
             pass
-        notes += recording.notes
-    return notes
+        return recording.notes
 
 
 def loud_or_long(path: Path, case: str) -> bool:
@@ -417,11 +409,10 @@ def main() -> int:
     files = make_files(out / "files", speech)
     names = len({name for name, _ in files})
     print(f"{len(files)} files of {names} encodings, soundfile {soundfile.__version__}", flush=True)
-    os.environ.pop("OMP_NUM_THREADS", None)
     refused, said, faults = refusals(out, files, voices)
     results = {}
     for (name, case), path in files.items():
-        results[name, case], fault = outcome(name, case, path, refused, said, speech)
+        results[name, case], fault = outcome(case, path, refused, said, speech)
         if fault:
             faults.append(f"{name}, {case} ({path}): {fault}")
     print("\n".join(faults or ["no traceback, and nothing read in silence that is not what was written"]))

@@ -88,6 +88,7 @@ def _by_pyav(path, container: str):
     try:
         file = av.open(os.fspath(path), format=container)
         if not file.streams.audio:
+            file.close()
             raise AudioError("no sound in it")
         stream = file.streams.audio[0]
         rate, channels = stream.rate, stream.channels
@@ -110,7 +111,7 @@ def _by_ffmpeg(program: str, path, container: str):
     """(rate, channels, generator of blocks, what ends it) of the first audio stream, by a process behind a pipe."""
     words = [program, "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file,pipe"]
     words += ["-f", container, "-i", f"file:{os.fspath(path)}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
-    messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the generator)
+    messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by ``end``)
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
     timer = threading.Timer(TIMEOUT, process.kill)
     timer.daemon = True

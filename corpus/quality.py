@@ -8,16 +8,17 @@ HUGE, LOUD = 1e6, 10.0  # largest |sample|: no audio, and audio scaled as intege
 FULL_SCALE, CLIPPED_SHARE = 0.999, 1e-3  # neighbours that are equal at full scale, of all samples
 
 
-def flat_tops(x: np.ndarray) -> int:
-    """How many samples (samples, ...) are equal to the one before at full scale."""
-    return int(((np.abs(x[1:]) >= FULL_SCALE) & (x[1:] == x[:-1])).sum())
+def flat_tops(x: np.ndarray, magnitude: np.ndarray) -> int:
+    """How many samples of x (samples, ...), whose ``magnitude`` is |x|, are equal to the one before at full scale."""
+    return int(((magnitude[1:] >= FULL_SCALE) & (x[1:] == x[:-1])).sum())
 
 
 def oddity(x: np.ndarray) -> str:
     """What stands out in a waveform (samples,) of finite numbers, in a few words; '' if nothing does."""
     if not x.size:
         return ""
-    peak = float(np.abs(x).max())
+    magnitude = np.abs(x)
+    peak = float(magnitude.max())
     if peak == 0:
         return "all zero"
     if np.ptp(x) == 0:
@@ -27,5 +28,5 @@ def oddity(x: np.ndarray) -> str:
     level = decibels(x)
     if level < SILENT_DB:
         return f"silent: {level:.0f} dBFS"
-    share = flat_tops(x) / len(x)
+    share = flat_tops(x, magnitude) / len(x)
     return f"clipped: {100 * share:.2g} % of the samples" if share > CLIPPED_SHARE else ""

@@ -149,14 +149,18 @@ def chart(values: list[float]) -> str:
     return "".join(BLOCKS[int((h - low) / span * (len(BLOCKS) - 1))] if math.isfinite(h) else "!" for h in height)
 
 
-def odd_rows(rows: torch.Tensor, waveforms: bool) -> list[str]:
-    """A line on the rows (rows, values) that stand out although all is finite; of ``waveforms`` more can be told."""
+def odd_rows(rows: torch.Tensor) -> dict[int, str]:
+    """What stands out in those of the waveforms (rows, samples) that are finite."""
+    finite = rows.isfinite().all(dim=1).nonzero().flatten().tolist()
+    return {row: text for row in finite if (text := oddity(rows[row].float().numpy()))}
+
+
+def row_issues(rows: torch.Tensor, waveforms: bool) -> list[str]:
+    """A line on the rows (rows, values) that stand out; of ``waveforms`` more can be told."""
     if not waveforms:
         silent = (rows.abs().amax(dim=1) == 0).nonzero().flatten().tolist()
         return [f"Silent rows: {silent[:10]}"] if silent else []
-    finite = rows.isfinite().all(dim=1)
-    odd = [(row, oddity(rows[row].float().numpy())) for row in finite.nonzero().flatten().tolist()]
-    odd = [f"{row} ({text})" for row, text in odd if text]
+    odd = [f"{row} ({text})" for row, text in odd_rows(rows).items()]
     return [f"Rows that stand out: {', '.join(odd[:10])}{', ...' if len(odd) > 10 else ''}"] if odd else []
 
 
@@ -172,7 +176,7 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
         if peak > 100:
             found.append(f"Very large values detected (max: {peak:.2e})")
         if data.ndim > 1:
-            found += odd_rows(rows_of(data), waveforms=bool(dump.get("format_version")))
+            found += row_issues(rows_of(data), waveforms=bool(dump.get("format_version")))
     wrong = wrong_labels(dump["label"].flatten(), classes)
     if wrong:
         worst = dump["label"].flatten()[wrong]
