@@ -122,24 +122,30 @@ def main(a) -> int:
     if a.out:
         folder = Path(a.out)
         files = {name: {"path": path, "sha256": list_hash(path)} for name, path in zip(NAMES, a.compare)}
-        paths = plots.draw_comparison(folder, systems(labels, first, second, scores, result, a.draws), a.pictures)
+        drawn = systems(a.compare, labels, first, second, scores, result, a.draws)
+        paths = plots.draw_comparison(folder, drawn, a.pictures)
         write_atomically(folder / "result.json", (json.dumps({**result, "files": files}, indent=1) + "\n").encode())
         print("pictures: " + ", ".join(map(str, paths)))
     return 0
 
 
-def systems(labels, first, second, scores, result, draws: int) -> list[tuple]:
+def _ending(path, most: int = 44) -> str:
+    """The path, or its last letters if it is longer than a legend is wide."""
+    return path if len(path) <= most else "..." + path[3 - most :]
+
+
+def systems(paths, labels, first, second, scores, result, draws: int) -> list[tuple]:
     """(label, ErrorRates, function of false-accept rates (G,) to the interval of the misses (2, G)) of each system."""
     good = np.isfinite(scores).all(axis=0)
     labels, index = np.asarray(labels)[good], np.flatnonzero(good)
     speakers = enough_speakers(trial_speakers(labels, *([side[i] for i in index] for side in (first, second)))[0])
     share, drawn = 50 * (1 - LEVEL), []
-    for name, values in zip(NAMES, scores[:, good]):
+    for name, path, values in zip(NAMES, paths, scores[:, good]):
 
         def band(alarms, values=values):
             misses = draw_misses(values, labels, speakers, alarms, draws)
             return np.nanpercentile(misses, (share, 100 - share), axis=0)
 
         eer = result[name]["eer"]
-        drawn.append((f"{name}: EER {_cell(eer, 2)} %", ErrorRates.of(values, labels), band))
+        drawn.append((f"{name}: EER {_cell(eer, 2)} %, {_ending(path)}", ErrorRates.of(values, labels), band))
     return drawn

@@ -136,7 +136,8 @@ def test_two_systems_are_compared_in_plain_words_and_one_picture(tmp_path, capsy
     sides = [[side[i] for i in order] for side in (first, second)]
     write_scores(tmp_path / "b.txt", scores[1][order], labels[order], *sides, "kaldi")
     out = tmp_path / "out"
-    words = ("--compare", tmp_path / "a.txt", tmp_path / "b.txt", "--draws", 100, "--out", out, "--pictures", "pdf")
+    words = ("--compare", tmp_path / "a.txt", tmp_path / "b.txt", "--draws", 100)
+    words += ("--out", out, "--pictures", "pdf", "svg")
     status, text, _ = said(score.main, capsys, *words)
     assert status == 0 and "EER: B is better, and that is unlikely to be chance (p" in text
     assert "95 % intervals over speakers, the same for both" in text
@@ -144,6 +145,8 @@ def test_two_systems_are_compared_in_plain_words_and_one_picture(tmp_path, capsy
     assert result["difference"]["eer"]["high"] < 0 and set(result["A"]) == {"eer", "min_dcf_0.01", "min_dcf_0.05"}
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "compare.pdf").read_bytes().startswith(b"%PDF")
+    legend = (out / "compare.svg").read_text()
+    assert all(str(tmp_path / name)[-20:] in legend for name in ("a.txt", "b.txt"))  # which is which
     noise = np.random.default_rng(1).normal(0, 0.5, len(scores[0]))
     write_scores(tmp_path / "b.txt", scores[0] + noise, labels, first, second)
     assert "EER: the difference may be chance" in said(score.main, capsys, *words[:5])[1]
