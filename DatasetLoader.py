@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from augmentation import AugmentWAV
 from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_crop, samples_of, wrap_pad
-from speaker_lists import UsageError, read_train_list
+from corpus.augmentation import AugmentWAV
+from corpus.lists import read_train_list
+from errors import UsageError
 
 SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 REPLACEMENT_TRIES = 20  # other utterances tried in place of one that cannot be used

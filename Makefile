@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 
 docs: $(VENV)/.installed
-	$(BIN)/python config_keys.py > docs/configuration.md
+	$(BIN)/python -m settings.reference > docs/configuration.md
 
 $(VENV)/.installed: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,7 +50,7 @@ lock:
 
 # ------------------------------------------------------------------------- the ends of the range, each in its own folder
 # The newest of everything that requirements*.txt allows and this Python can have, and the oldest, for which Python 3.10
-# to 3.12 is needed. TESTS="tests/test_a.py tests/test_b.py" runs a part.
+# to 3.12 is needed. TESTS="tests/scoring tests/test_export.py" runs a part.
 OLDEST_PYTHON ?= python3.10
 
 test-newest: .venv-newest/.installed

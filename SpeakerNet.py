@@ -14,24 +14,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import checkpoint
-import finetuning
-import plugins
-import precision
-import progress
-import training_state
-from averaging import MovingAverage
 from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
-from evaluation import describe, write_evaluation
-from incidents import Incidents
-from speaker_lists import Finished, UsageError
+from errors import Finished, UsageError
+from settings import plugins
+from storage import checkpoint
+from training import finetuning, precision, progress
+from training.averaging import MovingAverage
 from training.endings import no_batches, no_step_in_epoch
+from training.evaluation import describe, write_evaluation
 from training.file_events import FileEvents
+from training.incidents import Incidents
 from training.position import Window, plan_of
 from training.protocol import new_best, protocol_of
 from training.saving import Saver
 from training.signals import catch_signals
+from training.state import capture
 from training.step import GuardedStep
 from training.update import UpdateGuard
 
@@ -98,8 +96,7 @@ class ModelTrainer(GuardedStep):
         self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
         self.last_fault = None
         self.last_line, self.last_point = time.monotonic(), 0
-        capture = functools.partial(training_state.capture, self)
-        self.saver = Saver(config, ranks, files, capture, self.buffers.masks, self.say)
+        self.saver = Saver(config, ranks, files, functools.partial(capture, self), self.buffers.masks, self.say)
 
     def build_optimizer(self):
         """Optimizer and schedule from their plug-ins."""

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from command_line import Parser, complain, need, write_any_text
-from speaker_lists import UsageError
+from errors import UsageError
+from settings.command_line import Parser, complain, need, write_any_text
 from storage.files import write_atomically
 
 

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Parser, existing_file, run
-from speaker_lists import UsageError
+from errors import UsageError
+from settings.command_line import Parser, existing_file, run
 
 
 def main(argv) -> int:
@@ -30,8 +30,8 @@ def main(argv) -> int:
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.out).is_dir():
         raise UsageError(f"--out: cannot write '{args.out}'")
 
-    from averaging import mean_of_checkpoints
     from storage.files import save_atomically
+    from training.averaging import mean_of_checkpoints
 
     state = mean_of_checkpoints(paths)
     save_atomically(state, args.out)

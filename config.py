@@ -1,435 +1,299 @@
-"""The one table of configuration keys, and the reader that turns YAML and the command line into a checked Config.
+"""KEYS: name, type, default, unit, range and meaning of every configuration key."""
 
-Precedence: command line > YAML > default. The parser, the validation, --help, --print_config and
-docs/configuration.md are all made from KEYS.
-"""
-
-import argparse
-import difflib
-import math
 from dataclasses import dataclass
-from types import SimpleNamespace
-
-import yaml
-
-import plugins
-from command_line import TRACEBACK
-from config_keys import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
-from speaker_lists import Mistakes, UsageError
-from storage import plain_yaml
-from storage.plain_yaml import MOST_CHARACTERS, PlainLoader
-
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A value as somebody wrote it, and where."""
-
-    value: object
-    where: str  # "configs/x.yaml:14" or "command line"
-
-    @property
-    def from_command_line(self):
-        return self.where == "command line"
-
-
-class Config(SimpleNamespace):
-    """Resolved configuration: one attribute for each key, plug-in keys included."""
-
-    def values(self) -> dict:
-        """All keys and values as a plain dict, in table order, plug-in keys last."""
-        return dict(vars(self))
-
-
-def key_text(setting: Setting, name: str) -> str:
-    """Name a key the way the user wrote it, with its place."""
-    return f"command line: --{name}" if setting.from_command_line else f"{setting.where}: {name}"
-
-
-def coerce(key: Key, setting: Setting):
-    """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
-    place = key_text(setting, key.name)
-    value = to_type(key.type, setting.value, place)
-    if key.choices and value not in key.choices:
-        raise UsageError(f"{place}: must be one of {', '.join(map(str, key.choices))}; got '{value}'")
-    if key.low is not None and value < key.low:
-        raise UsageError(f"{place}: must be at least {key.low}, got {value}")
-    if key.above is not None and value <= key.above:
-        raise UsageError(f"{place}: must be above {key.above}, got {value}")
-    if key.high is not None and value > key.high:
-        raise UsageError(f"{place}: must be at most {key.high}, got {value}")
-    return value
-
-
-def to_type(kind, value, place: str):
-    """Convert to ``kind``; YAML's '5e-5', '\"8888\"' and an empty text value are understood."""
-    wrong = UsageError(f"{place}: expected {TYPE_NAMES.get(kind, kind)}, got '{value}'")
-    if kind is str:
-        if value is None:
-            return ""
-        if isinstance(value, (list, dict)):
-            raise wrong
-        return str(value)
-    if value is None or value == "":
-        raise UsageError(f"{place}: has no value; expected {TYPE_NAMES[kind]}")
-    if kind is bool:
-        text = str(value).strip().lower()
-        if isinstance(value, (list, dict, float)) or text not in TRUE + FALSE:
-            raise wrong
-        return text in TRUE
-    if isinstance(value, (bool, list, dict)):
-        raise wrong
-    try:
-        number = float(value)
-        if kind is int:
-            whole = int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
-            if whole != number and not isinstance(value, int):
-                raise wrong
-            return whole
-    except (ValueError, OverflowError, TypeError):
-        raise wrong from None
-    if not math.isfinite(number):
-        raise UsageError(f"{place}: must be a finite number, got {value}")
-    return number
-
-
-# ---------------------------------------------------------------------------------------------------------- YAML
-
-
-def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]:
-    """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key.
-
-    With ``mistakes`` duplicate keys are added to them, and the first of each is kept.
-    """
-    found = mistakes or Mistakes()
-    try:
-        with open(path, encoding="utf-8-sig") as f:
-            loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UsageError(f"{path}: not a UTF-8 text file") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: {error}") from error
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return {}
-        if not isinstance(root, yaml.MappingNode):
-            raise UsageError(f"{path}:{root.start_mark.line + 1}: expected 'key: value' lines")
-        settings = {}
-        for key_node, value_node in root.value:
-            place = f"{path}:{key_node.start_mark.line + 1}"
-            name = str(loader.construct_object(key_node, deep=True))
-            if name in settings:
-                found.add(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
-            else:
-                settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar that looks like a date and is none
-        mark = getattr(error, "problem_mark", None) or loader.get_mark()
-        line = f":{mark.line + 1}" if isinstance(error, yaml.YAMLError) else ""
-        raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if mistakes is None:
-        found.refuse()
-    return settings
-
-
-# -------------------------------------------------------------------------------------------------- command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(f"command line: {message}")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser from KEYS; values stay text here and are checked by ``coerce``."""
-    parser = _Parser(
-        prog="trainSpeakerNet.py",
-        description="Train and evaluate a speaker-verification model.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        epilog="Keys of single plug-ins (models, losses, optimizers, schedules) are listed in docs/configuration.md.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
-    )
-    groups = {}
-    for key in KEYS.values():
-        group = groups.setdefault(key.group, parser.add_argument_group(key.group))
-        text = key.describe().replace("%", "%%")
-        if key.type is bool:
-            group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=text)
-            group.add_argument(
-                f"--no-{key.name}", dest=key.name, action="store_const", const="false", help=argparse.SUPPRESS
-            )
-        else:
-            group.add_argument(f"--{key.name}", metavar=key.type.__name__.upper(), help=text)
-    parser.add_argument("--print_config", action="store_true", help="check everything, print the configuration, stop")
-    parser.add_argument("--traceback", action="store_true", help=TRACEBACK)
-    return parser
-
-
-def read_command_line(argv, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
-    """Read the command line to ({key: Setting}, print_config); keys the table lacks are kept for the plug-ins."""
-    known, rest = build_parser().parse_known_args(argv)
-    values = vars(known)
-    print_config = values.pop("print_config", False)
-    values.pop("traceback", None)  # read by command_line.complain
-    settings = {name: Setting(value, "command line") for name, value in values.items()}
-    position = 0
-    while position < len(rest):
-        word, position = rest[position], position + 1
-        if not word.startswith("--"):
-            mistakes.add(f"command line: unexpected argument '{word}'")
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if position < len(rest) and not rest[position].startswith("--"):
-                value, position = rest[position], position + 1
-            else:
-                name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
-        settings[name] = Setting(_yaml_scalar(value), "command line")
-    return settings, print_config
-
-
-def _yaml_scalar(text: str):
-    """Read a plug-in's value as YAML would, so that the command line and the file mean the same."""
-    try:
-        return plain_yaml.load(text)
-    except (yaml.YAMLError, ValueError):
-        return text
-
-
-# ---------------------------------------------------------------------------------------------------- resolution
-
-
-def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
-    """Read, merge and check the configuration.
-
-    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config); UsageError with all
-    mistakes. Checks that need the lists or the audio files are ``preflight.check_paths``'s.
-    """
-    mistakes, notes = Mistakes(), []
-    written, print_config = read_settings(argv, notes, mistakes)
-    config = resolve(written, notes, mistakes)
-    mistakes.refuse()
-    return config, written, notes, print_config
-
-
-def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
-    """Read the command line and the YAML file that it names: ({key: Setting}, print_config).
-
-    Old names are replaced. What can be read in spite of a mistake is read.
-    """
-    command_line, print_config = read_command_line(argv, mistakes)
-    written = {}
-    if "config" in command_line:
-        settings = read_yaml(to_type(str, command_line["config"].value, "command line: --config"), mistakes)
-        settings.pop("run_info", None)  # what a run adds to result/config.yaml, so that the file can be used again
-        written = _rename_aliases(settings, notes, mistakes)
-    for name, setting in _rename_aliases(command_line, notes, mistakes).items():
-        if name in written and name != "config" and str(written[name].value) != str(setting.value):
-            old = written[name]
-            before = "an empty value" if old.value in ("", None) else old.value
-            notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
-        written[name] = setting
-    for name in [name for name in written if name in REFUSED]:
-        mistakes.add(f"{_unknown_place(written.pop(name), name)} is not supported: {REFUSED[name]}")
-    return written, print_config
-
-
-def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None = None) -> Config:
-    """Check what somebody wrote and fill in the defaults of the table and of the chosen plug-ins.
-
-    With ``mistakes`` those that are found are added to them and the keys concerned have their defaults.
-    """
-    found = mistakes or Mistakes()
-    values = {name: key.default for name, key in KEYS.items()}
-    for name, setting in written.items():
-        if name in KEYS:
-            with found.collected():
-                values[name] = coerce(KEYS[name], setting)
-    _resolve_plugin_keys(values, written, notes, found)
-    if mistakes is None:
-        found.refuse()
-    return Config(**values)
-
-
-def _rename_aliases(settings: dict, notes: list, mistakes: Mistakes) -> dict:
-    renamed = {}
-    for name, setting in settings.items():
-        target = ALIASES.get(name, name)
-        if target != name:
-            notes.append(f"{_unknown_place(setting, name)} is an old name, read as '{target}'")
-        if target in renamed or (target != name and target in settings):
-            mistakes.add(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
-            continue
-        renamed[target] = setting
-    return renamed
-
-
-def _unknown_place(setting: Setting, name: str) -> str:
-    return f"command line: '--{name}'" if setting.from_command_line else f"{setting.where}: '{name}'"
-
-
-def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | None:
-    """Find the declaration of the plug-in that a key names, None if none is needed; UsageError if it does not exist."""
-    name = values[key]
-    if not name:
-        if values["eval"] and folder != "models":
-            return None  # evaluation needs the model's weights only
-        raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
-    declared = plugins.declaration(folder, name)
-    if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-        what = f"does not define {plugins.ENTRY[folder]}"
-        if not name.isidentifier():
-            what = "cannot be imported; name it with letters, digits and _"
-        raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
-    if declared is None:
-        raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
-    return declared
-
-
-def _chosen_plugins(values: dict, written: dict) -> tuple[dict[str, plugins.Declaration], list[str]]:
-    """Declarations {folder: ..} of the plug-ins that the configuration names, and a line on each that is not found."""
-    found, missing = {}, []
-    for folder, key in plugins.CHOSEN_BY.items():
-        try:
-            declaration = chosen_plugin(folder, key, values)
-        except UsageError as error:
-            named = key in written and str(error).startswith(f"{key}:")
-            missing.append(f"{written[key].where}: {error}" if named else str(error))
-        else:
-            found |= {} if declaration is None else {folder: declaration}
-    return found, missing
-
-
-def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mistakes):
-    """Give plug-in keys their values; refuse keys that neither the table nor a chosen plug-in knows."""
-    found, missing = _chosen_plugins(values, written)
-    declared = {}
-    for declaration in found.values():
-        for name, default in declaration.keys.items():
-            if name not in declared or declared[name] in (None, plugins.UNKNOWN):
-                declared[name] = default
-    unknown = _take_foreign_keys(values, written, declared, bool(missing), notes, mistakes)
-    for line in missing:
-        if not (unknown and "is not set" in line):  # a misspelt key may be why
-            mistakes.add(line)
-    for declaration in found.values():
-        for name, default in declaration.own.items():  # what the run will use belongs into the resolved configuration
-            if name not in KEYS and default is not None and default is not plugins.UNKNOWN:
-                values.setdefault(name, list(default) if isinstance(default, tuple) else default)
-        for name in declaration.required:
-            if name not in {**values, **written} and name not in RUNTIME_KEYS:
-                mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
-    for name in sorted(MODEL_KEYS & set(written)):
-        if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
-            notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
-
-
-def _take_foreign_keys(values, written, declared: dict, any_missing: bool, notes: list, mistakes: Mistakes) -> bool:
-    """Take the keys that the table lacks into ``values``; returns whether one is of no plug-in at all."""
-    known = plugins.all_keys() if any_missing else declared
-    replaced, unknown = _keys_of_replaced(values, written), False
-    for name in [name for name in written if name not in KEYS]:
-        setting = written[name]
-        if name in declared:
-            with mistakes.collected():
-                values[name] = _plugin_value(name, setting, declared[name])
-        elif any_missing and name in known:
-            continue  # perhaps of the plug-in that is not found
-        elif name in replaced and not setting.from_command_line:
-            notes.append(
-                f"{_unknown_place(setting, name)} is not used: --{replaced[name]} puts another in place of its owner"
-            )
-        elif values["allow_unknown"]:
-            notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
-        else:
-            mistakes.add(_unknown_message(name, setting, known))
-            unknown = True
-    return unknown
-
-
-def _keys_of_replaced(values: dict, written: dict) -> dict[str, str]:
-    """Keys {name: model, trainfunc, ..} that a YAML file may hold for a plug-in that the command line replaces."""
-    found = {}
-    for folder, key in plugins.CHOSEN_BY.items():
-        if key in written and written[key].from_command_line:
-            for other in plugins.available(folder):
-                found |= dict.fromkeys(plugins.declaration(folder, other).own, key)
-    return found
-
-
-# Keys that the trainer works out and hands to plug-ins beside the configuration.
-RUNTIME_KEYS = ("steps_per_epoch",)
-
-
-def _plugin_value(name: str, setting: Setting, default):
-    kind = type(default)
-    if kind in (bool, int, float, str):
-        return to_type(kind, setting.value, key_text(setting, name))
-    if kind in (tuple, list):
-        if not isinstance(setting.value, (list, tuple)) or len(setting.value) != len(default):
-            place = key_text(setting, name)
-            raise UsageError(f"{place}: expected a list of {len(default)}, as {list(default)}; got '{setting.value}'")
-        return list(setting.value)
-    if default is None and isinstance(setting.value, str):
-        try:
-            return float(setting.value)  # '5e-5', which YAML reads as text
-        except ValueError:
-            return setting.value
-    return setting.value
-
-
-def table_defaults(config: Config, written: dict) -> list[str]:
-    """Lines on the keys nobody wrote whose default in the table is not that of the chosen model or loss."""
-    lines = []
-    for folder in ("models", "loss"):
-        name = getattr(config, plugins.CHOSEN_BY[folder])
-        own = plugins.declaration(folder, name).keys if name else {}
-        differing = [
-            f"{key}: {_shown(KEYS[key].default)} (its own is {_shown(default)})"
-            for key, default in own.items()
-            if key in KEYS and key not in written and default not in (KEYS[key].default, None, plugins.UNKNOWN)
-        ]
-        if differing:
-            lines.append(f"{folder}/{name}.py has the table's default for {', '.join(differing)}")
-    return lines
-
-
-def _shown(value):
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def _suggest(name: str, names) -> str:
-    lower = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return f" - did you mean '{lower[close[0]]}'?" if close else ""
-
-
-def _unknown_message(name: str, setting: Setting, declared) -> str:
-    for folder in plugins.ENTRY:
-        for other in plugins.available(folder):
-            if name not in declared and name in plugins.declaration(folder, other).own:
-                place = "command line" if setting.from_command_line else setting.where
-                dashes = "--" if setting.from_command_line else ""
-                return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"
-    suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
-    if setting.from_command_line:
-        suggestion = suggestion.replace("mean '", "mean '--")
-        return f"command line: unknown key '--{name}'{suggestion}"
-    return f"{setting.where}: unknown key '{name}'{suggestion}"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a list that stands there twice out twice: aliases of lists are not read."""
-
-    def ignore_aliases(self, data):
-        return True
-
-
-def to_yaml(values: dict) -> str:
-    """Write a configuration as YAML that ``read_yaml`` reads back to the same values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+class Key:
+    """One configuration key. ``low``/``high`` are inclusive bounds, ``above`` an exclusive one."""
+
+    name: str
+    type: type
+    default: object
+    group: str
+    help: str
+    unit: str = ""
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    choices: tuple = ()
+
+    def describe(self) -> str:
+        """Meaning, choices, unit and default in one line."""
+        text = self.help
+        if self.choices:
+            text += f" [{' | '.join(map(str, self.choices))}]"
+        unit = f" {self.unit}" if self.unit else ""
+        default = str(self.default).lower() if self.type is bool else (self.default if self.default != "" else "empty")
+        return f"{text} (default {default}{unit})"
+
+
+def _table(*rows) -> dict[str, Key]:
+    return {key.name: key for group, keys in rows for key in (Key(k[0], k[1], k[2], group, k[3], **k[4]) for k in keys)}
+
+
+def _k(name, type_, default, text, **more):
+    return name, type_, default, text, more
+
+
+KEYS = _table(
+    (
+        "Run",
+        [
+            _k("config", str, "", "YAML file with any of these keys"),
+            _k("save_path", str, "exps/exp1", "folder of the run: model/, result/, logs/, debug_nan/"),
+            _k("initial_model", str, "", "checkpoint to start from, or to evaluate with --eval"),
+            _k(
+                "allow_partial",
+                bool,
+                False,
+                "start from an initial_model that fits only in part, or whose features are changed on purpose",
+            ),
+            _k("eval", bool, False, "evaluate initial_model on the trials and stop"),
+            _k("preflight", bool, False, "look at the data, the keys, the plug-ins and one step of training, and stop"),
+            _k("seed", int, 10, "seed of every random draw", low=0, high=2**62),
+            _k(
+                "device",
+                str,
+                "auto",
+                "where to compute; auto takes a GPU if there is one",
+                choices=("auto", "cpu", "cuda"),
+            ),
+            _k("gpu_id", int, 0, "index of the GPU for a single process", low=0),
+            _k("distributed", bool, False, "start one process for each GPU of this machine (torchrun does this too)"),
+            _k("port", str, "auto", "port for the processes that `distributed` starts; auto takes a free one"),
+            _k(
+                "process_timeout",
+                float,
+                30.0,
+                "time after which a process that waits for the others gives up",
+                unit="minutes",
+                above=0,
+            ),
+            _k("find_unused_parameters", bool, False, "several processes: let a model leave parameters unused"),
+            _k("threads", int, 0, "CPU threads for the model, 0 leaves it to torch", low=0),
+            _k("allow_unknown", bool, False, "ignore unknown keys of old files instead of refusing them"),
+        ],
+    ),
+    (
+        "Data",
+        [
+            _k("train_list", str, "data/train_list.txt", "train list, lines 'speaker path'"),
+            _k("train_path", str, "data/voxceleb2", "folder that the paths of train_list are relative to"),
+            _k("test_list", str, "data/test_list.txt", "trial list, lines 'label pathA pathB'"),
+            _k("test_path", str, "data/voxceleb1", "folder that the paths of test_list are relative to"),
+            _k("musan_path", str, "", "MUSAN noise files, folders noise/, speech/ and music/ at any depth"),
+            _k("rir_path", str, "", "room impulse responses, wav files at any depth"),
+            _k(
+                "channel",
+                str,
+                "mix",
+                "of recordings with several channels: their mean, a channel, or the one of the most energy",
+                choices=("mix", "1", "2", "loudest"),
+            ),
+            _k("augment", bool, False, "add noise or reverberation to the training crops"),
+            _k(
+                "augment_prob",
+                float,
+                0.8,
+                "share of crops that are augmented, by one of the kinds at hand",
+                low=0,
+                high=1,
+            ),
+            _k("speed_perturb", bool, False, "add 0.9x and 1.1x speed copies of each speaker as new speakers"),
+            _k("max_frames", int, 200, "length of a training crop", unit="frames of 10 ms", low=10),
+            _k("max_seg_per_spk", int, 500, "utterances used of one speaker in an epoch", low=1),
+            _k("batch_size", int, 200, "rows in a batch of one process", low=1),
+            _k("nPerSpeaker", int, 1, "utterances of one speaker in a row, for losses that compare utterances", low=1),
+            _k("nClasses", int, 0, "speakers of the classifier; 0 counts those of train_list", low=0),
+            _k("nDataLoaderThread", int, 5, "processes that load audio; 0 loads in the main process", low=0),
+            _k("prefetch_factor", int, 3, "batches each loader process prepares ahead", low=1),
+            _k(
+                "loader_timeout",
+                float,
+                600.0,
+                "time without a batch after which hanging loader processes are ended and started again, 0 is off",
+                unit="s",
+                low=0,
+            ),
+            _k("persistent_workers", bool, True, "keep the loader processes between epochs"),
+            _k("pin_memory", bool, True, "load batches into page-locked memory where there is a GPU"),
+            _k(
+                "max_bad_files_pct",
+                float,
+                1.0,
+                "bad files, of all processes, before the run ends; 3 files are always allowed, none if this is 0",
+                unit="% of the list",
+                low=0,
+                high=100,
+            ),
+        ],
+    ),
+    (
+        "Model and loss",
+        [
+            _k("model", str, "", "file name in models/"),
+            _k("trainfunc", str, "", "file name in loss/"),
+            _k("nOut", int, 512, "size of the embedding", low=1),
+            _k(
+                "encoder_type",
+                str,
+                "SAP",
+                "temporal pooling of the ResNetSE models, SAP or ASP; of VGGVox TAP or MAX too; of RawNet3 ECA or ASP",
+            ),
+            _k("n_mels", int, 40, "mel filters", low=1),
+            _k("log_input", bool, False, "take the logarithm of the mel spectrogram (ResNetSE models, VGGVox)"),
+            _k("sinc_stride", int, 10, "stride of the filters of raw-waveform models", low=1),
+            _k("margin", float, 0.1, "margin of the loss", unit="(aamsoftmax: rad)"),
+            _k("scale", float, 30.0, "scale of the loss", above=0),
+            _k("hard_prob", float, 0.5, "share of triplets that take a hard negative", low=0, high=1),
+            _k("hard_rank", int, 10, "how many of the hardest negatives a triplet chooses from", low=1),
+        ],
+    ),
+    (
+        "Optimisation",
+        [
+            _k("optimizer", str, "adam", "file name in optimizer/"),
+            _k("scheduler", str, "steplr", "file name in scheduler/"),
+            _k("lr", float, 0.001, "learning rate", above=0),
+            _k(
+                "lr_reference_batch",
+                int,
+                0,
+                "multiply lr and lr_min by (processes x batch_size x gradient_accumulation_steps) / this, 0 is off",
+                low=0,
+            ),
+            _k("backbone_lr_factor", float, 1.0, "factor of the learning rate for the model", above=0),
+            _k("head_lr_factor", float, 1.0, "factor of the learning rate for the loss's weights", above=0),
+            _k("freeze_epochs", int, 0, "first epochs in which only the loss's weights train", low=0),
+            _k(
+                "ema_decay",
+                float,
+                0.0,
+                "evaluate an exponential moving average of the weights with this decay, as 0.999; 0 is off",
+                low=0,
+                high=0.9999999,
+            ),
+            _k("lr_decay", float, 0.95, "factor of the learning rate in a step of steplr", above=0, high=1),
+            _k("weight_decay", float, 0.0, "weight decay", low=0),
+            _k("max_epoch", int, 500, "epochs", low=1),
+            _k("gradient_accumulation_steps", int, 1, "batches summed up before a step", low=1),
+            _k("grad_clip", float, 5.0, "largest gradient norm, 0 is off", low=0),
+            _k("mixedprec", bool, False, "compute in 16 bit where it is safe (autocast)"),
+            _k(
+                "amp_dtype",
+                str,
+                "auto",
+                "type of mixedprec; auto: bfloat16 if the device has instructions for it, else float16 (GPU) or none",
+                choices=("auto", "float16", "bfloat16"),
+            ),
+            _k("compile_model", bool, False, "compile the model with torch.compile"),
+            _k(
+                "log_interval",
+                int,
+                100,
+                "steps between points (loss, gradient norm, rate, speed) in TensorBoard and metrics.jsonl, 0 is none",
+                low=0,
+            ),
+            _k("tracker", str, "", "send points, figures and pictures there too", choices=("", "wandb", "mlflow")),
+            _k("enable_profiling", bool, False, "profile steps 10 to 20 into logs/"),
+            _k("nan_max_dumps", int, 10, "dumps of non-finite steps in a run", low=0),
+            _k("nan_max_gb", float, 1.0, "size of debug_nan/", unit="GB", low=0),
+            _k("nan_dump_audio", bool, True, "keep the waveforms in a dump; voices are biometric data"),
+            _k("nan_inject", str, "", "rehearsal: spoil steps: 1:data,2:loss,3:grad,4:buffer,5:label,6:update"),
+            _k("nan_patience", int, 50, "non-finite steps in a row that end the run (exit status 3)", low=1),
+        ],
+    ),
+    (
+        "Evaluation and saving",
+        [
+            _k("test_interval", int, 10, "epochs between evaluations", low=1),
+            _k("patience", int, 10, "evaluations without a better EER before the run stops, 0 is off", low=0),
+            _k(
+                "eval_frames",
+                int,
+                300,
+                "length of an evaluation crop, 0 takes the whole file",
+                unit="frames of 10 ms",
+                low=0,
+            ),
+            _k("num_eval", int, 10, "crops of a file, evenly spaced, where eval_frames is not 0", low=1),
+            _k(
+                "embed_window_seconds",
+                float,
+                300.0,
+                "a recording longer than this is embedded in overlapping windows of it, whose mean counts; 0 is never",
+                unit="s",
+                low=0,
+            ),
+            _k("eval_batch_size", int, 32, "files in an evaluation batch; cannot change a score", low=1),
+            _k(
+                "max_test_pairs",
+                int,
+                0,
+                "evaluate so many random trials, half targets, of every speaker its share; 0 is all",
+                low=0,
+            ),
+            _k(
+                "score_mode",
+                str,
+                "cosine",
+                "cosine, or minus the mean distance of crops",
+                choices=("cosine", "euclidean"),
+            ),
+            _k(
+                "picture_format",
+                str,
+                "png",
+                "pictures of the evaluation in this form too, beside png",
+                choices=("png", "pdf", "svg"),
+            ),
+            _k("dcf_p_target", float, 0.05, "prior of a target trial in minDCF and actDCF", above=0, high=0.999999),
+            _k("dcf_c_miss", float, 1.0, "cost of a miss", above=0),
+            _k("dcf_c_fa", float, 1.0, "cost of a false alarm", above=0),
+            _k(
+                "max_nan_score_pct",
+                float,
+                5.0,
+                "non-finite scores above which an evaluation fails",
+                unit="%",
+                low=0,
+                high=100,
+            ),
+            _k(
+                "save_interval_steps",
+                int,
+                0,
+                "steps between saves of model/last.model inside an epoch, 0 is off",
+                low=0,
+            ),
+            _k("save_interval_minutes", float, 0.0, "minutes between saves inside an epoch, 0 is off", low=0),
+        ],
+    ),
+)
+
+# Keys that a model or loss may use; setting one that no chosen plug-in takes is worth a note.
+MODEL_KEYS = {
+    *("encoder_type", "n_mels", "log_input", "sinc_stride", "margin", "scale", "hard_prob", "hard_rank", "nOut"),
+    *("lr_decay", "weight_decay"),
+}
+
+ALIASES = {
+    "loss": "trainfunc",
+    "n_cpu": "nDataLoaderThread",
+    "test_step": "test_interval",
+    "nLcasses": "nClasses",
+    "gpu": "gpu_id",
+    "num_workers_persistent": "persistent_workers",
+}
+
+_NO_TEACHER = "training from a teacher model is not part of this trainer; remove the key"
+REFUSED = {
+    **dict.fromkeys(
+        ("teacher_model", "teacher_checkpoint", "distillation_alpha", "distillation_temperature", "distillation_type"),
+        _NO_TEACHER,
+    ),
+    "freeze_teacher": _NO_TEACHER,
+    "save_every_epoch": "set test_interval: 1 for a checkpoint at each epoch; model/last.model is always written",
+    "score_save_epoch": "the scores of the newest evaluation are always in result/trials_epoch_N.txt; remove the key",
+}

@@ -9,11 +9,12 @@ import functools
 import sys
 from pathlib import Path
 
-from command_line import Parser, existing_file, run
 from corpus.folders import find_recordings
-from embedding_files import check_ending, write_embeddings
-from speaker_lists import UsageError, numbered_lines, wrong_columns
+from corpus.lists import numbered_lines, wrong_columns
+from errors import UsageError
+from settings.command_line import Parser, existing_file, run
 from speaker_model import add_model_arguments, load_model, model_from
+from storage.embedding_files import check_ending, write_embeddings
 
 __all__ = ["load_model", "main"]
 LONGEST_NAME = 1000  # letters: every name takes the room of the longest one in an .npz file

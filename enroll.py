@@ -9,10 +9,10 @@ import functools
 import sys
 from pathlib import Path
 
-from command_line import Parser, existing_file, run
 from corpus.folders import find_recordings
-from speaker_lists import UsageError
-from verification import add_store_argument, hear
+from errors import UsageError
+from scoring.verification import add_store_argument, hear
+from settings.command_line import Parser, existing_file, run
 
 
 def main(argv) -> int:
@@ -55,7 +55,7 @@ def recordings_of(given: str) -> list[str]:
 def change(args) -> int:
     """List, remove or enroll, with the store locked while it is changed."""
     from speaker_model import model_from
-    from speaker_store import SpeakerStore, locked
+    from storage.speaker_store import SpeakerStore, locked
 
     model = model_from(args) if args.initial_model else None
     of_model = (model.identity, model.dimension) if model else ("", 0)

@@ -13,8 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command_line import Parser, existing_file, need, run
-from speaker_lists import UsageError, read_trials
+from corpus.lists import read_trials
+from errors import UsageError
+from settings.command_line import Parser, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
 

@@ -7,9 +7,9 @@ import functools
 import json
 import sys
 
-from command_line import Parser, existing_file, run
-from speaker_lists import UsageError
-from verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, percent, verifier_from
+from errors import UsageError
+from scoring.verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, percent, verifier_from
+from settings.command_line import Parser, existing_file, run
 
 
 def main(argv) -> int:
@@ -26,7 +26,7 @@ def main(argv) -> int:
     existing_file(args.file, "identify.py")
     verifier = verifier_from(args)
     model = verifier.model
-    from speaker_store import SpeakerStore
+    from storage.speaker_store import SpeakerStore
 
     store = SpeakerStore.open(args.store, model.identity, model.dimension)
     if not len(store):

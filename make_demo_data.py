@@ -18,7 +18,7 @@ import scipy
 import soundfile
 from tqdm import tqdm
 
-from command_line import Parser, run, write_any_text
+from settings.command_line import Parser, run, write_any_text
 
 RATE = 16000
 HOP, FFT = 128, 512

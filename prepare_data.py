@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import Parser, run
 from corpus.folders import find_recordings
-from plugins import ROOT
-from speaker_lists import LIST_TEXT, UsageError, separator_for
+from corpus.lists import LIST_TEXT, separator_for
+from errors import UsageError
+from settings.command_line import Parser, run
+from settings.plugins import ROOT
 from storage.files import write_atomically
 
 FEWEST_PEOPLE = 4  # two to train on, two for the trials
@@ -40,7 +41,7 @@ def people_of(folder: Path) -> dict[str, list[str]]:
 
 def without_unfit(folder: Path, people: dict, workers: int) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
     """Read every file; returns the people with the files that can be used, and (path, reason) of the others."""
-    from data_scan import Source, judge, scan
+    from preflight.files import Source, judge, scan
 
     sources = [Source(str(folder / path), path, {"train"}) for paths in people.values() for path in paths]
     unfit = {}

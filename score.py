@@ -10,8 +10,9 @@ import functools
 import os
 import sys
 
-from command_line import Parser, existing_file, need, run
-from speaker_lists import UsageError, read_train_list
+from corpus.lists import read_train_list
+from errors import UsageError
+from settings.command_line import Parser, existing_file, need, run
 
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 

@@ -18,10 +18,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, need, run
 from corpus.audio import MIN_SECONDS
-from speaker_lists import UsageError
-from verification import add_store_argument, add_verifier_arguments, verifier_from
+from errors import UsageError
+from scoring.verification import add_store_argument, add_verifier_arguments, verifier_from
+from settings.command_line import Parser, need, run
 
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
@@ -123,7 +123,7 @@ class Desk:
 
     def store(self):
         """The enrolled speakers; nobody where there is no file yet."""
-        from speaker_store import SpeakerStore
+        from storage.speaker_store import SpeakerStore
 
         return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create=True)
 
@@ -131,7 +131,7 @@ class Desk:
         """Embed an upload -> (Utterance, what the page draws); HTTPException 422 where it gives no embedding."""
         from fastapi import HTTPException
 
-        from speaker_store import Utterance
+        from storage.speaker_store import Utterance
 
         name = Path(upload.filename or "recording").name
         if len(name) > LONGEST_NAME:
@@ -146,7 +146,7 @@ class Desk:
 
     def change(self, what):
         """Let ``what`` change the enrolled speakers, with their file locked."""
-        from speaker_store import locked
+        from storage.speaker_store import locked
 
         with locked(self.store_path):
             store = self.store()

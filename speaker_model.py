@@ -6,18 +6,13 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
-import plugins
-from command_line import existing_file
-from config import Config, Setting, key_text, read_yaml, resolve
-from config_keys import ALIASES, KEYS
+from config import ALIASES, KEYS
 from corpus.audio import (
     CHANNELS,
     MIN_EMBED_SECONDS,
@@ -31,11 +26,14 @@ from corpus.audio import (
     said_of,
     wrap_pad,
 )
-from speaker_lists import UsageError
+from errors import UsageError
+from settings import plugins
+from settings.command_line import existing_file
+from settings.reader import Config, Setting, key_text, read_yaml, resolve
+from storage.identity import DRAWN_IN_TRAINING_ONLY, identity_of
 
 # Keys of a training run that a model is built and used without.
 NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eval", "config", "run_info")
-DRAWN_IN_TRAINING_ONLY = ("spec_augment",)
 
 
 class SpeakerModel:
@@ -111,7 +109,7 @@ class SpeakerModel:
     def _forward(self, x):
         import torch
 
-        from precision import without_tf32
+        from training.precision import without_tf32
 
         with torch.inference_mode(), without_tf32():
             return self.network(torch.as_tensor(x).to(self.device)).float().cpu()
@@ -195,22 +193,6 @@ def to_float(wave, sample_rate) -> np.ndarray:
     return resample(np.ascontiguousarray(x), int(sample_rate))
 
 
-def identity_of(weights: dict, config) -> str:
-    """SHA-256 over the model's ``weights`` {name: tensor} and keys: models with the same one share an embedding space.
-
-    Weights of a loss (``__L__.``) play no part.
-    """
-    digest = hashlib.sha256()
-    own = plugins.declaration("models", config.model).own
-    keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
-    digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
-    for name, tensor in sorted(weights.items()):
-        if not name.startswith("__L__.") and not name.endswith("num_batches_tracked"):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     """Load a checkpoint of ours, or with ``config`` (a YAML file) of another toolkit, to embed with.
 
@@ -220,7 +202,7 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     """
     import torch
 
-    import checkpoint
+    from storage import checkpoint
 
     state = checkpoint.load(path)
     resolved = configuration_of(state, path, config)
@@ -236,8 +218,8 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
 
 def network_of(state: dict, path, config: Config):
     """The network of a checkpoint on the CPU; ``config.nOut`` becomes that of another toolkit's checkpoint."""
-    import checkpoint
     from SpeakerNet import SpeakerNet
+    from storage import checkpoint
 
     network = SpeakerNet(config.values())
     size = checkpoint.embedding_size(state, path, network, config.nOut)
@@ -253,7 +235,7 @@ def configuration_of(state: dict, path, config: str) -> Config:
 
     UsageError if the YAML file contradicts the checkpoint.
     """
-    import checkpoint
+    from storage import checkpoint
 
     theirs = model_settings(state, path)
     if config:

@@ -9,10 +9,10 @@ import os
 import sys
 import time
 
-from command_line import complain, need, outlast_full_disks, write_any_text
-from config import table_defaults, to_yaml
-from plugins import explained
-from speaker_lists import Finished, SharedError, UsageError
+from errors import Finished, SharedError, UsageError
+from settings.command_line import complain, need, outlast_full_disks, write_any_text
+from settings.plugins import explained
+from settings.reader import table_defaults, to_yaml
 from training.start import configure
 
 
@@ -25,7 +25,7 @@ def main(argv=None) -> int:
     except UsageError as error:
         status = complain(error, argv)
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            from distributed import tell_the_others
+            from training.ranks import tell_the_others
 
             tell_the_others(str(error))
         return status
@@ -49,7 +49,7 @@ def run(config, argv, written) -> int:
     need("trainSpeakerNet.py", "matplotlib", *([] if config.eval else ["tensorboard"]))
     import torch
 
-    from distributed import Ranks, launch_all_gpus
+    from training.ranks import Ranks, launch_all_gpus
     from training.run_lock import held
 
     if not config.preflight:
@@ -72,13 +72,13 @@ def run(config, argv, written) -> int:
 def train(config, written, ranks) -> int:
     """Train, or continue a run."""
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
-    from evaluation import Evaluator
-    from finetuning import load_initial
-    from run_files import RunFiles
     from SpeakerNet import Interrupted, ModelTrainer
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
     from training.endings import NO_EER, without_a_best
-    from training_state import resume
+    from training.evaluation import Evaluator
+    from training.finetuning import load_initial
+    from training.run_files import RunFiles
+    from training.state import resume
 
     with failing_together(ranks):
         dataset = TrainDataset(config)
@@ -144,15 +144,15 @@ def train(config, written, ranks) -> int:
 
 def preflight(config, written, ranks) -> int:
     """Look at everything before a long run; exit status 0 start it, 2 do not."""
-    import data_scan
+    from preflight.run import preflight as run_checks
 
     def build(say):
         """The trainer as a run would start it, which writes nothing."""
         from DatasetLoader import SpeakerBatchSampler, TrainDataset
-        from finetuning import load_initial
-        from run_files import RunFiles
         from SpeakerNet import ModelTrainer
-        from training_state import resume
+        from training.finetuning import load_initial
+        from training.run_files import RunFiles
+        from training.state import resume
 
         dataset = TrainDataset(config)
         sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
@@ -162,15 +162,15 @@ def preflight(config, written, ranks) -> int:
             load_initial(trainer, config)
         return trainer
 
-    return data_scan.preflight(config, written, build)
+    return run_checks(config, written, build)
 
 
 def describe_run(trainer, written):
     """Print what will be trained."""
     from corpus.loader import usable_cores
-    from finetuning import learning_rate_scale
-    from precision import emulation_note
     from scoring.cautions import known_voices
+    from training.finetuning import learning_rate_scale
+    from training.precision import emulation_note
 
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
@@ -210,11 +210,11 @@ def describe_run(trainer, written):
 
 def evaluate(config, ranks) -> int:
     """Score the trials with ``initial_model``; exit status 1 where too few scores are finite to say an EER."""
-    import checkpoint
-    from evaluation import Evaluator, describe, leave_calibration, write_evaluation
-    from run_files import RunFiles
     from SpeakerNet import SpeakerNet
+    from storage import checkpoint
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
+    from training.evaluation import Evaluator, describe, leave_calibration, write_evaluation
+    from training.run_files import RunFiles
 
     with failing_together(ranks):
         state = checkpoint.load(config.initial_model)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import Parser, need, run
+from errors import UsageError
 from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates, checked_trials
 from scoring.intervals import bootstrap_interval, enough_speakers, trial_speakers
-from speaker_lists import UsageError
+from settings.command_line import Parser, need, run
 
 
 def tuneThresholdfromScore(scores, labels, target_fa, target_fr=None):
@@ -318,7 +318,7 @@ def main(argv=None) -> int:
 
 def draw(args, scores, labels, figures: dict):
     """Write the pictures of a score file."""
-    import plots  # which imports this module
+    from scoring import plots  # which imports this module
 
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ import functools
 import json
 import sys
 
-from command_line import Parser, existing_file, run
-from speaker_lists import UsageError
-from verification import add_store_argument, add_verifier_arguments, hear, verifier_from
+from errors import UsageError
+from scoring.verification import add_store_argument, add_verifier_arguments, hear, verifier_from
+from settings.command_line import Parser, existing_file, run
 
 
 def main(argv) -> int:
@@ -32,7 +32,7 @@ def main(argv) -> int:
     verifier = verifier_from(args)
     model = verifier.model
     if args.speaker:
-        from speaker_store import SpeakerStore
+        from storage.speaker_store import SpeakerStore
 
         enrolled = SpeakerStore.open(args.store, model.identity, model.dimension).utterances(args.speaker)
     else:

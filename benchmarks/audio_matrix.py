@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 import embed  # noqa: E402 (the folder above must be on the path first)
 import make_demo_data  # noqa: E402
 import verify  # noqa: E402
-from command_line import run  # noqa: E402
 from corpus.audio import AudioError, read_crop  # noqa: E402
 from corpus.containers import UNCHECKED  # noqa: E402
 from corpus.decode import Recording  # noqa: E402
+from settings.command_line import run  # noqa: E402
 
 SECONDS = 2
 # Written by libsndfile: name: (container, subtype, rate).

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import Parser, run
+from settings.command_line import Parser, run
 
 MODELS = {
     "ResNet34": {"model": "ResNet34", "n_mels": 80, "nOut": 256},
@@ -26,7 +26,7 @@ def build(keys: dict):
     """A full-size model with random weights, as speaker_model gives one."""
     import torch
 
-    from config import Setting, resolve
+    from settings.reader import Setting, resolve
     from speaker_model import SpeakerModel
     from SpeakerNet import SpeakerNet
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import Parser, existing_file, run
-from speaker_lists import UsageError
+from errors import UsageError
+from settings.command_line import Parser, existing_file, run
 
 SECONDS = 2
 LEAST_TIME = 0.3  # seconds that a speed is measured for, at least
@@ -32,7 +32,7 @@ def build(setting):
     """The model of a setting, initialised from a fixed seed."""
     import torch
 
-    import plugins
+    from settings import plugins
 
     torch.manual_seed(0)
     return plugins.call(plugins.load("models", setting.model), setting.keys)

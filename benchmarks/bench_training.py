@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from config import load_config
 from corpus.loader import make_loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
-from distributed import Ranks
-from preflight import check_paths
-from run_files import RunFiles
+from settings.checks import check_paths
+from settings.reader import load_config
 from SpeakerNet import ModelTrainer
+from training.ranks import Ranks
+from training.run_files import RunFiles
 
 
 class NoTrials:

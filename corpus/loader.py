@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 import corpus.decode
-from command_line import rank_prefix, write_any_text
-from plugins import ROOT
-from speaker_lists import UsageError
+from errors import UsageError
+from settings.command_line import rank_prefix, write_any_text
+from settings.plugins import ROOT
 
 RESTART_INTERVAL = 100  # batches that a restart must bring before another is tried
 PATIENCE = 5.0  # seconds for killed processes to be gone

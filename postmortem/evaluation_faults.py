@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 
 from corpus.audio import AudioError, read_audio
+from corpus.lists import LIST_TEXT, columns_of
 from postmortem.fixes import recommendation
 from postmortem.reader import DumpError, printable
-from speaker_lists import LIST_TEXT, columns_of
 from storage import plain_yaml
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")

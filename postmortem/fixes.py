@@ -4,13 +4,13 @@ import math
 
 import torch
 
-import plugins
 from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild, rows_of
 from postmortem.replay import ReplayError
 from postmortem.state_faults import cures_of_update, repaired, rewind_of
 from postmortem.statistics import number
+from settings import plugins
 from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")

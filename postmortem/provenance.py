@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from augmentation import apply_draws
 from corpus.audio import NORMAL, SAMPLE_RATE, AudioError, read_blocks, read_crop
+from corpus.augmentation import apply_draws
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
 INTEGER = 2.0**15

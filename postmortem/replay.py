@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-import plugins
-from finetuning import FrozenBackbone
 from postmortem.dump import tensor_stats
 from postmortem.patches import Casts, CudaCasts
 from postmortem.statistics import bad_state, number
-from precision import BufferSnapshot, LossScaler
+from settings import plugins
 from SpeakerNet import SpeakerNet
+from training.finetuning import FrozenBackbone
+from training.precision import BufferSnapshot, LossScaler
 from utils import total_norm
 
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more would only wait for each other

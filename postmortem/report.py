@@ -3,9 +3,9 @@
 import collections
 import linecache
 
-from plugins import ROOT
 from postmortem.reader import printable
 from postmortem.statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
+from settings.plugins import ROOT
 from utils import plain_names
 
 WIDTH = 80

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import plugins
 from postmortem.dump import DumpError, read_checkpoint
 from postmortem.probe import Probe
 from postmortem.replay import first_line, gradients_of
 from postmortem.statistics import number
+from settings import plugins
 from SpeakerNet import SpeakerNet
 from utils import total_norm
 

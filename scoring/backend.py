@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from errors import UsageError
 from scoring.calibration import LogisticCalibration, bayes_threshold, quality_measures
 from scoring.cosine import length_normalize, paired_products
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
-from speaker_lists import UsageError
 from storage.arrays import DAMAGE, read_arrays, write_arrays
 from storage.files import write_atomically
 

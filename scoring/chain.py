@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from corpus.lists import read_train_list
+from errors import UsageError
 from scoring.backend import Backend
 from scoring.intervals import speaker_of
 from scoring.plda import PLDA
 from scoring.sources import is_embedding_file
-from speaker_lists import UsageError, read_train_list
 
 
 @dataclass

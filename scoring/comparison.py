@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-import plots
+from corpus.lists import list_hash
+from errors import UsageError
+from scoring import plots
 from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates
 from scoring.files import join_labels, read_scores, read_trials_any
 from scoring.intervals import draw_figures, draw_misses, enough_speakers, percentiles, trial_speakers, without_errors
-from speaker_lists import UsageError, list_hash
 from storage.files import write_atomically
 
 LEVEL = 0.95

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.lists import LIST_TEXT
+from errors import UsageError
 from scoring.intervals import speaker_of
-from speaker_lists import LIST_TEXT, UsageError
 
 KEYS = (
     "speaker",

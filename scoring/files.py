@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from speaker_lists import LIST_TEXT, TRIAL_LABELS, UsageError, columns_of, separator_for, wrong_columns
+from corpus.lists import LIST_TEXT, TRIAL_LABELS, columns_of, separator_for, wrong_columns
+from errors import UsageError
 from storage.files import write_atomically
 
 TRIAL_FORMS = {"voxceleb": "label a b", "kaldi": "a b label"}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from errors import UsageError
 from scoring.intervals import speaker_of
-from speaker_lists import UsageError
 
 
 def session_of(name: str) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-import plots
+from corpus.lists import list_hash
+from errors import UsageError
+from scoring import plots
 from scoring.cautions import wrong_way_round
 from scoring.conditions import groups_of
 from scoring.error_rates import ErrorRates, lost_as_errors
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
-from speaker_lists import UsageError, list_hash
 from storage.files import write_atomically
 from tuneThreshold import ComputeEER, condition_table, figures_of, table_lines
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_files import READABLE, read_embeddings, read_identity
-from speaker_lists import UsageError, numbered_lines
+from corpus.lists import numbered_lines
+from errors import UsageError
+from storage.embedding_files import READABLE, read_embeddings, read_identity
 
 
 class Source:

@@ -5,7 +5,7 @@ import errno
 import os
 from pathlib import Path
 
-from speaker_lists import UsageError
+from errors import UsageError
 
 
 class WriteError(UsageError, OSError):

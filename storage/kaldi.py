@@ -11,7 +11,8 @@ import struct
 
 import numpy as np
 
-from speaker_lists import UsageError, numbered_lines, separator_for
+from corpus.lists import numbered_lines, separator_for
+from errors import UsageError
 
 TYPES = {b"FV": "<f4", b"DV": "<f8", b"FM": "<f4", b"DM": "<f8"}
 LONGEST_NAME = 4096  # bytes

@@ -1,16 +1,15 @@
 """Shared by the tests: a tiny set of synthetic voices, a tiny configuration, and the real command line."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
-import programs
 import pytest
 import torch
 import yaml
+from programs import ROOT
+from trainers import assert_same, batches_of, build_trainer, command, snapshot
 
 import make_demo_data
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
 
@@ -75,59 +74,9 @@ def write(tmp_path):
     return write_yaml
 
 
-def command(*arguments, **more):
-    """Run trainSpeakerNet.py as a user does."""
-    return programs.run(ROOT / "trainSpeakerNet.py", *arguments, **more)
-
-
-def build_trainer(settings, **overrides):
-    """Build a ModelTrainer in this process, as trainSpeakerNet.train does."""
-    from DatasetLoader import SpeakerBatchSampler, TrainDataset
-    from distributed import Ranks
-    from evaluation import Evaluator
-    from run_files import RunFiles
-    from SpeakerNet import ModelTrainer
-    from training.start import configure
-
-    arguments = [f"--{k}={v}" for k, v in {**settings, "device": "cpu", **overrides}.items()]
-    config, *_ = configure(arguments)
-    ranks = Ranks(config)
-    dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
-    return ModelTrainer(config, ranks, dataset, sampler, Evaluator(config, ranks), RunFiles(config, True))
-
-
-def batches_of(trainer, epoch=1):
-    """All batches of an epoch."""
-    trainer.sampler.set_position(epoch)
-    return list(trainer.loader)
-
-
-def snapshot(trainer):
-    """Copies of everything that a step may change."""
-    optimizer = trainer.optimizer.state_dict()["state"]
-    return {
-        "network": {k: v.clone() for k, v in trainer.network.state_dict().items()},
-        "optimizer": {(i, k): torch.as_tensor(v).clone() for i, s in optimizer.items() for k, v in s.items()},
-        "scaler": trainer.scaler.state_dict(),
-        "lr": [g["lr"] for g in trainer.optimizer.param_groups],
-        "rng": torch.get_rng_state(),
-    }
-
-
-def assert_same(a, b):
-    """Assert that two snapshots are equal bit for bit."""
-    for part in ("network", "optimizer"):
-        assert a[part].keys() == b[part].keys()
-        for name in a[part]:
-            assert torch.equal(a[part][name], b[part][name]), (part, name)
-    assert (a["scaler"], a["lr"]) == (b["scaler"], b["lr"])
-    assert torch.equal(a["rng"], b["rng"])
-
-
 @pytest.fixture
 def tools():
-    """The helpers above, for test modules."""
+    """Helpers of programs.py and trainers.py."""
     return SimpleNamespace(
         command=command, build=build_trainer, batches=batches_of, snapshot=snapshot, assert_same=assert_same, root=ROOT
     )

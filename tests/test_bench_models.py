@@ -2,17 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from programs import ROOT
 
-import plugins
 from benchmarks import bench_models
 from benchmarks.published_models import SETTINGS, SOURCES
-from speaker_lists import UsageError
+from errors import UsageError
+from settings import plugins
 
-ROOT = Path(__file__).resolve().parent.parent
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 

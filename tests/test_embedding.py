@@ -10,7 +10,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT
+from foreign_cases import CASES
 from foreign_models import (
     resnetse34l,
     resnetse34v2,
@@ -22,14 +22,14 @@ from foreign_models import (
 )
 from foreign_res2net import eres2net
 from foreign_tdnn import campplus
-from test_interop import CASES
+from programs import ROOT
 
 import embed
-import plugins
-from command_line import run
-from embedding_files import read_embeddings, read_identity, write_embeddings
-from speaker_lists import UsageError
+from errors import UsageError
+from settings import plugins
+from settings.command_line import run
 from speaker_model import load_model
+from storage.embedding_files import read_embeddings, read_identity, write_embeddings
 from utils import save_atomically
 
 
@@ -44,11 +44,11 @@ def wave(tmp_path_factory):
 @pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     """A checkpoint of a tiny model that carries its configuration, and the trainer it is of."""
-    import training_state
+    from training.state import capture
 
     trainer = tools.build(settings)
     path = tmp_path / "model_best.model"
-    save_atomically(training_state.capture(trainer), path)
+    save_atomically(capture(trainer), path)
     return path, trainer
 
 
@@ -382,7 +382,7 @@ def test_the_commands_of_the_guide(checkpoint, data, tmp_path, monkeypatch, caps
 
 
 def test_a_mask_of_infinities_is_no_fault_of_a_checkpoint(checkpoint):
-    import checkpoint as reading
+    from storage import checkpoint as reading
 
     _, trainer = checkpoint
     trainer.network.__S__.register_buffer("mask", torch.full((3,), -torch.inf))

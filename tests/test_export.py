@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 from reference_features import torchaudio_or_skip
-from test_plugins import SMALL, VALUES
+from samples import SMALL, VALUES
 
 import export
-import plugins
-from command_line import run
-from config import Config
 from models.frontend import PRESETS, ConvolutionFrontEnd, FrontEnd
+from settings import plugins
+from settings.command_line import run
+from settings.reader import Config
 from speaker_model import SpeakerModel
 from utils import save_atomically
 
@@ -45,10 +45,10 @@ def speaker_model(name, **more):
 @pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     """A checkpoint of a tiny model that carries its configuration."""
-    import training_state
+    from training.state import capture
 
     path = tmp_path / "model_best.model"
-    save_atomically(training_state.capture(tools.build(settings)), path)
+    save_atomically(capture(tools.build(settings)), path)
     return str(path)
 
 

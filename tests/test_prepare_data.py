@@ -8,8 +8,8 @@ import soundfile
 import yaml
 
 import prepare_data
-from command_line import run
-from speaker_lists import read_train_list, read_trials
+from corpus.lists import read_train_list, read_trials
+from settings.command_line import run
 from training.start import configure
 
 NAMES = ("Anna Müller", "Борис", "carl", "dora", "Émile 2", "frida")

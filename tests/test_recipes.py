@@ -1,17 +1,16 @@
 """Every shipped YAML, with its full-size model, takes two steps on tiny voices and embeds; recipes say their source."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
+from programs import ROOT
 
-from config import load_config, table_defaults
+from settings.reader import load_config, table_defaults
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
 
 

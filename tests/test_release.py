@@ -4,10 +4,11 @@ import re
 import subprocess
 from pathlib import Path
 
-from config_keys import KEYS
+from programs import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-# docs/add_a_model.md has the reader write this file and set its key; tests/test_drop_in.py does so.
+from config import KEYS
+
+# docs/add_a_model.md has the reader write this file and set its key; tests/settings/test_drop_in.py does so.
 EXAMPLE_FILE, EXAMPLE_FLAG = "models/SmallTDNN.py", "width"
 
 

@@ -6,10 +6,11 @@ import platform
 
 import torch
 
-from command_line import rank_prefix
-from distributed import in_one_text
-from incidents import imported_plug_ins, source_hashes
-from speaker_lists import SharedError, UsageError, list_hash
+from corpus.lists import list_hash
+from errors import SharedError, UsageError
+from settings.command_line import rank_prefix
+from training.incidents import imported_plug_ins, source_hashes
+from training.ranks import in_one_text
 
 # Keys that may differ between machines: what they stand for is compared itself, or changes no result.
 LOCAL_KEYS = {

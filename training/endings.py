@@ -1,8 +1,8 @@
 """What a run says when it ends early because nothing can be learnt: what happened, what is saved, what to do."""
 
-import checkpoint
 from corpus.loader import LoaderFailed
-from speaker_lists import Finished
+from errors import Finished
+from storage import checkpoint
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
 NO_EER = 1  # exit status of a run that went to its end without an evaluation that gave an EER

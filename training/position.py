@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from speaker_lists import list_hash
+from corpus.lists import list_hash
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only where all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "seed")

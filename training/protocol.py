@@ -4,8 +4,9 @@ import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
-from config import read_yaml
-from speaker_lists import UsageError, list_hash
+from corpus.lists import list_hash
+from errors import UsageError
+from settings.reader import read_yaml
 
 LIST = "test_list_sha256"
 

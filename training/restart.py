@@ -4,8 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
-import checkpoint
-from speaker_lists import UsageError
+from errors import UsageError
+from storage import checkpoint
 
 
 def sound_state(path, masks=()) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from speaker_lists import SharedError, UsageError
+from errors import SharedError, UsageError
 from storage.files import write_atomically
 
 WAIT_SECONDS = 10.0  # for a run that is just ending, and for loader processes that outlive a killed one

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-import checkpoint
+from storage import checkpoint
 from storage.files import save_atomically, write_atomically
 
 RETRY_SECONDS = 60  # between attempts to write what could not be written

@@ -2,12 +2,12 @@
 
 import os
 
-import plugins
-from command_line import need
-from config import Config, Setting, key_text, read_settings, resolve
-from config_keys import KEYS
-from preflight import check_paths
-from speaker_lists import Mistakes
+from config import KEYS
+from errors import Mistakes
+from settings import plugins
+from settings.checks import check_paths
+from settings.command_line import need
+from settings.reader import Config, Setting, key_text, read_settings, resolve
 
 
 def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
@@ -41,8 +41,8 @@ def _settings_of_initial_model(written: dict[str, Setting]) -> dict[str, Setting
     path = str(written["initial_model"].value or "") if "initial_model" in written else ""
     if not os.path.isfile(path):
         return {}
-    import checkpoint
     from speaker_model import model_settings
+    from storage import checkpoint
 
     return model_settings(checkpoint.load(path), path)
 

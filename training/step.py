@@ -5,12 +5,12 @@ import math
 
 import torch
 
-import precision
-from command_line import rank_prefix
 from corpus.loader import LoaderFailed
-from incidents import Fault, bad_setting, check_batch, inject_batch, update_fault
+from settings.command_line import rank_prefix
+from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
 from training.endings import no_batches, patience_is_over, spoilt_by_an_update
+from training.incidents import Fault, bad_setting, check_batch, inject_batch, update_fault
 from utils import total_norm
 
 

@@ -1,0 +1,68 @@
+"""What a preflight finds: shown shortened on the terminal, whole in result/preflight.txt."""
+
+from pathlib import Path
+
+from errors import UsageError
+from storage.files import write_atomically
+
+MOST_LINES = 20  # of a kind on the terminal; result/preflight.txt has all
+
+
+class Report:
+    """What a preflight finds: printed shortened as it comes, kept whole for result/preflight.txt."""
+
+    def __init__(self):
+        self.lines = []
+        self.counts = {"error": 0, "warning": 0, "note": 0}
+
+    def line(self, text: str = "", printed: bool = True):
+        """Add a line."""
+        self.lines.append(text.rstrip())
+        if printed:
+            print(text.rstrip(), flush=True)
+
+    def heading(self, text: str):
+        """Begin a section."""
+        self.line()
+        self.line(text)
+
+    def finding(self, level: str, text: str, items=()):
+        """Add a finding, or several of a kind: ``items`` are rows of columns and count one each."""
+        self.counts[level] += len(items) or 1
+        self.line(f"  {level.upper() if level == 'error' else level:<8} {text}")
+        for index, row in enumerate(aligned(items)):
+            self.line(f"             {row}", index < MOST_LINES)
+        if len(items) > MOST_LINES:
+            print(f"             and {len(items) - MOST_LINES} more, see result/preflight.txt")
+
+    def table(self, rows):
+        """Add rows of columns, the first of them the heads."""
+        for row in aligned(rows):
+            self.line(f"  {row}")
+
+    def verdict(self) -> str:
+        """The last line."""
+        errors, warnings = self.counts["error"], self.counts["warning"]
+        if errors:
+            return f"preflight: do not start: {errors} errors, {warnings} warnings"
+        return f"preflight: ready to start ({warnings} warnings)"
+
+    def write(self, folder: Path):
+        """Write all of it to ``folder``/preflight.txt."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"save_path: cannot make '{folder}': {error.strerror}") from error
+        write_atomically(folder / "preflight.txt", "\n".join([*self.lines, ""]).encode(errors="backslashreplace"))
+
+
+def aligned(rows) -> list[str]:
+    """Join columns; each is as wide as its widest cell among the rows that a terminal shows."""
+    shown = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown[:MOST_LINES])]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
+
+
+def counted(items, noun: str) -> str:
+    """'1 file', '2 files'."""
+    return f"{len(items)} {noun}{'s' if len(items) != 1 else ''}"

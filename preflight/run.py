@@ -1,0 +1,81 @@
+"""Look at everything before a long run: keys, plug-in sources, audio files, lists, and one step.
+
+python trainSpeakerNet.py --config configs/demo.yaml --preflight
+"""
+
+import os
+from pathlib import Path
+
+from corpus.audio import SAMPLE_RATE, samples_of
+from corpus.augmentation import find_noise, find_rirs
+from corpus.lists import read_train_list, read_trials, trial_lines
+from corpus.loader import usable_cores
+from preflight import dry_step, lint
+from preflight.files import Source, describe_files, report_files, scan
+from preflight.lists import check_train_list, check_trials
+from preflight.report import Report, counted
+from scoring.cautions import known_voices
+from settings.reader import table_defaults
+
+
+def preflight(config, written: dict, build) -> int:
+    """Run every check; ``build(say)`` makes the trainer. Returns the exit status: 0 start, 2 do not."""
+    report = Report()
+    report.line(f"preflight of {config.config or 'the command line'}, for a run in {config.save_path}")
+    if not config.eval:
+        lint.check_keys(config, written, report)
+        for line in table_defaults(config, written):
+            report.finding("note", line)
+        lint.check_plugins(config, report)
+    check_data(config, report)
+    if not config.eval:
+        dry_step.check_step(config, build, report)
+    report.line()
+    folder = Path(config.save_path, "result")
+    report.line(f"the whole report: {folder / 'preflight.txt'}")
+    report.line(report.verdict())
+    report.write(folder)
+    return 2 if report.counts["error"] else 0
+
+
+def check_data(config, report):
+    """Scan every audio file that the run would read, and check the lists against each other."""
+    report.heading("audio files and lists")
+    sources = {}
+
+    def add(path, place, role):
+        source = sources.setdefault(os.path.realpath(path), Source(str(path), place))
+        source.roles.add(role)
+
+    if not config.eval:
+        _, _, paths, lines = read_train_list(config.train_list)
+        for path, line in zip(paths, lines):
+            add(os.path.join(config.train_path, path), f"{config.train_list}:{line}", "train")
+    _, first, second = read_trials(config.test_list)
+    numbers = trial_lines(config.test_list)
+    tested = {}
+    for pair, line in zip(zip(first, second), numbers):
+        for path in pair:
+            tested.setdefault(path, line)
+    for path, line in tested.items():
+        add(os.path.join(config.test_path, path), f"{config.test_list}:{line}", "trial")
+    if config.augment and not config.eval:
+        for path in [p for found in find_noise(config.musan_path).values() for p in found] if config.musan_path else ():
+            add(path, "musan_path", "noise")
+        for path in find_rirs(config.rir_path) if config.rir_path else ():
+            add(path, "rir_path", "rir")
+    workers = min(max(config.nDataLoaderThread, 1), usable_cores())
+    measured = list(scan(list(sources.values()), workers))
+    describe_files(measured, report)
+    report_files(measured, samples_of(config.max_frames) / SAMPLE_RATE, config.eval, report, config.channel)
+    if not config.eval:
+        check_train_list(config, report)
+        shared = [(s.place, s.path) for s, _ in measured if {"train", "trial"} <= s.roles]
+        if shared:
+            title = f"in the train list and in the trials: {counted(shared, 'file')} - the EER will be too good"
+            report.finding("warning", title, shared)
+        train = read_train_list(config.train_list)[0]
+        people = known_voices(train, (), dict.fromkeys([*first, *second]))
+        if people:
+            report.finding("warning", people)
+    check_trials(config.test_list, first, second, numbers, report)

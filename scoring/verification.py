@@ -1,0 +1,200 @@
+"""From recordings to a decision: embeddings, the back-end's score, its probability, the stored threshold."""
+
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from corpus.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, audio_length
+from errors import UsageError
+from scoring.backend import Backend
+from scoring.calibration import bayes_threshold
+from settings.command_line import existing_file
+from storage.speaker_store import Utterance
+
+EVEN = 0.5  # the prior of as many comparisons of one speaker as of two
+NO_DECISION = (
+    "no decision: give --threshold, or a --backend that has a calibration or a threshold; "
+    "trainSpeakerNet.py --eval leaves one beside the checkpoint"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a pair. ``llr`` (natural logarithm) and ``probability`` need a calibrated back-end."""
+
+    score: float
+    llr: float | None
+    probability: float | None  # of the same speaker, where a share ``prior`` of the comparisons is
+    prior: float | None
+    threshold: float | None  # on the log-likelihood ratio where there is one, else on the score
+    threshold_from: str | None  # where the threshold comes from
+    same: bool | None
+    threshold_moves: bool = False  # with the prior
+
+    def values(self) -> dict:
+        """As a dict for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """As lines for a terminal: the decision and how sure it is, what another prior makes of it, the figures."""
+        if self.same is None:
+            return [f"score {self.score:.4f} (not calibrated)", NO_DECISION]
+        sign = ">=" if self.same else "<"
+        threshold = f"{sign} threshold {self.threshold:.4f} ({self.threshold_from})"
+        if self.llr is None:
+            decided = f"{self.word}: score {self.score:.4f} {threshold}"
+            return [decided, "not calibrated, so nobody can say how sure that is"]
+        lines = [f"{self.word}: {self.sureness}, if {percent(self.prior)} of the comparisons are of one speaker"]
+        if self.threshold_moves and self.prior != EVEN:
+            other = self.at(EVEN)
+            lines.append(f"with --prior {EVEN}, as many of one speaker as of two: {other.word}, {other.sureness}")
+        return [*lines, f"score {self.score:.4f}, log-likelihood ratio {self.llr:+.3f} {threshold}"]
+
+    @property
+    def word(self) -> str:
+        """The decision."""
+        return "same speaker" if self.same else "different speakers"
+
+    @property
+    def sureness(self) -> str:
+        """The probability of what was decided: a threshold other than Bayes' may decide for the less likely."""
+        sure = self.probability if self.same else 1 - self.probability
+        return f"{'only ' * (sure < 0.5)}{percent(sure)} sure"
+
+    def at(self, prior: float) -> "Verdict":
+        """The verdict on the same pair where another share of the comparisons is of one speaker."""
+        threshold = bayes_threshold(prior) if self.threshold_moves else self.threshold
+        probability = Backend().probability(self.llr, prior)
+        changed = {"probability": probability, "prior": prior, "threshold": threshold, "same": self.llr >= threshold}
+        return replace(self, **changed)
+
+
+def percent(share: float) -> str:
+    """A share as a person says it: whole percent, finer near none and all, and never quite none or all."""
+    if not 1e-4 <= share <= 1 - 1e-4:
+        return "less than 0.01 %" if share < 0.5 else "more than 99.99 %"
+    return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.2f} %"
+
+
+def hear(model, path) -> Utterance:
+    """Embed a file to enroll or to decide on; UsageError for one that is too short, silent or gives no embedding."""
+    try:
+        seconds = audio_length(path) / SAMPLE_RATE
+    except AudioError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return Utterance(model.embed_file(path, MIN_SECONDS), seconds, os.path.abspath(path))
+
+
+class Verifier:
+    """A model and a back-end that belong together; ``threshold`` and ``prior`` replace the back-end's."""
+
+    def __init__(self, model, backend, threshold: float | None = None, prior: float | None = None):
+        backend.check_identity(model.identity)
+        self.model, self.backend = model, backend
+        self.prior = backend.prior if prior is None else prior
+        self.threshold_moves = self.calibrated and threshold is None and backend.threshold is None
+        given = None if threshold is None else (threshold, "--threshold")
+        self.threshold, self.threshold_from = given or backend.decision_threshold(self.prior)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether scores are turned into log-likelihood ratios."""
+        return self.backend.calibration is not None
+
+    def compare(self, enrolled: list[Utterance], test: Utterance) -> Verdict:
+        """Compare an utterance with those of one speaker."""
+        return self.compare_all([enrolled], test)[0]
+
+    def compare_all(self, speakers: list[list[Utterance]], test: Utterance) -> list[Verdict]:
+        """Compare an utterance with those of each speaker."""
+        rows = [utterance for speaker in speakers for utterance in speaker]
+        owner = np.repeat(np.arange(len(speakers)), [len(speaker) for speaker in speakers])
+        pairs = np.stack([np.arange(len(speakers)), np.zeros(len(speakers), int)], axis=1)
+        seconds = np.array([u.seconds for u in rows]), np.array([test.seconds])
+        enrolled = np.stack([u.embedding for u in rows])
+        scores, names, features = self.backend.score_trials(enrolled, test.embedding[None], pairs, owner, *seconds)
+        llrs = self.backend.calibrate(names, features) if self.calibrated else [None] * len(scores)
+        return [self._verdict(float(score), llr) for score, llr in zip(scores, llrs)]
+
+    def _verdict(self, score: float, llr) -> Verdict:
+        if llr is None:
+            same = None if self.threshold is None else score >= self.threshold
+            return Verdict(score, None, None, None, self.threshold, self.threshold_from, same)
+        llr = float(llr)
+        probability = self.backend.probability(llr, self.prior)
+        threshold = self.threshold, self.threshold_from
+        return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold, self.threshold_moves)
+
+    def identify(self, store, test: Utterance, most: int = 5) -> list[tuple[str, Verdict]]:
+        """The speakers of a store that are likeliest of an utterance, best first."""
+        verdicts = self.compare_all(list(store.speakers.values()), test)
+        ranked = sorted(zip(store.speakers, verdicts), key=lambda found: _rank(found[1]), reverse=True)
+        return ranked[:most]
+
+
+def _rank(verdict: Verdict) -> float:
+    return verdict.score if verdict.llr is None else verdict.llr
+
+
+def add_verifier_arguments(parser):
+    """Add the flags that ``verifier_from`` reads."""
+    from speaker_model import add_model_arguments
+
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--backend",
+        default="",
+        metavar="FILE",
+        help="back-end that score.py saved; default: the calibration that training left beside the checkpoint, if any",
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="accept from here on: a log-likelihood ratio, or a score without calibration"
+    )
+    parser.add_argument("--prior", type=float, help="share of comparisons that are of one speaker, for the probability")
+
+
+def verifier_from(args) -> Verifier:
+    """Load the model and the back-end that the flags name."""
+    from speaker_model import model_from
+
+    if args.prior is not None and not 0 < args.prior < 1:
+        raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        raise UsageError(f"--threshold: must be a finite number, got {args.threshold:g}")
+    existing_file(args.initial_model, "--initial_model")
+    backend = backend_from(args)  # before the model, which takes longer to load
+    return Verifier(model_from(args), backend, args.threshold, args.prior)
+
+
+def backend_from(args) -> Backend:
+    """The back-end of --backend, else what training left beside the checkpoint, else the plain cosine."""
+    backend = _chosen_backend(args)
+    for caution in backend.cautions:
+        print(f"warning: {caution}", file=sys.stderr)
+    return backend
+
+
+def _chosen_backend(args) -> Backend:
+    if args.backend:
+        return Backend.load(args.backend)
+    calibration, threshold = (Path(args.initial_model).with_suffix(e) for e in (".calibration", ".threshold"))
+    if calibration.is_file():
+        return Backend.load(calibration)
+    if threshold.is_file():
+        try:
+            value = float(threshold.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{threshold}: holds no number") from error
+        return Backend(threshold=value, source=str(threshold))
+    return Backend()
+
+
+def add_store_argument(parser):
+    """Add --store."""
+    parser.add_argument(
+        "--store", default="speakers.npz", metavar="FILE", help="enrolled speakers (default speakers.npz)"
+    )

@@ -1,0 +1,151 @@
+"""Checks across keys that need the lists and folders but nothing slow."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from corpus.lists import read_train_list, read_trials
+from errors import Mistakes, UsageError
+from settings import plugins
+
+MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
+
+
+def check_paths(config, written: dict):
+    """Check lists, folders, classes, batch size and loss against each other.
+
+    UsageError with all mistakes, a line each, which names the key and its place.
+    """
+    mistakes = Mistakes()
+
+    def refuse(key, text):
+        place = f"{written[key].where}: {key}" if key in written and not written[key].from_command_line else None
+        place = place or (f"command line: --{key}" if key in written else key)
+        raise UsageError(f"{place}: {text}")
+
+    def existing(key, folder) -> bool:
+        path = getattr(config, key)
+        there = os.path.isdir(path) if folder else os.path.isfile(path)
+        with mistakes.collected():
+            if not there:
+                refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
+        return there
+
+    with mistakes.collected():
+        check_save_path(config.save_path, refuse)
+    both = existing("test_list", False), existing("test_path", True)
+    with mistakes.collected():
+        if both[0]:
+            _, first, second = read_trials(config.test_list)
+        if all(both):
+            check_files(config.test_list, config.test_path, "test_path", sorted(set(first) | set(second)), refuse)
+    if config.initial_model:
+        existing("initial_model", False)
+    if config.eval:
+        with mistakes.collected():
+            if not config.initial_model:
+                refuse("initial_model", "eval needs a checkpoint to evaluate")
+    else:
+        check_training(config, existing, refuse, mistakes)
+    mistakes.refuse()
+
+
+def check_training(config, existing, refuse, mistakes: Mistakes):
+    """Check the train list and what depends on it."""
+    both = existing("train_list", False), existing("train_path", True)
+    labels = None
+    with mistakes.collected():
+        if both[0]:
+            _, labels, paths, _ = read_train_list(config.train_list)
+        if all(both):
+            check_files(config.train_list, config.train_path, "train_path", paths, refuse)
+    if labels is not None:
+        utterances = np.bincount(labels)
+        for check in (check_classes, check_rows, check_margin):
+            with mistakes.collected():
+                check(config, utterances, refuse)
+    if config.augment:
+        with mistakes.collected():
+            check_augmentation(config, refuse)
+
+
+def check_save_path(save_path, refuse):
+    """Refuse a folder that cannot be written, before anything is computed for it."""
+    folder = Path(save_path)
+    inside = [folder / name for name in ("model", "result", "logs")]
+    for path in [
+        next((p for p in (folder, *folder.parents) if os.path.exists(p)), folder),
+        *filter(os.path.exists, inside),
+    ]:
+        if not os.path.isdir(path):
+            refuse("save_path", f"'{path}' is not a folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            refuse("save_path", f"'{path}' cannot be written")
+
+
+def check_files(list_path, root, key, paths, refuse):
+    """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
+    step = max(1, len(paths) // MANY_FILES)
+    sample = paths[::step]
+    if not any(os.path.isfile(os.path.join(root, path)) for path in sample):
+        refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
+
+
+def check_classes(config, utterances, refuse):
+    """Count the classes of the train list into ``nClasses``, or check a given number; ``utterances`` (speakers,)."""
+    classes = len(utterances) * (3 if config.speed_perturb else 1)
+    if config.nClasses and config.nClasses < classes:
+        refuse(
+            "nClasses", f"{config.nClasses} is fewer than the {classes} classes of '{config.train_list}'; 0 counts them"
+        )
+    config.nClasses = config.nClasses or classes
+
+
+def check_rows(config, utterances, refuse):
+    """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares and what the speakers have."""
+    low, high = plugins.declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
+    if config.nPerSpeaker < low or (high is not None and config.nPerSpeaker > high):
+        wanted = f"{low}" if high == low else f"at least {low}"
+        refuse(
+            "nPerSpeaker",
+            f"loss '{config.trainfunc}' (trainfunc) takes {wanted} utterances a row, not {config.nPerSpeaker}",
+        )
+    most = min(int(utterances.max()), config.max_seg_per_spk)
+    if config.nPerSpeaker > most:
+        owner = (
+            "max_seg_per_spk allows" if most == config.max_seg_per_spk else f"any speaker of '{config.train_list}' has"
+        )
+        refuse("nPerSpeaker", f"{config.nPerSpeaker} utterances a row, more than {owner} ({most})")
+    if config.nPerSpeaker > 1 and config.batch_size > len(utterances):
+        speakers = f"'{config.train_list}' has {len(utterances)}"
+        refuse("batch_size", f"{config.batch_size} rows of different speakers, but {speakers}")
+    if len(utterances) < 2:
+        refuse("train_list", "needs utterances of at least 2 speakers")
+
+
+def check_margin(config, utterances, refuse):
+    """Check ``margin`` against the range that the loss declares."""
+    loss = plugins.declaration("loss", config.trainfunc)
+    low, high = loss.constants.get("margin_range", (-math.inf, math.inf))
+    if "margin" in loss.keys and not low <= config.margin <= high:
+        limits = f"takes a margin from {low:g} to {high:g}; 0.1 to 0.5 is usual"
+        refuse("margin", f"{config.margin:g}: loss '{config.trainfunc}' (trainfunc) {limits}")
+
+
+def check_augmentation(config, refuse):
+    """Check that there is something to augment with, in every category."""
+    if not config.musan_path and not config.rir_path:
+        refuse("augment", "needs musan_path or rir_path")
+    for key in ("musan_path", "rir_path"):
+        path = getattr(config, key)
+        if path and not os.path.isdir(path):
+            refuse(key, f"no such folder: '{path}'")
+    from corpus.augmentation import AugmentWAV
+
+    try:
+        AugmentWAV(config.musan_path, config.rir_path)
+    except UsageError as error:
+        key, text = str(error).split(": ", 1)
+        refuse(key, text)

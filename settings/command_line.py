@@ -1,0 +1,139 @@
+"""What the small scripts share: usage errors in one line, no abbreviated flags, exit status 2."""
+
+import argparse
+import importlib.util
+import io
+import os
+import socket
+import stat
+import sys
+import traceback
+
+from errors import SharedError, UsageError
+from settings.plugins import explained
+
+TRACEBACK = "print the whole traceback of an error too"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of exact flags, whose complaints are a UsageError of one line."""
+
+    def __init__(self, script: str, description: str, **more):
+        program = os.path.basename(sys.argv[0])  # spk-embed as pip installs it, or python embed.py
+        prog = program if program.startswith("spk-") else f"python {script}"
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **more)
+        self.script = script
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
+
+    def error(self, message):
+        raise UsageError(f"{self.script}: {message}")
+
+
+def rank_prefix() -> str:
+    """Which of several processes speaks: 'rank 3 on HOST: '; empty for a single process."""
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}: " if "RANK" in os.environ else ""
+
+
+def write_any_text():
+    """Let stdout and stderr take every text: a character that their encoding lacks is written as an escape.
+
+    The first call of every command line and of every process that it starts; else the name of a file could end it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
+class LogFile(io.FileIO):
+    """An output whose disk may be full: what cannot be written is left out, and the gap is told in its place."""
+
+    lost = 0
+
+    def write(self, data) -> int:
+        """Write bytes; never fails but for a reader that has gone."""
+        try:
+            if self.lost:
+                super().write(f"[{self.lost} bytes of output could not be written here]\n".encode())
+                self.lost = 0
+            written = super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            self.lost += len(data)
+            return len(data)
+        return written
+
+
+def outlast_full_disks():
+    """Let a log that stdout or stderr is redirected to end no run where its disk is full."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            log = io.BufferedWriter(LogFile(stream.fileno(), "wb", closefd=False))
+            encoding, line_buffering = stream.encoding, stream.line_buffering
+            stream.flush()
+            setattr(sys, name, io.TextIOWrapper(log, encoding, stream.errors, line_buffering=line_buffering))
+
+
+def picture(character: str) -> str:
+    """An emoji and a space for the beginning of a line on stdout; nothing if stdout cannot write it."""
+    try:
+        character.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return ""
+    return f"{character} "
+
+
+def run(main, argv=None) -> int:
+    """Call ``main(argv)``; a UsageError is one line on stderr and exit status 2, Ctrl-C is 130.
+
+    Output that nobody reads any more (``| head``) ends it quietly, 141. The signal SIGPIPE stays ignored: else a
+    browser that hangs up would end serve.py.
+    """
+    write_any_text()
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            with explained():
+                return main(argv) or 0
+        finally:  # --help, which ends by SystemExit, too
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        return 128 + 13
+    except UsageError as error:
+        return complain(error, argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def complain(error: UsageError, argv) -> int:
+    """Print an error in one line, after its traceback if --traceback is an argument; returns its exit status.
+
+    Of several processes that have the error one prints it, with its name in front unless it is the main one.
+    """
+    main = os.environ.get("RANK", "0") == "0"
+    if isinstance(error, SharedError):
+        prints = main
+    else:
+        prints = error.of_one_process or os.environ.get("LOCAL_RANK", "0") == "0"
+    if prints and "--traceback" in argv:
+        traceback.print_exception(error)
+    if prints:
+        print(f"{'' if main else rank_prefix()}{error}", file=sys.stderr)
+    return error.status
+
+
+def need(who: str, *packages: str):
+    """UsageError if one of the packages that not every installation has is missing; ``who`` needs them."""
+    missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{who}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def existing_file(path: str, flag: str) -> str:
+    """The path, or a UsageError that names the flag where there is no such file."""
+    if not os.path.isfile(path):
+        raise UsageError(f"{flag}: no such file: '{path}'")
+    return path

@@ -1,0 +1,240 @@
+"""Find plug-ins by file name, read what they declare without importing them, and call them with the keys they take."""
+
+import ast
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a plug-in file of each folder must define, and the configuration key that chooses it.
+ENTRY = {"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"}
+CHOSEN_BY = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
+# Tried one by one; the packages' own metadata allow pairs that do not load.
+PAIRS = (
+    "These pairs load: torchaudio X.Y with torch X.Y up to 2.10, torchaudio 2.11.0 with torch 2.11 to 2.14, torchaudio "
+    "2.11.1 with torch 2.14.1 and later; both built for the CPU alone, or both for the same CUDA"
+)
+UNKNOWN = object()  # a default that is an expression, not a literal
+
+
+@dataclass
+class Declaration:
+    """What a plug-in says of itself in its source: its keyword arguments with defaults, and class constants."""
+
+    path: Path
+    keys: dict = field(default_factory=dict)
+    own: dict = field(default_factory=dict)  # those that the entry point itself names
+    required: list = field(default_factory=list)
+    constants: dict = field(default_factory=dict)
+
+
+def available(folder: str) -> list[str]:
+    """List the plug-in names of a folder: the files that define its entry point."""
+    names = []
+    for path in sorted((ROOT / folder).glob("*.py")):
+        with contextlib.suppress(UsageError):  # a broken file is complained of when it is chosen
+            if path.stem.isidentifier() and _entry_node(parse(path), ENTRY[folder]) is not None:
+                names.append(path.stem)
+    return names
+
+
+def all_keys() -> set[str]:
+    """The keyword arguments of every plug-in on disk."""
+    return {key for folder in ENTRY for name in available(folder) for key in declaration(folder, name).keys}
+
+
+def declaration(folder: str, name: str) -> Declaration | None:
+    """Read the declaration of a plug-in from its source; None where there is no such plug-in file."""
+    path = ROOT / folder / f"{name}.py"
+    if not name.isidentifier() or not path.is_file():
+        return None
+    tree = parse(path)
+    entry = _entry_node(tree, ENTRY[folder])
+    if entry is None:
+        return None
+    variant = _variant_of(tree, entry, folder)
+    if variant is not None:
+        base, fixed = variant
+        keys, own = ({k: fixed.get(k, v) for k, v in part.items()} for part in (base.keys, base.own))
+        required = [name for name in base.required if name not in fixed]
+        return Declaration(path, keys, own, required, base.constants)
+    found = Declaration(path)
+    function = _callable_of(entry)
+    if function is not None:
+        keys, required, takes_all = _arguments(function)
+        found.keys.update(keys)
+        found.required = required[1:] if folder in ("optimizer", "scheduler") else required
+        for key in required[: 1 if folder in ("optimizer", "scheduler") else 0]:
+            found.keys.pop(key)
+        found.own = dict(found.keys)
+        if takes_all:  # MainModel(**kwargs) hands them on to a class or function of the same file
+            for node in tree.body:
+                inner = _callable_of(node)
+                if node is not entry and inner is not None:
+                    found.keys = {**_arguments(inner)[0], **found.keys}
+    if isinstance(entry, ast.ClassDef):
+        found.constants = _constants(entry)
+    return found
+
+
+def load(folder: str, name: str):
+    """Import a plug-in and return its entry point."""
+    return getattr(importlib.import_module(f"{folder}.{name}"), ENTRY[folder])
+
+
+def build(folder: str, name: str, values: dict, *leading):
+    """Import and call a plug-in; what it refuses (a wrong value, a fault of its file) becomes a UsageError."""
+    plugin = f"{folder}/{name}.py"
+    with explained(plugin), torchaudio_explained(plugin):
+        return call(load(folder, name), values, *leading)
+
+
+@contextlib.contextmanager
+def explained(plugin: str = ""):
+    """Turn an exception that came through a plug-in file into a UsageError of one line with the place in that file.
+
+    Others pass, or are laid to ``plugin`` if that is given: it is being made, and a ValueError, of its own or of what
+    it is made of, refuses a value in its own words.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        if not (place(error) or plugin):
+            raise
+        if plugin and isinstance(error, ValueError):
+            raise UsageError(f"{plugin}: {error} ({place(error) or plugin}; --traceback shows all of it)") from error
+        raise UsageError(f"{in_one_line(error, plugin)}; --traceback shows all of it") from error
+
+
+def place(error: BaseException) -> str:
+    """The innermost line of a plug-in file that an exception came through: 'models/Wrong.py:7', '' if there is none."""
+    lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    for path, line in reversed(lines):
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ENTRY:
+            return f"{path.relative_to(ROOT).as_posix()}:{line}"
+    return ""
+
+
+def in_one_line(error: BaseException, plugin: str = "") -> str:
+    """An exception with its place in a plug-in, or else the ``plugin``, its type and the first line of its message."""
+    parts = [place(error) or plugin, type(error).__name__, *str(error).strip().splitlines()[:1]]
+    return ": ".join(part for part in parts if part)
+
+
+@contextlib.contextmanager
+def torchaudio_explained(plugin: str):
+    """Turn the failed import of torchaudio in a plug-in into a UsageError that says which pairs go together."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchaudio"
+        broken = "torchaudio" not in sys.modules and any(name.split(".")[0] == "torchaudio" for name in frames)
+        if not missing and not broken:
+            raise
+        torch = f"torch {importlib.metadata.version('torch')}"
+        if missing:
+            raise UsageError(f"{plugin}: imports torchaudio, which is not installed beside {torch}. {PAIRS}") from error
+        pair = f"torchaudio {importlib.metadata.version('torchaudio')} does not load beside {torch}"
+        raise UsageError(f"{plugin}: {pair} ({str(error).splitlines()[0]}). {PAIRS}") from error
+
+
+def call(entry, values: dict, *leading):
+    """Call a plug-in with the keys its signature names, or with all of them where it takes ``**kwargs``."""
+    parameters = inspect.signature(entry).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    taken, names = names[: len(leading)], names[len(leading) :]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # but for a key named like a leading argument, as 'optimizer'
+        return entry(*leading, **{name: value for name, value in values.items() if name not in taken})
+    return entry(*leading, **{name: values[name] for name in names if name in values})
+
+
+def parse(path: Path) -> ast.Module:
+    """Parse a plug-in's source; UsageError names the line of a mistake."""
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise UsageError(f"{path.parent.name}/{path.name}:{error.lineno}: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}") from error
+
+
+def _entry_node(tree: ast.Module, name: str):
+    """The top-level node that binds ``name``: a class, a function, an assignment or an import."""
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return node
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node
+        if isinstance(node, ast.ImportFrom) and name in _names(node):
+            return node
+    return None
+
+
+def _callable_of(node) -> ast.FunctionDef | None:
+    if isinstance(node, ast.FunctionDef):
+        return node
+    if isinstance(node, ast.ClassDef):
+        return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    return None
+
+
+def _variant_of(tree: ast.Module, entry, folder: str):
+    """(declaration, {key: value}) where an entry point is another file's, as it is or with other defaults.
+
+    ``from models.ResNet import MainModel`` is one, ``MainModel = partial(ResNet, depth=34)`` the other.
+    """
+    fixed, name = {}, None
+    if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Call) and entry.value.args:
+        called, first = entry.value.func, entry.value.args[0]
+        if "partial" in (getattr(called, "id", ""), getattr(called, "attr", "")) and isinstance(first, ast.Name):
+            name = first.id
+            fixed = {k.arg: _literal(k.value) for k in entry.value.keywords if k.arg}
+            entry = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and name in _names(n)), None)
+    if isinstance(entry, ast.ImportFrom) and entry.module and entry.module.startswith(f"{folder}."):
+        base = declaration(folder, entry.module.removeprefix(f"{folder}."))
+        return (base, fixed) if base is not None else None
+    return None
+
+
+def _names(node: ast.ImportFrom) -> list[str]:
+    return [alias.asname or alias.name for alias in node.names]
+
+
+def _arguments(function: ast.FunctionDef):
+    """Return ({name: default}, [names without default], takes **kwargs) of a function, without ``self``."""
+    a = function.args
+    positional = a.posonlyargs + a.args
+    if positional and positional[0].arg == "self":
+        positional = positional[1:]
+    defaults = [None] * (len(positional) - len(a.defaults)) + list(a.defaults)
+    pairs = list(zip(positional, defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+    keys = {arg.arg: UNKNOWN if default is None else _literal(default) for arg, default in pairs}
+    return keys, [arg.arg for arg, default in pairs if default is None], a.kwarg is not None
+
+
+def _literal(node):
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNKNOWN
+
+
+def _constants(node: ast.ClassDef) -> dict:
+    """Class-level ``name = literal`` assignments."""
+    return {
+        target.id: _literal(statement.value)
+        for statement in node.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }

@@ -1,0 +1,435 @@
+"""The one table of configuration keys, and the reader that turns YAML and the command line into a checked Config.
+
+Precedence: command line > YAML > default. The parser, the validation, --help, --print_config and
+docs/configuration.md are all made from KEYS.
+"""
+
+import argparse
+import difflib
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import yaml
+
+from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
+from errors import Mistakes, UsageError
+from settings import plugins
+from settings.command_line import TRACEBACK
+from storage import plain_yaml
+from storage.plain_yaml import MOST_CHARACTERS, PlainLoader
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value as somebody wrote it, and where."""
+
+    value: object
+    where: str  # "configs/x.yaml:14" or "command line"
+
+    @property
+    def from_command_line(self):
+        return self.where == "command line"
+
+
+class Config(SimpleNamespace):
+    """Resolved configuration: one attribute for each key, plug-in keys included."""
+
+    def values(self) -> dict:
+        """All keys and values as a plain dict, in table order, plug-in keys last."""
+        return dict(vars(self))
+
+
+def key_text(setting: Setting, name: str) -> str:
+    """Name a key the way the user wrote it, with its place."""
+    return f"command line: --{name}" if setting.from_command_line else f"{setting.where}: {name}"
+
+
+def coerce(key: Key, setting: Setting):
+    """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
+    place = key_text(setting, key.name)
+    value = to_type(key.type, setting.value, place)
+    if key.choices and value not in key.choices:
+        raise UsageError(f"{place}: must be one of {', '.join(map(str, key.choices))}; got '{value}'")
+    if key.low is not None and value < key.low:
+        raise UsageError(f"{place}: must be at least {key.low}, got {value}")
+    if key.above is not None and value <= key.above:
+        raise UsageError(f"{place}: must be above {key.above}, got {value}")
+    if key.high is not None and value > key.high:
+        raise UsageError(f"{place}: must be at most {key.high}, got {value}")
+    return value
+
+
+def to_type(kind, value, place: str):
+    """Convert to ``kind``; YAML's '5e-5', '\"8888\"' and an empty text value are understood."""
+    wrong = UsageError(f"{place}: expected {TYPE_NAMES.get(kind, kind)}, got '{value}'")
+    if kind is str:
+        if value is None:
+            return ""
+        if isinstance(value, (list, dict)):
+            raise wrong
+        return str(value)
+    if value is None or value == "":
+        raise UsageError(f"{place}: has no value; expected {TYPE_NAMES[kind]}")
+    if kind is bool:
+        text = str(value).strip().lower()
+        if isinstance(value, (list, dict, float)) or text not in TRUE + FALSE:
+            raise wrong
+        return text in TRUE
+    if isinstance(value, (bool, list, dict)):
+        raise wrong
+    try:
+        number = float(value)
+        if kind is int:
+            whole = int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+            if whole != number and not isinstance(value, int):
+                raise wrong
+            return whole
+    except (ValueError, OverflowError, TypeError):
+        raise wrong from None
+    if not math.isfinite(number):
+        raise UsageError(f"{place}: must be a finite number, got {value}")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------- YAML
+
+
+def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]:
+    """Read a flat YAML file to {key: Setting}; UsageError names the line of a fault or of a duplicate key.
+
+    With ``mistakes`` duplicate keys are added to them, and the first of each is kept.
+    """
+    found = mistakes or Mistakes()
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UsageError(f"{path}: not a UTF-8 text file") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: {error}") from error
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise UsageError(f"{path}:{root.start_mark.line + 1}: expected 'key: value' lines")
+        settings = {}
+        for key_node, value_node in root.value:
+            place = f"{path}:{key_node.start_mark.line + 1}"
+            name = str(loader.construct_object(key_node, deep=True))
+            if name in settings:
+                found.add(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
+            else:
+                settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar that looks like a date and is none
+        mark = getattr(error, "problem_mark", None) or loader.get_mark()
+        line = f":{mark.line + 1}" if isinstance(error, yaml.YAMLError) else ""
+        raise UsageError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if mistakes is None:
+        found.refuse()
+    return settings
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(f"command line: {message}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser from KEYS; values stay text here and are checked by ``coerce``."""
+    parser = _Parser(
+        prog="trainSpeakerNet.py",
+        description="Train and evaluate a speaker-verification model.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        epilog="Keys of single plug-ins (models, losses, optimizers, schedules) are listed in docs/configuration.md.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
+    groups = {}
+    for key in KEYS.values():
+        group = groups.setdefault(key.group, parser.add_argument_group(key.group))
+        text = key.describe().replace("%", "%%")
+        if key.type is bool:
+            group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=text)
+            group.add_argument(
+                f"--no-{key.name}", dest=key.name, action="store_const", const="false", help=argparse.SUPPRESS
+            )
+        else:
+            group.add_argument(f"--{key.name}", metavar=key.type.__name__.upper(), help=text)
+    parser.add_argument("--print_config", action="store_true", help="check everything, print the configuration, stop")
+    parser.add_argument("--traceback", action="store_true", help=TRACEBACK)
+    return parser
+
+
+def read_command_line(argv, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
+    """Read the command line to ({key: Setting}, print_config); keys the table lacks are kept for the plug-ins."""
+    known, rest = build_parser().parse_known_args(argv)
+    values = vars(known)
+    print_config = values.pop("print_config", False)
+    values.pop("traceback", None)  # read by command_line.complain
+    settings = {name: Setting(value, "command line") for name, value in values.items()}
+    position = 0
+    while position < len(rest):
+        word, position = rest[position], position + 1
+        if not word.startswith("--"):
+            mistakes.add(f"command line: unexpected argument '{word}'")
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if position < len(rest) and not rest[position].startswith("--"):
+                value, position = rest[position], position + 1
+            else:
+                name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
+        settings[name] = Setting(_yaml_scalar(value), "command line")
+    return settings, print_config
+
+
+def _yaml_scalar(text: str):
+    """Read a plug-in's value as YAML would, so that the command line and the file mean the same."""
+    try:
+        return plain_yaml.load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+# ---------------------------------------------------------------------------------------------------- resolution
+
+
+def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
+    """Read, merge and check the configuration.
+
+    Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config); UsageError with all
+    mistakes. Checks that need the lists or the audio files are ``preflight.check_paths``'s.
+    """
+    mistakes, notes = Mistakes(), []
+    written, print_config = read_settings(argv, notes, mistakes)
+    config = resolve(written, notes, mistakes)
+    mistakes.refuse()
+    return config, written, notes, print_config
+
+
+def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Setting], bool]:
+    """Read the command line and the YAML file that it names: ({key: Setting}, print_config).
+
+    Old names are replaced. What can be read in spite of a mistake is read.
+    """
+    command_line, print_config = read_command_line(argv, mistakes)
+    written = {}
+    if "config" in command_line:
+        settings = read_yaml(to_type(str, command_line["config"].value, "command line: --config"), mistakes)
+        settings.pop("run_info", None)  # what a run adds to result/config.yaml, so that the file can be used again
+        written = _rename_aliases(settings, notes, mistakes)
+    for name, setting in _rename_aliases(command_line, notes, mistakes).items():
+        if name in written and name != "config" and str(written[name].value) != str(setting.value):
+            old = written[name]
+            before = "an empty value" if old.value in ("", None) else old.value
+            notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
+        written[name] = setting
+    for name in [name for name in written if name in REFUSED]:
+        mistakes.add(f"{_unknown_place(written.pop(name), name)} is not supported: {REFUSED[name]}")
+    return written, print_config
+
+
+def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None = None) -> Config:
+    """Check what somebody wrote and fill in the defaults of the table and of the chosen plug-ins.
+
+    With ``mistakes`` those that are found are added to them and the keys concerned have their defaults.
+    """
+    found = mistakes or Mistakes()
+    values = {name: key.default for name, key in KEYS.items()}
+    for name, setting in written.items():
+        if name in KEYS:
+            with found.collected():
+                values[name] = coerce(KEYS[name], setting)
+    _resolve_plugin_keys(values, written, notes, found)
+    if mistakes is None:
+        found.refuse()
+    return Config(**values)
+
+
+def _rename_aliases(settings: dict, notes: list, mistakes: Mistakes) -> dict:
+    renamed = {}
+    for name, setting in settings.items():
+        target = ALIASES.get(name, name)
+        if target != name:
+            notes.append(f"{_unknown_place(setting, name)} is an old name, read as '{target}'")
+        if target in renamed or (target != name and target in settings):
+            mistakes.add(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
+            continue
+        renamed[target] = setting
+    return renamed
+
+
+def _unknown_place(setting: Setting, name: str) -> str:
+    return f"command line: '--{name}'" if setting.from_command_line else f"{setting.where}: '{name}'"
+
+
+def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | None:
+    """Find the declaration of the plug-in that a key names, None if none is needed; UsageError if it does not exist."""
+    name = values[key]
+    if not name:
+        if values["eval"] and folder != "models":
+            return None  # evaluation needs the model's weights only
+        raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
+    declared = plugins.declaration(folder, name)
+    if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
+        what = f"does not define {plugins.ENTRY[folder]}"
+        if not name.isidentifier():
+            what = "cannot be imported; name it with letters, digits and _"
+        raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
+    if declared is None:
+        raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
+    return declared
+
+
+def _chosen_plugins(values: dict, written: dict) -> tuple[dict[str, plugins.Declaration], list[str]]:
+    """Declarations {folder: ..} of the plug-ins that the configuration names, and a line on each that is not found."""
+    found, missing = {}, []
+    for folder, key in plugins.CHOSEN_BY.items():
+        try:
+            declaration = chosen_plugin(folder, key, values)
+        except UsageError as error:
+            named = key in written and str(error).startswith(f"{key}:")
+            missing.append(f"{written[key].where}: {error}" if named else str(error))
+        else:
+            found |= {} if declaration is None else {folder: declaration}
+    return found, missing
+
+
+def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mistakes):
+    """Give plug-in keys their values; refuse keys that neither the table nor a chosen plug-in knows."""
+    found, missing = _chosen_plugins(values, written)
+    declared = {}
+    for declaration in found.values():
+        for name, default in declaration.keys.items():
+            if name not in declared or declared[name] in (None, plugins.UNKNOWN):
+                declared[name] = default
+    unknown = _take_foreign_keys(values, written, declared, bool(missing), notes, mistakes)
+    for line in missing:
+        if not (unknown and "is not set" in line):  # a misspelt key may be why
+            mistakes.add(line)
+    for declaration in found.values():
+        for name, default in declaration.own.items():  # what the run will use belongs into the resolved configuration
+            if name not in KEYS and default is not None and default is not plugins.UNKNOWN:
+                values.setdefault(name, list(default) if isinstance(default, tuple) else default)
+        for name in declaration.required:
+            if name not in {**values, **written} and name not in RUNTIME_KEYS:
+                mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
+    for name in sorted(MODEL_KEYS & set(written)):
+        if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
+            notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+def _take_foreign_keys(values, written, declared: dict, any_missing: bool, notes: list, mistakes: Mistakes) -> bool:
+    """Take the keys that the table lacks into ``values``; returns whether one is of no plug-in at all."""
+    known = plugins.all_keys() if any_missing else declared
+    replaced, unknown = _keys_of_replaced(values, written), False
+    for name in [name for name in written if name not in KEYS]:
+        setting = written[name]
+        if name in declared:
+            with mistakes.collected():
+                values[name] = _plugin_value(name, setting, declared[name])
+        elif any_missing and name in known:
+            continue  # perhaps of the plug-in that is not found
+        elif name in replaced and not setting.from_command_line:
+            notes.append(
+                f"{_unknown_place(setting, name)} is not used: --{replaced[name]} puts another in place of its owner"
+            )
+        elif values["allow_unknown"]:
+            notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
+        else:
+            mistakes.add(_unknown_message(name, setting, known))
+            unknown = True
+    return unknown
+
+
+def _keys_of_replaced(values: dict, written: dict) -> dict[str, str]:
+    """Keys {name: model, trainfunc, ..} that a YAML file may hold for a plug-in that the command line replaces."""
+    found = {}
+    for folder, key in plugins.CHOSEN_BY.items():
+        if key in written and written[key].from_command_line:
+            for other in plugins.available(folder):
+                found |= dict.fromkeys(plugins.declaration(folder, other).own, key)
+    return found
+
+
+# Keys that the trainer works out and hands to plug-ins beside the configuration.
+RUNTIME_KEYS = ("steps_per_epoch",)
+
+
+def _plugin_value(name: str, setting: Setting, default):
+    kind = type(default)
+    if kind in (bool, int, float, str):
+        return to_type(kind, setting.value, key_text(setting, name))
+    if kind in (tuple, list):
+        if not isinstance(setting.value, (list, tuple)) or len(setting.value) != len(default):
+            place = key_text(setting, name)
+            raise UsageError(f"{place}: expected a list of {len(default)}, as {list(default)}; got '{setting.value}'")
+        return list(setting.value)
+    if default is None and isinstance(setting.value, str):
+        try:
+            return float(setting.value)  # '5e-5', which YAML reads as text
+        except ValueError:
+            return setting.value
+    return setting.value
+
+
+def table_defaults(config: Config, written: dict) -> list[str]:
+    """Lines on the keys nobody wrote whose default in the table is not that of the chosen model or loss."""
+    lines = []
+    for folder in ("models", "loss"):
+        name = getattr(config, plugins.CHOSEN_BY[folder])
+        own = plugins.declaration(folder, name).keys if name else {}
+        differing = [
+            f"{key}: {_shown(KEYS[key].default)} (its own is {_shown(default)})"
+            for key, default in own.items()
+            if key in KEYS and key not in written and default not in (KEYS[key].default, None, plugins.UNKNOWN)
+        ]
+        if differing:
+            lines.append(f"{folder}/{name}.py has the table's default for {', '.join(differing)}")
+    return lines
+
+
+def _shown(value):
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _suggest(name: str, names) -> str:
+    lower = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f" - did you mean '{lower[close[0]]}'?" if close else ""
+
+
+def _unknown_message(name: str, setting: Setting, declared) -> str:
+    for folder in plugins.ENTRY:
+        for other in plugins.available(folder):
+            if name not in declared and name in plugins.declaration(folder, other).own:
+                place = "command line" if setting.from_command_line else setting.where
+                dashes = "--" if setting.from_command_line else ""
+                return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"
+    suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
+    if setting.from_command_line:
+        suggestion = suggestion.replace("mean '", "mean '--")
+        return f"command line: unknown key '--{name}'{suggestion}"
+    return f"{setting.where}: unknown key '{name}'{suggestion}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list that stands there twice out twice: aliases of lists are not read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def to_yaml(values: dict) -> str:
+    """Write a configuration as YAML that ``read_yaml`` reads back to the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

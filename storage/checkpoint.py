@@ -1,0 +1,207 @@
+"""Read checkpoints, those of other trainers too, and everything else that goes into one."""
+
+import os
+import random
+import zipfile
+
+import numpy as np
+import torch
+
+from errors import UsageError
+from storage import interop
+from storage.archive import Refusal, check_checkpoint
+
+FORMAT_VERSION = 1
+MODEL, LOSS = "__S__.", "__L__."
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load(path) -> dict:
+    """Read a checkpoint with restricted loading; UsageError if it is missing, damaged, none or newer."""
+    try:
+        with open(path, "rb") as file:
+            check_checkpoint(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
+    except Refusal as refusal:
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {refusal}") from refusal
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: damaged, or not a checkpoint: {_first_line(error)}") from error
+    except Exception as error:  # torch passes on what its unpickler raises, of no common class
+        raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_refusal(error)}") from error
+    if not isinstance(state, dict):
+        raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
+    version = state.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"{path}: a checkpoint of format {version}, this version reads up to {FORMAT_VERSION}; "
+            "use the newer version of the trainer that wrote it"
+        )
+    return state
+
+
+def _first_line(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _refusal(error) -> str:
+    """What the restricted unpickler met, without torch's advice around it to load the file unrestricted."""
+    _, mark, reason = str(error).partition("WeightsUnpickler error:")
+    return reason.strip().splitlines()[0].split(". ")[0] if mark and reason.strip() else _first_line(error)
+
+
+def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
+    """Return {name: tensor} with `__S__.` and `__L__.` prefixes from any of the known layouts.
+
+    Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
+    ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
+    network, are kept as they are. The names of other toolkits are translated (interop.py), but where the model's are
+    just those of ``own``: its file may be one of that toolkit's, dropped in. Without ``own`` a checkpoint of ours is
+    left as it is.
+    """
+    tensors = _tensors(state, own)
+    ours = _of_model(own) == _of_model(_prefixed(tensors)) if own else "format_version" in state
+    weights = _prefixed(tensors if ours else interop.translate(tensors))
+    if not weights:
+        raise UsageError(f"{path}: holds no tensors")
+    return weights
+
+
+def _prefixed(tensors: dict) -> dict:
+    return {name if name.startswith((MODEL, LOSS)) else MODEL + name: tensor for name, tensor in tensors.items()}
+
+
+def _of_model(names) -> set[str]:
+    """Names of the model's tensors, without the batch counters that older files lack and nothing depends on."""
+    return {name for name in names if name.startswith(MODEL) and not name.endswith("num_batches_tracked")}
+
+
+def toolkit_of(state: dict) -> interop.Toolkit | None:
+    """The other toolkit that a checkpoint is of, None for our own and for an unknown one."""
+    return interop.recognise(_tensors(state))
+
+
+def embedding_size(state: dict, path, network, size: int) -> int:
+    """The embedding size of a checkpoint that differs from ``network``, which has ``size``, in nothing else.
+
+    ``size`` itself where more or nothing differs.
+    """
+    own, differing = network.state_dict(), set()
+    for name, tensor in weights_of(state, path, own).items():
+        if name.startswith(MODEL) and name in own and tensor.dim() >= own[name].dim():
+            differing |= {(a, b) for a, b in zip(own[name].shape, tensor.shape) if a != b}
+    (here, there), *more = differing or {(size, size)}
+    return there if here == size and not more else size
+
+
+def _tensors(state: dict, own=()) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, without wrappers."""
+    for key in ("model_state_dict", "model", "state_dict"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    tensors = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if name not in own and MODEL + name not in own:
+            for wrapper in WRAPPERS:
+                name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+        tensors[name] = tensor
+    return tensors
+
+
+def load_weights(network, state: dict, path) -> dict[str, list[str]]:
+    """Copy the weights of a checkpoint that fit by name and shape.
+
+    Returns lines on the rest: ``model`` (missing or of another shape), ``loss`` (likewise), ``unused`` (of the file).
+    """
+    own = network.state_dict()
+    weights = weights_of(state, path, own)
+    faults = {"model": [], "loss": [], "unused": sorted(set(weights) - set(own))}
+    fitting = {}
+    for name, tensor in own.items():
+        part = faults["model" if name.startswith(MODEL) else "loss"]
+        if name not in weights:
+            if not name.endswith("num_batches_tracked"):  # older files lack it, and nothing depends on it
+                part.append(f"{name}: not in the file")
+        elif weights[name].shape == (*tensor.shape, 1):  # a convolution over one frame is a linear layer
+            fitting[name] = weights[name].squeeze(-1)
+        elif weights[name].shape != tensor.shape:
+            part.append(f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model")
+        else:
+            fitting[name] = weights[name]
+    network.load_state_dict(fitting, strict=False)
+    return faults
+
+
+def load_model_exactly(network, state: dict, path, name: str):
+    """Load the model's weights, all of them; UsageError where some are missing, of another shape, unknown or NaN.
+
+    A buffer that is not finite before loading, as a mask of -inf, is meant to be so.
+    """
+    masks = nonfinite_tensors(dict(network.named_buffers()))
+    faults = load_weights(network, state, path)
+    unknown = [weight for weight in faults["unused"] if weight.startswith(MODEL)]
+    if faults["model"] or unknown:
+        own = sum(weight.startswith(MODEL) for weight in network.state_dict())
+        listing = "; ".join((faults["model"] + [f"{weight}: not in the model" for weight in unknown])[:5])
+        raise UsageError(
+            f"{path}: {own - len(faults['model'])} of {own} tensors of {name} match,"
+            f" {len(unknown)} of the file are unknown to it: {listing}"
+        )
+    weights = {weight: t for weight, t in network.state_dict().items() if weight.startswith(MODEL)}
+    refuse_nonfinite(weights, path, masks)
+
+
+def nonfinite_tensors(weights: dict) -> list[str]:
+    """Names of the tensors that hold a NaN or Inf."""
+    return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+
+
+def refuse_nonfinite(weights: dict, path, masks=()):
+    """Raise UsageError where a start would be made from non-finite tensors, naming them; ``masks`` are meant so."""
+    bad = [name for name in nonfinite_tensors(weights) if name not in masks]
+    if bad:
+        listing = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        raise UsageError(f"{path}: {len(bad)} tensors are not finite ({listing}); start from another checkpoint")
+
+
+def optimizer_tensors(state: dict) -> dict[str, torch.Tensor]:
+    """Name the tensors of an optimizer state: 'optimizer.3.exp_avg'."""
+    items = ((f"optimizer.{i}.{k}", v) for i, s in state["state"].items() for k, v in s.items())
+    return {name: value for name, value in items if isinstance(value, torch.Tensor)}
+
+
+def seed_everything(seed: int):
+    """Seed every global random generator; plug-ins may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def rng_state(device) -> dict:
+    """Every random generator's state as plain types."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict, device):
+    """Put every random generator back to a saved state."""
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

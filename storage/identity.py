@@ -1,0 +1,24 @@
+"""Which model made an embedding: models of one identity share an embedding space."""
+
+import hashlib
+import json
+
+from settings import plugins
+
+DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
+
+
+def identity_of(weights: dict, config) -> str:
+    """SHA-256 over the model's ``weights`` {name: tensor} and keys: models with the same one share an embedding space.
+
+    Weights of a loss (``__L__.``) play no part.
+    """
+    digest = hashlib.sha256()
+    own = plugins.declaration("models", config.model).own
+    keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
+    digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        if not name.startswith("__L__.") and not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

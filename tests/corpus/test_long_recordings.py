@@ -1,0 +1,134 @@
+"""Recordings that memory is too small for: embedded in windows, or named and left out."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import embed
+import verify
+from corpus.windows import embed_windows
+from settings.command_line import run
+from speaker_model import SpeakerModel, load_model
+from storage.embedding_files import read_embeddings
+from storage.files import save_atomically
+from training.state import capture
+
+RATE = 16000
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you ...")
+GPU = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.fixture
+def model(settings, tools, tmp_path):
+    """Checkpoint of a model, and the folder of a recording of 5 s among three of 1 s."""
+    (tmp_path / "wav").mkdir()
+    for name, seconds in (("a", 1), ("b", 1), ("long", 5), ("c", 1)):
+        x = np.random.default_rng(seconds + ord(name[0])).normal(0, 0.1, seconds * RATE)
+        soundfile.write(tmp_path / "wav" / f"{name}.wav", x, RATE)
+    save_atomically(capture(tools.build(settings)), tmp_path / "x.model")
+    return tmp_path / "x.model", tmp_path / "wav"
+
+
+def small_memory(monkeypatch, error, most):
+    """Let models fail on more than ``most`` seconds at once."""
+    whole = SpeakerModel._forward
+
+    def forward(self, x):
+        if x.shape[0] * x.shape[1] > most * RATE:
+            raise error
+        return whole(self, x)
+
+    monkeypatch.setattr(SpeakerModel, "_forward", forward)
+
+
+def test_windows_cover_a_recording_and_share_a_quarter():
+    for window, samples in ((100, 101), (100, 175), (100, 176), (100, 1000), (7, 1000)):
+        parts = []
+
+        def forward(x, parts=parts):
+            parts.append(x)
+            return x.sum(dim=1, keepdim=True)
+
+        embed_windows(forward, torch.arange(float(samples))[None], window)
+        assert all(part.shape == (1, window) for part in parts)
+        starts = [int(part[0, 0]) for part in parts]
+        assert starts[0] == 0 and starts[-1] == samples - window and max(np.diff(starts)) <= 0.75 * window + 1
+    assert embed_windows(len, torch.zeros(2, 100), 100) == embed_windows(len, torch.zeros(2, 100), 0) == 2
+
+
+def test_a_long_recording_has_the_mean_of_its_windows_and_a_short_one_is_as_before(model):
+    network = load_model(model[0])
+    whole = network.embed_file(model[1] / "long.wav")
+    short = network.embed_file(model[1] / "a.wav")
+    network.config.embed_window_seconds = 2.0
+    assert np.array_equal(network.embed_file(model[1] / "a.wav"), short)
+    x = soundfile.read(model[1] / "long.wav", dtype="float32")[0]
+    parts = [network.embed(x[int(start * RATE) :][: 2 * RATE]) for start in (0, 1.5, 3)]
+    windowed = network.embed_file(model[1] / "long.wav")
+    assert np.allclose(windowed, np.mean(parts, axis=0), atol=1e-6) and not np.allclose(windowed, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [CPU, GPU, MemoryError()], ids=["CPU", "GPU", "numpy"])
+def test_one_recording_that_memory_is_too_small_for_is_named_and_the_others_are_written(
+    error, model, monkeypatch, tmp_path, capsys
+):
+    checkpoint, folder = model
+    words = ["--initial_model", str(checkpoint), "--dir", str(folder), "--out", str(tmp_path / "e.npz")]
+    assert run(embed.main, [*words, "--embed_window_seconds", "2"]) == 0
+    names, all_four = read_embeddings(tmp_path / "e.npz")
+    small_memory(monkeypatch, error, 4)
+    assert run(embed.main, [*words, "--embed_window_seconds", "0"]) == 1
+    said = capsys.readouterr().err
+    reason = "needs more memory than there is (5 s); a smaller embed_window_seconds needs less"
+    assert said == f"{folder / 'long.wav'}: {reason}\n"
+    assert read_embeddings(tmp_path / "e.npz")[0] == ["a.wav", "b.wav", "c.wav"]
+    assert run(embed.main, [*words, "--embed_window_seconds", "2"]) == 0
+    again, x = read_embeddings(tmp_path / "e.npz")
+    assert again == names == ["a.wav", "b.wav", "c.wav", "long.wav"] and np.array_equal(x, all_four)
+
+
+def test_a_batch_that_memory_is_too_small_for_is_embedded_one_by_one(model, monkeypatch, tmp_path, capsys):
+    checkpoint, folder = model
+    words = ["--initial_model", str(checkpoint), "--dir", str(folder), "--out", str(tmp_path / "e.npz")]
+    small_memory(monkeypatch, CPU, 2)
+    assert run(embed.main, [*words, "--embed_window_seconds", "2"]) == 0
+    assert capsys.readouterr().err == "not enough memory to embed 3 waveforms of 1 s at once: one by one\n"
+    assert len(read_embeddings(tmp_path / "e.npz")[0]) == 4
+
+
+def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(model, monkeypatch):
+    small_memory(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 4)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        load_model(model[0]).embed_files([model[1] / "long.wav"])
+
+
+def test_verify_names_the_recording_that_is_too_long(model, monkeypatch, capsys):
+    checkpoint, folder = model
+    small_memory(monkeypatch, CPU, 4)
+    words = [str(folder / "a.wav"), str(folder / "long.wav"), "--initial_model", str(checkpoint)]
+    assert run(verify.main, words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder / 'long.wav'}: needs more memory than there is") and said.count("\n") == 1
+    assert run(verify.main, [*words, "--embed_window_seconds", "2"]) == 0
+
+
+def test_an_evaluation_goes_on_without_a_recording_that_is_too_long(settings, data, model, tools, tmp_path):
+    trials = (data / "trials.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "trials.txt").write_text("\n".join([*trials, f"0 {model[1] / 'long.wav'} {trials[0].split()[1]}"]))
+    trainer = tools.build({**settings, "test_list": str(tmp_path / "trials.txt"), "embed_window_seconds": 2.0})
+    network = trainer.network
+    assert trainer.evaluator.run(network, 1)["nan_scores"] == 0
+    trainer.evaluator.window = 0
+    whole = network.__S__.forward
+
+    def forward(x):
+        if x.shape[1] > 4 * RATE:
+            raise CPU
+        return whole(x)
+
+    network.__S__.forward = forward
+    result = trainer.evaluator.run(network, 1)
+    assert result["nan_scores"] == 1 and result["failed"] is None and result["eer"] >= 0
+    assert [file["path"] for file in result["nan_files"]] == [str(model[1] / "long.wav")]
+    assert "needs more memory than there is (5 s)" in result["nan_files"][0]["reason"]

@@ -1,0 +1,79 @@
+"""The front end's filters and windows against torchaudio, where it loads, and against independent formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference_features import htk_filters, kaldi_fbank, kaldi_filters, mel_spectrogram, torchaudio_or_skip
+
+from models.frontend import FrontEnd, htk_mel_filters, kaldi_mel_filters
+
+HTK = [(24, 0.0, 8000.0), (40, 0.0, 8000.0), (64, 0.0, 8000.0), (80, 20.0, 7600.0)]
+
+
+def relative(a, b):
+    """The largest difference by the largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def noise(rows=1, samples=16000):
+    return 0.1 * torch.randn(rows, samples, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("n_mels, low, high", HTK)
+def test_mel_filters_are_torchaudios(n_mels, low, high):
+    theirs = torchaudio_or_skip().functional.melscale_fbanks(257, low, high, n_mels, 16000)
+    assert relative(htk_mel_filters(n_mels, low, high), theirs) <= 1e-7
+
+
+@pytest.mark.parametrize("n_mels", [40, 72, 80])
+def test_kaldi_filters_are_torchaudios(n_mels):
+    kaldi = torchaudio_or_skip().compliance.kaldi
+    theirs, _ = kaldi.get_mel_banks(n_mels, 512, 16000.0, 20.0, 0.0, 100.0, -500.0, 1.0)
+    assert relative(kaldi_mel_filters(n_mels), F.pad(theirs, (0, 1)).T) <= 1e-7
+
+
+@pytest.mark.parametrize("features, window", [("wespeaker", "hamming"), ("3dspeaker", "povey")])
+def test_kaldi_windows_are_torchaudios(features, window):
+    kaldi = torchaudio_or_skip().compliance.kaldi
+    theirs = kaldi._feature_window_function(window, 400, 0.42, torch.device("cpu"), torch.float32)
+    assert relative(FrontEnd(features, 80).window, theirs) <= 1e-7
+
+
+@pytest.mark.parametrize("features, low, high", [("voxceleb_trainer", 0, 8000), ("taoruijie", 20, 7600)])
+@pytest.mark.parametrize("window_fn", [torch.hamming_window, torch.hann_window])
+def test_mel_power_is_torchaudios(features, low, high, window_fn):
+    transforms = torchaudio_or_skip().transforms
+    theirs = transforms.MelSpectrogram(16000, 512, 400, 160, f_min=low, f_max=high, n_mels=40, window_fn=window_fn)
+    front, x = FrontEnd(features, 40, window_fn=window_fn), noise(2)
+    assert torch.equal(front.window, theirs.spectrogram.window)
+    assert relative(front._mel_power(x), theirs(x)) <= 1e-6  # sums of products in another order
+
+
+@pytest.mark.parametrize("window", ["hamming", "povey"])
+def test_the_independent_references_are_torchaudios(window):
+    torchaudio, x = torchaudio_or_skip(), noise()
+    fbank = torchaudio.compliance.kaldi.fbank(x * 32768, num_mel_bins=80, dither=0.0, window_type=window)
+    assert torch.allclose(kaldi_fbank(x * 32768, 80, window), fbank, atol=2e-3)
+    if window == "hamming":
+        mel = torchaudio.transforms.MelSpectrogram(16000, 512, 400, 160, n_mels=40, window_fn=torch.hamming_window)
+        assert relative(mel_spectrogram(x, 40), mel(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("n_mels, low, high", HTK)
+def test_mel_filters_are_their_formula(n_mels, low, high):
+    filters = htk_mel_filters(n_mels, low, high)
+    assert torch.allclose(filters.double(), torch.from_numpy(htk_filters(n_mels, low, high)), atol=1e-4)
+    assert torch.allclose(kaldi_mel_filters(n_mels).double(), torch.from_numpy(kaldi_filters(n_mels)), atol=1e-4)
+
+
+def test_fbank_is_kaldis():
+    x = noise(2)
+    for features, window, scale in (("wespeaker", "hamming", 32768), ("3dspeaker", "povey", 1)):
+        for row, ours in zip(x, FrontEnd(features, 80, "mean")(x)):
+            kaldi = kaldi_fbank(row[None] * scale, 80, window)
+            assert torch.allclose(ours.T, kaldi - kaldi.mean(dim=0), atol=2e-3)
+
+
+def test_logmel_is_voxceleb_trainers():
+    expected = F.instance_norm((mel_spectrogram(noise(), 40) + 1e-6).log())
+    assert torch.allclose(FrontEnd("voxceleb_trainer", 40, "meanvar", True)(noise()), expected, atol=1e-4)

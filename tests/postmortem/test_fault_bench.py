@@ -1,0 +1,65 @@
+"""A fast part of the fault bench: whoever changes the trainer or the analyser must not lose these."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from programs import ROOT
+
+BENCH = ROOT / "benchmarks" / "faults"
+needs_analyser = pytest.mark.skipif(not (ROOT / "analyze_nan_debug.py").is_file(), reason="no analyze_nan_debug.py")
+# File, loss, precision, state, control. The whole bench takes half an hour.
+SAMPLE = ("F01", "F34", "F45", "F52", "C1")
+
+
+def bench(*words) -> subprocess.CompletedProcess:
+    """Run the bench as a user does."""
+    return subprocess.run(
+        [sys.executable, str(BENCH / "run.py"), *words], capture_output=True, text=True, cwd=ROOT, timeout=280
+    )
+
+
+def test_the_trainer_detects_a_fault_and_blames_no_control(tmp_path):
+    done = bench("--only", "F26,F13b,C9", "--json", str(tmp_path / "scores.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())["faults"]
+    assert [s["id"] for s in scores] == ["F13b", "F26", "C9"] and all(s["detected"] for s in scores)
+
+
+@needs_analyser
+def test_faults_of_each_kind_are_explained():
+    done = bench("--only", ",".join(SAMPLE), "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_fault_of_the_taxonomy_is_there_with_a_truth(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from catalog import FAULTS
+    from sources import marked_lines
+
+    ids = [fault.id for fault in FAULTS]
+    assert len(set(ids)) == len(ids)
+    assert {f"F{n:02d}" for n in range(1, 61)} | {f"C{n}" for n in range(1, 11)} <= set(ids)
+    for fault in FAULTS:
+        places = [place for truth in fault.truths for place in truth.places]
+        assert not any(place.code for place in places) or marked_lines(fault.plugins), fault.id
+        for name, source in fault.plugins.items():
+            compile(source, f"{fault.id}/{name}", "exec")
+        if fault.is_control:
+            assert not fault.truths and not fault.status
+        else:
+            assert fault.truths or fault.said or fault.check or fault.id == "F38"  # F38 diverges and stays finite
+
+
+def test_an_unknown_fault_is_refused():
+    done = bench("--only", "F99")
+    assert done.returncode == 1 and "no such fault: F99" in done.stderr
+
+
+def test_names_of_operations_are_compared_without_their_trimmings(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from judge import plain_op
+
+    names = {"aten.sqrt.default": "sqrt", "SqrtBackward0": "sqrt", "NllLossBackward0": "nll_loss", "torch.div_": "div"}
+    assert {name: plain_op(name) for name in names} == names

@@ -1,0 +1,385 @@
+"""analyze_nan_debug.py: the step of a dump is replayed, the fault placed, fixes tried; nothing is taken on trust."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import programs
+import pytest
+import soundfile
+import torch
+
+from corpus.audio import read_audio
+from postmortem.analysis import analyse
+from postmortem.case import Case
+from postmortem.dump import read_dump, read_state
+from postmortem.patches import CudaCasts, LineGuard
+from postmortem.probe import Probe
+from postmortem.provenance import origin_of
+from postmortem.replay import Replay
+from training.precision import BufferSnapshot
+from utils import save_atomically
+
+PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
+KEYS = {"file", "reason", "cause", "detail", "location", "evidence", "replay", "recommendations"}
+PLACE = {"module", "op", "phase", "source", "parameter", "rows", "files", "rank"}
+OLD = {"batch_idx": 3, "epoch": 2, "label": torch.tensor([0, 1, 2, 3]), "loss": math.nan, "prec1": 0.0}
+
+
+def analyser(*words, **more):
+    """Run analyze_nan_debug.py as a user does."""
+    return programs.run(programs.ROOT / "analyze_nan_debug.py", *words, **more)
+
+
+@pytest.fixture
+def dump_of(settings, tools):
+    """Train until a step fails and return its dump's path; ``spoil(trainer)`` puts the fault in."""
+
+    def make(spoil=None, **keys):
+        trainer = tools.build(settings, **keys)
+        if spoil:
+            spoil(trainer)
+        for batch in tools.batches(trainer)[:3]:
+            trainer.batch += 1
+            if trainer.accept(batch):
+                trainer.train_step([batch])
+        trainer.close()
+        return sorted(trainer.incidents.writer.folder.glob("nan_*.pt"))[0]
+
+    return make
+
+
+def poison_weight(name, value):
+    """A fault put into the state: an element of a weight or buffer."""
+
+    def spoil(trainer):
+        with torch.no_grad():
+            trainer.network.state_dict()[name].view(-1)[0] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize("mixed, dtype", PRECISIONS, ids=["fp32", "bf16", "fp16"])
+def test_a_step_is_replayed_bit_for_bit(dump_of, mixed, dtype):
+    path = dump_of(nan_inject="2:loss", mixedprec=mixed, amp_dtype=dtype)  # the recorded step itself was sound
+    dump = read_dump(path)
+    replay = Replay(dump, read_state(path, dump["state"]))
+    one, two = replay.run(stats=True), replay.run(stats=True)
+    assert one.finite and one.loss == two.loss and one.norm == two.norm and one.gradients == two.gradients
+    sound = dump_of(nan_inject="2:grad", mixedprec=mixed, amp_dtype=dtype, save_path=str(path.parent.parent) + "2")
+    dump = read_dump(sound)  # an injected gradient leaves the loss of the step as it was computed
+    assert Replay(dump, read_state(sound, dump["state"])).run().loss == dump["loss"]
+
+
+def test_an_injection_is_called_a_rehearsal(dump_of):
+    verdict = analyse(dump_of(nan_inject="1:grad")).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("environment", "injected")
+    assert verdict["replay"]["reproduced"] == "vanished"
+    fixes = verdict["recommendations"]
+    assert [r["change"] for r in fixes if r["verdict"] == "verified"] == [{"nan_inject": ""}]
+    assert all(
+        r["verdict"] == "untested"
+        for r in fixes
+        if "nan_inject" not in (r["change"] or {}) and r["action"] == "set" and "mixedprec" not in r["change"]
+    )
+
+
+def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, settings, tools, tmp_path):
+    lines = (data / "train_list.txt").read_text().splitlines()
+    speaker, name = lines[4].split()
+    audio, rate = soundfile.read(data / "wav" / name)
+    audio[len(audio) // 2 - 40 :] = math.nan
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, audio, rate, subtype="FLOAT")
+    lines[4] = f"{speaker} {os.path.relpath(bad, data / 'wav')}"
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    trainer = tools.build(settings, train_list=str(tmp_path / "list.txt"), max_frames=80)
+    for batch in tools.batches(trainer):
+        trainer.batch += 1
+        if trainer.accept(batch):
+            trainer.train_step([batch])
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    verdict = analyse(path).verdict
+    assert (verdict["cause"], verdict["location"]["phase"]) == ("input", "data")
+    (file,) = verdict["location"]["files"]
+    assert os.path.samefile(file["path"], bad)
+    first = read_dump(path)["files"][verdict["location"]["rows"][0]]["start"]
+    assert file["sample"] == max(len(audio) // 2 - 40, first)
+    best = verdict["recommendations"][0]
+    assert best["action"] == "exclude_file" and best["verdict"] == "verified" and "remove line 5" in best["text"]
+    seed = [r for r in verdict["recommendations"] if r["action"] == "set"]
+    assert len(seed) >= 4 and all(r["verdict"] == "refuted" for r in seed)
+
+
+def test_a_label_out_of_range(dump_of):
+    path = dump_of(nan_inject="1:label")
+    (best, *_) = analyse(path).verdict["recommendations"]
+    assert best["change"] == {"nan_inject": ""} and best["verdict"] == "verified"
+    edit(path, injected="")
+    verdict = analyse(path).verdict
+    assert (verdict["cause"], verdict["location"]["rows"]) == ("label", [0])
+    assert {"nClasses": 10} in [r["change"] for r in verdict["recommendations"] if r["verdict"] == "verified"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_bad_weight_is_named(dump_of, value):
+    name = "__S__.layer1.conv1.weight"
+
+    def spoil(trainer):
+        nonlocal name
+        name = next(n for n, p in trainer.network.named_parameters() if p.ndim == 3)
+        poison_weight(name, value)(trainer)
+
+    verdict = analyse(dump_of(spoil)).verdict
+    assert verdict["cause"] == "state" and verdict["location"]["parameter"] == name
+    best = verdict["recommendations"][0]
+    assert best["action"] == "restore" and best["verdict"] == "verified"
+
+
+def test_old_dumps_of_six_keys(tmp_path):
+    data = torch.randn(4, 20, 8)
+    data[2, 3] = math.nan
+    save_atomically({**OLD, "data": data}, tmp_path / "nan_batch_3_epoch_2.pt")
+    analysis = analyse(tmp_path / "nan_batch_3_epoch_2.pt")
+    assert analysis.verdict["cause"] == "input" and analysis.verdict["replay"]["reproduced"] is None
+    save_atomically({**OLD, "data": data.nan_to_num()}, tmp_path / "sound.pt")
+    assert analyse(tmp_path / "sound.pt").verdict["cause"] == "unknown"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (4, 100), (1, 4, 100), (4, 20, 8)])
+@pytest.mark.parametrize("fill", [0.0, math.nan])
+def test_statistics_of_odd_shapes(tmp_path, shape, fill):
+    path = tmp_path / "nan_batch_3_epoch_2.pt"
+    save_atomically({**OLD, "data": torch.full(shape, fill)}, path)
+    done = analyser(path)
+    assert done.returncode == 0, done.stderr
+    for title in ("BASIC INFORMATION", "DATA TENSOR ANALYSIS", "LABEL ANALYSIS", "POTENTIAL ISSUES", "RECOMMENDATIONS"):
+        assert f"--- {title} ---" in done.stdout
+
+
+def test_the_command_line(dump_of, tmp_path):
+    path = dump_of(nan_inject="1:data,2:label")
+    done = analyser(path.parent, "--json")
+    assert done.returncode == 0, done.stderr
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(objects) == 2
+    for found in objects:
+        assert found.keys() == KEYS and found["location"].keys() == PLACE
+        assert {r["verdict"] for r in found["recommendations"]} <= {"verified", "refuted", "untested"}
+    text = analyser(path.parent)
+    assert "2 dumps, 2 causes" in text.stdout and "VERIFIED" in text.stdout
+    assert analyser(tmp_path / "none").returncode == 2
+    (tmp_path / "empty").mkdir()
+    assert analyser(tmp_path / "empty").returncode == 1
+    assert analyser("--jso").returncode == 2 and len(analyser("--jso").stderr.splitlines()) == 1
+    (tmp_path / "broken.pt").write_bytes(b"not a dump")
+    broken = analyser(tmp_path / "broken.pt", path)
+    assert broken.returncode == 2 and "broken.pt" in broken.stderr and "Cause: " in broken.stdout
+    assert len(broken.stderr.splitlines()) == 1
+
+
+def test_changed_code_is_not_replayed_unless_trusted(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    dump["source_hashes"]["loss/aamsoftmax.py"] = "0" * 64
+    save_atomically(dump, path)
+    refused = analyse(path).verdict
+    assert refused["replay"]["reproduced"] is None and "loss/aamsoftmax.py" in " ".join(refused["evidence"])
+    assert analyse(path, trust=True).verdict["replay"]["reproduced"] == "vanished"
+
+
+def test_without_replay_no_plug_in_is_imported(dump_of):
+    path = dump_of(nan_inject="1:data")
+    code = (
+        "import sys, analyze_nan_debug\n"
+        f"status = analyze_nan_debug.main([{str(path)!r}, '--no-replay'])\n"
+        "print([m for m in sys.modules if m.startswith(('models.', 'loss.', 'torchaudio'))], status)"
+    )
+    root = programs.ROOT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stdout[-300:] + done.stderr
+
+
+class Net(torch.nn.Module):
+    """A network with one operation at fault, chosen by ``kind``."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.fc = kind, torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        if self.kind == "forward":
+            y = (y - y.detach() - 1.0).sqrt()
+        elif self.kind == "backward":
+            y = (y - y.detach()).sqrt()
+        elif self.kind == "masked":
+            y = y.masked_fill(y > 1e9, -math.inf).softmax(dim=1)
+        elif self.kind == "fully masked":
+            y = y.masked_fill(y < 1e9, -math.inf).softmax(dim=1)
+        return y.sum()
+
+
+@pytest.mark.parametrize(
+    "kind, op", [("forward", "sqrt"), ("backward", "SqrtBackward0"), ("masked", None), ("fully masked", "_softmax")]
+)
+def test_the_probe_names_the_first_bad_operation(kind, op):
+    network, x = Net(kind), torch.randn(3, 4)
+    probe = Probe(network, x)
+    with probe:
+        loss = network(x)
+        loss.backward()
+    probe.ended(network, math.isfinite(float(loss)))
+    origin = probe.origin()
+    assert (origin and (origin.node or origin.op)) == op
+
+
+def test_a_line_guard_touches_its_own_line_only():
+    with LineGuard("loss/aamsoftmax.py:1"):
+        assert float(torch.zeros(1).sqrt()) == 0.0
+
+
+def test_guilty_rows_by_halving(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    case.origin = None
+    guilty = {2}
+    case.fails = lambda columns: bool(guilty & set(columns))
+    assert case.guilty_columns() == [2]
+    guilty = set(range(4))
+    assert case.guilty_columns() == []
+
+
+def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):
+    names = sorted({p for line in (data / "trials.txt").read_text().splitlines() for p in line.split()[1:]})
+    wav = tmp_path / "wav"
+    for name in names:
+        (wav / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(data / "wav" / name, wav / name)
+    bad = names[3]
+    audio, rate = soundfile.read(wav / bad)
+    (wav / bad).unlink()
+    audio[77] = math.nan
+    trials = tmp_path / "trials.txt"
+    trials.write_text((data / "trials.txt").read_text().replace(bad, "bad.wav"))
+    soundfile.write(wav / "bad.wav", audio, rate, subtype="FLOAT")
+    keys = {"test_path": str(wav), "test_list": str(trials), "max_nan_score_pct": 90.0}
+    assert tools.command("--config", write({**settings, **keys})).returncode == 0
+    done = analyser(settings["save_path"], "--json")
+    (found,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
+    assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
+    assert "1 file(s) account for all of them" in analyser(settings["save_path"]).stdout
+
+
+def edit(path, **values):
+    """Change keys of a dump on the disk."""
+    dump = {**torch.load(path, weights_only=True), **values}
+    save_atomically(dump, path)
+    return dump
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"source_hashes": {}}, "no hash in the dump"),
+        ({"threads": 4000}, ""),
+        ({"state": ""}, "without weights"),
+        ({"data": torch.zeros(1, 4, 0)}, "no audio"),
+    ],
+)
+def test_a_dump_is_not_taken_on_trust(dump_of, values, said):
+    path = dump_of(nan_inject="1:loss")
+    edit(path, **values)
+    before = torch.get_num_threads()
+    verdict = analyse(path, trust=True).verdict
+    assert said in " ".join(verdict["evidence"]) and torch.get_num_threads() == before
+    assert (verdict["replay"]["reproduced"] is None) == bool(said)
+
+
+def test_an_absurd_configuration_is_not_built(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    edit(path, config={**dump["config"], "channels": 10**9})
+    assert "channels: 1000000000" in " ".join(analyse(path).verdict["evidence"])
+
+
+def test_a_dump_of_a_gpu_is_replayed_with_its_casts(dump_of):
+    path = dump_of(nan_inject="1:data", mixedprec="true", amp_dtype="float16")
+    edit(path, device="cuda:0")
+    verdict = analyse(path).verdict
+    assert verdict["cause"] == "input" and "emulated" in " ".join(verdict["evidence"])
+    with torch.autocast("cpu", dtype=torch.float16), CudaCasts(torch.float16):
+        x = torch.full((2, 3), 300.0, dtype=torch.float16)
+        assert x.pow(2).dtype is torch.float32 and x.softmax(dim=1).dtype is torch.float32
+        assert (x @ x.T).dtype is torch.float16
+
+
+def test_a_step_that_is_finite_with_changed_code_is_not_called_transient(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    edit(path, injected="", source_hashes={**dump["source_hashes"], "loss/aamsoftmax.py": "0" * 64})
+    verdict = analyse(path, trust=True).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("unknown", "code_changed")
+    edit(path, source_hashes=dump["source_hashes"], device="cuda:0")
+    assert analyse(path).verdict["detail"] == "other_device"
+    edit(path, device="cpu")
+    assert analyse(path).verdict["cause"] == "environment"
+
+
+def test_an_infinite_mask_is_meant_to_be_so():
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.full((2, 2), -math.inf))
+    snapshot = BufferSnapshot(module)
+    assert snapshot.masks == {"mask"} and len(snapshot.floating) == 2
+
+
+@pytest.mark.parametrize("rate, sample", [(8000, 3000), (44100, 20000)])
+def test_a_sample_is_counted_at_the_rate_of_its_file(tmp_path, rate, sample):
+    audio = np.random.default_rng(0).normal(0, 0.1, rate)
+    audio[sample] = math.nan
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    row, start, *_ = read_audio(tmp_path / "a.wav", 12000, 0.0)
+    info = {"path": str(tmp_path / "a.wav"), "line": 1, "start": start, "rate": rate, "speed": 1.0, "augment": []}
+    found = origin_of(row, info)
+    assert (found.cause, found.sample) == ("input", sample)
+
+
+def test_two_bad_files_are_taken_out_together(dump_of):
+    path = dump_of(nan_inject="1:loss")
+    dump = torch.load(path, weights_only=True)
+    data = dump["data"].clone()
+    data[0, 1, 50], data[0, 3, 70] = math.nan, math.inf
+    files = [{**info, "path": f"gone/{row}.wav"} for row, info in enumerate(dump["files"])]
+    edit(path, data=data, files=files, injected="", reason="batch_nonfinite")
+    verdict = analyse(path).verdict
+    best = verdict["recommendations"][0]
+    assert verdict["location"]["rows"] == [1, 3] and best["verdict"] == "verified"
+    assert best["change"] == {"files": ["gone/1.wav", "gone/3.wav"]}
+
+
+def test_an_update_that_makes_nan_is_the_optimizers(dump_of):
+    def spoil(trainer):
+        trainer.optimizer.param_groups[0]["weight_decay"] = math.nan
+
+    verdict = analyse(dump_of(spoil)).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("optimizer", "weight_decay")
+
+
+def test_an_update_that_makes_nan_is_replayed_and_its_cures_are_tried(dump_of):
+    path = dump_of(nan_inject="1:loss", optimizer="sgd", lr=100, weight_decay=3e38)  # together beyond fp32
+    edit(path, reason="state_nonfinite", injected="")  # the injected step was sound; its own update is not
+    verdict = analyse(path).verdict
+    assert (verdict["cause"], verdict["location"]["phase"]) == ("optimizer", "update")
+    assert (
+        verdict["location"]["parameter"].startswith("__S__.") and "replayed with its update" in verdict["evidence"][0]
+    )
+    assert verdict["replay"]["reproduced"] == "same_fault"
+    fixes = {tuple(fix["change"] or ()): fix["verdict"] for fix in verdict["recommendations"] if fix["action"] == "set"}
+    assert fixes[("weight_decay",)] == "verified"
+    assert fixes[("mixedprec",)] == fixes[("grad_clip",)] == fixes[("scale",)] == "refuted"

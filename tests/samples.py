@@ -1,0 +1,38 @@
+"""Small models of every kind, and embeddings of nobody."""
+
+import numpy as np
+
+from storage.speaker_store import Utterance
+
+# What makes a model a small one of its kind.
+SMALL = {"ECAPA_TDNN": {"channels": 16, "aggregate": 32}, "ResNet": {"m_channels": 4, "blocks": (1, 1, 1, 1)}}
+SMALL["ResNet34"] = SMALL["ResNet"]
+SMALL["XVector"] = {"channels": 16, "stats_channels": 24}
+SMALL["CAMPPlus"] = {"m_channels": 4, "init_channels": 16, "growth_rate": 8, "blocks": (2, 2, 2)}
+SMALL["VGGVox"] = {"num_filters": (8, 8, 8, 8, 8, 16)}
+SMALL |= {name: {"num_filters": (8, 8, 8, 16)} for name in ("ResNetSE34L", "ResNetSE34V2")}
+SMALL["SimAM_ResNet"] = SMALL["ResNet"]
+SMALL |= {name: {"m_channels": 8, "blocks": (1, 1, 1, 1)} for name in ("ERes2Net", "ERes2NetV2")}
+SMALL["RawNet3"] = {"channels": 16}
+SMALL["ReDimNet"] = {"size": "B0", "channels": 3}
+VALUES = {
+    "nOut": 16,
+    "n_mels": 40,
+    "log_input": True,
+    "encoder_type": "ASP",
+    "nClasses": 5,
+    "margin": 0.2,
+    "scale": 30.0,
+}
+VALUES |= {"lr": 0.1, "max_epoch": 6, "steps_per_epoch": 4, "test_interval": 2, "weight_decay": 1e-3}
+VALUES |= {"warmup_epochs": 1, "lr_min": 1e-5}
+
+MODEL = "ab" * 32
+
+
+def rows(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
+
+
+def heard(embeddings, *sources):
+    return [Utterance(e, 1.5 + i, source) for i, (e, source) in enumerate(zip(embeddings, sources))]

@@ -1,0 +1,336 @@
+"""verify.py, enroll.py and identify.py through the command line, and the local page in headless Chromium."""
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from programs import ROOT
+
+import enroll
+import identify
+import serve
+import verify
+from scoring.backend import Backend
+from scoring.calibration import LogisticCalibration
+from settings.command_line import run
+from speaker_model import load_model
+from utils import save_atomically
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def wav(data):
+    """Recordings (speaker, number) of the tiny voices."""
+    speakers = sorted(p for p in (data / "wav").iterdir() if p.is_dir())
+    files = [sorted(p.rglob("*.flac")) for p in speakers]
+    return lambda speaker, number: str(files[speaker][number])
+
+
+@pytest.fixture
+def model(settings, tools, tmp_path):
+    """A checkpoint of an untrained tiny model that carries its configuration."""
+    from training.state import capture
+
+    path = tmp_path / "model_best.model"
+    save_atomically(capture(tools.build(settings)), path)
+    return str(path)
+
+
+def call(script, capsys, *words):
+    status = run(script.main, [str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_verify_scores_decides_and_calibrates(model, wav, capsys, tmp_path):
+    network = load_model(model)
+    expected = cosine(network.embed_file(wav(0, 0)), network.embed_file(wav(1, 0)))
+    words = (verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model)
+    status, out, _ = call(*words)
+    assert status == 0 and f"score {expected:.4f} (not calibrated)" in out and "no decision: give --threshold" in out
+    found = json.loads(call(*words, "--threshold", expected - 1e-3, "--json")[1])
+    assert found["score"] == pytest.approx(expected, abs=1e-6) and found["same"] is True and found["llr"] is None
+    assert json.loads(call(*words, "--threshold", expected + 1e-3, "--json")[1])["same"] is False
+    (tmp_path / "model_best.threshold").write_text(f"{expected - 0.01:.6f}")  # what training leaves
+    assert "same speaker: score" in call(*words)[1]
+    calibration = LogisticCalibration([20.0], -10.0)
+    Backend(calibration=calibration, prior=0.2, identity=network.identity).save(tmp_path / "model_best.calibration")
+    found = json.loads(call(*words, "--json")[1])
+    llr = 20 * expected - 10
+    assert found["llr"] == pytest.approx(llr, abs=1e-4) and found["threshold"] == pytest.approx(np.log(4))
+    assert found["probability"] == pytest.approx(0.2 * np.exp(llr) / (0.2 * np.exp(llr) + 0.8), rel=1e-4)
+    assert found["same"] is bool(llr >= np.log(4))
+    assert "threshold 1.3863 (Bayes, prior 20 %)" in call(*words)[1]
+    assert json.loads(call(*words, "--threshold", 0.5, "--json")[1])["threshold_from"] == "--threshold"
+    found = json.loads(call(*words, "--prior", 0.5, "--json")[1])
+    assert found["probability"] == pytest.approx(1 / (1 + np.exp(-llr)), rel=1e-4) and found["threshold"] == 0
+    Backend(calibration=calibration, identity="ab" * 32).save(tmp_path / "other.npz")
+    status, _, error = call(*words, "--backend", tmp_path / "other.npz")
+    assert status == 2 and error.count("\n") == 1 and "another model" in error
+
+
+def test_a_calibration_of_crops_says_that_it_is(model, wav, capsys, tmp_path):
+    header = Backend(calibration=LogisticCalibration([20.0], -10.0), identity=load_model(model).identity).header()
+    words = (verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model)
+    for frames, said in ((0, 0), (300, 1)):
+        text = json.dumps({**header, "eval_frames": frames, "num_eval": 10})
+        (tmp_path / "model_best.calibration").write_text(text)
+        status, _, error = call(*words)
+        assert status == 0 and error.count("learnt on the scores of crops of 3 s (eval_frames)") == said
+    (tmp_path / "model_best.calibration").write_text(json.dumps({**header, "score": "euclidean"}))
+    status, _, error = call(*words)
+    assert status == 2 and "for score 'euclidean'" in error and "--backend that score.py" in error
+
+
+def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tmp_path):
+    names = ("score", "log_duration_min", "log_duration_max")
+    enrolled, test = (soundfile.info(wav(i, 0)).duration for i in (0, 1))
+    _, known, _ = Backend().score_trials(np.ones((1, 2)), np.ones((1, 2)), [[0, 0]], None, [enrolled], [test])
+    names = [name for name in known if name.startswith("log_duration")]
+    Backend(calibration=LogisticCalibration([1.0] * len(names), 0.0, names=names)).save(tmp_path / "durations.npz")
+    words = (verify, capsys, wav(0, 0), wav(1, 0), "--initial_model", model, "--backend", tmp_path / "durations.npz")
+    found = json.loads(call(*words, "--json")[1])
+    assert found["llr"] == pytest.approx(np.log(enrolled) + np.log(test), abs=1e-3)
+
+
+def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
+    more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
+    assert "with 2 recording(s), 1 speaker(s)" in call(enroll, capsys, "ann", wav(0, 0), wav(0, 1), *more)[1]
+    assert "2 speaker(s) in all" in call(enroll, capsys, "bob", wav(1, 0), *more)[1]
+    status, _, error = call(enroll, capsys, "bob", wav(1, 0), *more)
+    assert status == 2 and "already enrolled with it" in error
+    assert call(enroll, capsys, "--list", *more)[1] == "ann  2 recording(s)\nbob  1 recording(s)\n"
+    network = load_model(model)
+    unit = [x / np.linalg.norm(x) for x in (network.embed_file(wav(0, i)) for i in (0, 1))]
+    test = network.embed_file(wav(1, 0))
+    found = json.loads(call(identify, capsys, wav(1, 0), *more, "--threshold", 0.5, "--json")[1])
+    assert [row["name"] for row in found["speakers"]] == ["bob", "ann"] and found["speaker"] == "bob"
+    assert found["speakers"][0]["score"] == pytest.approx(1, abs=1e-6)
+    assert found["speakers"][1]["score"] == pytest.approx(cosine(unit[0] + unit[1], test), abs=1e-5)
+    out = call(identify, capsys, wav(1, 0), *more, "--threshold", 1.1)[1]
+    assert "speaker: none of the 2 who are enrolled; the nearest is bob\ndifferent speakers: score" in out
+    assert "< threshold 1.1000 (--threshold)" in out
+    found = json.loads(call(verify, capsys, wav(1, 0), "--speaker", "bob", *more, "--json")[1])
+    assert found["score"] == pytest.approx(1, abs=1e-6)
+    status, _, error = call(verify, capsys, wav(1, 0), "--speaker", "eve", *more)
+    assert status == 2 and "'eve' is not enrolled; enrolled: ann, bob" in error
+    assert "'ann' removed, 1 speaker(s) left" in call(enroll, capsys, "ann", "--remove", *more)[1]
+    store = more[2:]  # to look and to forget takes no model, and the store stays that model's
+    assert call(enroll, capsys, "eve", wav(1, 1), *more)[0] == 0
+    assert "'eve' removed" in call(enroll, capsys, "eve", "--remove", *store)[1]
+    assert call(enroll, capsys, "--list", *store)[1] == "bob  1 recording(s)\n"
+    assert json.loads(call(identify, capsys, wav(1, 0), *more, "--json")[1])["speakers"][0]["name"] == "bob"
+    status, _, error = call(enroll, capsys, "ann", wav(0, 0), *store)
+    assert status == 2 and error == "enroll.py: --initial_model CKPT is needed to enroll\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (verify, ["{a}"], "takes 2 recording(s), got 1"),
+        (verify, ["{a}", "none.wav"], "no such file: 'none.wav'"),
+        (verify, ["{a}", "{a}", "--prior", "2"], "--prior: must lie between 0 and 1"),
+        (verify, ["{a}", "{a}", "--threshold", "nan"], "--threshold: must be a finite number"),
+        (verify, ["{a}", "{a}", "--backend", "none.npz"], "none.npz: cannot be read"),
+        (enroll, [], "needs the name of a speaker"),
+        (enroll, ["ann"], "needs recordings of 'ann'"),
+        (enroll, ["ann", "{a}", "--remove"], "--remove takes a name alone"),
+        (identify, ["{a}"], "no such file: 'speakers.npz'; enroll.py makes it"),
+        (identify, ["{a}", "--top", "0"], "--top: must be at least 1"),
+        (serve, ["--port", "99999"], "--port must be 0 to 65535"),
+    ],
+)
+def test_bad_usage_is_one_line(script, words, said, model, wav, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(a=wav(0, 0)) for word in words]
+    status, out, error = call(script, capsys, *words, "--initial_model", model)
+    assert (status, out, error.count("\n")) == (2, "", 1) and said in error, error
+
+
+@pytest.fixture
+def server(model, wav, tmp_path):
+    """Address of the page, served by the real command on a free port."""
+    words = [
+        "--initial_model",
+        model,
+        "--store",
+        str(tmp_path / "speakers.npz"),
+        "--threshold",
+        "0.99999",
+        "--port",
+        "0",
+    ]
+    command = [sys.executable, str(ROOT / "serve.py"), *words, "--threads", "1", "--max_mb", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    line = process.stdout.readline()
+    assert line.startswith("open http://127.0.0.1:"), line + process.stdout.read()
+    yield line.split()[1]
+    process.terminate()
+    process.wait(20)
+    assert process.stdout.read() == ""  # no request raised anything
+
+
+def post(address, path, fields, **headers):
+    """Send a form; fields are (name, file name, bytes). Returns (status, answer, headers)."""
+    body = b""
+    for name, file, content in fields:
+        head = f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'
+        body += head.encode() + content + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=edge", **headers}
+    chunked = iter([body + b"--edge--\r\n"]) if "Transfer-Encoding" in headers else body + b"--edge--\r\n"
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", path, chunked, headers, encode_chunked="Transfer-Encoding" in headers)
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read()), reply.headers
+
+
+def test_what_the_server_refuses(server, model, wav, tmp_path):
+    good = Path(wav(0, 0)).read_bytes()
+    pair = [("first", "a.flac", good), ("second", "b.flac", Path(wav(1, 0)).read_bytes())]
+    status, answer, headers = post(server, "/api/compare", pair)
+    network = load_model(model)
+    expected = cosine(network.embed_file(wav(0, 0)), network.embed_file(wav(1, 0)))
+    assert status == 200 and answer["verdict"]["score"] == pytest.approx(expected, abs=1e-6)
+    assert headers["X-Content-Type-Options"] == "nosniff" and "default-src 'self'" in headers["Content-Security-Policy"]
+    assert [len(r["waveform"]) for r in answer["recordings"]] == [400, 400] and answer["recordings"][0]["bands"] == 80
+    large = [("first", "a.wav", bytes(2 << 20)), pair[1]]
+    assert post(server, "/api/compare", large)[0] == 413
+    assert post(server, "/api/compare", large, **{"Transfer-Encoding": "chunked"})[:2] == (
+        413,
+        {"detail": "more than 1 MB"},
+    )
+    status, answer, _ = post(server, "/api/compare", [("first", "<b>.txt", b"some text"), pair[1]])
+    assert status == 422 and "not a recording that can be read" in answer["detail"]
+    assert post(server, "/api/compare", pair, Origin="http://elsewhere.example")[0] == 403
+    assert post(server, "/api/compare", pair, Host="elsewhere.example")[0] == 421
+    assert post(server, "/api/identify", [("recording", "a.flac", good)])[1]["detail"] == "nobody is enrolled yet"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(server + "/serve.py")
+    for name, samples, rate, said in (
+        ("long.flac", np.zeros((3000000, 2)), 8000, "375.0 s; a recording must be 0.3 to 300 s long"),
+        ("many.wav", np.zeros((8000, 9)), 8000, "9 channels; a recording must have at most 8"),
+        ("silent.wav", np.zeros((8000, 2)), 8000, "the wave: silent: all zero"),
+        ("fast.flac", np.zeros((300000, 8)), 655350, "655350 Hz; a recording must have 4000 to 192000 samples"),
+    ):  # small files that decode to a lot
+        soundfile.write(tmp_path / name, samples, rate)
+        compact = (tmp_path / name).read_bytes()
+        status, answer, _ = post(server, "/api/compare", [("first", name, compact), pair[1]])
+        assert (len(compact) < 1 << 20, status) == (True, 422) and f"{name}: {said}" in answer["detail"]
+    port = int(server.rsplit(":", 1)[1])
+    for wait in (0, 0.05, 0.1):  # clients that ask for much, read nothing and hang up
+        with socket.create_connection(("127.0.0.1", port)) as client, contextlib.suppress(OSError):
+            client.sendall(b"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400)
+            time.sleep(0.3)
+            client.shutdown(socket.SHUT_WR)
+            time.sleep(wait)
+    assert urllib.request.urlopen(server).status == 200
+    own = socket.gethostbyname(socket.gethostname())
+    if not own.startswith("127."):
+        with pytest.raises(OSError), socket.create_connection((own, port), timeout=5):
+            pass
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_chromium(server, wav, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    errors = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.goto(server)
+        page.get_by_text("ECAPA_TDNN, embeddings of 12; threshold 1.000; not calibrated").wait_for()
+        page.click("#compare [type=submit]")
+        page.get_by_text("First recording: choose a file or record one first").wait_for()
+        slots = page.locator("#compare [type=file]")
+        slots.nth(0).set_input_files(wav(0, 0))
+        slots.nth(1).set_input_files(wav(0, 0))
+        page.click("#compare [type=submit]")
+        assert page.locator("#compare .decision").text_content(timeout=60000) == "same speaker"
+        assert page.locator("#compare canvas").count() == 4  # a waveform and a log-mel spectrogram each
+        drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+        assert all(page.locator("#compare canvas").nth(i).evaluate(drawn) > 2 for i in range(4))
+        slots.nth(1).set_input_files({"name": "x.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
+        page.click("#compare [type=submit]")
+        page.get_by_text("x.wav: not a recording that can be read").wait_for(timeout=60000)
+        slots.nth(1).set_input_files({"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(3 << 19)})
+        assert page.locator("#compare .result").text_content() == ""  # the complaint was about another file
+        page.click("#compare [type=submit]")
+        page.get_by_text("MB: more than the 1 MB of a request").wait_for()
+        page.click("#tab-enroll")
+        page.fill("[name=name]", "ann/1")
+        page.locator("#enroll [type=file]").set_input_files([wav(0, 0), wav(0, 1)])
+        page.click("#enroll [type=submit]")
+        page.get_by_text("ann/1 (2 recordings)").wait_for(timeout=60000)
+        page.fill("[name=name]", "microphone")
+        page.click("#enroll .record")
+        page.get_by_text(re.compile(r"Stop \(1 s\)")).wait_for(timeout=60000)
+        page.click("#enroll .record")
+        page.locator("#enroll audio").wait_for()
+        page.click("#enroll [type=submit]")
+        page.get_by_text("microphone (1 recording)").wait_for(timeout=60000)
+        page.click("#tab-identify")
+        page.locator("#identify [type=file]").set_input_files(wav(0, 0))
+        page.click("#identify [type=submit]")
+        assert page.locator("#identify tbody tr").nth(0).text_content(timeout=60000).startswith("ann")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#tab-enroll")
+        page.get_by_role("button", name="Remove").first.click()
+        page.get_by_text("ann/1 (2 recordings)").wait_for(state="detached")
+        marks = "v => [...scaleOf(v).querySelectorAll('i')].map(i => parseFloat(i.style.left))"
+        same = {"score": 0.83, "llr": 9.4, "threshold": 2.94}  # on the log-likelihood ratio
+        mark, threshold = page.evaluate(marks, same)
+        assert 0 < threshold < mark < 100
+        mark, threshold = page.evaluate(marks, {"score": 0.2, "llr": None, "threshold": 0.4})
+        assert 0 < mark < threshold < 100
+        page.click("#tab-compare")
+        assert not page.locator("#prior").is_visible()  # this server's threshold is given, and not calibrated
+        verdict = {"score": 0.8, "llr": 1.0, "threshold": 2.94, "threshold_moves": True, "same": False}
+        section = "document.querySelector('#compare .result')"
+        page.evaluate(f"v => {{ shown.set('compare', [{section}, {{verdict: v}}]); preparePrior(0.05); }}", verdict)
+        assert "87 % sure, if 5 % of the comparisons" in page.locator("#compare .result").text_content()
+        assert page.locator("#compare .decision").text_content() == "different speakers"
+        page.locator("#prior-range").fill("10")  # 50 %
+        assert "73 % sure, if 50 % of the comparisons" in page.locator("#compare .result").text_content()
+        assert page.locator("#compare .decision").text_content() == "same speaker"
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
+        browser.close()
+    time.sleep(0.1)
+    wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio
+    assert [error for error in errors if wanted not in error] == []
+
+
+def test_a_folder_of_recordings_is_enrolled(model, wav, capsys, tmp_path):
+    folder = tmp_path / "Иван Петров"
+    for number in range(2):
+        (folder / f"{number}").mkdir(parents=True)
+        shutil.copy(wav(1, number), folder / f"{number}" / "a.wav")
+    store = tmp_path / "people.npz"
+    words = ("Иван", str(folder), "--store", str(store), "--initial_model", model)
+    status, out, error = call(enroll, capsys, *words)
+    assert status == 0 and "'Иван' with 2 recording(s), 1 speaker(s)" in out, error
+    (tmp_path / "none").mkdir()
+    words = ("Eve", str(tmp_path / "none"), *words[2:])
+    status, _, error = call(enroll, capsys, *words)
+    assert status == 2 and "no recording in the folder" in error

@@ -1,0 +1,108 @@
+"""What a run shows while it trains: a terminal of 80 columns, the time that is left, points of single steps."""
+
+import fcntl
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+import warnings
+
+import programs
+import pytest
+
+from training import progress
+
+LONG = (
+    "  actDCF(0.05) 0.8118  Cllr 0.5325 bit (calibrated, 5-fold; at best 0.4960)  threshold 0.4770"
+    "  3576 trials, 576 targets"
+)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_reaches_the_width_and_no_word_is_broken(width):
+    for text in (LONG, "a path /data/voices with 12 words of one sentence that goes on and on and on to its end " * 3):
+        lines = progress.folded(text, width).split("\n")
+        assert (len(lines) > 1) == (len(text) >= width) and all(len(line) < width for line in lines)
+        assert " ".join(lines).split() == text.split()
+    assert progress.folded(LONG, 0) == LONG
+
+
+def test_a_duration_is_read_at_a_glance():
+    seconds = (7, 760, 11109, 2 * 86400 + 15000)
+    assert [progress.duration(s) for s in seconds] == ["0:07", "12:40", "3:05:09", "2 d 04:10"]
+
+
+def on_a_terminal(words, columns: int, cwd) -> str:
+    """What a terminal of so many columns gets from the trainer."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "trainSpeakerNet.py", *map(str, words)]
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, cwd=cwd, env={**environment, **programs.QUIET})
+    os.close(slave)
+    parts = []
+    while True:
+        try:
+            part = os.read(master, 1 << 16)
+        except OSError:  # as Linux tells the end
+            break
+        if not part:
+            break
+        parts.append(part)
+    assert process.wait() == 0
+    os.close(master)
+    return b"".join(parts).decode()
+
+
+def test_a_run_fits_its_terminal(settings, write):
+    columns = 80
+    keys = {**settings, "max_epoch": 1, "test_interval": 1, "device": "cpu"}
+    text = on_a_terminal(["--config", write(keys)], columns, programs.ROOT)
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n")
+    shown = [state for line in plain.split("\n") for state in line.split("\r")]
+    paths = [state for state in shown if settings["save_path"] in state]
+    assert max(len(state) for state in shown if state not in paths) <= columns
+    states = [state for state in shown if state.startswith("epoch 1/1")]
+    assert states and any("loss" in state and "left 0:0" in state and "run 0:0" in state for state in states)
+
+
+def test_a_warning_of_a_plug_in_stands_above_the_bar(monkeypatch):
+    written = []
+    monkeypatch.setattr(progress.tqdm, "write", lambda text, file: written.append(text))
+    before = warnings.showwarning
+    with open(os.devnull, "w") as terminal, progress.Bar(total=3, disable=False, file=terminal):
+        warnings.warn("one of a plug-in", stacklevel=1)
+    assert len(written) == 1 and "UserWarning: one of a plug-in" in written[0] and "\n\n" not in written[0]
+    assert warnings.showwarning is before
+
+
+def points_of(run) -> list[dict]:
+    lines = (run / "result" / "metrics.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["event"] == "step"]
+
+
+def test_steps_are_logged_at_an_interval_on_both_sides(settings, tools, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    keys = {**settings, "log_interval": 3, "max_epoch": 1, "device": "cpu"}
+    done = tools.command(*(f"--{k}={v}" for k, v in keys.items()))
+    assert done.returncode == 0, done.stderr
+    points = points_of(tmp_path / "run")
+    assert [point["step"] for point in points] == [3, 6]
+    assert all(point["grad_norm"] > 0 and point["utt_per_s"] > 0 and point["lr"] > 0 for point in points)
+    events = EventAccumulator(str(tmp_path / "run" / "logs")).Reload()
+    for name in ("loss", "accuracy", "grad_norm", "lr", "scale", "utt_per_s", "data_wait_pct"):
+        shown = {event.step: event.value for event in events.Scalars(f"Step/{name}")}
+        assert shown == {point["step"]: pytest.approx(point[name], rel=1e-6) for point in points}
+    evaluated = {tag for tag in events.Tags()["scalars"] if tag.startswith("Val/")}
+    assert {"Val/EER", "Val/eer_low", "Val/eer_high", "Val/cllr", "Val/min_dcf_0.01"} <= evaluated
+    assert "Val/det" in events.Tags()["images"]
+
+
+def test_no_point_is_written_where_none_is_wanted(settings, tools):
+    trainer = tools.build(settings, log_interval=0)
+    trainer.train_epoch()
+    assert trainer.step and not trainer.files.metrics.exists()

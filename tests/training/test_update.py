@@ -1,0 +1,201 @@
+"""An optimizer's update that makes something non-finite of finite gradients is seen before it counts and taken back."""
+
+import math
+
+import pytest
+import torch
+
+from errors import Finished
+from postmortem.dump import read_dump
+from storage import checkpoint
+from training.update import UpdateGuard
+
+FP16 = {"mixedprec": "true", "amp_dtype": "float16"}
+
+
+class Momentum(torch.optim.Optimizer):
+    """Replaces its state instead of writing into it, counts in an attribute, and writes into the gradients."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr, "turn": 0})
+        self.steps, self.log = 0, []
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        self.log.append(self.steps)
+        for group in self.param_groups:
+            group["turn"] += 1
+            for p in group["params"]:
+                p.grad.add_(p, alpha=1e-4)
+                state = self.state[p]
+                state["buffer"] = 0.9 * state.get("buffer", 0.0) + p.grad
+                p.sub_(group["lr"] * state["buffer"])
+
+
+class Outer(torch.optim.Optimizer):
+    """Lookahead: slow weights that an inner optimizer's are pulled to, every second step."""
+
+    def __init__(self, parameters, lr):
+        self.inner = torch.optim.AdamW(parameters, lr=lr)
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups = self.inner.param_groups
+        self.slow = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.step()
+        for slow, p in zip(self.slow, self.param_groups[0]["params"]):
+            slow.lerp_(p, 0.5)
+            p.copy_(slow)
+
+    def state_dict(self):
+        slow = {i: {"slow": tensor} for i, tensor in enumerate(self.slow)}
+        inner = {i + len(slow): entries for i, entries in self.inner.state_dict()["state"].items()}
+        return {"state": {**slow, **inner}, "param_groups": self.inner.state_dict()["param_groups"]}
+
+
+def with_optimizer(trainer, kind):
+    if kind is not None:
+        trainer.optimizer = kind(trainer.parameters, lr=0.01)
+        trainer.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.say)
+    return trainer
+
+
+HUGE = {"lr": 1e5, "weight_decay": 1e38}  # an L2 term whose square, and whose product with lr, overflows
+
+
+def spoil(optimizer, args, kwargs):
+    """Stands in for an optimizer that divides zero by zero."""
+    with torch.no_grad():
+        optimizer.param_groups[0]["params"][2].view(-1)[0] = math.nan
+
+
+def train(trainer, batches, spoiled=()):
+    """Feed batches; the update of those of ``spoiled`` overflows, or makes a NaN."""
+    for number, batch in enumerate(batches):
+        trainer.batch += 1
+        assert trainer.accept(batch)
+        if number not in spoiled:
+            trainer.train_step([batch])
+            continue
+        kept = dict(trainer.optimizer.param_groups[0])
+        handle = None
+        if type(trainer.optimizer) in (torch.optim.Adam, torch.optim.SGD):
+            trainer.optimizer.param_groups[0].update(HUGE)
+        else:
+            handle = trainer.optimizer.register_step_post_hook(spoil)
+        trainer.train_step([batch])
+        if handle is not None:
+            handle.remove()
+        trainer.optimizer.param_groups[0].update({key: kept[key] for key in HUGE if key in kept})
+
+
+@pytest.mark.parametrize("bad", [0, 2], ids=["first step", "third step"])
+@pytest.mark.parametrize(
+    "keys, kind",
+    [
+        ({"optimizer": "adam"}, None),
+        ({"optimizer": "adamw", **FP16, "ema_decay": 0.9}, None),
+        ({"optimizer": "sgd", "momentum": 0.9, "scheduler": "cosine"}, None),
+        ({"scheduler": "steplr"}, Momentum),
+        ({"scheduler": "steplr"}, Outer),
+    ],
+    ids=["adam", "adamw fp16 ema", "sgd cosine", "plug-in", "optimizer in an optimizer"],
+)
+def test_an_update_that_makes_nan_is_undone_bit_for_bit(settings, tools, tmp_path, keys, kind, bad, capsys):
+    trainer = with_optimizer(tools.build(settings, **keys), kind)
+    batches = tools.batches(trainer)[:4]
+    train(trainer, batches, (bad,))
+    trainer.close()
+    other = with_optimizer(tools.build(settings, **keys, save_path=tmp_path / "other"), kind)
+    train(other, [batch for number, batch in enumerate(batches) if number != bad])
+    tools.assert_same(tools.snapshot(trainer), tools.snapshot(other))
+    assert trainer.scheduler.state_dict()["last_epoch"] == other.scheduler.state_dict()["last_epoch"]
+    assert (trainer.step, trainer.totals["skipped"]) == (3, 1) and len(trainer.incidents.history) == 3
+    for name, tensor in trainer.average.tensors.items():
+        assert torch.equal(tensor, other.average.tensors[name])
+    if kind is Momentum:
+        assert trainer.optimizer.steps == 3 and trainer.optimizer.log == [1, 2, 3]
+        assert trainer.optimizer.param_groups[0]["turn"] == 3
+    out = capsys.readouterr().out
+    assert "Reason: state_nonfinite: the optimizer's update made '" in out and "from finite gradients" in out
+    assert "Training goes on; weights, buffers and optimizer are as before this batch." in out
+
+
+def test_the_dump_of_an_update_has_the_state_before_it(settings, tools):
+    trainer = tools.build(settings, optimizer="adam")
+    batches = tools.batches(trainer)[:2]
+    train(trainer, batches[:1])
+    before = tools.snapshot(trainer)
+    train(trainer, batches[1:2], (0,))
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    dump = read_dump(path)
+    state = torch.load(path.parent / dump["state"], weights_only=True)
+    assert all(torch.equal(before["network"][n], t) for n, t in state["model_state_dict"].items())
+    moments = checkpoint.optimizer_tensors(state["optimizer_state_dict"])
+    assert all(torch.equal(before["optimizer"][i, k], moments[f"optimizer.{i}.{k}"]) for i, k in before["optimizer"])
+    assert state["optimizer_state_dict"]["param_groups"][0]["lr"] == dump["lr"] == HUGE["lr"]
+    assert dump["reason"] == "state_nonfinite" and dump["update_stats"] and dump["grad_stats"]
+    assert all(stats["nan"] + stats["inf"] for stats in dump["update_stats"].values())
+    assert not any(stats["nan"] or stats["inf"] for stats in dump["grad_stats"].values())
+
+
+def test_a_moment_that_is_spoiled_alone_is_seen_too(settings, tools, capsys):
+    trainer = tools.build(settings, optimizer="adam")
+    batches = tools.batches(trainer)
+    train(trainer, batches[:1])
+    before = tools.snapshot(trainer)
+
+    def overflow(optimizer, args, kwargs):
+        optimizer.state[trainer.parameters[3]]["exp_avg_sq"].view(-1)[0] = math.inf
+
+    handle = trainer.optimizer.register_step_post_hook(overflow)
+    train(trainer, batches[1:2])
+    handle.remove()
+    tools.assert_same(before, tools.snapshot(trainer))
+    assert "update made 'optimizer.3.exp_avg_sq' non-finite (0 NaN, 1 Inf of" in capsys.readouterr().out
+
+
+def test_weights_whose_squares_overflow_are_finite_all_the_same(settings, tools):
+    trainer = tools.build(settings, optimizer="sgd", scheduler="steplr")
+    batches = tools.batches(trainer)
+    trainer.network.register_parameter("unused", torch.nn.Parameter(torch.full((3,), 1e30)))
+    trainer.optimizer.add_param_group({"params": [trainer.network.unused]})
+    trainer.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.say)
+    train(trainer, batches[:2])
+    assert trainer.step == 2 and not trainer.incidents.seen
+
+
+def test_without_memory_for_a_copy_a_spoilt_run_stops_at_once(settings, tools, monkeypatch, capsys):
+    trainer = tools.build(settings, optimizer="adam")
+    monkeypatch.setattr(UpdateGuard, "fits", lambda self: False)
+    batches = tools.batches(trainer)
+    train(trainer, batches[:2])
+    assert capsys.readouterr().out.count("no memory for a copy of weights and moments (") == 1
+    trainer.save_last()
+    saved = (trainer.files.model / "last.model").read_bytes()
+    with pytest.raises(Finished) as end:
+        train(trainer, batches[2:3], (0,))
+    trainer.close()
+    head, where, advice = end.value.lines
+    assert end.value.status == 3 and "the weights are spoilt" in head
+    assert where == f"the state of step 2 is in {trainer.files.model / 'last.model'}"
+    assert "another lr, weight_decay or eps, or another optimizer than adam" in advice
+    assert (trainer.files.model / "last.model").read_bytes() == saved
+    assert "The update could not be taken back: the weights are spoilt, and the run ends." in capsys.readouterr().out
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["state"] == "" and read_dump(path)["update_stats"]
+
+
+def test_an_optimizer_that_spoils_every_step_does_not_end_as_a_success(settings, tools):
+    trainer = tools.build(settings, optimizer="adam", eps=0, nan_patience=1000)
+    trainer.network.__S__.linear.bias.register_hook(lambda gradient: gradient * 0)  # zero over the root of zero
+    with pytest.raises(Finished) as end:
+        trainer.run()
+    trainer.close()
+    assert end.value.status == 3 and end.value.lines[0].startswith("epoch 1 had no finite step: 8 batches were left")
+    assert "update made '" in end.value.lines[0] and "or another optimizer than adam" in end.value.lines[2]
+    assert all(bool(p.isfinite().all()) for p in trainer.network.parameters()) and trainer.step == 0
+    assert not list(trainer.files.model.glob("model*"))

@@ -1,0 +1,384 @@
+"""Embed the files of a trial list, score the trials, and say what can be said of them."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from corpus.audio import MIN_SAMPLES, AudioError, read_crop, said_of, wrap_pad
+from corpus.lists import list_hash, read_trials
+from corpus.loader import Loader, LoaderFailed
+from corpus.windows import embed_rows, window_samples
+from DatasetLoader import TestDataset, collate_one
+from errors import UsageError
+from scoring import plots
+from scoring.backend import Backend
+from scoring.calibration import LogisticCalibration, bayes_threshold
+from scoring.cautions import few_errors, wrong_way_round
+from scoring.cosine import score_pairs
+from scoring.error_rates import lost_as_errors
+from scoring.files import write_scores
+from scoring.intervals import trial_speakers
+from settings.command_line import rank_prefix
+from storage.files import WriteError, write_atomically
+from storage.identity import identity_of
+from training.precision import without_tf32
+from training.writes import Writes
+from tuneThreshold import ComputeEER, evaluation_metrics
+
+
+class Evaluator:
+    """A trial list ready to be scored with any state of the network."""
+
+    def __init__(self, config, ranks):
+        self.config, self.ranks = config, ranks
+        self.window = window_samples(config.embed_window_seconds)
+        self.notes, self.said = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
+        self.caution = ""  # about the calibration that was written last
+        labels, first, second = read_trials(config.test_list)
+        self.speakers, self.no_speakers = trial_speakers(labels, first, second)
+        if config.max_test_pairs == 1:
+            raise UsageError("max_test_pairs: 1 trial is of one class; take 0 for all, or at least 2")
+        if config.max_test_pairs and config.max_test_pairs < len(labels):
+            chosen = stratified_subset(labels, self.speakers, config.max_test_pairs, config.seed)
+            labels = labels[chosen]
+            first, second = [first[i] for i in chosen], [second[i] for i in chosen]
+            self.speakers, self.no_speakers = trial_speakers(labels, first, second)
+        self.labels, self.first, self.second = labels, first, second
+        self.files = sorted(set(first) | set(second))
+        number = {file: i for i, file in enumerate(self.files)}
+        self.pairs = np.array([[number[a], number[b]] for a, b in zip(first, second)])
+        self.dataset = TestDataset(
+            *(self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size),
+            config.channel,
+        )
+        if not len(self.dataset):
+            reason = next(iter(self.dataset.problems.values()))
+            raise UsageError(f"{config.test_list}: none of the {len(self.files)} test files can be read: {reason}")
+        # The plan of batches is the same under any number of processes; each takes every world-th batch.
+        mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
+        workers = min(config.nDataLoaderThread, max(len(mine), 1))
+        self.loader = Loader(self.dataset, mine, collate_one, config, workers)
+
+    def embed(self, network, should_stop=lambda: False):
+        """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
+
+        Returns (embeddings, {file number: reason}), or None if ``should_stop`` said so; LoaderFailed without batches.
+        """
+        network.eval()
+
+        def forward(x):
+            return network(x.to(self.ranks.device)).float().cpu()
+
+        embeddings, problems = None, dict(self.dataset.problems)
+        hidden = not self.ranks.main or None
+        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
+        notes, failure = {}, None
+        for batch in progress:
+            if isinstance(batch, LoaderFailed):
+                failure = f"{rank_prefix()}loader: {batch}"
+            if failure or should_stop():
+                break
+            read, audio, unreadable = batch
+            problems.update(unreadable)
+            for kind, file, text in unreadable.notes:
+                notes.setdefault(kind, {})[file] = text
+            if not read:
+                continue
+            files, crops, samples = audio.shape
+            # Not around the collectives below, which torch 2.4 refuses in inference mode.
+            with torch.inference_mode(), without_tf32():
+                rows = audio.reshape(files * crops, samples)
+                out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
+            problems.update({read[row // crops]: reason for row, reason in too_large.items()})
+            if embeddings is None:
+                embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
+            embeddings[read] = out.reshape(files, crops, -1)
+        failures = [text for text in self.ranks.gather(failure) if text]
+        if failures:
+            raise LoaderFailed(failures[0])
+        if self.ranks.any(should_stop()):
+            return None
+        embeddings = self._merge(embeddings)
+        for found, said in self.ranks.gather((problems, notes)):
+            problems.update(found)
+            for kind, files in said.items():
+                self.notes.setdefault(kind, {}).update(files)
+        embeddings[sorted(problems)] = float("nan")
+        return embeddings, problems
+
+    def _merge(self, embeddings):
+        """Put the ranks' parts together: each file was embedded by one rank, the others hold zeros."""
+        shapes = [s for s in self.ranks.gather(None if embeddings is None else tuple(embeddings.shape)) if s]
+        if not shapes:
+            return torch.full((len(self.files), 1, 1), float("nan"))
+        if embeddings is None:
+            embeddings = torch.zeros(shapes[0])
+        return self.ranks.sum(embeddings.to(self.ranks.device)).cpu()
+
+    def run(self, network, epoch: int, should_stop=lambda: False) -> dict:
+        """Evaluate on all ranks; every rank returns the same result (without scores on ranks other than the main one).
+
+        The result holds the figures of ``evaluation_metrics`` and ``epoch``, ``nan_scores``, ``nan_files``, ``failed``
+        (a reason, or None) and on the main rank ``scores`` (N,) float64.
+        """
+        self.ranks.share_buffers(network)
+        embedded = self.embed(network, should_stop)
+        if embedded is None:
+            return {"epoch": epoch, "stopped": True}
+        embeddings, problems = embedded
+        result = None
+        if self.ranks.main:
+            normalize = getattr(network.loss, "test_normalize", True)
+            scores = score_pairs(embeddings, self.pairs, self.config.score_mode, normalize)
+            result = self.summarise(network, scores, embeddings, problems, epoch)
+        shared = self.ranks.from_main({k: v for k, v in result.items() if k != "scores"} if result else None)
+        return result or shared
+
+    def summarise(self, network, scores, embeddings, problems: dict, epoch: int) -> dict:
+        """Turn scores (N,) into a result; non-finite ones are counted, traced to files, and bound the EER."""
+        finite = np.isfinite(scores)
+        lost = int((~finite).sum())
+        bad_files = np.flatnonzero(~torch.isfinite(embeddings).flatten(1).all(dim=1).numpy())
+        spoiled = np.bincount(self.pairs[~finite].ravel(), minlength=len(self.files))
+        result = {"epoch": epoch, "nan_scores": lost, "scores": scores, "failed": None}
+        result["notes"] = [said_of(k, files, "test file") for k, files in self.notes.items() if k not in self.said]
+        self.said |= self.notes.keys()
+        result["nan_files"] = [
+            {"path": self.files[i], "trials": int(spoiled[i]), "reason": problems.get(i, "non-finite embedding")}
+            for i in bad_files
+        ]
+        for file in result["nan_files"][:10]:
+            file["statistics"] = self.statistics(network, file["path"], embeddings[self.files.index(file["path"])])
+        lost_pairs = np.flatnonzero(~finite)[:10]
+        result["nan_pairs"] = [f"{self.labels[i]} {self.first[i]} {self.second[i]}" for i in lost_pairs]
+        result["nan_targets"] = int(self.labels[~finite].sum())
+        left = np.unique(self.labels[finite])
+        if len(left) < 2:
+            result["failed"] = "all scores are non-finite" if not len(left) else "one class of trials is left"
+        else:
+            result.update(self.figures(scores, finite))
+        return result
+
+    def figures(self, scores, finite) -> dict:
+        """Figures of the finite scores; where too many are not, numbers are None and ``failed`` says so."""
+        c, lost = self.config, int((~finite).sum())
+        speakers = None if self.speakers is None else self.speakers[finite]
+        costs = c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa
+        found = evaluation_metrics(scores[finite], self.labels[finite], *costs, speakers)
+        if found["interval"] == "trials":
+            found["no_speakers"] = self.no_speakers or "too few speakers are left"
+        if lost:
+            found["eer_worst"] = ComputeEER(lost_as_errors(scores, self.labels), self.labels)[0]
+        share = 100 * lost / len(scores)
+        if share > c.max_nan_score_pct:
+            found = {key: None if isinstance(value, float) else value for key, value in found.items()}
+            limit = f"max_nan_score_pct {c.max_nan_score_pct:g}"
+            found["failed"] = f"{share:.1f} % of the scores are non-finite ({limit})"
+        return found
+
+    @torch.no_grad()
+    def statistics(self, network, file: str, embedding) -> str:
+        """Describe the waveform, features and embedding of a file that gave no finite embedding, in one line."""
+        parts = []
+        try:
+            x = read_crop(Path(self.config.test_path, file), channel=self.config.channel).x
+            parts.append("waveform " + span(torch.from_numpy(x)))
+            frontend = getattr(network.__S__, "frontend", None)
+            if frontend is not None:
+                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[: self.window or None])[None].to(self.ranks.device)
+                parts.append("features " + span(frontend(audio)))
+        except AudioError as error:
+            parts.append(f"waveform unreadable ({error})")
+        return "; ".join([*parts, "embedding " + span(embedding)])
+
+    def write_trials(self, folder, result, writes=None):
+        """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones."""
+        folder, writes = Path(folder), writes or Writes()
+        finite, written = np.isfinite(result["scores"]), []
+        for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
+            index = np.flatnonzero(chosen)
+            if len(index):
+                sides = [[side[i] for i in index] for side in (self.first, self.second)]
+                path = folder / f"{name}_epoch_{result['epoch']}.txt"
+                write = functools.partial(write_scores, path, result["scores"][index], self.labels[index], *sides)
+                if not writes.write(path, write):
+                    return
+                written.append(path)
+        for name in ("trials", "nan_trials"):
+            for old in set(folder.glob(f"{name}_epoch_*.txt")) - set(written):
+                writes.remove(old)
+
+    def keep_best(self, files, weights: dict, result: dict):
+        """Write model_best.calibration of the evaluated weights, and the pictures."""
+        made = self.calibration(weights, result)
+        self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
+        if self.config.score_mode != "cosine":
+            self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py: {other_scores(self.config)}"
+        for path in self.draw(files.result, result, files.writes):
+            if path.suffix == ".png":
+                files.picture(path, result["epoch"])
+
+    def write_calibration(self, path, made: dict, write=write_atomically):
+        """Write what ``calibration`` made, by ``write(path, bytes)``; ``caution`` then says if it is a guess."""
+        write(path, (json.dumps(made, indent=1) + "\n").encode())
+        self.caution = f"{path}: {made['caution']}" if made["caution"] else ""
+
+    def calibration(self, weights: dict, result: dict) -> dict:
+        """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
+
+        ``weights`` {name: tensor} say of which model it is. Scores that do not rise with the probability of a target
+        get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior and costs applies.
+        """
+        c, finite = self.config, np.isfinite(result["scores"])
+        scores, labels, backend = result["scores"][finite], self.labels[finite], Backend(prior=c.dcf_p_target)
+        if np.ptp(scores) > 1e-12 * np.abs(scores).max():
+            backend.calibration = LogisticCalibration.fit(scores, labels, c.dcf_p_target)
+        if backend.calibration is None or backend.calibration.weights[0] <= 0:
+            backend.calibration, backend.threshold = None, result["threshold"]
+        elif c.dcf_c_miss != c.dcf_c_fa:  # a back-end knows a prior only
+            backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
+        backend.identity = identity_of(weights, c)
+        backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
+        made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
+        made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
+        made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
+        return {**backend.header(), "score": c.score_mode, **made}
+
+    def draw(self, folder, result, writes=None) -> list[Path]:
+        """Write the pictures of a result."""
+        finite = np.isfinite(result["scores"])
+        costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
+        scores, labels, formats = result["scores"][finite], self.labels[finite], (self.config.picture_format,)
+        return plots.draw_all(folder, scores, labels, result, None, costs, write, formats)
+
+
+def other_scores(config) -> str:
+    """Why a calibration of scores other than the cosine is of no use to verify.py."""
+    return f"it compares by the cosine, not by score_mode {config.score_mode}"
+
+
+def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
+    """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
+
+    One that is there already and belongs to the same weights stays. A folder that cannot be written: below ``files``.
+    """
+    config = evaluator.config
+    if config.score_mode != "cosine":
+        return [f"no calibration for verify.py: {other_scores(config)}"]
+    path = Path(config.initial_model).with_suffix(".calibration")
+    made = evaluator.calibration(network.state_dict(), result)
+    command = f"to compare recordings: python verify.py A.wav B.wav --initial_model {config.initial_model}"
+    if path.is_file() and _identity_in(path) == made["identity"]:
+        return [f"calibration: {path} stays; remove it to have one of these trials", command]
+    try:
+        evaluator.write_calibration(path, made)
+        lines = [f"calibration: {path}", command]
+    except WriteError as error:
+        path = files.result / path.name
+        evaluator.write_calibration(path, made, files.writes.write_bytes)
+        lines = [str(error), f"calibration: {path}", f"{command} --backend {path}"]
+    return [f"WARNING: {evaluator.caution}", *lines] if evaluator.caution else lines
+
+
+def _identity_in(path) -> str | None:
+    """Of which model a calibration is; None if verify.py cannot use it, so that nothing is lost by writing it anew."""
+    try:
+        return Backend.load(path).identity
+    except UsageError:
+        return None
+
+
+def span(x) -> str:
+    """Shape, range and non-finite values of a tensor in a few words."""
+    finite = x[x.isfinite()].float()
+    values = f"{float(finite.min()):.4g} to {float(finite.max()):.4g}" if finite.numel() else "nothing finite"
+    return f"{tuple(x.shape)} {values}, {int(x.isnan().sum())} NaN, {int(x.isinf().sum())} Inf"
+
+
+def stratified_subset(labels, speakers, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` trials at random; indices in list order.
+
+    Half of each class, as far as there are that many. Of each class every speaker (``speakers`` (N, 2), or None) keeps
+    the same share of its trials, and at least one where there is room, so that the error rates of a subset are those
+    of the list but for chance.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    targets, nontargets = (order[labels[order] == value] for value in (1, 0))
+    half = min(len(targets), max(count // 2, count - len(nontargets), 1))
+    chosen = []
+    for index, wanted in ((targets, half), (nontargets, count - half)):
+        if speakers is not None and len(index):
+            index = index[_spread(speakers[index], rng)]
+        chosen.append(index[:wanted])
+    return np.sort(np.concatenate(chosen))
+
+
+def _spread(speakers, rng) -> np.ndarray:
+    """Order trials (n, 2), which come in random order, so that every beginning holds each speaker's share of it."""
+    n = len(speakers)
+    owner = speakers[np.arange(n), rng.integers(0, 2, n)]  # a trial of two speakers counts for one of them
+    counts = np.bincount(owner)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(owner, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = (rank + rng.random(len(counts))[owner]) / counts[owner]
+    place[np.unique(speakers, return_index=True)[1] // 2] -= 1  # one trial of each speaker before all others
+    return np.argsort(place, kind="stable")
+
+
+def describe(result: dict, config) -> list[str]:
+    """Say an evaluation in lines for the terminal."""
+    lines = list(result.get("notes", ()))
+    for file in result["nan_files"][:10]:
+        lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
+        lines.append(f"  {file['statistics']}")
+    if len(result["nan_files"]) > 10:
+        lines.append(f"... and {len(result['nan_files']) - 10} more files")
+    if result["nan_scores"]:
+        lines.append(
+            f"{result['nan_scores']} scores are non-finite ({result['nan_targets']} of target trials): "
+            f"result/nan_trials_epoch_{result['epoch']}.txt, the first of them:"
+        )
+        lines += [f"  {pair}" for pair in result["nan_pairs"]]
+    if result["failed"]:
+        return [*lines, f"Epoch {result['epoch']}  evaluation failed: {result['failed']}"]
+    p = config.dcf_p_target
+    over = "speakers" if result["interval"] == "speakers" else f"trials: {result['no_speakers']}"
+    eer = f"EER {result['eer']:.2f} % (95 % CI {result['eer_low']:.2f} to {result['eer_high']:.2f} over {over})"
+    if result["nan_scores"]:
+        eer = (
+            f"EER {result['eer']:.2f} % without the removed trials, {result['eer_worst']:.2f} % counting them as errors"
+        )
+    dcf = "  ".join(f"minDCF({prior:g}) {result[f'min_dcf_{prior:g}']:.4f}" for prior in sorted({0.01, p}))
+    lines.append(f"Epoch {result['epoch']}  {eer}  {dcf}")
+    lines.append(
+        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold;"
+        f" at best {result['min_cllr']:.4f})"
+        f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
+    )
+    caution = wrong_way_round(result["eer"], result["eer_low"])
+    return [*lines, caution] if caution else lines
+
+
+def write_evaluation(files, evaluator, result: dict, config, step: int):
+    """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
+    if not files.main:
+        return
+    epoch = result["epoch"]
+    evaluator.write_trials(files.result, result, files.writes)
+    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs", "notes")}
+    files.event("eval", epoch=epoch, step=step, **values)
+    files.scalar("Val/NaNScores", result["nan_scores"], epoch)
+    if result["failed"]:
+        files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")
+        return
+    dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
+    files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
+    tags = {"eer": "EER", f"min_dcf_{config.dcf_p_target:g}": "MinDCF"}
+    for name, value in values.items():
+        if isinstance(value, float):
+            files.scalar(f"Val/{tags.get(name, name)}", value, epoch)

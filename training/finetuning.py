@@ -1,0 +1,169 @@
+"""Starting from trained weights: the head for other classes, a frozen backbone, and learning rates by part."""
+
+from errors import UsageError
+from storage import checkpoint
+
+MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
+
+
+class FrozenBackbone:
+    """Holds the backbone (the model without its loss) as it is for the first ``epochs`` epochs.
+
+    Its parameters get no gradients, so an optimizer passes them by, weight decay included, and its norms use their
+    running statistics and leave them as they are. 0 epochs: never.
+    """
+
+    def __init__(self, network, epochs: int):
+        backbone = network.__S__
+        self.epochs, self.frozen = epochs, False
+        self.parameters = [p for p in backbone.parameters() if p.requires_grad]
+        self.norms = [m for m in backbone.modules() if getattr(m, "running_mean", None) is not None]
+        if epochs and not any(p.requires_grad for p in getattr(network.loss, "parameters", list)()):
+            raise UsageError("freeze_epochs: the loss has no weights of its own, so nothing would train")
+
+    def enter(self, epoch: int) -> bool:
+        """Freeze or free the backbone for an epoch of training; returns whether that changed.
+
+        To be called after ``train()``, which puts norms back to the statistics of the batch.
+        """
+        frozen = epoch <= self.epochs
+        for norm in self.norms if frozen else ():
+            norm.eval()
+        if frozen == self.frozen:
+            return False
+        for parameter in self.parameters:
+            parameter.requires_grad_(not frozen)
+            parameter.grad = None
+        self.frozen = frozen
+        return True
+
+    def __str__(self):
+        if self.frozen:
+            return (
+                f"the backbone is frozen to the end of epoch {self.epochs} (freeze_epochs): weights and norm statistics"
+            )
+        return f"the backbone trains from epoch {self.epochs + 1} on (freeze_epochs)"
+
+
+def learning_rate_scale(config, processes: int) -> float:
+    """What ``lr_reference_batch`` multiplies learning rates by: rows of a step over the reference; 1 where it is off.
+
+    The linear rule (Goyal et al. 2017, section 2.1), with accumulated batches counted. wespeaker's reference is 64; it
+    multiplies the whole schedule, so ``lr_min`` too.
+    """
+    rows = processes * config.batch_size * config.gradient_accumulation_steps
+    return rows / config.lr_reference_batch if config.lr_reference_batch else 1.0
+
+
+def scaled(values: dict, scale: float) -> dict:
+    """Configuration values for plug-ins, ``lr`` and ``lr_min`` multiplied by ``scale``."""
+    return {**values, **{key: scale * values[key] for key in ("lr", "lr_min") if key in values and scale != 1.0}}
+
+
+def parameter_groups(network, values: dict) -> list:
+    """What an optimizer plug-in is given: the trainable parameters, or two named groups where a factor is not 1.
+
+    The groups 'backbone' and 'head' have ``lr`` times ``backbone_lr_factor`` and ``head_lr_factor``; schedules that
+    multiply each group's rate, as torch's LambdaLR and StepLR do, keep the ratio.
+    """
+    factors = {"backbone": values["backbone_lr_factor"], "head": values["head_lr_factor"]}
+    if set(factors.values()) == {1.0}:
+        return [p for p in network.parameters() if p.requires_grad]
+    parts = {"backbone": network.__S__, "head": network.loss}
+    groups = []
+    for name, factor in factors.items():
+        parameters = [p for p in parts[name].parameters() if p.requires_grad]
+        if parameters:
+            groups.append({"params": parameters, "lr": values["lr"] * factor, "name": name})
+    return groups
+
+
+def check_ratio(optimizer, values: dict, scheduler: str):
+    """UsageError where a schedule gave all groups one learning rate, so that the factors would be void."""
+    for group in optimizer.param_groups:
+        factor = values.get(f"{group.get('name')}_lr_factor")
+        first = optimizer.param_groups[0]
+        if factor is None or not first["lr"]:
+            continue
+        ratio = factor / values[f"{first['name']}_lr_factor"]
+        if abs(group["lr"] / first["lr"] - ratio) > 1e-6 * ratio:
+            raise UsageError(
+                f"scheduler/{scheduler}.py: does not keep the ratio of backbone_lr_factor and head_lr_factor; "
+                "it must multiply each group's own learning rate"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ initial_model
+
+
+def load_initial(trainer, config):
+    """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh."""
+    if not config.initial_model:
+        return
+    network, say, path = trainer.network, trainer.say, config.initial_model
+    state = checkpoint.load(path)
+    own = network.state_dict()
+    weights = checkpoint.weights_of(state, path, own)
+    checkpoint.refuse_nonfinite(weights, path, trainer.buffers.masks)
+    weights, note = fit_head(weights, state, trainer)
+    faults = checkpoint.load_weights(network, weights, path)
+    total, misses = len(own), faults["model"] + faults["loss"]
+    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
+    if len(misses) == total:
+        raise UsageError(f"{path}: none of its tensors fits {config.model}")
+    if (faults["model"] or unused) and not config.allow_partial:
+        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
+        raise UsageError(
+            f"{path}: {len(faults['model'])} tensors of {config.model} are missing or of another shape,"
+            f" {len(unused)} of the file are unknown to it: {listing}; --allow_partial starts the rest fresh"
+        )
+    toolkit = checkpoint.toolkit_of(state)
+    origin = f" ({toolkit.name})" if toolkit else ""
+    say(f"initial_model {path}{origin}: {total - len(misses)} of {total} tensors loaded")
+    features = getattr(config, "features", None)
+    if toolkit and features and features not in toolkit.features:
+        say(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
+    for line in [note] if note else []:
+        say(f"  {line}")
+    for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
+        for line in lines[:MOST_LISTED]:
+            say(f"  {what}: {line}")
+        if len(lines) > MOST_LISTED:
+            say(f"  {what}: {len(lines) - MOST_LISTED} more")
+
+
+def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:
+    """Make the head of a checkpoint one for this run's classes; returns (weights, what to say of it).
+
+    Class speaker + speed x speakers is a speaker at a speed, so the head of a run with ``speed_perturb`` begins with
+    the speakers as they are: without ``speed_perturb`` it is cut to these. A head of other speakers is left out, one
+    of another number of classes does not fit.
+    """
+    head = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.LOSS)}
+    own = {name: t for name, t in trainer.network.state_dict().items() if name.startswith(checkpoint.LOSS)}
+    config, speakers = trainer.config, len(trainer.dataset.speakers)
+    before = state["config"] if isinstance(state.get("config"), dict) else {}
+    now = config.nClasses
+    if not head or not any(t.dim() > 1 for t in own.values()):
+        return weights, ""
+    matrices = {name: tensor for name, tensor in head.items() if tensor.dim() > 1}
+    rows = {name: max(len(own[name]) // now, 1) for name in matrices if name in own and own[name].dim()}  # of a class
+    count = before.get("nClasses") or max((len(t) // rows.get(n, 1) for n, t in matrices.items()), default=0)
+    if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
+        rest = {name: tensor for name, tensor in weights.items() if name not in head}
+        return rest, f"it was trained with other speakers: the loss starts fresh, {count} classes before, {now} now"
+    if before.get("speed_perturb") and not config.speed_perturb and now == speakers and count >= 3 * speakers:
+        cut = {
+            n: t[: len(own[n])] for n, t in head.items() if n in own and t.dim() and _of_classes(t, own[n], count, now)
+        }
+        if cut:
+            text = f"the classifier is cut to the original speakers: the first {now} of {count} classes"
+            return {**weights, **cut}, f"{text}, the others were their 0.9x and 1.1x speed copies"
+    if count != now:
+        return weights, f"the classifier starts fresh: {count} classes before, {now} now"
+    return weights, ""
+
+
+def _of_classes(tensor, own, count: int, now: int) -> bool:
+    """Whether a tensor has a row, or several, for each of ``count`` classes where ``own`` has them for ``now``."""
+    return tensor.shape[1:] == own.shape[1:] and len(tensor) * now == len(own) * count

@@ -1,0 +1,151 @@
+"""Numeric precision of training: the autocast type, the loss scale of fp16, and the generators a retry must rewind."""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+
+from errors import UsageError
+
+CPU_INFO = Path("/proc/cpuinfo")
+# What a processor calls its instructions for a type: x86 (AVX512, AMX), Arm.
+INSTRUCTIONS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
+
+def choose_amp_dtype(config, device):
+    """The autocast type, None for fp32; ``auto`` takes only a type that the device has instructions for."""
+    if not config.mixedprec:
+        return None
+    if config.amp_dtype != "auto":
+        return getattr(torch, config.amp_dtype)
+    if not is_emulated(torch.bfloat16, device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None
+
+
+def is_emulated(dtype, device) -> bool:
+    """Whether a device has no instructions for a 16-bit type, so that computing in it is slower than in fp32."""
+    if device.type == "cuda":
+        return dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return not INSTRUCTIONS[dtype] & cpu_features()
+
+
+def cpu_features() -> set[str]:
+    """Names of the processor's instruction sets; where Linux does not say them, those that torch knows."""
+    if CPU_INFO.is_file():
+        lines = re.findall(r"^(?:flags|Features)\s*:(.*)", CPU_INFO.read_text(errors="replace"), re.MULTILINE)
+        return set(lines[0].split()) if lines else set()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return {name for name, has in capabilities.items() if has is True}
+
+
+def emulation_note(config, device) -> str:
+    """What to say of a 16-bit type that the device has no instructions for; "" if there is nothing to say."""
+    if not config.mixedprec:
+        return ""
+    if config.amp_dtype == "auto":
+        computes_in_fp32 = choose_amp_dtype(config, device) is None
+        return "this processor has no bfloat16 instructions, so float32 is computed in" if computes_in_fp32 else ""
+    if not is_emulated(getattr(torch, config.amp_dtype), device):
+        return ""
+    other = "float16" if device.type == "cuda" else "float32"
+    price = "" if device.type == "cuda" else ": a step takes up to 16 times as long as in float32"
+    return f"this device only emulates {config.amp_dtype}{price}; amp_dtype: auto computes in {other} here"
+
+
+def without_tf32():
+    """Context in which a GPU's convolutions compute in fp32 as they say: TF32, cuDNN's default, rounds to 10 bits."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+
+
+class LossScaler:
+    """Loss scale for fp16 gradients; its state is in torch's GradScaler form.
+
+    Only steps that were taken make the scale grow. A benign overflow is retried at a lower scale by the trainer; a
+    fault of the data never lowers it. The scale stays between 2^-10 and 2^24.
+    """
+
+    FLOOR, CEILING, GROWTH_INTERVAL = 2.0**-10, 2.0**24, 2000
+
+    def __init__(self, enabled: bool):
+        self.enabled, self.scale, self.good_steps = enabled, 2.0**16 if enabled else 1.0, 0
+
+    def retries(self):
+        """Lower scales to retry an overflow at."""
+        scales = [self.scale / 2**power for power in (1, 2, 4, 8, 16)] if self.enabled else []
+        return [s for s in scales if s >= self.FLOOR]
+
+    def lowest(self) -> float:
+        """The lowest scale that an overflow is retried at."""
+        return min([self.scale, *self.retries()])
+
+    def stepped(self, scale: float):
+        """Take note of a step taken at ``scale``."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if scale == self.scale else 1
+        self.scale = scale
+        if self.good_steps >= self.GROWTH_INTERVAL:
+            self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
+
+    def state_dict(self) -> dict:
+        """State under the names of torch's GradScaler; empty where nothing is scaled."""
+        if not self.enabled:
+            return {}
+        state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
+        return {**state, "growth_interval": self.GROWTH_INTERVAL, "_growth_tracker": self.good_steps}
+
+    def load_state_dict(self, state: dict):
+        """Take over a saved state; a scale that is not above 0 is refused."""
+        if self.enabled and state:
+            if not 0 < state["scale"] < math.inf:
+                raise UsageError(f"the checkpoint's loss scale is {state['scale']}; start from another checkpoint")
+            self.scale = min(max(float(state["scale"]), self.FLOOR), self.CEILING)
+            self.good_steps = int(state["_growth_tracker"])
+
+
+class BufferSnapshot:
+    """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass."""
+
+    def __init__(self, module):
+        by_type = {}
+        for buffer in module.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        # A buffer that is not finite from the start, as a mask of -inf, is meant to be so.
+        self.masks = {n for n, b in module.named_buffers() if b.is_floating_point() and not bool(b.isfinite().all())}
+        named = [(n, b) for n, b in module.named_buffers() if b.is_floating_point() and n not in self.masks]
+        self.names, self.floating = [n for n, _ in named], [b for _, b in named]
+        self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
+
+    def first_bad(self) -> str:
+        """The name of the first buffer that is not finite, '' where all are."""
+        return next((n for n, b in zip(self.names, self.floating) if not bool(b.isfinite().all())), "")
+
+    @torch.no_grad()
+    def take(self):
+        """Copy the buffers."""
+        for buffers, copies in self.groups:
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def restore(self):
+        """Put the copy back."""
+        for buffers, copies in self.groups:
+            torch._foreach_copy_(buffers, copies)
+
+
+def draw_state(device) -> list[torch.Tensor]:
+    """State of torch's generators that a forward pass may draw from."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def restore_draw_state(state, device):
+    """Put torch's generators back."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,173 @@
+"""What a process knows of the others: rank, world size, and the few collectives the trainer needs."""
+
+import contextlib
+import datetime
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from errors import SharedError, UsageError
+from postmortem.dump import content_hash
+from settings.command_line import rank_prefix
+
+FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
+SEPARATOR = "\0"
+
+
+class Ranks:
+    """This process among all; a single process needs no process group and every collective is the identity."""
+
+    def __init__(self, config):
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        use_gpu = config.device != "cpu" and torch.cuda.is_available()
+        index = int(os.environ.get("LOCAL_RANK", "0")) if self.world > 1 else config.gpu_id
+        self.device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
+        failure = ""
+        if config.device == "cuda" and not use_gpu:
+            failure = "device: cuda is not available on this machine"
+        if use_gpu and index >= torch.cuda.device_count():
+            failure = f"gpu_id: there is no GPU {index} here, only {torch.cuda.device_count()}"
+        timeout = datetime.timedelta(minutes=config.process_timeout)
+        if self.world > 1:
+            meeting = {"store": meet(timeout, failure), "rank": self.rank, "world_size": self.world}
+        elif failure:
+            raise UsageError(failure)
+        if use_gpu:
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.highest(flag))
+
+    def highest(self, number: int) -> int:
+        """The highest of the ranks' numbers."""
+        if self.world == 1:
+            return number
+        value = torch.tensor([float(number)], device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value.item())
+
+    def maximum(self, tensor):
+        """Reduce a tensor in place to its maximum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def sum(self, tensor):
+        """Reduce a tensor in place to its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_main(self, value):
+        """Give every rank the main process's object."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Collect an object of each rank, in rank order."""
+        if self.world == 1:
+            return [value]
+        boxes = [None] * self.world
+        dist.all_gather_object(boxes, value)
+        return boxes
+
+    def reconcile(self, tensors, optimizer) -> list[int]:
+        """Ranks whose tensors or optimizer differ from the main process's in a bit; there they are set to the main's.
+
+        A rank whose moments stayed its own would drift away again with the next step.
+        """
+        if self.world == 1:
+            return []
+        state = optimizer.state_dict()
+        hashes = self.gather(content_hash({"tensors": tensors, "optimizer": state}))
+        differing = [rank for rank, own in enumerate(hashes) if own != hashes[0]]
+        if differing:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+            shared = self.from_main(state)
+            if self.rank in differing:
+                optimizer.load_state_dict(shared)
+        return differing
+
+    def share_buffers(self, module):
+        """Give every rank the main process's buffers, so that all evaluate the same model."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def close(self):
+        """Leave the process group."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def meet(timeout: datetime.timedelta, failure: str = ""):
+    """Wait for all processes and hear from each whether it could be set up so far; returns their common store.
+
+    SharedError with what failed where.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    store.set(f"setup/{rank}", f"{failure}{SEPARATOR}{rank_prefix()}" if failure else "")
+    try:
+        texts = [store.get(f"setup/{other}").decode() for other in range(world)]
+    except dist.DistStoreError as error:
+        minutes = timeout.total_seconds() / 60
+        raise UsageError(f"not all {world} processes have started within {minutes:g} min (process_timeout)") from error
+    if any(texts):
+        store.set(f"heard/{rank}", "")
+        if rank == 0:  # it may hold the store, which must last until the others have read it
+            for other in range(world):
+                store.get(f"heard/{other}")
+        raise SharedError(in_one_text([(text, prefix) for text, _, prefix in (t.partition(SEPARATOR) for t in texts)]))
+    return store
+
+
+def in_one_text(failures: list[tuple[str, str]]) -> str:
+    """What failed on which rank, from (failure or '', prefix) of all: a line each, or one if all have the same."""
+    if len({text for text, _ in failures}) == 1:
+        return failures[0][0]
+    return "\n".join(f"{prefix}{text}" for text, prefix in failures if text)
+
+
+def tell_the_others(failure: str):
+    """Let the other processes of a run know why this one ends before it could join them, if they can be reached."""
+    if "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Told, or nobody answers: the reason has been printed here.
+        with contextlib.suppress(SharedError, RuntimeError, OSError):
+            meet(FAREWELL, failure)
+
+
+def launch_all_gpus(config, argv):
+    """Replace this process by torchrun with one process for each GPU, where `distributed` asks for it."""
+    if not config.distributed or "WORLD_SIZE" in os.environ:
+        return
+    if config.device == "cpu" or torch.cuda.device_count() < 2:
+        print("distributed: fewer than two GPUs here, running one process (torchrun starts several on CPUs too)")
+        return
+    count = str(torch.cuda.device_count())
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", count, *meeting_place(config.port)]
+    os.execv(sys.executable, [sys.executable, *command, *argv])
+
+
+def meeting_place(port: str) -> list[str]:
+    """torchrun's arguments for the port where the processes of this machine meet; ``auto`` takes a free one."""
+    if port in ("auto", "0", ""):
+        return ["--standalone"]
+    if not (port.isdigit() and int(port) < 65536):
+        raise UsageError(f"port: expected auto, or a number up to 65535, got '{port}'")
+    return ["--master_port", port]

@@ -1,0 +1,147 @@
+"""The files of a run below save_path: scores.txt, metrics.jsonl, config.yaml, TensorBoard; and its tracker."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from corpus.lists import list_hash
+from errors import UsageError
+from settings import reader as configuration
+from storage.files import replacing
+from training.event_file import EventFile
+from training.trackers import Tracker
+from training.writes import Writes
+
+
+def versions() -> dict:
+    """Versions of what a result depends on."""
+    import numpy
+    import scipy
+    import soundfile
+    import torch
+
+    modules = [torch, numpy, scipy, soundfile]
+    if "torchaudio" in sys.modules:  # a plug-in of the run imports it
+        modules.append(sys.modules["torchaudio"])
+    return {"python": sys.version.split()[0], **{m.__name__: str(m.__version__) for m in modules}}
+
+
+class RunFiles:
+    """Writes the files of a run; on ranks other than the main one nothing is written, and no write ends the run."""
+
+    def __init__(self, config, main: bool):
+        self.root, self.main = Path(config.save_path), main
+        self.model, self.result, self.logs = (self.root / name for name in ("model", "result", "logs"))
+        self.scores, self.metrics = self.result / "scores.txt", self.result / "metrics.jsonl"
+        self.writes, self._events, self._tracker = Writes(), None, None
+        if main:
+            try:
+                for folder in (self.model, self.result, self.logs):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for half_written in folder.glob(".*.tmp"):  # of a process that was killed while it saved
+                        half_written.unlink()
+            except OSError as error:
+                raise UsageError(f"save_path: cannot make '{error.filename}': {error.strerror}") from error
+
+    def write_config(self, values: dict, lists: dict):
+        """Write result/config.yaml: the resolved configuration, versions and list hashes."""
+        if self.main:
+            info = {"command": sys.argv, "versions": versions(), "sha256": {k: list_hash(v) for k, v in lists.items()}}
+            text = configuration.to_yaml({**values, "run_info": info})
+            self.writes.write_bytes(self.result / "config.yaml", text.encode(errors="surrogateescape"))
+
+    def track(self, config):
+        """Send scalars and pictures to the tracker of the configuration too."""
+        if self.main and config.tracker:
+            self._tracker = Tracker(config)
+
+    def event(self, kind: str, **values):
+        """Append a line to metrics.jsonl. A non-finite number is written as null: JSON has no NaN."""
+        clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
+        self._append(self.metrics, json.dumps({"event": kind, **clean}))
+
+    def score_line(self, text: str):
+        """Append a line to scores.txt."""
+        self._append(self.scores, text)
+
+    def _append(self, path, line: str):
+        if self.main:
+            self.writes.append(path, f"{line}\n".encode(errors="surrogateescape"))
+
+    def bad_files(self, lines: list[str]) -> Path:
+        """Write result/bad_files.txt; returns its path."""
+        path = self.result / "bad_files.txt"
+        if self.main:
+            content = "".join(f"{line}\n" for line in lines)
+            self.writes.write_bytes(path, content.encode(errors="surrogateescape"))
+        return path
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the appended files, to cut them back to when a run is resumed from this moment.
+
+        A file that the system does not answer for is left out, and is not cut.
+        """
+        sizes = {}
+        for path in (self.scores, self.metrics):
+            with contextlib.suppress(OSError):
+                sizes[path.name] = path.stat().st_size if path.is_file() else 0
+        return sizes
+
+    def cut_back(self, sizes: dict[str, int]):
+        """Forget lines written after the state that a run resumes from; it will write them again."""
+        for path in (self.scores, self.metrics):
+            if self.main and path.name in sizes and path.is_file() and path.stat().st_size > sizes[path.name]:
+                os.truncate(path, sizes[path.name])
+
+    def scalar(self, tag: str, value: float, step: int):
+        """Write a scalar to TensorBoard and the tracker."""
+        self._tensorboard(step, lambda events: events.scalar(tag, value, step))
+        self._track("scalar", tag, value, step)
+
+    def picture(self, path: Path, step: int):
+        """Show a PNG picture in TensorBoard and the tracker too."""
+        with contextlib.suppress(OSError):  # it could not be written, which was said
+            png = path.read_bytes()
+            self._tensorboard(step, lambda events: events.picture(f"Val/{path.stem}", png, step))
+            self._track("picture", f"Val/{path.stem}", path, step)
+
+    def _tensorboard(self, step: int, encode):
+        if self.main:
+            if self._events is None:
+                self._events = EventFile(self.logs, step)
+            self.writes.append(self._events.path, encode(self._events))
+
+    def _track(self, method: str, *arguments):
+        if self._tracker is not None:
+            self._tracker.call(method, *arguments)
+
+    def profiler(self, steps: int):
+        """Context of torch's profiler for the last ten of ``steps``, its trace in logs/; gives None for 0 steps."""
+        if not (steps and self.main):
+            return contextlib.nullcontext()
+        from torch import profiler
+
+        active = min(steps, 10)
+        warmup = min(steps - active, 1)
+        schedule = profiler.schedule(wait=steps - active - warmup, warmup=warmup, active=active, repeat=1)
+        return profiler.profile(schedule=schedule, on_trace_ready=self._write_trace, record_shapes=True)
+
+    def _write_trace(self, profile):
+        path = self.logs / f"{socket.gethostname()}_{os.getpid()}.{time.time_ns()}.pt.trace.json"
+
+        def write():
+            with replacing(path) as temporary:
+                profile.export_chrome_trace(str(temporary))
+
+        self.writes.write(path, write)
+
+    def close(self):
+        """Try once more what could not be written, and name what is still not."""
+        self._track("close")
+        self.writes.again()
+        for path, reason in self.writes.left().items():
+            print(f"{path}: not written: {reason}", file=sys.stderr)
