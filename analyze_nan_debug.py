@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from errors import UsageError
-from settings.command_line import Parser, complain, need, write_any_text
+from errors import UsageError, with_place, write_any_text
+from settings.command_line import Parser, complain, need
 from storage.files import write_atomically
 
 
@@ -71,9 +71,9 @@ def main(argv=None) -> int:
 def analyse_all(paths, args) -> int:
     """Analyse dumps one after the other; an unreadable one is named and the others are analysed all the same."""
     from postmortem.analysis import analyse
-    from postmortem.dump import DumpError
     from postmortem.evaluation_faults import analyse_trials
     from postmortem.report import summary_lines, text_report
+    from storage.dump import DumpError
 
     analyses, status = [], 0
     for path in paths:
@@ -89,8 +89,7 @@ def analyse_all(paths, args) -> int:
             status = 2
             continue
         except Exception as error:  # one dump that breaks the analysis must not take the others with it
-            reason = (str(error).splitlines() or [""])[0]
-            print(f"{path}: the analysis failed, please report it: {type(error).__name__}: {reason}", file=sys.stderr)
+            print(f"{path}: the analysis failed, please report it: {with_place(error)}", file=sys.stderr)
             status = 2
             continue
         analyses.append(analysis)

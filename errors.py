@@ -1,6 +1,13 @@
-"""What commands raise: a mistake of the user, and the end of a run."""
+"""What commands raise, and how it reaches a person: one line, from which process, whatever the encoding."""
 
 import contextlib
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
 
 
 class UsageError(Exception):
@@ -45,3 +52,30 @@ class Finished(Exception):
     def __init__(self, lines, status):
         super().__init__(lines)
         self.lines, self.status = lines, status
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def with_place(error: BaseException) -> str:
+    """An exception in one line: the innermost line of this checkout that it came through, its type, its message."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT) + os.sep)]
+    place = f"{os.path.relpath(frames[-1].filename, ROOT)}:{frames[-1].lineno}: " if frames else ""
+    return f"{place}{type(error).__name__}: {first_line(error)}"
+
+
+def rank_prefix() -> str:
+    """Which of several processes speaks: 'rank 3 on HOST: '; empty for a single process."""
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}: " if "RANK" in os.environ else ""
+
+
+def write_any_text():
+    """Let stdout and stderr take every text: a character that their encoding lacks is written as an escape.
+
+    The first call of every command line and of every process that it starts; else the name of a file could end it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
+            stream.reconfigure(errors="backslashreplace")

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from corpus.lists import read_trials
-from errors import UsageError
+from errors import UsageError, first_line
 from settings.command_line import Parser, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
@@ -154,7 +154,7 @@ def write_onnx(network, model, kind: str, path: Path):
             with without_stdout():  # an exporter that fails prints the whole graph
                 torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
         except (RuntimeError, TypeError, ValueError) as error:  # its errors carry the whole graph after the first line
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UsageError(
                 f"models/{model.config.model}.py: ONNX cannot hold it: {reason} TorchScript can: --out {path.stem}.pt"
             ) from error
@@ -310,8 +310,8 @@ def evaluate(read, test_list: str, test_path: str) -> str:
 
     from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
     from scoring.cosine import cosine_scores
+    from scoring.figures import evaluation_metrics
     from scoring.intervals import trial_speakers
-    from tuneThreshold import evaluation_metrics
 
     labels, first, second = read_trials(test_list)
     number = {file: i for i, file in enumerate(sorted({*first, *second}))}

@@ -10,12 +10,14 @@ import sys
 from errors import UsageError
 from scoring.verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, percent, verifier_from
 from settings.command_line import Parser, existing_file, run
+from speaker_model import add_model_arguments, model_from
 
 
 def main(argv) -> int:
     """Run the command line."""
     parser = Parser("identify.py", __doc__.splitlines()[0])
     parser.add_argument("file", metavar="WAV", help="recording")
+    add_model_arguments(parser)
     add_verifier_arguments(parser)
     add_store_argument(parser)
     parser.add_argument("--top", type=int, default=5, help="how many speakers to name (default 5)")
@@ -24,7 +26,7 @@ def main(argv) -> int:
     if args.top < 1:
         raise UsageError(f"--top: must be at least 1, got {args.top}")
     existing_file(args.file, "identify.py")
-    verifier = verifier_from(args)
+    verifier = verifier_from(args, model_from)
     model = verifier.model
     from storage.speaker_store import SpeakerStore
 

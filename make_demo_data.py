@@ -18,7 +18,8 @@ import scipy
 import soundfile
 from tqdm import tqdm
 
-from settings.command_line import Parser, run, write_any_text
+from errors import write_any_text
+from settings.command_line import Parser, run
 
 RATE = 16000
 HOP, FFT = 128, 512

@@ -14,9 +14,8 @@ import numpy as np
 
 from corpus.folders import find_recordings
 from corpus.lists import LIST_TEXT, separator_for
-from errors import UsageError
+from errors import ROOT, UsageError
 from settings.command_line import Parser, run
-from settings.plugins import ROOT
 from storage.files import write_atomically
 
 FEWEST_PEOPLE = 4  # two to train on, two for the trials

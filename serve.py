@@ -22,6 +22,7 @@ from corpus.audio import MIN_SECONDS
 from errors import UsageError
 from scoring.verification import add_store_argument, add_verifier_arguments, verifier_from
 from settings.command_line import Parser, need, run
+from speaker_model import add_model_arguments, model_from
 
 PAGE = Path(__file__).resolve().parent / "web"
 MAX_SECONDS = 300.0
@@ -348,6 +349,7 @@ def is_address(host: str) -> bool:
 def main(argv) -> int:
     """Run the command line."""
     parser = Parser("serve.py", __doc__.splitlines()[0])
+    add_model_arguments(parser)
     add_verifier_arguments(parser)
     add_store_argument(parser)
     parser.add_argument(
@@ -372,7 +374,7 @@ def main(argv) -> int:
 
     address = args.host.strip("[]")
     names = {name.lower() for name in ("localhost", address, *args.allow_host)}
-    app = build_app(verifier_from(args), args.store, names, args.max_mb)
+    app = build_app(verifier_from(args, model_from), args.store, names, args.max_mb)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

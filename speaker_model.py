@@ -28,9 +28,10 @@ from corpus.audio import (
 )
 from errors import UsageError
 from settings import plugins
+from settings.carried import adopted, contradictions, model_settings
 from settings.command_line import existing_file
-from settings.reader import Config, Setting, key_text, read_yaml, resolve
-from storage.identity import DRAWN_IN_TRAINING_ONLY, identity_of
+from settings.reader import Config, Setting, read_yaml, resolve
+from storage.identity import identity_of
 
 # Keys of a training run that a model is built and used without.
 NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eval", "config", "run_info")
@@ -260,39 +261,6 @@ def configuration_of(state: dict, path, config: str) -> Config:
     if wrong:
         raise UsageError("\n".join(wrong.values()))
     return resolved
-
-
-def model_settings(state: dict, path) -> dict[str, Setting]:
-    """The keys {name: Setting} of a checkpoint's own configuration that change an embedding; {} if it carries none."""
-    carried = state.get("config")
-    if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
-        return {}
-    model = plugins.declaration("models", carried["model"])
-    names = {"model", *(model.keys if model else ())} - {*DRAWN_IN_TRAINING_ONLY}
-    return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
-
-
-def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
-    """Those of a checkpoint's keys that nobody wrote; none if another model was written."""
-    model = written.get("model", theirs.get("model"))
-    if not theirs or model.value != theirs["model"].value:
-        return {}
-    return {name: setting for name, setting in theirs.items() if name not in written}
-
-
-def contradictions(resolved: Config, written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, str]:
-    """{key: line} on keys that somebody wrote with another value than the checkpoint has, whose keys are ``theirs``.
-
-    Of another model, the model alone.
-    """
-    lines = {}
-    for name, setting in theirs.items():
-        own = written.get(name, setting)
-        value, trained = getattr(resolved, name, setting.value), setting.value
-        if own is not setting and value != (list(trained) if isinstance(trained, tuple) else trained):
-            place = key_text(own, name)
-            lines[name] = f"{place}: {value}, but {setting.where} was trained with {trained}; leave {name} out"
-    return {"model": lines["model"]} if "model" in lines else lines
 
 
 def advice(state: dict, path, toolkit) -> str:

@@ -9,8 +9,8 @@ import os
 import sys
 import time
 
-from errors import Finished, SharedError, UsageError
-from settings.command_line import complain, need, outlast_full_disks, write_any_text
+from errors import Finished, SharedError, UsageError, write_any_text
+from settings.command_line import complain, need, outlast_full_disks
 from settings.plugins import explained
 from settings.reader import table_defaults, to_yaml
 from training.start import configure

@@ -1,13 +1,11 @@
-"""Small pieces that plug-in files import, and the one way to write a file of tensors."""
+"""Small pieces that plug-in files import."""
 
 import re
 
 import torch
 import torch.nn.functional as F
 
-from storage.files import save_atomically
-
-__all__ = ["PreEmphasis", "accuracy", "cosine_matrix", "plain_names", "save_atomically"]
+__all__ = ["PreEmphasis", "accuracy", "cosine_matrix", "plain_names"]
 
 
 def plain_names(text: str) -> str:

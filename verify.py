@@ -11,6 +11,7 @@ import sys
 from errors import UsageError
 from scoring.verification import add_store_argument, add_verifier_arguments, hear, verifier_from
 from settings.command_line import Parser, existing_file, run
+from speaker_model import add_model_arguments, model_from
 
 
 def main(argv) -> int:
@@ -18,6 +19,7 @@ def main(argv) -> int:
     parser = Parser("verify.py", __doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="WAV", help="two recordings, or one with --speaker")
     parser.add_argument("--speaker", default="", metavar="NAME", help="compare with this enrolled speaker")
+    add_model_arguments(parser)
     add_verifier_arguments(parser)
     add_store_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -29,7 +31,7 @@ def main(argv) -> int:
         )
     for file in args.files:
         existing_file(file, "verify.py")
-    verifier = verifier_from(args)
+    verifier = verifier_from(args, model_from)
     model = verifier.model
     if args.speaker:
         from storage.speaker_store import SpeakerStore

@@ -9,16 +9,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 import corpus.decode
-from errors import UsageError
-from settings.command_line import rank_prefix, write_any_text
-from settings.plugins import ROOT
+from errors import UsageError, rank_prefix, with_place, write_any_text
 
 RESTART_INTERVAL = 100  # batches that a restart must bring before another is tried
 PATIENCE = 5.0  # seconds for killed processes to be gone
@@ -76,7 +73,7 @@ class Batches(Dataset):
         try:
             return self.collate([self.dataset[item] for item in items])
         except Exception as error:  # a bug, or no memory for a file: any kind, and the main process says it in one line
-            return LoaderFailed(f"{_in_one_line(error)}{self.open_files.while_it_read(number)}")
+            return LoaderFailed(f"{with_place(error)}{self.open_files.while_it_read(number)}")
         finally:
             self.open_files.note("")
             corpus.decode.on_open = None
@@ -174,7 +171,7 @@ class Loader:
         except Exception as error:  # what torch and its queues raise depends on what a process was about when it died
             time.sleep(0.1)  # until the system knows that it is dead
             self._refuse_dead()
-            raise LoaderFailed(_in_one_line(error)) from error
+            raise LoaderFailed(with_place(error)) from error
         finally:
             self.waiting = False
             if watch is not None:
@@ -228,13 +225,6 @@ class Loader:
             end.join(PATIENCE)
         self.loader = self.iterator = None
         self.hung = ""
-
-
-def _in_one_line(error: BaseException) -> str:
-    """An exception with the innermost line of this checkout that it came through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT) + os.sep)]
-    place = f"{os.path.relpath(frames[-1].filename, ROOT)}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
 def as_it_is(batch):

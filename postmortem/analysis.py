@@ -9,9 +9,9 @@ import torch
 
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
-from postmortem.dump import DumpError, read_dump, read_state
 from postmortem.fixes import recommendations
-from postmortem.statistics import issues
+from storage.dump import DumpError, read_dump, read_state
+from storage.dump_statistics import issues
 
 
 @dataclass

@@ -6,9 +6,9 @@ import time
 import torch
 
 from postmortem.probe import Probe
-from postmortem.provenance import rows_of
 from postmortem.replay import Outcome, Replay, ReplayError
-from postmortem.statistics import bad_state, wrong_labels
+from storage.dump import rows_of
+from storage.dump_statistics import bad_state, wrong_labels
 
 SEARCH_RUNS = 28  # replays that a search for the guilty rows may take
 

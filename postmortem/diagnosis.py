@@ -12,7 +12,7 @@ import torch
 from postmortem.finding import Finding, detail_of
 from postmortem.patches import Casts
 from postmortem.probe import is_front_end
-from postmortem.provenance import ABSURD, first_bad_sample, origin_of, rows_of, same_as_files
+from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
 from postmortem.state_faults import (
     bad_before,
     bad_scaler,
@@ -21,6 +21,7 @@ from postmortem.state_faults import (
     outlier,
     spoiled_update,
 )
+from storage.dump import rows_of
 
 SILENT = 1e-6  # peak of a row that holds nothing
 

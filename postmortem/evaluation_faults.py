@@ -10,9 +10,10 @@ import yaml
 
 from corpus.audio import AudioError, read_audio
 from corpus.lists import LIST_TEXT, columns_of
+from errors import first_line
 from postmortem.fixes import recommendation
-from postmortem.reader import DumpError, printable
-from storage import plain_yaml
+from settings import plain_yaml
+from storage.restricted import DumpError, printable
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
 MAX_BYTES = 1 << 28
@@ -89,7 +90,7 @@ def analyse_trials(path) -> EvaluationFault:
             with open(config, encoding="utf-8") as file:
                 settings = plain_yaml.load(file.read(plain_yaml.MOST_CHARACTERS + 1))
         except (yaml.YAMLError, OSError, ValueError) as error:
-            raise DumpError(f"{config}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise DumpError(f"{config}: cannot be read: {first_line(error)}") from error
         root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else root
     files = cover(pairs)
     found = [(name, *(describe_file(root, name) if i < 20 else ("", None))) for i, name in enumerate(files)]

@@ -6,11 +6,12 @@ import torch
 
 from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
-from postmortem.provenance import rebuild, rows_of
+from postmortem.provenance import rebuild
 from postmortem.replay import ReplayError
 from postmortem.state_faults import cures_of_update, repaired, rewind_of
-from postmortem.statistics import number
 from settings import plugins
+from storage.dump import rows_of
+from storage.dump_statistics import number
 from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")

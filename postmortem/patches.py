@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-ROOT = Path(__file__).resolve().parent.parent
+from errors import ROOT
+
 # What CUDA's autocast computes in fp32 (PyTorch documentation, "CUDA Ops that can autocast to float32"); the CPU's
 # autocast leaves most of these in 16 bit.
 CUDA_FP32 = frozenset(

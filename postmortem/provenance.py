@@ -5,10 +5,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from corpus.audio import NORMAL, SAMPLE_RATE, AudioError, read_blocks, read_crop
 from corpus.augmentation import apply_draws
+from storage.dump import rows_of
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
 INTEGER = 2.0**15
@@ -22,16 +22,6 @@ class Origin:
     path: str
     sample: int | None  # in the file, counted at the file's own rate
     text: str
-
-
-def rows_of(data, labels: int = 0) -> torch.Tensor:
-    """The batch as one row a crop: (rows, samples), in the order of ``files``.
-
-    Features (B, frames, bands) of an old dump, told by as many ``labels`` as B, give one row an utterance.
-    """
-    if data.ndim == 3 and labels == data.shape[0] and labels != data.shape[1]:
-        return data.flatten(1)
-    return data.flatten(0, -2) if data.ndim > 1 else data.reshape(1, -1)
 
 
 def bad_samples(row: np.ndarray, limit: float = np.inf) -> np.ndarray:

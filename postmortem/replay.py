@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from postmortem.dump import tensor_stats
+from errors import first_line
 from postmortem.patches import Casts, CudaCasts
-from postmortem.statistics import bad_state, number
 from settings import plugins
 from SpeakerNet import SpeakerNet
+from storage.dump import tensor_stats
+from storage.dump_statistics import bad_state, number
 from training.finetuning import FrozenBackbone
 from training.precision import BufferSnapshot, LossScaler
 from utils import total_norm
@@ -347,11 +348,6 @@ def fp32_islands(network, names):
             del module.forward
 
     return undo
-
-
-def first_line(error) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_float(x) -> bool:

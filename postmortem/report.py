@@ -3,9 +3,9 @@
 import collections
 import linecache
 
-from postmortem.reader import printable
-from postmortem.statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
-from settings.plugins import ROOT
+from errors import ROOT
+from storage.dump_statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
+from storage.restricted import printable
 from utils import plain_names
 
 WIDTH = 80

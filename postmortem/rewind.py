@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from postmortem.dump import DumpError, read_checkpoint
+from errors import first_line
 from postmortem.probe import Probe
-from postmortem.replay import first_line, gradients_of
-from postmortem.statistics import number
+from postmortem.replay import gradients_of
 from settings import plugins
 from SpeakerNet import SpeakerNet
+from storage.dump import DumpError, read_checkpoint
+from storage.dump_statistics import number
 from utils import total_norm
 
 STEPS, COLUMNS, SECONDS = 100, 8, 12.0

@@ -6,7 +6,7 @@ import torch
 
 from postmortem.finding import Finding, detail_of
 from postmortem.rewind import RUNAWAY, Rewind
-from postmortem.statistics import SETTINGS, number
+from storage.dump_statistics import SETTINGS, number
 
 
 def bad_before(case):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from scoring.error_rates import checked_trials
+
 MEASURES = ("log_duration", "magnitude", "cohort_mean")
 
 
@@ -110,3 +112,24 @@ def quality_measures(enrolled: dict, tests: dict):
 def bayes_threshold(prior: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """The log-likelihood ratio from which accepting costs less: log(c_fa (1 - prior) / (c_miss prior))."""
     return float(np.log(c_fa * (1 - prior) / (c_miss * prior)))
+
+
+def calibrated_llrs(scores, labels, folds=5, seed=0):
+    """Map scores to log-likelihood ratios by logistic regression, each fold with a map learnt on the others.
+
+    A cosine is no likelihood ratio; actDCF and Cllr of one are meaningless without this. Natural logarithm.
+    """
+    scores, labels = checked_trials(scores, labels)
+    if np.ptp(scores) <= 1e-12 * np.abs(scores).max():
+        return np.zeros(len(scores))  # a collapsed model: equal scores say nothing
+    order = np.random.default_rng(seed).permutation(len(scores))
+    order = order[np.argsort(labels[order], kind="stable")]  # both classes in every fold
+    fold = np.empty(len(scores), np.int64)
+    fold[order] = np.arange(len(scores)) % max(2, min(folds, np.bincount(labels).min()))
+    llrs = np.empty(len(scores))
+    for k in range(fold.max() + 1):
+        learn = fold != k
+        if len(np.unique(labels[learn])) < 2:  # a single trial of a class: nothing to hold out
+            learn = np.ones(len(scores), bool)
+        llrs[fold == k] = LogisticCalibration.fit(scores[learn], labels[learn]).llrs(scores[fold == k])
+    return llrs

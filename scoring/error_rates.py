@@ -183,11 +183,12 @@ class ErrorRates:
         return (target + nontargets[mixed] @ softplus(llrs[mixed]) / len(self.nontargets)) / 2 / LN2
 
 
-def lost_as_errors(scores, labels):
-    """Scores (N,) whose non-finite values are replaced by what makes their trial an error at every threshold."""
+def worst_eer(scores, labels) -> float:
+    """EER in % of scores (N,) if each trial without a finite score is an error at every threshold."""
     finite = np.isfinite(scores)
     beyond = scores[finite].min() - 1.0, scores[finite].max() + 1.0  # of a target, of a nontarget
-    return np.where(finite, scores, np.where(labels == 1, *beyond))
+    filled = np.where(finite, scores, np.where(labels == 1, *beyond))
+    return 100 * float(ErrorRates.of(filled, labels).eer()[0])
 
 
 def softplus(x):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from scoring.calibration import calibrated_llrs
 from scoring.error_rates import ErrorRates
 from storage.files import write_atomically
-from tuneThreshold import calibrated_llrs
 
 TARGET, NONTARGET, MARK, GUIDE = "#1b6ca8", "#d1495b", "#222222", "#999999"
 DET_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99])

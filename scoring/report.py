@@ -12,11 +12,11 @@ from errors import UsageError
 from scoring import plots
 from scoring.cautions import wrong_way_round
 from scoring.conditions import groups_of
-from scoring.error_rates import ErrorRates, lost_as_errors
+from scoring.error_rates import ErrorRates, worst_eer
+from scoring.figures import condition_table, figures_of, table_lines
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from storage.files import write_atomically
-from tuneThreshold import ComputeEER, condition_table, figures_of, table_lines
 
 PRIORS = (0.01, 0.05)  # and --p_target
 OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"
@@ -42,7 +42,7 @@ def evaluate(trials, values, a, models) -> dict:
         return {**result, "figures": None, "intervals": None}
     result["figures"], result["intervals"], result["interval"] = figures(trials, values, finite, a, models)
     if lost:
-        result["eer_worst"] = ComputeEER(lost_as_errors(values, labels), labels)[0]
+        result["eer_worst"] = worst_eer(values, labels)
     return result
 
 

@@ -141,10 +141,7 @@ def _rank(verdict: Verdict) -> float:
 
 
 def add_verifier_arguments(parser):
-    """Add the flags that ``verifier_from`` reads."""
-    from speaker_model import add_model_arguments
-
-    add_model_arguments(parser)
+    """Add the flags that ``verifier_from`` reads, beside those of the model."""
     parser.add_argument(
         "--backend",
         default="",
@@ -157,17 +154,15 @@ def add_verifier_arguments(parser):
     parser.add_argument("--prior", type=float, help="share of comparisons that are of one speaker, for the probability")
 
 
-def verifier_from(args) -> Verifier:
-    """Load the model and the back-end that the flags name."""
-    from speaker_model import model_from
-
+def verifier_from(args, load_model) -> Verifier:
+    """Load the back-end that the flags name, then the model by ``load_model(args)``."""
     if args.prior is not None and not 0 < args.prior < 1:
         raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
     if args.threshold is not None and not math.isfinite(args.threshold):
         raise UsageError(f"--threshold: must be a finite number, got {args.threshold:g}")
     existing_file(args.initial_model, "--initial_model")
     backend = backend_from(args)  # before the model, which takes longer to load
-    return Verifier(model_from(args), backend, args.threshold, args.prior)
+    return Verifier(load_model(args), backend, args.threshold, args.prior)
 
 
 def backend_from(args) -> Backend:

@@ -4,12 +4,11 @@ import argparse
 import importlib.util
 import io
 import os
-import socket
 import stat
 import sys
 import traceback
 
-from errors import SharedError, UsageError
+from errors import SharedError, UsageError, rank_prefix, write_any_text
 from settings.plugins import explained
 
 TRACEBACK = "print the whole traceback of an error too"
@@ -27,21 +26,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UsageError(f"{self.script}: {message}")
-
-
-def rank_prefix() -> str:
-    """Which of several processes speaks: 'rank 3 on HOST: '; empty for a single process."""
-    return f"rank {os.environ['RANK']} on {socket.gethostname()}: " if "RANK" in os.environ else ""
-
-
-def write_any_text():
-    """Let stdout and stderr take every text: a character that their encoding lacks is written as an escape.
-
-    The first call of every command line and of every process that it starts; else the name of a file could end it.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
-            stream.reconfigure(errors="backslashreplace")
 
 
 class LogFile(io.FileIO):

@@ -10,9 +10,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import UsageError
+from errors import ROOT, UsageError, first_line
 
-ROOT = Path(__file__).resolve().parent.parent
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
 ENTRY = {"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"}
 CHOSEN_BY = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
@@ -145,7 +144,7 @@ def torchaudio_explained(plugin: str):
         if missing:
             raise UsageError(f"{plugin}: imports torchaudio, which is not installed beside {torch}. {PAIRS}") from error
         pair = f"torchaudio {importlib.metadata.version('torchaudio')} does not load beside {torch}"
-        raise UsageError(f"{plugin}: {pair} ({str(error).splitlines()[0]}). {PAIRS}") from error
+        raise UsageError(f"{plugin}: {pair} ({first_line(error)}). {PAIRS}") from error
 
 
 def call(entry, values: dict, *leading):

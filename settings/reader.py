@@ -14,10 +14,9 @@ import yaml
 
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
 from errors import Mistakes, UsageError
-from settings import plugins
+from settings import plain_yaml, plugins
 from settings.command_line import TRACEBACK
-from storage import plain_yaml
-from storage.plain_yaml import MOST_CHARACTERS, PlainLoader
+from settings.plain_yaml import MOST_CHARACTERS, PlainLoader
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

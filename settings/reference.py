@@ -1,8 +1,8 @@
 """The reference page of the keys: `python -m settings.reference > docs/configuration.md`."""
 
 from config import ALIASES, KEYS, REFUSED
+from errors import write_any_text
 from settings import plugins
-from settings.command_line import write_any_text
 
 
 def _yaml(value) -> str:

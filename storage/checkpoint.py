@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import torch
 
-from errors import UsageError
+from errors import UsageError, first_line
 from storage import interop
 from storage.archive import Refusal, check_checkpoint
 
@@ -28,7 +28,7 @@ def load(path) -> dict:
     except Refusal as refusal:
         raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {refusal}") from refusal
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: damaged, or not a checkpoint: {_first_line(error)}") from error
+        raise UsageError(f"{path}: damaged, or not a checkpoint: {first_line(error)}") from error
     except Exception as error:  # torch passes on what its unpickler raises, of no common class
         raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_refusal(error)}") from error
     if not isinstance(state, dict):
@@ -42,14 +42,10 @@ def load(path) -> dict:
     return state
 
 
-def _first_line(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _refusal(error) -> str:
     """What the restricted unpickler met, without torch's advice around it to load the file unrestricted."""
     _, mark, reason = str(error).partition("WeightsUnpickler error:")
-    return reason.strip().splitlines()[0].split(". ")[0] if mark and reason.strip() else _first_line(error)
+    return reason.strip().splitlines()[0].split(". ")[0] if mark and reason.strip() else first_line(error)
 
 
 def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UsageError
+from errors import UsageError, first_line
 from storage.arrays import DAMAGE, has_array, read_arrays
 from storage.files import replacing
 from storage.kaldi import read_ark, read_scp, write_ark
@@ -56,8 +56,7 @@ def _damage_named(path):
     try:
         yield
     except (OSError, *DAMAGE) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: damaged, or no file of embeddings: {reason}") from error
+        raise UsageError(f"{path}: damaged, or no file of embeddings: {first_line(error)}") from error
 
 
 def read_embeddings(path) -> tuple[list[str], np.ndarray]:

@@ -4,8 +4,7 @@ import hashlib
 import json
 
 from settings import plugins
-
-DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
+from settings.carried import DRAWN_IN_TRAINING_ONLY
 
 
 def identity_of(weights: dict, config) -> str:

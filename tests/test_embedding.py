@@ -30,7 +30,7 @@ from settings import plugins
 from settings.command_line import run
 from speaker_model import load_model
 from storage.embedding_files import read_embeddings, read_identity, write_embeddings
-from utils import save_atomically
+from storage.files import save_atomically
 
 
 @pytest.fixture(scope="session")

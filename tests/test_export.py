@@ -16,7 +16,7 @@ from settings import plugins
 from settings.command_line import run
 from settings.reader import Config
 from speaker_model import SpeakerModel
-from utils import save_atomically
+from storage.files import save_atomically
 
 
 class Network(torch.nn.Module):

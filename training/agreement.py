@@ -7,8 +7,7 @@ import platform
 import torch
 
 from corpus.lists import list_hash
-from errors import SharedError, UsageError
-from settings.command_line import rank_prefix
+from errors import SharedError, UsageError, rank_prefix
 from training.incidents import imported_plug_ins, source_hashes
 from training.ranks import in_one_text
 

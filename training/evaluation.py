@@ -13,21 +13,20 @@ from corpus.lists import list_hash, read_trials
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
-from errors import UsageError
+from errors import UsageError, rank_prefix
 from scoring import plots
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cautions import few_errors, wrong_way_round
 from scoring.cosine import score_pairs
-from scoring.error_rates import lost_as_errors
+from scoring.error_rates import worst_eer
+from scoring.figures import evaluation_metrics
 from scoring.files import write_scores
 from scoring.intervals import trial_speakers
-from settings.command_line import rank_prefix
 from storage.files import WriteError, write_atomically
 from storage.identity import identity_of
 from training.precision import without_tf32
 from training.writes import Writes
-from tuneThreshold import ComputeEER, evaluation_metrics
 
 
 class Evaluator:
@@ -172,7 +171,7 @@ class Evaluator:
         if found["interval"] == "trials":
             found["no_speakers"] = self.no_speakers or "too few speakers are left"
         if lost:
-            found["eer_worst"] = ComputeEER(lost_as_errors(scores, self.labels), self.labels)[0]
+            found["eer_worst"] = worst_eer(scores, self.labels)
         share = 100 * lost / len(scores)
         if share > c.max_nan_score_pct:
             found = {key: None if isinstance(value, float) else value for key, value in found.items()}

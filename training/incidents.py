@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 
 from errors import UsageError
-from postmortem.dump import SCALAR, DumpWriter, tensor_stats
-from postmortem.statistics import SETTINGS, number, odd_rows
 from settings import plugins
 from settings.command_line import picture
 from storage import checkpoint
+from storage.dump import SCALAR, DumpWriter, tensor_stats
+from storage.dump_statistics import SETTINGS, number, odd_rows
 from training import precision
 from training.run_files import versions
 from utils import plain_names

@@ -8,9 +8,8 @@ import sys
 import torch
 import torch.distributed as dist
 
-from errors import SharedError, UsageError
-from postmortem.dump import content_hash
-from settings.command_line import rank_prefix
+from errors import SharedError, UsageError, rank_prefix
+from storage.dump import content_hash
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
 SEPARATOR = "\0"

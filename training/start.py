@@ -5,6 +5,7 @@ import os
 from config import KEYS
 from errors import Mistakes
 from settings import plugins
+from settings.carried import adopted, contradictions, model_settings
 from settings.checks import check_paths
 from settings.command_line import need
 from settings.reader import Config, Setting, key_text, read_settings, resolve
@@ -41,7 +42,6 @@ def _settings_of_initial_model(written: dict[str, Setting]) -> dict[str, Setting
     path = str(written["initial_model"].value or "") if "initial_model" in written else ""
     if not os.path.isfile(path):
         return {}
-    from speaker_model import model_settings
     from storage import checkpoint
 
     return model_settings(checkpoint.load(path), path)
@@ -50,8 +50,6 @@ def _settings_of_initial_model(written: dict[str, Setting]) -> dict[str, Setting
 def _adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
     if not theirs:
         return {}
-    from speaker_model import adopted
-
     return adopted(written, theirs)
 
 
@@ -71,8 +69,6 @@ def _compare(config, written, theirs, notes: list, mistakes: Mistakes):
     """Add what somebody wrote against the checkpoint to the mistakes, or to the notes."""
     if not theirs:
         return
-    from speaker_model import contradictions
-
     for name, line in contradictions(config, written, theirs).items():
         if any(known.startswith(key_text(written[name], name)) for known in mistakes.lines):
             continue  # what was written is no value of the key

@@ -6,7 +6,7 @@ import math
 import torch
 
 from corpus.loader import LoaderFailed
-from settings.command_line import rank_prefix
+from errors import rank_prefix
 from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
 from training.endings import no_batches, patience_is_over, spoilt_by_an_update

@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from errors import first_line
 from training.writes import say
 
 PROJECT = "speaker-recognition"  # where WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME name no other
@@ -92,7 +93,6 @@ class Tracker:
             result = action()
         except Exception as error:  # of a network, a server or a package of others: any kind
             self.tracker = None
-            reason = (str(error).splitlines() or ["no message"])[0]
-            say(f"tracker: {self.name}: {type(error).__name__}: {reason}; the run goes on without it")
+            say(f"tracker: {self.name}: {type(error).__name__}: {first_line(error)}; the run goes on without it")
         else:
             self.tracker = result if keep else self.tracker

@@ -2,7 +2,7 @@
 
 import torch
 
-from postmortem.dump import tensor_stats
+from storage.dump import tensor_stats
 from utils import total_norm
 
 HEADROOM = 0.95  # share of a GPU's memory that the highest point of a step and the copy may take together

@@ -20,11 +20,12 @@ import embed
 import enroll
 from corpus.augmentation import find_noise, find_rirs
 from corpus.folders import find_recordings
+from errors import write_any_text
 from preflight.files import Source, measure, report_files
 from preflight.report import Report
 from scoring.files import read_scores
 from scoring.sources import _duration
-from settings.command_line import picture, run, write_any_text
+from settings.command_line import picture, run
 from storage.files import save_atomically
 from storage.speaker_store import SpeakerStore
 from training.state import capture

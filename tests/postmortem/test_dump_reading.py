@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from postmortem.dump import KEYS, DumpError, DumpWriter, content_hash, read_checkpoint, read_dump, read_state, validate
 from storage import archive
+from storage.dump import KEYS, DumpError, DumpWriter, content_hash, read_checkpoint, read_dump, read_state, validate
 
 NAN, NAME = math.nan, "state_0123456789abcdef.pt"
 OLD = {"batch_idx": 3, "epoch": 1, "data": torch.randn(4, 20, 6), "label": torch.arange(4), "loss": NAN, "prec1": 25.0}

@@ -15,13 +15,13 @@ import torch
 from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
-from postmortem.dump import read_dump, read_state
 from postmortem.patches import CudaCasts, LineGuard
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
 from postmortem.replay import Replay
+from storage.dump import read_dump, read_state
+from storage.files import save_atomically
 from training.precision import BufferSnapshot
-from utils import save_atomically
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 KEYS = {"file", "reason", "cause", "detail", "location", "evidence", "replay", "recommendations"}

@@ -19,7 +19,7 @@ from scoring.calibration import LogisticCalibration
 from scoring.verification import Verifier, percent
 from settings.command_line import run
 from speaker_model import load_model
-from utils import save_atomically
+from storage.files import save_atomically
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import tuneThreshold
 from scoring import plots
 from scoring.cautions import few_errors
 from scoring.comparison import compare
+from scoring.figures import evaluation_metrics
 from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, no_error_bound
 from settings.command_line import run
@@ -92,7 +93,7 @@ def test_an_evaluation_says_that_scores_are_the_wrong_way_round():
 
     scores, labels, speakers = numbered(*people(8, separation=4.0))
     for turn, times in ((1, 0), (-1, 1)):
-        result = tuneThreshold.evaluation_metrics(turn * scores, labels, speakers=speakers, draws=50)
+        result = evaluation_metrics(turn * scores, labels, speakers=speakers, draws=50)
         result |= {"epoch": 3, "nan_scores": 0, "nan_files": [], "nan_pairs": [], "failed": None}
         lines = describe(result, SimpleNamespace(dcf_p_target=0.05))
         assert sum("wrong way round" in line for line in lines) == times

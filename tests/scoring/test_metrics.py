@@ -9,7 +9,9 @@ from sklearn.metrics import roc_curve
 
 import tuneThreshold as tt
 from scoring import intervals
+from scoring.calibration import calibrated_llrs
 from scoring.error_rates import ErrorRates
+from scoring.figures import condition_table, evaluation_metrics, table_lines
 
 
 def trials(seed, n=400, ties=False):
@@ -284,8 +286,8 @@ FUNCTIONS = [
     lambda s, y: tt.ComputeMinCllr(s, y),
     lambda s, y: tt.threshold_at_false_accept(s, y, 0.1),
     lambda s, y: tt.threshold_at_false_reject(s, y, 0.1),
-    lambda s, y: tt.evaluation_metrics(s, y, draws=50),
-    lambda s, y: tt.condition_table(s, y, draws=50),
+    lambda s, y: evaluation_metrics(s, y, draws=50),
+    lambda s, y: condition_table(s, y, draws=50),
 ]
 
 
@@ -389,7 +391,7 @@ def test_table_by_condition():
     scores, labels, speakers = voices(2)
     first, second = (np.where(side < 12, "f", "m") for side in speakers.T)
     groups = [a if a == b else "f-m" for a, b in zip(first, second)]
-    rows = tt.condition_table(scores, labels, [groups], 0.1, speakers, draws=50)
+    rows = condition_table(scores, labels, [groups], 0.1, speakers, draws=50)
     assert [row["group"] for row in rows] == ["pooled", "f", "f-m", "m"]
     threshold = tt.ComputeEER(scores, labels)[1]
     pooled, f, mixed, _ = rows
@@ -400,10 +402,10 @@ def test_table_by_condition():
     assert mixed["miss"] is None and "eer" not in mixed and mixed["targets"] == 0
     only = scores[(np.array(groups) == "f-m")]
     assert mixed["false_accept"] == pytest.approx(100 * np.mean(only >= threshold))
-    text = tt.table_lines(rows, 0.1)
+    text = table_lines(rows, 0.1)
     assert "minDCF(0.1)" in text[0] and "only nontargets: no EER" in text[3] and len(text) == 7
     assert text[-1].startswith("actDCF and Cllr: of scores calibrated on these trials")
-    assert tt.table_lines(rows, 0.1, calibrated=False) == text[:-1]
+    assert table_lines(rows, 0.1, calibrated=False) == text[:-1]
 
 
 def test_figures_of_a_score_file_by_group(tmp_path, capsys):
@@ -419,7 +421,7 @@ def test_figures_of_a_score_file_by_group(tmp_path, capsys):
 
 def test_calibration_makes_cosines_meaningful():
     scores, labels = trials(11, 4000)
-    llrs = tt.calibrated_llrs(scores * 0.1 + 0.3, labels)
+    llrs = calibrated_llrs(scores * 0.1 + 0.3, labels)
     assert (
         tt.ComputeActDcf(llrs, labels, 0.05, 1, 1)
         < 1.15 * tt.ComputeMinDcf(*tt.ComputeErrorRates(scores, labels), 0.05, 1, 1)[0]

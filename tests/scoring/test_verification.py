@@ -26,7 +26,7 @@ from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
 from settings.command_line import run
 from speaker_model import load_model
-from utils import save_atomically
+from storage.files import save_atomically
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -15,9 +15,9 @@ from scoring.cosine import score_pairs
 from scoring.error_rates import ErrorRates
 from scoring.intervals import trial_speakers
 from storage import checkpoint
+from storage.files import save_atomically
 from training.evaluation import describe, stratified_subset
 from tuneThreshold import ComputeEER
-from utils import save_atomically
 
 
 def test_a_zero_embedding_scores_zero_and_a_nan_one_nan():

@@ -115,8 +115,8 @@ def test_freezing_needs_a_loss_with_weights(settings, tools):
 
 
 def test_a_fault_of_a_frozen_step_is_replayed(settings, tools):
-    from postmortem.dump import read_dump
     from postmortem.replay import Replay
+    from storage.dump import read_dump
 
     trainer = tools.build(settings, **FAST, freeze_epochs=1, max_epoch=1, nan_inject="2:grad")
     run(trainer).close()

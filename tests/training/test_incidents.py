@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from errors import Finished, UsageError
-from postmortem.dump import KEYS, DumpError, read_dump, validate
-from postmortem.statistics import issues
 from storage import checkpoint
+from storage.dump import KEYS, DumpError, read_dump, validate
+from storage.dump_statistics import issues
+from storage.files import save_atomically
 from training.incidents import check_batch, inject_batch, parse_injections
-from utils import save_atomically
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 REASON = {
@@ -305,7 +305,7 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     script.write_text(
         f"import sys; sys.path.insert(0, {str(tools.root)!r})\n"
         "import SpeakerNet, trainSpeakerNet\n"
-        "from postmortem.dump import content_hash\n"
+        "from storage.dump import content_hash\n"
         "close = SpeakerNet.ModelTrainer.close\n"
         "def noting(self):\n"
         "    close(self)\n"

@@ -59,7 +59,7 @@ def test_a_gpu_without_bfloat16_takes_float16(monkeypatch):
 
 
 def test_a_dump_names_the_type_that_was_computed_in(processor, settings, tools):
-    from postmortem.dump import read_dump
+    from storage.dump import read_dump
 
     processor("AVX2")
     trainer = tools.build(settings, mixedprec="true", nan_inject="1:data")

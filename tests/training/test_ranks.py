@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from errors import SharedError, UsageError
-from postmortem.dump import content_hash
+from storage.dump import content_hash
 from training.agreement import failing_together, refuse_differences
 from training.ranks import Ranks, meeting_place
 from training.state import own_part

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from errors import Finished
-from postmortem.dump import read_dump
 from storage import checkpoint
+from storage.dump import read_dump
 from training.update import UpdateGuard
 
 FP16 = {"mixedprec": "true", "amp_dtype": "float16"}

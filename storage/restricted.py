@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 
 import torch
 
+from errors import first_line
 from storage import archive
 from storage.archive import DTYPES, MAX_BYTES, Refusal, check_archive
 
@@ -45,8 +46,7 @@ def load_plain(path):
     except pickle.UnpicklingError as error:  # torch's text advises to load without restriction
         raise DumpError(f"{path}: damaged, or not a dump: restricted loading refuses it") from error
     except Exception as error:  # torch and zipfile pass on what their readers raise, of no common class
-        reason = Refusal((str(error).splitlines() or [""])[0] or type(error).__name__)
-        raise DumpError(f"{path}: damaged, or not a dump: {reason}") from error
+        raise DumpError(f"{path}: damaged, or not a dump: {Refusal(first_line(error))}") from error
 
 
 def plain(value):

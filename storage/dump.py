@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from postmortem.reader import DumpError, Refusal, load_plain, plain
 from storage.files import WriteError, save_atomically
+from storage.restricted import DumpError, Refusal, load_plain, plain
 
 FORMAT_VERSION = 1
 REASONS = (
@@ -324,6 +324,16 @@ def check_rows(dump: dict):
     window = dump.get("window", [batch])
     if sum(window) != batch or any(n < 1 for n in window):
         raise Refusal(f"'window' says {window}, the batch has {batch} rows")
+
+
+def rows_of(data, labels: int = 0) -> torch.Tensor:
+    """The batch as one row a crop: (rows, samples), in the order of ``files``.
+
+    Features (B, frames, bands) of an old dump, told by as many ``labels`` as B, give one row an utterance.
+    """
+    if data.ndim == 3 and labels == data.shape[0] and labels != data.shape[1]:
+        return data.flatten(1)
+    return data.flatten(0, -2) if data.ndim > 1 else data.reshape(1, -1)
 
 
 def describe(value) -> str:

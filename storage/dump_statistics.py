@@ -5,7 +5,7 @@ import math
 import torch
 
 from corpus.quality import oddity
-from postmortem.provenance import rows_of
+from storage.dump import rows_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 MANY = 1 << 24  # torch.quantile takes no more elements

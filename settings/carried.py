@@ -1,0 +1,39 @@
+"""The keys that a checkpoint carries with it: which of them hold, and which contradict what somebody wrote."""
+
+from settings import plugins
+from settings.reader import Config, Setting, key_text
+
+DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
+
+
+def model_settings(state: dict, path) -> dict[str, Setting]:
+    """The keys {name: Setting} of a checkpoint's own configuration that change an embedding; {} if it carries none."""
+    carried = state.get("config")
+    if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
+        return {}
+    model = plugins.declaration("models", carried["model"])
+    names = {"model", *(model.keys if model else ())} - {*DRAWN_IN_TRAINING_ONLY}
+    return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
+
+
+def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
+    """Those of a checkpoint's keys that nobody wrote; none if another model was written."""
+    model = written.get("model", theirs.get("model"))
+    if not theirs or model.value != theirs["model"].value:
+        return {}
+    return {name: setting for name, setting in theirs.items() if name not in written}
+
+
+def contradictions(resolved: Config, written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, str]:
+    """{key: line} on keys that somebody wrote with another value than the checkpoint has, whose keys are ``theirs``.
+
+    Of another model, the model alone.
+    """
+    lines = {}
+    for name, setting in theirs.items():
+        own = written.get(name, setting)
+        value, trained = getattr(resolved, name, setting.value), setting.value
+        if own is not setting and value != (list(trained) if isinstance(trained, tuple) else trained):
+            place = key_text(own, name)
+            lines[name] = f"{place}: {value}, but {setting.where} was trained with {trained}; leave {name} out"
+    return {"model": lines["model"]} if "model" in lines else lines
