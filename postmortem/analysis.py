@@ -54,7 +54,7 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
         **{"file": str(path), "reason": dump.get("reason"), "cause": finding.cause, "detail": finding.detail},
         **{"location": place, "evidence": evidence or found},
         "replay": {
-            "reproduced": case.verdict if case.replay is not None else None,
+            "reproduced": case.reproduced if case.replay is not None else None,
             "seconds": round(time.perf_counter() - begin, 2),
         },
         "recommendations": [{k: v for k, v in r.items() if k != "order"} for r in advice],

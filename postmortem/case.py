@@ -1,5 +1,6 @@
 """A dump with all that can be asked of it: its state, its replay, the first bad operation, the guilty rows."""
 
+import functools
 import math
 import time
 
@@ -7,6 +8,7 @@ import torch
 
 from postmortem.probe import Probe
 from postmortem.replay import Outcome, Replay, ReplayError
+from postmortem.retraining import Retraining
 from storage.dump import rows_of
 from storage.dump_statistics import bad_state, wrong_labels
 
@@ -23,7 +25,7 @@ class Case:
         self.begin, self.seconds = time.perf_counter(), seconds
         self.replay, self.refusal = None, ""
         self.evidence, self.activations = [], []
-        self.base = self.origin = self.probe = self.again = None
+        self.base = self.origin = self.probe = self.reproduced = None
         self.update_site = None  # the first operation of the optimizer's update with a non-finite result
         if not replay:
             self.refusal = "not replayed: --no-replay"
@@ -53,6 +55,16 @@ class Case:
         masks = self.replay.masks if self.replay is not None else ()
         return [name for name in bad_state(self.state) if name not in masks] if self.state else []
 
+    @functools.cached_property
+    def retraining(self) -> Retraining | None:
+        """Training steps on the dump's batch from an earlier state; None if the step cannot be replayed."""
+        return None if self.replay is None else Retraining(self)
+
+    @functools.cached_property
+    def repeated(self) -> Outcome:
+        """Replay the unchanged step once more."""
+        return self.replay.run()
+
     def wrong_labels(self) -> list[int]:
         """Columns whose label is outside the classes."""
         return wrong_labels(self.dump["label"].flatten(), self.classes)
@@ -76,13 +88,13 @@ class Case:
         if self.base.error and self.dump["reason"] != "label_out_of_range":
             self.refusal, self.replay = f"not replayed: the step raises {self.base.error}", None
             return
-        self.verdict = self.replay.verdict(self.base)
-        if self.verdict == "vanished":
+        self.reproduced = self.replay.reproduction(self.base)
+        if self.reproduced == "vanished":
             again = self.replay.run(stats=True)
             if not again.finite:
-                self.base, self.verdict = again, "same_fault"
+                self.base, self.reproduced = again, "same_fault"
                 self.evidence.append("of two replays one was finite: the step does not compute the same twice")
-        if self.base.spoiled:
+        if self.base.nonfinite_after_update:
             watch = Probe(self.replay.network(), self.replay.data)
             self.replay.run(around=watch)
             self.update_site = watch.first()
@@ -130,7 +142,7 @@ class Case:
         everything = list(range(self.replay.columns))
         if len(everything) < 3:
             return []
-        told = self.told_columns()
+        told = self.columns_of_origin()
         if told and self.cured_without(told):
             return told
         self.searches = 0
@@ -160,7 +172,7 @@ class Case:
         left = [c for c in range(self.replay.columns) if c not in columns]
         return len(left) > 1 and self.replay.run(columns=left).finite
 
-    def told_columns(self) -> list[int]:
+    def columns_of_origin(self) -> list[int]:
         """Columns that the first bad operation names, where it still had the batch in front."""
         record, width = self.origin, self.replay.columns
         rows = self.replay.data.shape[0] * width

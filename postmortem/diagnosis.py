@@ -14,8 +14,8 @@ from postmortem.patches import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
 from postmortem.state_faults import (
-    bad_before,
     bad_scaler,
+    bad_state_before_step,
     diverged,
     impossible_statistic,
     outlier,
@@ -87,7 +87,7 @@ def label_outside(case):
     worst = max((int(v) for v in label[columns]), key=lambda v: abs(v))
     text = f"Label out of range: {worst} with {case.classes} classes, in {len(columns)} row(s)."
     if case.dump.get("injected") == "label":
-        text = f"nan_inject spoiled a label ({worst} with {case.classes} classes): a rehearsal, the list is sound."
+        text = f"nan_inject wrote label {worst} ({case.classes} classes): a rehearsal, the list is fine."
     return Finding("label", "out_of_range", text, evidence, phase="data", columns=columns, rows=rows, files=files)
 
 
@@ -109,7 +109,7 @@ def bad_samples(case):
     blame_files(case, finding, flat, rows, math.inf)
     if case.dump.get("injected") == "data":
         finding.cause = "input"
-        finding.summary = f"nan_inject spoiled a sample of {finding.files[0]['path']}: a rehearsal, the file is sound."
+        finding.summary = f"nan_inject wrote NaN into {finding.files[0]['path']}: a rehearsal, the file is fine."
     return finding
 
 
@@ -163,7 +163,7 @@ def vanished(case):
         return Finding("unknown", "other_device", text, [f"replayed on a CPU: {case.base}"])
     evidence = [f"replayed in {case.dump['amp_dtype']} with the same state and generators: {case.base}"]
     if injected:
-        text = f"nan_inject spoiled the {injected} of this step: a rehearsal, not a fault."
+        text = f"nan_inject made the {injected} of this step NaN: a rehearsal, not a fault."
         return Finding("environment", "injected", text, evidence)
     if case.dump.get("world", 1) > 1 and case.dump["reason"].startswith("grad"):
         text = "This rank's own step is finite: another rank brought the fault through the sum of the gradients."
@@ -216,15 +216,15 @@ def too_little_precision(case):
         exact = case.replay.run(dtype="float32", modes=[Casts(torch.float32)])
     if not exact.finite:
         return None
-    finding = placed(case)
+    finding = finding_at_origin(case)
     dtype = case.origin.dtype if short else case.dump["amp_dtype"]
     finding.cause = "precision"
     small = any(word in (finding.op or "").lower() for word in ("div", "log", "sqrt", "reciprocal", "acos"))
     finding.detail = "underflow" if small else "overflow"
     name = case.origin.op_name if case.origin is not None else "an operation"
-    finding.summary = f"{where_of(finding)}, {name} is not finite in {dtype}; in float32 the same step is."
+    finding.summary = f"{place_of(finding)}, {name} is not finite in {dtype}; in float32 the same step is."
     finding.evidence.append(f"float32: {exact}")
-    finding.evidence += ladder(case)
+    finding.evidence += in_other_precisions(case)
     if finding.module:
         island = case.replay.run(islands=(finding.module,))
         finding.evidence.append(f"with {finding.module} alone in float32: {island}")
@@ -235,7 +235,7 @@ def place(case):
     """The operation that made it, in fp32 too: features, loss, or model."""
     if case.replay is None or case.base.finite:
         return None
-    finding = placed(case)
+    finding = finding_at_origin(case)
     if case.origin is None:
         if not case.base.error:
             return None
@@ -255,12 +255,12 @@ def place(case):
     what = "" if finding.detail == "nonfinite" else f": {finding.detail.replace('_', ' ')}"
     bad = "is not finite although its operands are"
     bad = "overflows the norm" if finding.detail == "steep_gradient" else bad
-    finding.summary = f"{where_of(finding)}, {made}{record.op_name} {bad}{what}."
-    finding.evidence += ladder(case)
+    finding.summary = f"{place_of(finding)}, {made}{record.op_name} {bad}{what}."
+    finding.evidence += in_other_precisions(case)
     return finding
 
 
-def ladder(case) -> list[str]:
+def in_other_precisions(case) -> list[str]:
     """The step in other types, as far as time allows, and how near each module comes to float16's largest number."""
     lines = []
     for dtype in ("float64", "bfloat16"):
@@ -276,13 +276,13 @@ def ladder(case) -> list[str]:
     return lines
 
 
-def where_of(finding) -> str:
+def place_of(finding) -> str:
     """The place of a finding as the beginning of a sentence."""
     parts = {"__S__": "the model", "__L__": "the loss", None: "the network"}
     return f"At {finding.source or 'no line of a plug-in'}, in {parts.get(finding.module, finding.module)}"
 
 
-def placed(case) -> Finding:
+def finding_at_origin(case) -> Finding:
     """The place of the first bad operation, and the rows that it needs."""
     finding = Finding("unknown", "nonfinite", "")
     record = case.origin
@@ -292,7 +292,7 @@ def placed(case) -> Finding:
     finding.op = record.node or record.op
     finding.phase = "backward" if record.backward else "forward"
     finding.source = record.site.source or None
-    finding.parameter = next((g for g in [*record.givens, *record.known[:1]] if g != "data"), None)
+    finding.parameter = next((g for g in [*record.nonfinite_inputs, *record.known[:1]] if g != "data"), None)
     finding.detail = detail_of(record)
     finding.columns = case.guilty_columns()
     finding.rows = case.to_rows(finding.columns)
@@ -319,6 +319,6 @@ def placed(case) -> Finding:
 
 
 HYPOTHESES = (
-    *(unusable_file, label_outside, bad_samples, bad_before, bad_scaler, spoiled_update),
+    *(unusable_file, label_outside, bad_samples, bad_state_before_step, bad_scaler, spoiled_update),
     *(vanished, absurd_amplitude, outlier, impossible_statistic, diverged, too_little_precision, place),
 )

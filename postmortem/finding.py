@@ -33,7 +33,7 @@ class Finding:
     rows: list = field(default_factory=list)
     files: list = field(default_factory=list)  # of {"path", "sample"}
     rank: int | None = None
-    lever: str | None = None  # the configuration key an optimizer fault hangs on
+    setting: str | None = None  # the configuration key an optimizer fault hangs on
 
 
 def detail_of(record) -> str:

@@ -8,7 +8,7 @@ from corpus.audio import AudioError
 from postmortem.patches import Casts, LineBound, LineGuard
 from postmortem.provenance import rebuild
 from postmortem.replay import ReplayError
-from postmortem.state_faults import cures_of_update, repaired, rewind_of
+from postmortem.state_faults import repaired, sound_update_settings
 from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
@@ -16,7 +16,7 @@ from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")
 LINES = 4  # source lines that are guarded together
-GENTLE = 5  # more steps that a changed setting must survive, of the batch it was tried on
+FOLLOWING_STEPS = 5  # more steps that a changed setting must survive, of the batch it was tried on
 
 
 def recommendation(text, action, change, verdict, outcome) -> dict:
@@ -33,8 +33,8 @@ def recommendations(case, finding) -> list[dict]:
             recommendation("go on with the code as it is now", "none", None, True, f"the step with it: {case.base}")
         ]
     seed = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
-    said = {_key(r) for r in found}
-    found += [r for r in seed if _key(r) not in said]
+    present = {_key(r) for r in found}
+    found += [r for r in seed if _key(r) not in present]
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
     rank = {"verified": 0, "untested": 1, "refuted": 2}
     return sorted(found, key=lambda r: (rank[r["verdict"]], r.get("order", size[r["action"]])))
@@ -69,7 +69,7 @@ def quick_fixes(case, finding) -> list[dict]:
     base = number(config, "lr") or lr
     for change in ({"lr": float(f"{base / 2:.3g}")}, {"lr": float(f"{base / 10:.3g}")}):
         text = f"lower the learning rate to {change['lr']:g} (now {base:g})"
-        fixes.append(by_rewind(case, finding, text, change, "lr"))
+        fixes.append(try_update_setting(case, finding, text, change, "lr"))
     if isinstance(config.get("scale"), (int, float)):
         for lower in (20 if config["scale"] > 20 else float(f"{config['scale'] * 2 / 3:.3g}"), 10):
             if lower < config["scale"] and not any(f["verdict"] == "verified" for f in fixes):
@@ -83,31 +83,32 @@ def quick_fixes(case, finding) -> list[dict]:
     clip = number(config, "grad_clip")
     harder = 1.0 if not clip or clip > 1.0 else clip / 5
     text = f"clip gradients harder, at {harder:g} (now {clip:g})"
-    fixes.append(by_rewind(case, finding, text, {"grad_clip": harder}, "grad_clip"))
+    fixes.append(try_update_setting(case, finding, text, {"grad_clip": harder}, "grad_clip"))
     return fixes
 
 
-def by_rewind(case, finding, text, change, key) -> dict:
+def try_update_setting(case, finding, text, change, key) -> dict:
     """A fix of the update: for an optimizer fault tried by taking the steps again, else it cannot reach this step."""
     if case.replay is None:
         return recommendation(text, "set", change, None, case.refusal)
-    if case.base.spoiled:
+    if case.base.nonfinite_after_update:
         return attempt(case, text, "set", change, settings=change)
     if finding.cause == "optimizer":
-        rewind = rewind_of(case)
-        if rewind is None or rewind.course().sound:
-            return recommendation(text, "set", change, None, case.refusal or "the steps do not run away in the rewind")
+        retraining = case.retraining
+        if retraining is None or retraining.train().sound:
+            return recommendation(
+                text, "set", change, None, case.refusal or "the steps do not run away in the retraining"
+            )
         tried = (
-            {**change, "lr": rewind.rate() * change["lr"] / float(case.config.get("lr") or 1)}
+            {**change, "lr": retraining.learning_rate() * change["lr"] / float(case.config.get("lr") or 1)}
             if key == "lr"
             else change
         )
-        course = rewind.course(**tried)
-        return recommendation(text, "set", change, course.sound, f"steps from {rewind.start}: {course}")
+        trajectory = retraining.train(**tried)
+        return recommendation(text, "set", change, trajectory.sound, f"steps from {retraining.start}: {trajectory}")
     if case.base.finite:
         return recommendation(text, "set", change, None, "the replayed step is finite without it")
-    case.again = case.again or case.replay.run()  # once: neither of these settings is read before the update
-    step = case.again
+    step = case.repeated  # neither of these settings is read before the update
     if step.error:
         return recommendation(text, "set", change, False, f"never read: the step raises {step.error}")
     clipped = "clipping only spreads what is not finite, and " if key == "grad_clip" else ""
@@ -173,7 +174,7 @@ def excluded(case, path) -> str:
 
 
 def without_injection(case, finding) -> dict:
-    """The batch as it was before a rehearsal spoiled it."""
+    """Try the batch without the NaN that nan_inject wrote into it."""
     text = "take nan_inject out: this was a rehearsal"
     flat = rows_of(case.dump["data"]).float().clone()
     flat[finding.rows] = torch.nan_to_num(flat[finding.rows], nan=0.0, posinf=0.0, neginf=0.0)
@@ -305,7 +306,7 @@ def survives(case, change: dict) -> bool:
                     parameter -= factor * parameter.grad
         weights.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
 
-    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(GENTLE))
+    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(FOLLOWING_STEPS))
 
 
 def for_precision(case, finding) -> list[dict]:
@@ -339,9 +340,9 @@ def for_state(case, finding) -> list[dict]:
         text = "start again from the last checkpoint with a loss scale above 0"
         verdict = None if outcome is None else outcome.finite
         return [recommendation(text, "restore", {"scaler_scale": 65536.0}, verdict, f"with scale 1: {outcome}")]
-    rewind = rewind_of(case)
-    if rewind is not None and rewind.checkpoint:
-        path, weights = rewind.checkpoint, rewind.weights
+    retraining = case.retraining
+    if retraining is not None and retraining.checkpoint:
+        path, weights = retraining.checkpoint, retraining.weights
         text, change = f"go on from {path}", {"initial_model": str(path)}
 
         def older(network):
@@ -372,49 +373,49 @@ def for_state(case, finding) -> list[dict]:
 
 def for_optimizer(case, finding) -> list[dict]:
     """The setting that the fault hangs on, tried by taking the steps again."""
-    config, lever = case.config, finding.lever
-    if case.replay is not None and case.base.spoiled:
+    config, setting = case.config, finding.setting
+    if case.replay is not None and case.base.nonfinite_after_update:
         return for_spoiled_update(case, finding)
-    if lever == "schedule":
+    if setting == "schedule":
         text = f"{finding.source}: the schedule returns a learning rate that is not finite; choose another or mend it"
-        rewind = rewind_of(case)
-        course = rewind.course() if rewind else None
-        verdict = None if course is None else course.sound
-        rate = f"{rewind.rate():g}" if rewind else "the last finite one"
+        retraining = case.retraining
+        trajectory = retraining.train() if retraining else None
+        verdict = None if trajectory is None else trajectory.sound
+        rate = f"{retraining.learning_rate():g}" if retraining else "the last finite one"
         change = {"source": finding.source}
-        fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {course}")]
+        fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {trajectory}")]
         change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
         text = f"choose another schedule: {change['scheduler']} (now {config.get('scheduler')})"
-        if rewind is None:
+        if retraining is None:
             return [*fixes, recommendation(text, "set", change, None, case.refusal)]
-        course = rewind.course(**change)
-        now = rewind.course(scheduler=config["scheduler"])
-        outcome = f"steps along it: {course}; along the present one: {now}"
-        return [*fixes, recommendation(text, "set", change, course.sound, outcome)]
-    if lever is None:
+        trajectory = retraining.train(**change)
+        now = retraining.train(scheduler=config["scheduler"])
+        outcome = f"steps along it: {trajectory}; along the present one: {now}"
+        return [*fixes, recommendation(text, "set", change, trajectory.sound, outcome)]
+    if setting is None:
         return for_update(case, finding)
-    rewind = rewind_of(case)
-    if rewind is None:
-        text = f"set {lever} back to an ordinary value"
-        return [recommendation(text, "set", {lever: 1e-8} if lever == "eps" else None, None, case.refusal)]
-    if lever == "eps":
+    retraining = case.retraining
+    if retraining is None:
+        text = f"set {setting} back to an ordinary value"
+        return [recommendation(text, "set", {setting: 1e-8} if setting == "eps" else None, None, case.refusal)]
+    if setting == "eps":
         changes = [{"eps": 1e-8}]
-    elif lever == "momentum":
+    elif setting == "momentum":
         changes = [{"momentum": 0.9}]
-    elif lever == "weight_decay":
+    elif setting == "weight_decay":
         changes = [{"weight_decay": 5e-5}]
     else:
-        lr = min(rewind.rate(), number(config, "lr", math.inf))
+        lr = min(retraining.learning_rate(), number(config, "lr", math.inf))
         changes = [{"lr": float(f"{lr * f:.3g}")} for f in (0.1, 0.01)] + ([{"lr": 0.001}] if lr > 0.001 else [])
-    fixes, control = [], rewind.course()
+    fixes, control = [], retraining.train()
     for change in changes:
-        course = rewind.course(**change)
+        trajectory = retraining.train(**change)
         ((key, value),) = change.items()
         text = f"{key}: {value:g} (now {config.get(key)})"
-        verdict = course.sound if not control.sound else None
-        outcome = f"steps from {rewind.start}: {course}; as it was: {control}"
+        verdict = trajectory.sound if not control.sound else None
+        outcome = f"steps from {retraining.start}: {trajectory}; as it was: {control}"
         fixes.append(recommendation(text, "set", change, verdict, outcome))
-        if course.sound:
+        if trajectory.sound:
             break
     return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
 
@@ -422,7 +423,7 @@ def for_optimizer(case, finding) -> list[dict]:
 def for_spoiled_update(case, finding) -> list[dict]:
     """Options of the optimizer, its line, and another optimizer, each tried on the dump's own update."""
     fixes = []
-    for change in cures_of_update(case):
+    for change in sound_update_settings(case):
         ((key, value),) = change.items()
         fixes.append(attempt(case, f"{key}: {value:g} (now {case.config.get(key)})", "set", change, settings=change))
     guard = LineGuard(finding.source or "")
@@ -436,15 +437,19 @@ def for_spoiled_update(case, finding) -> list[dict]:
 
 def for_update(case, finding) -> list[dict]:
     """An optimizer whose own code makes NaN: guard its line, or take another."""
-    rewind, change = rewind_of(case), {"source": finding.source}
+    retraining, change = case.retraining, {"source": finding.source}
     guard = LineGuard(finding.source or "")
-    course = rewind.course(guard)
+    trajectory = retraining.train(guard)
     text = f"{finding.source}: {', '.join(guard.applied) or f'mend {finding.op or chr(39) + chr(39)}'}"
-    fixes = [recommendation(text, "fix_code", change, course.sound or None, f"steps from {rewind.start}: {course}")]
+    fixes = [
+        recommendation(
+            text, "fix_code", change, trajectory.sound or None, f"steps from {retraining.start}: {trajectory}"
+        )
+    ]
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
-    course = rewind.course(**other)
-    outcome = f"steps from {rewind.start}: {course}"
-    return [*fixes, recommendation(f"optimizer: {other['optimizer']}", "set", other, course.sound, outcome)]
+    trajectory = retraining.train(**other)
+    outcome = f"steps from {retraining.start}: {trajectory}"
+    return [*fixes, recommendation(f"optimizer: {other['optimizer']}", "set", other, trajectory.sound, outcome)]
 
 
 def for_environment(case, finding) -> list[dict]:

@@ -39,7 +39,7 @@ class Record:
     size: int  # of the first dimension
     dtype: str
     parents: list = field(default_factory=list)  # records that made its non-finite inputs
-    givens: list = field(default_factory=list)  # names of data, weights and buffers among them
+    nonfinite_inputs: list = field(default_factory=list)  # names of data, weights and buffers among them
     known: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
     operands: str = ""
@@ -53,7 +53,7 @@ class Record:
     @property
     def masks(self) -> bool:
         """An infinity that code puts in place on purpose, as a mask does."""
-        return self.constant and not self.nan and not self.parents and not self.givens
+        return self.constant and not self.nan and not self.parents and not self.nonfinite_inputs
 
 
 class Probe(TorchDispatchMode):
@@ -187,7 +187,7 @@ class Probe(TorchDispatchMode):
                 if pointer in self.made:
                     record.parents.append(self.made[pointer])
                 elif pointer in self.known:
-                    record.givens.append(self.known[pointer])
+                    record.nonfinite_inputs.append(self.known[pointer])
                 else:
                     record.constant = True
             elif _pointer(original) in self.known:

@@ -1,4 +1,4 @@
-"""Run the step of a dump again: the same plug-ins, state, generators and batch, or with one thing changed."""
+"""Run the step of a dump again, unchanged or with one change."""
 
 import contextlib
 import hashlib
@@ -22,43 +22,43 @@ from training.finetuning import FrozenBackbone
 from training.precision import BufferSnapshot, LossScaler
 from utils import total_norm
 
-MOST_THREADS = 4 * (os.cpu_count() or 1)  # more would only wait for each other
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
 
 class ReplayError(Exception):
-    """The step cannot be run again; the message says why."""
+    """The step cannot be replayed; the message says why."""
 
 
 @dataclass
 class Outcome:
-    """What a step of the replay gave."""
+    """The result of one replayed step."""
 
     loss: float = math.nan
     accuracy: float = 0.0
     norm: float = math.nan
     bad_buffers: bool = False
-    spoiled: str = ""  # what the optimizer's update made non-finite
-    error: str = ""  # of the plug-in's own
+    nonfinite_after_update: str = ""  # what the optimizer's update made non-finite
+    error: str = ""  # the exception that the step raised
     gradients: dict = field(default_factory=dict)  # statistics per parameter
     seconds: float = 0.0
-    scale: float = 1.0  # the loss scale it was computed with
+    scale: float = 1.0  # loss scale of this run
 
     @property
     def finite(self) -> bool:
-        """Whether the trainer would have taken this step."""
+        """Whether loss, gradients, buffers and update are finite, so that the trainer takes this step."""
         computed = math.isfinite(self.loss) and math.isfinite(self.norm)
-        return not self.error and computed and not self.bad_buffers and not self.spoiled
+        return not self.error and computed and not self.bad_buffers and not self.nonfinite_after_update
 
     def __str__(self):
         if self.error:
             return self.error
         more = ", a buffer is not finite" if self.bad_buffers else ""
-        more += f", the update makes '{self.spoiled}' non-finite" if self.spoiled else ""
+        more += f", the update makes '{self.nonfinite_after_update}' non-finite" if self.nonfinite_after_update else ""
         return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{more}"
 
 
 def changed_sources(dump: dict) -> list[str]:
-    """Plug-in files that are not what the run used: changed, missing, or without a hash in the dump."""
+    """List the plug-in files that differ from the run's: changed, missing, or without a hash in the dump."""
     hashes, config = dump["source_hashes"], dump["config"]
     needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in plugins.CHOSEN_BY.items()]
     changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
@@ -73,9 +73,9 @@ def changed_sources(dump: dict) -> list[str]:
 
 
 def absurd_setting(config: dict, state: dict) -> str:
-    """A whole number of model or loss that no network with these weights can have; '' where there is none.
+    """Find a whole number of model or loss that is too large for these weights: 'key: value', else ''.
 
-    A dump may come from anyone: its configuration must not make the analysis allocate what the state does not hold.
+    A dump may come from anyone: its configuration must not make the analysis allocate more than the state holds.
     """
     most = max(100_000, sum(t.numel() for t in state["model_state_dict"].values()))
     for folder in ("models", "loss"):
@@ -88,23 +88,25 @@ def absurd_setting(config: dict, state: dict) -> str:
 
 
 class Replay:
-    """The step of a format-1 dump. Runs on the CPU, or on a GPU where the dump is of one and one is at hand."""
+    """The step of a format-1 dump; runs on a GPU if the dump is from one and this machine has one."""
 
     def __init__(self, dump: dict, state: dict | None, trust_changed_code: bool = False):
         changed = self.changed = changed_sources(dump)
         missing = [name for name in changed if name.endswith(")")]
         if missing or (changed and not trust_changed_code):
-            hint = "" if missing else "; --trust-changed-code replays with it as it is now"
-            raise ReplayError(f"not replayed: {', '.join(missing or changed)} is not what the run used{hint}")
+            hint = "" if missing else "; --trust-changed-code replays with the files as they are now"
+            raise ReplayError(
+                f"not replayed: plug-in files differ from the run's: {', '.join(missing or changed)}{hint}"
+            )
         if state is None:
-            raise ReplayError("not replayed: the dump comes without weights")
+            raise ReplayError("not replayed: the weights are missing (the dump's state_*.pt)")
         if dump["data"].ndim not in (2, 3):
-            raise ReplayError(f"not replayed: data of {dump['data'].ndim} dimensions")
+            raise ReplayError(f"not replayed: data has {dump['data'].ndim} dimensions, expected 2 or 3")
         if not dump["data"].numel():
             raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
         absurd = absurd_setting(dump["config"], state)
         if absurd:
-            raise ReplayError(f"not replayed: the configuration has {absurd}, its weights are not of such a network")
+            raise ReplayError(f"not replayed: {absurd} in the configuration does not fit the saved weights")
         self.dump, self.state = dump, state
         data = dump["data"].float()
         self.data = data if data.ndim == 3 else data.unsqueeze(0)  # (M, B, samples)
@@ -114,7 +116,7 @@ class Replay:
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
         self.emulated = cuda and self.device.type == "cpu"
         self.dtype = dump["amp_dtype"]
-        # A finite step of finite weights that was refused all the same: it may have been for its update.
+        # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
         self.networks = {}
         if 0 < dump["threads"] <= MOST_THREADS:
@@ -127,7 +129,7 @@ class Replay:
         return self.data.shape[1]
 
     def network(self, settings: dict | None = None) -> SpeakerNet:
-        """The network with the dump's state in it, its configuration changed by ``settings``."""
+        """Build the network with the dump's state, its configuration changed by ``settings``."""
         key = repr(sorted((settings or {}).items()))
         if key not in self.networks:
             try:
@@ -135,7 +137,7 @@ class Replay:
             except Exception as error:  # a plug-in may raise anything
                 raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
             self.networks[key] = network.to(self.device)
-            self.masks = BufferSnapshot(network).masks  # infinite from the start, as a mask is
+            self.masks = BufferSnapshot(network).masks  # buffers that are infinite from the start: masks
         network = self.networks[key]
         self.load(network, self.state["model_state_dict"], strict=not settings)
         network.train()
@@ -143,7 +145,7 @@ class Replay:
         return network
 
     def fits(self, settings: dict) -> bool:
-        """Whether the network with these configuration keys can be built and takes all of the dump's weights."""
+        """Whether the network with these configuration keys can be built and all of the dump's weights fit it."""
         try:
             own = self.network(settings).state_dict()
         except ReplayError:
@@ -152,7 +154,7 @@ class Replay:
         return all(name in weights and weights[name].shape == tensor.shape for name, tensor in own.items())
 
     def load(self, network, weights: dict, strict: bool = True):
-        """Put weights into the network; where the configuration was changed, those that fit."""
+        """Copy weights into the network; with ``strict`` all must fit, else those that fit are copied."""
         own = network.state_dict()
         misfits = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
         if misfits and strict:
@@ -181,7 +183,7 @@ class Replay:
         return outcome
 
     def scales(self, dtype: str) -> list[float]:
-        """The loss scales that the trainer tries: in fp16 lower ones too, where the gradients overflow."""
+        """List the loss scales that the trainer tries: in fp16 lower ones too, for gradients that overflow."""
         scale = self.dump["scaler_scale"]
         if dtype != "float16" or not (scale > 0 and math.isfinite(scale)):
             return [1.0]
@@ -206,7 +208,7 @@ class Replay:
                 results = self.forward_backward(network, windows, dtype, scale)
             self.measure(network, results, scale, outcome)
             if self.takes_update and outcome.finite:
-                outcome.spoiled = self.update(network, settings, outcome.norm, more.get("around"))
+                outcome.nonfinite_after_update = self.update(network, settings, outcome.norm, more.get("around"))
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after") and outcome.finite:
@@ -220,7 +222,7 @@ class Replay:
         return outcome
 
     def windows(self, data, label, columns):
-        """The batches of the step: more than one with gradient accumulation, one where rows were chosen."""
+        """Split the step into its batches: several with gradient accumulation, one if rows are chosen."""
         if columns is not None:
             columns = torch.as_tensor(columns)
             return [(data[:, columns], label[columns])]
@@ -228,7 +230,7 @@ class Replay:
         return list(zip(data.split(sizes, dim=1), label.split(sizes)))
 
     def casts(self, dtype: str) -> list:
-        """Modes that stand in for another device's casts, or for a type the layers do not have."""
+        """Function modes that replace another device's casts, or compute in float64."""
         if dtype == "float64":
             return [Casts(torch.float64)]
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
@@ -252,9 +254,9 @@ class Replay:
         return results
 
     def update(self, network, settings, norm: float, around=None) -> str:
-        """Take the optimizer's step from its saved state; returns what it made non-finite.
+        """Take the optimizer's step from its saved state; return the name of the first tensor it made non-finite.
 
-        ``settings`` that are options of the optimizer change it; another ``optimizer`` begins without moments.
+        ``settings`` that are options of the optimizer change it; another ``optimizer`` starts without moments.
         """
         config, saved = {**self.config, "steps_per_epoch": 1, **(settings or {})}, self.state["optimizer_state_dict"]
         named = dict(network.named_parameters())
@@ -283,7 +285,7 @@ class Replay:
         return next((name for name, tensor in floating.items() if not bool(tensor.isfinite().all())), "")
 
     def measure(self, network, results, scale, outcome):
-        """Unscale the gradients and check what the trainer checks; no mode sees this."""
+        """Unscale the gradients and check what the trainer checks; no function mode is active here."""
         read = [
             [float(loss.float()), float(torch.as_tensor(accuracy).float().reshape(()))] for loss, accuracy in results
         ]
@@ -296,7 +298,7 @@ class Replay:
         outcome.bad_buffers = bool(buffers) and not math.isfinite(float(total_norm(buffers)))
 
     def restore_generators(self):
-        """Put the random generators where they were before the forward pass."""
+        """Set the random generators to their state before the forward pass."""
         state = self.dump["rng_state"]
         if "torch" in state:
             torch.set_rng_state(state["torch"])
@@ -309,8 +311,8 @@ class Replay:
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
-    def verdict(self, outcome: Outcome) -> str:
-        """'bit_equal', 'same_fault' or 'vanished', from the statistics of a replay as the step was."""
+    def reproduction(self, outcome: Outcome) -> str:
+        """Compare a replay of the unchanged step with the dump: 'bit_equal', 'same_fault' or 'vanished'."""
         if outcome.finite:
             return "vanished"
         recorded = self.dump["grad_stats"]
@@ -318,12 +320,12 @@ class Replay:
             n: _bits(outcome.gradients.get(n, {})) for n in recorded
         }
         equal = _same(outcome.loss, self.dump["loss"]) and _same(outcome.norm, self.dump["grad_norm"])
-        named = not self.dump.get("update_stats") or outcome.spoiled in self.dump["update_stats"]
+        named = not self.dump.get("update_stats") or outcome.nonfinite_after_update in self.dump["update_stats"]
         return "bit_equal" if recorded and same and equal and named else "same_fault"
 
 
 def gradients_of(network) -> dict:
-    """Gradients by parameter name."""
+    """Return the gradients by parameter name."""
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 

@@ -5,16 +5,16 @@ import math
 import torch
 
 from postmortem.finding import Finding, detail_of
-from postmortem.rewind import RUNAWAY, Rewind
+from postmortem.retraining import DIVERGENT_GROWTH
 from storage.dump_statistics import SETTINGS, number
 
 
-def bad_before(case):
+def bad_state_before_step(case):
     """A weight, buffer or moment that was not finite before the step."""
     names = case.bad_state
     if not case.dump.get("format_version"):
         return None
-    update = update_that_did_it(case, names)
+    update = update_at_fault(case, names)
     if update is not None or not names:
         return update
     weights = [n for n in names if not n.startswith("optimizer.")]
@@ -35,15 +35,14 @@ def bad_before(case):
 
 def repaired(case, names):
     """An edit that puts the values of the start of the run where the state is bad."""
-    rewind = rewind_of(case)
-    fresh = rewind.fresh().state_dict() if rewind is not None else {}
+    initial = case.retraining.initial_network().state_dict() if case.retraining is not None else {}
 
     def edit(network):
         own = network.state_dict()
         with torch.no_grad():
             for name in names:
                 if name in own:
-                    own[name].copy_(fresh[name])
+                    own[name].copy_(initial[name])
 
     return edit
 
@@ -62,7 +61,7 @@ def groups_of(case) -> list[dict]:
     return (case.state or {}).get("optimizer_state_dict", {}).get("param_groups", [])
 
 
-def update_that_did_it(case, names) -> Finding | None:
+def update_at_fault(case, names) -> Finding | None:
     """Whether the last updates made the weights what they are: a rate, eps, or steps that run away again."""
     groups = groups_of(case)
     rates = [case.dump["lr"], *(number(h, "lr") for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
@@ -71,19 +70,19 @@ def update_that_did_it(case, names) -> Finding | None:
     if wrong is not None:
         schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
         text = f"The learning rate itself became {wrong}: the schedule gave it."
-        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", lever="schedule")
+        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
     for key in SETTINGS:
         if not all(math.isfinite(number(g, key)) for g in groups):
             text = f"The optimizer's {key} is not finite: it would spoil every weight."
-            return Finding("optimizer", key, text, phase="update", source=source, parameter=key, lever=key)
+            return Finding("optimizer", key, text, phase="update", source=source, parameter=key, setting=key)
     if not names or case.state is None:
         return None
     moments = eps_at_zero(case, groups)
     if moments:
         text = f"eps is 0: the update of '{moments}' divides zero by zero where its gradient has always been zero."
-        return Finding("optimizer", "eps", text, phase="update", source=source, parameter=moments, lever="eps")
+        return Finding("optimizer", "eps", text, phase="update", source=source, parameter=moments, setting="eps")
     if any(not n.startswith("optimizer.") for n in names):
-        return ran_away(case, math.inf, source)
+        return divergence(case, math.inf, source)
     return None
 
 
@@ -115,17 +114,17 @@ def diverged(case):
         return None
     history = case.dump["history"]
     losses = [h["loss"] for h in history if math.isfinite(h.get("loss", math.nan))]
-    rewind = rewind_of(case)
-    if rewind is None:
+    retraining = case.retraining
+    if retraining is None:
         return None
-    growth = rewind.growth()
+    growth = retraining.growth()
     rising = len(losses) > 2 and losses[-1] > 20 * max(min(losses), 0.1) and losses[-1] >= 0.2 * max(losses)
     suspicious = growth > 30 or rising
     for group in groups_of(case):
         suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
-    if not suspicious or not (growth > HOPELESS or fails_on_noise(case)):
+    if not suspicious or not (growth > HOPELESS_GROWTH or fails_on_noise(case)):
         return None
-    return ran_away(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py")
+    return divergence(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py")
 
 
 def fails_on_noise(case) -> bool:
@@ -136,22 +135,13 @@ def fails_on_noise(case) -> bool:
     return not case.replay.run(data=noise).finite
 
 
-def rewind_of(case):
-    """The case's rewind, built once; None where the network cannot be built anew."""
-    if case.replay is None:
-        return None
-    if not hasattr(case, "rewind"):
-        case.rewind = Rewind(case)
-    return case.rewind
+HOPELESS_GROWTH = 1e6  # growth of the weights at which any batch is on the verge
+SETTING_NAMES = {"lr": "learning rate", "weight_decay": "weight decay", "momentum": "momentum"}
 
 
-HOPELESS = 1e6  # growth of the weights at which any batch is on the verge
-LEVERS = {"lr": "learning rate", "weight_decay": "weight decay", "momentum": "momentum"}
-
-
-def cures_of(case, rewind) -> dict:
+def sound_settings(case, retraining) -> dict:
     """Configuration keys that an optimizer fault may hang on, each with a sound value."""
-    lr, config, groups = rewind.rate(), case.config, groups_of(case)
+    lr, config, groups = retraining.learning_rate(), case.config, groups_of(case)
     decay = max([number(g, "weight_decay") for g in groups], default=0.0)
     momentum = max([number(g, "momentum") for g in groups], default=0.0)
     cures = {}
@@ -164,72 +154,80 @@ def cures_of(case, rewind) -> dict:
     return cures
 
 
-def ran_away(case, growth: float, source: str) -> Finding | None:
+def divergence(case, growth: float, source: str) -> Finding | None:
     """Take the steps again: it is the optimizer's fault where they run away as they were and do not with one change."""
-    rewind = rewind_of(case)
-    if rewind is None:
+    retraining = case.retraining
+    if retraining is None:
         return None
-    control = rewind.course()
-    if control.error or not (control.spoiled or control.growth >= RUNAWAY):
+    control = retraining.train()
+    if control.error or not (control.nonfinite_after_update or control.growth >= DIVERGENT_GROWTH):
         return None  # where a step fails with ordinary weights, the fault is not the update's
     bad = [n for n in case.bad_state if not n.startswith("optimizer.")]
-    few = 2 * len(bad) < len(case.dump["param_stats"]) and control.spoiled not in bad
-    if bad and few and not rewind.growth_of_finite() >= RUNAWAY:
+    few = 2 * len(bad) < len(case.dump["param_stats"]) and control.nonfinite_after_update not in bad
+    if bad and few and not retraining.growth_of_finite() >= DIVERGENT_GROWTH:
         return None  # a few bad weights among ordinary ones are no divergence
-    evidence = [f"from {rewind.start}, with the dump's batch and lr {rewind.rate():g}: {control}"]
+    evidence = [f"from {retraining.start}, with the dump's batch and lr {retraining.learning_rate():g}: {control}"]
     if math.isfinite(growth) and growth > 2:
-        evidence.append(f"the norm of the weights is {growth:.3g} times that of {rewind.start}")
-    configured = float(case.config.get("lr") or rewind.rate())
-    if rewind.rate() > 2 * configured and rewind.course(lr=configured).sound:
+        evidence.append(f"the norm of the weights is {growth:.3g} times that of {retraining.start}")
+    configured = float(case.config.get("lr") or retraining.learning_rate())
+    if retraining.learning_rate() > 2 * configured and retraining.train(lr=configured).sound:
         schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
-        evidence.append(f"the same steps with the configured lr {configured:g}: {rewind.course(lr=configured)}")
-        text = f"The schedule raises the learning rate to {rewind.rate():g}, which drives the weights away."
-        return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, lever="schedule")
-    for key, change in cures_of(case, rewind).items():
-        course = rewind.course(**change)
-        if course.sound:
-            lever = key.split(",")[0]
-            evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {course}")
-            text = f"The {LEVERS[lever]} drives the weights away; the batch is innocent."
-            return Finding("optimizer", lever, text, evidence, phase="update", source=source, lever=lever)
+        evidence.append(f"the same steps with the configured lr {configured:g}: {retraining.train(lr=configured)}")
+        text = (
+            f"The schedule raises the learning rate to {retraining.learning_rate():g}, which drives the weights away."
+        )
+        return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, setting="schedule")
+    for key, change in sound_settings(case, retraining).items():
+        trajectory = retraining.train(**change)
+        if trajectory.sound:
+            setting = key.split(",")[0]
+            evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {trajectory}")
+            text = f"The {SETTING_NAMES[setting]} drives the weights away; the batch is innocent."
+            return Finding("optimizer", setting, text, evidence, phase="update", source=source, setting=setting)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
-    if not control.spoiled and rewind.course(**other).sound:
-        evidence.append(f"the same steps with {other['optimizer']}: {rewind.course(**other)}")
+    if not control.nonfinite_after_update and retraining.train(**other).sound:
+        evidence.append(f"the same steps with {other['optimizer']}: {retraining.train(**other)}")
         text = f"The updates of {source} drive the weights away; those of {other['optimizer']} do not."
         return Finding("optimizer", "diverges", text, evidence, phase="update", source=source)
-    arithmetic = control.site is None or not control.site.constant  # else something was put there, not computed
-    return update_itself(control.spoiled, control.site, evidence, source) if control.spoiled and arithmetic else None
+    arithmetic = control.record is None or not control.record.constant  # else something was put there, not computed
+    return (
+        update_itself(control.nonfinite_after_update, control.record, evidence, source)
+        if control.nonfinite_after_update and arithmetic
+        else None
+    )
 
 
-def update_itself(spoiled: str, record, evidence, source) -> Finding:
+def update_itself(parameter: str, record, evidence, source) -> Finding:
     """An update that makes NaN of finite gradients whatever its settings: the optimizer's own code.
 
     ``record``: the probe's, of the first operation with a non-finite result.
     """
-    finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=spoiled)
+    finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=parameter)
     if record is not None:
         finding.op, finding.source = record.op, record.site.source or source
         finding.detail = detail_of(record)
         finding.evidence.append(f"first: {finding.op} at {finding.source}, operands {record.operands}")
-    finding.summary = f"The update of '{spoiled}' makes NaN or Inf of a finite gradient, at {finding.source}."
+    finding.summary = f"The update of '{parameter}' makes NaN or Inf of a finite gradient, at {finding.source}."
     return finding
 
 
 def spoiled_update(case):
     """The step's own update makes a weight or a moment non-finite; it was undone, so the state is that before it."""
-    if case.replay is None or not case.base.spoiled:
+    if case.replay is None or not case.base.nonfinite_after_update:
         return None
     source = f"optimizer/{case.config.get('optimizer', '?')}.py"
-    finding = update_itself(case.base.spoiled, case.update_site, [f"replayed with its update: {case.base}"], source)
-    for change in cures_of_update(case):
+    finding = update_itself(
+        case.base.nonfinite_after_update, case.update_site, [f"replayed with its update: {case.base}"], source
+    )
+    for change in sound_update_settings(case):
         if case.replay.run(settings=change).finite:
-            finding.lever = next(iter(change))
-            finding.evidence.append(f"with {finding.lever} {change[finding.lever]:g} the same update is finite")
+            finding.setting = next(iter(change))
+            finding.evidence.append(f"with {finding.setting} {change[finding.setting]:g} the same update is finite")
             break
     return finding
 
 
-def cures_of_update(case) -> list[dict]:
+def sound_update_settings(case) -> list[dict]:
     """Options of the optimizer that its update may fail by, each with a sound value: one change at a time."""
     groups, config = groups_of(case), case.config
     given = [key for key in ("eps", "weight_decay", "momentum") if any(key in group for group in groups)]

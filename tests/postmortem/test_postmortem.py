@@ -289,7 +289,7 @@ def edit(path, **values):
     [
         ({"source_hashes": {}}, "no hash in the dump"),
         ({"threads": 4000}, ""),
-        ({"state": ""}, "without weights"),
+        ({"state": ""}, "the weights are missing"),
         ({"data": torch.zeros(1, 4, 0)}, "no audio"),
     ],
 )

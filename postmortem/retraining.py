@@ -1,4 +1,4 @@
-"""Take steps again from a sound state with the dump's own batch: what learning rate, decay and momentum make of it."""
+"""Train on the dump's batch from an earlier, sound state: shows whether learning rate, decay or momentum diverge."""
 
 import contextlib
 import math
@@ -18,46 +18,52 @@ from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
 from utils import total_norm
 
-STEPS, COLUMNS, SECONDS = 100, 8, 12.0
-RUNAWAY = 10.0  # growth of the weights' norm that no sound run shows within so few steps
+STEPS = 100
+COLUMNS = 8  # labelled rows of the batch that the steps use
+SECONDS = 12.0
+DIVERGENT_GROWTH = 10.0  # growth of the weights' norm that no sound run shows within STEPS steps
 
 
 @dataclass
-class Course:
-    """What a number of steps made of the weights."""
+class Trajectory:
+    """The result of training steps."""
 
     steps: int
     loss: float
     growth: float  # of the weights' norm, from the first step to the last
     failed: bool  # something became non-finite
     error: str = ""
-    spoiled: str = ""  # the first parameter that an update made non-finite
-    site: object = None  # the probe's record of the operation that did
+    nonfinite_after_update: str = ""  # the first parameter that an update made non-finite
+    record: object = None  # the probe's record of the operation that made it non-finite
 
     @property
     def sound(self) -> bool:
-        """Neither non-finite nor running away."""
-        return not self.failed and not self.error and self.growth < RUNAWAY
+        """Whether everything stayed finite and the weights did not diverge."""
+        return not self.failed and not self.error and self.growth < DIVERGENT_GROWTH
 
     def __str__(self):
         if self.error:
             return self.error
-        how = "not finite" if self.failed else f"loss {self.loss:.4g}"
-        how = f"the update makes '{self.spoiled}' non-finite" if self.spoiled else how
-        return f"after {self.steps} steps {how}, weights' norm times {self.growth:.3g}"
+        if self.nonfinite_after_update:
+            end = f"the update of step {self.steps} makes '{self.nonfinite_after_update}' non-finite"
+        elif self.failed:
+            end = f"step {self.steps} is not finite"
+        else:
+            end = f"{self.steps} steps are finite, loss {self.loss:.4g}"
+        return f"{end}, weight norm {self.growth:.3g} times that at the start"
 
 
-class Rewind:
-    """Steps with the dump's batch from the newest sound checkpoint of the run, else from the seed's first weights."""
+class Retraining:
+    """Training on the dump's batch, from the newest sound checkpoint of the run, else from the initial weights."""
 
     def __init__(self, case):
         self.case, self.replay = case, case.replay
         self.checkpoint, self.weights = self.sound_checkpoint()
-        self.start = f"the weights of {self.checkpoint}" if self.checkpoint else "the seed's first weights"
-        self.courses = {}
+        self.start = f"the weights of {self.checkpoint}" if self.checkpoint else "the initial weights"
+        self.trajectories = {}
 
     def sound_checkpoint(self):
-        """The newest checkpoint beside the dumps, older than the dump, whose weights are finite."""
+        """Find the newest checkpoint of the run that is older than the dump and has finite weights: (path, weights)."""
         folder = Path(self.case.path).resolve().parent.parent / "model"
         candidates = [p for p in folder.glob("*.model") if p.is_file()] if folder.is_dir() else []
         written = Path(self.case.path).stat().st_mtime
@@ -73,8 +79,8 @@ class Rewind:
                 return path, weights
         return None, None
 
-    def fresh(self, settings: dict | None = None) -> nn.Module:
-        """The network as it started."""
+    def initial_network(self, settings: dict | None = None) -> nn.Module:
+        """Build the network with the weights that the training steps start from."""
         torch.manual_seed(int(number(self.replay.config, "seed")))
         network = SpeakerNet({**self.replay.config, **(settings or {})}).to(self.replay.device)
         if self.weights:
@@ -82,50 +88,50 @@ class Rewind:
         return network.train()
 
     def growth(self) -> float:
-        """How many times the norm of the dump's weights is that of the start; NaN where they are not finite."""
-        start = total_norm([p.detach().float() for p in self.fresh().parameters()])
+        """Norm of the dump's weights divided by that of the start; NaN if the dump's are not finite."""
+        start = total_norm([p.detach().float() for p in self.initial_network().parameters()])
         names = dict(self.replay.network().named_parameters())
         now = total_norm([self.case.state["model_state_dict"][n].float() for n in names])
         return float(now / start)
 
     def growth_of_finite(self) -> float:
-        """``growth`` of the parameters that are finite."""
-        fresh = dict(self.fresh().named_parameters())
+        """``growth`` over the parameters that are finite in the dump."""
+        initial = dict(self.initial_network().named_parameters())
         state = self.case.state["model_state_dict"]
-        names = [n for n in fresh if _finite(state[n])]
+        names = [n for n in initial if _finite(state[n])]
         if not names:
             return math.inf
-        start = total_norm([fresh[n].detach().float() for n in names])
+        start = total_norm([initial[n].detach().float() for n in names])
         return float(total_norm([state[n].float() for n in names]) / start)
 
-    def course(self, guard=None, **changes) -> Course:
-        """Take steps with configuration keys changed, at the last learning rate of the history unless ``lr`` is given.
+    def train(self, guard=None, **changes) -> Trajectory:
+        """Train with configuration keys changed, at the last learning rate of the history unless ``lr`` is given.
 
-        With ``scheduler`` its schedule is followed from the start. ``guard`` is a mode around the optimizer's steps.
+        With ``scheduler`` the learning rate follows its schedule from step 1. ``guard`` is a mode around the updates.
         """
         key = repr(sorted(changes.items())) + (guard.source if guard else "")
-        if key not in self.courses:
+        if key not in self.trajectories:
             try:
-                self.courses[key] = self.take(changes, guard)
-                if self.courses[key].spoiled and not changes and not guard:
-                    probed = self.take(changes, None, self.courses[key].steps)
-                    self.courses[key].site = probed.site
+                self.trajectories[key] = self.take(changes, guard)
+                if self.trajectories[key].nonfinite_after_update and not changes and not guard:
+                    probed = self.take(changes, None, self.trajectories[key].steps)
+                    self.trajectories[key].record = probed.record
             except Exception as error:  # a plug-in may raise anything
-                self.courses[key] = Course(0, math.nan, 1.0, True, first_line(error))
-        return self.courses[key]
+                self.trajectories[key] = Trajectory(0, math.nan, 1.0, True, first_line(error))
+        return self.trajectories[key]
 
-    def take(self, changes: dict, guard=None, probed: int = 0) -> Course:
-        """``course``; the update of step ``probed`` is watched."""
+    def take(self, changes: dict, guard=None, probed: int = 0) -> Trajectory:
+        """``train`` without its cache; the probe watches the update of step ``probed``."""
         epochs = max(1, int(number(self.replay.config, "max_epoch", 1)))
         config = {**self.replay.config, "steps_per_epoch": max(1, STEPS // epochs), **changes}
-        network = self.fresh()
+        network = self.initial_network()
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = plugins.build("optimizer", config["optimizer"], config, parameters)
         schedule, unit = None, ""
         if "scheduler" in changes:
             schedule, unit = plugins.build("scheduler", config["scheduler"], config, optimizer)
         for group in optimizer.param_groups if schedule is None else ():
-            group["lr"] = changes.get("lr", self.rate())
+            group["lr"] = changes.get("lr", self.learning_rate())
         step = range(min(COLUMNS, self.replay.columns))
         data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
         first = norm = float(total_norm([p.detach() for p in parameters]))
@@ -140,7 +146,7 @@ class Rewind:
             size = float(total_norm(gradients))
             loss = float(value.detach())
             if not math.isfinite(loss) or not math.isfinite(size):
-                return Course(taken, loss, norm / first, True)
+                return Trajectory(taken, loss, norm / first, True)
             if clip and size > clip:
                 torch._foreach_mul_(gradients, clip / size)
             probe = Probe(network, data) if taken == probed else None
@@ -151,14 +157,15 @@ class Rewind:
             norm = float(total_norm([p.detach() for p in parameters]))
             if not math.isfinite(norm):
                 named = network.named_parameters()
-                spoiled = next((n for n, p in named if not bool(p.isfinite().all())), "")
-                return Course(taken, loss, norm / first, True, "", spoiled, probe.first() if probe else None)
-            if norm / first > RUNAWAY**3 or time.perf_counter() - begin > SECONDS or self.case.time_left() < 0:
+                name = next((n for n, p in named if not bool(p.isfinite().all())), "")
+                record = probe.first() if probe else None
+                return Trajectory(taken, loss, norm / first, True, "", name, record)
+            if norm / first > DIVERGENT_GROWTH**3 or time.perf_counter() - begin > SECONDS or self.case.time_left() < 0:
                 break
-        return Course(taken, loss, norm / first, False)
+        return Trajectory(taken, loss, norm / first, False)
 
-    def rate(self) -> float:
-        """The last finite learning rate of the history, else the dump's, else the configured one."""
+    def learning_rate(self) -> float:
+        """Largest finite learning rate of the last steps and the dump, else the configured one."""
         rates = [number(h, "lr") for h in self.case.dump["history"][-3:]] + [self.case.dump["lr"]]
         usable = [r for r in rates if math.isfinite(r) and r > 0]
         return max(usable, default=number(self.replay.config, "lr", 0.001))
