@@ -139,7 +139,7 @@ class Desk:
             raise HTTPException(422, f"the name of a recording has at most {LONGEST_NAME} letters, got {len(name)}")
         try:
             with self.busy:
-                heard = read_upload(upload.file, self.model.setting("channel"))
+                heard = read_upload(upload.file, self.model.config.channel)
                 utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ALIASES, KEYS
+from config import ALIASES, KEYS, Config
 from corpus.audio import (
     CHANNELS,
     MIN_EMBED_SECONDS,
@@ -30,7 +30,7 @@ from errors import UsageError
 from settings import plugins
 from settings.carried import adopted, contradictions, model_settings
 from settings.command_line import existing_file
-from settings.reader import Config, Setting, read_yaml, resolve
+from settings.reader import Setting, read_yaml, resolve
 from storage.identity import identity_of
 
 # Keys of a training run that a model is built and used without.
@@ -59,7 +59,7 @@ class SpeakerModel:
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
         try:
-            crop = read_crop(path, channel=self.setting("channel"))
+            crop = read_crop(path, channel=self.config.channel)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
         try:
@@ -83,16 +83,12 @@ class SpeakerModel:
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
 
-    def setting(self, name: str):
-        """A key of the table as the model's configuration has it; one that it was built without has its default."""
-        return getattr(self.config, name, KEYS[name].default)
-
     @property
     def window(self) -> int:
         """Samples of the windows in which a longer recording is embedded, 0 for none."""
         from corpus.windows import window_samples
 
-        return window_samples(self.setting("embed_window_seconds"))
+        return window_samples(self.config.embed_window_seconds)
 
     def embed_batch(self, x) -> np.ndarray:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
@@ -126,7 +122,7 @@ class SpeakerModel:
         from corpus.loader import Loader, LoaderFailed
         from DatasetLoader import TestDataset, collate_one
 
-        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.setting("channel"))
+        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
         plan = [[i] for i in range(len(dataset))]

@@ -1,7 +1,8 @@
 """The keys that a checkpoint carries with it: which of them hold, and which contradict what somebody wrote."""
 
+from config import Config
 from settings import plugins
-from settings.reader import Config, Setting, key_text
+from settings.reader import Setting, key_text
 
 DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
 

@@ -1,4 +1,4 @@
-"""The one table of configuration keys, and the reader that turns YAML and the command line into a checked Config.
+"""Read YAML and the command line into a checked Config.
 
 Precedence: command line > YAML > default. The parser, the validation, --help, --print_config and
 docs/configuration.md are all made from KEYS.
@@ -8,11 +8,10 @@ import argparse
 import difflib
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import yaml
 
-from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Key
+from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
 from errors import Mistakes, UsageError
 from settings import plain_yaml, plugins
 from settings.command_line import TRACEBACK
@@ -32,14 +31,6 @@ class Setting:
     @property
     def from_command_line(self):
         return self.where == "command line"
-
-
-class Config(SimpleNamespace):
-    """Resolved configuration: one attribute for each key, plug-in keys included."""
-
-    def values(self) -> dict:
-        """All keys and values as a plain dict, in table order, plug-in keys last."""
-        return dict(vars(self))
 
 
 def key_text(setting: Setting, name: str) -> str:

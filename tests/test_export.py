@@ -11,10 +11,10 @@ from reference_features import torchaudio_or_skip
 from samples import SMALL, VALUES
 
 import export
+from config import Config
 from models.frontend import PRESETS, ConvolutionFrontEnd, FrontEnd
 from settings import plugins
 from settings.command_line import run
-from settings.reader import Config
 from speaker_model import SpeakerModel
 from storage.files import save_atomically
 
