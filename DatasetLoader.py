@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from config import Config
 from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_crop, samples_of, wrap_pad
 from corpus.augmentation import AugmentWAV
 from corpus.lists import read_train_list
@@ -22,7 +23,7 @@ NONFINITE = "NaN or Inf samples"
 class TrainDataset(Dataset):
     """Rows of crops: item (epoch, ((utterance, copy), ...)) -> (audio (M, samples), label, provenance, events)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         self.list_path, self.root = config.train_list, config.train_path
         self.speakers, labels, paths, lines = read_train_list(config.train_list)
         # Arrays, not lists of objects: forked workers would copy such lists page by page.
@@ -163,7 +164,7 @@ class SpeakerBatchSampler:
 
     VERSION = 1  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
 
-    def __init__(self, dataset, config, distinct: bool, rank: int = 0, world: int = 1):
+    def __init__(self, dataset, config: Config, distinct: bool, rank: int = 0, world: int = 1):
         self.dataset, self.distinct, self.rank, self.world = dataset, distinct, rank, world
         self.seed, self.per_row = config.seed, config.nPerSpeaker
         self.max_utterances = config.max_seg_per_spk

@@ -18,6 +18,7 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m settings.reference > docs/configuration.md

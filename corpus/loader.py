@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 import corpus.decode
+from config import Config
 from errors import UsageError, rank_prefix, with_place, write_any_text
 
 RESTART_INTERVAL = 100  # batches that a restart must bring before another is tried
@@ -100,7 +101,7 @@ class Loader:
     LoaderFailed stands in place of every further batch: the caller ends the run, together with the other ranks.
     """
 
-    def __init__(self, dataset, batches, collate, config, workers: int, pin=False, keep=False):
+    def __init__(self, dataset, batches, collate, config: Config, workers: int, pin=False, keep=False):
         self.remainder, self.keep = Remainder(batches), keep
         self.workers, self.timeout = min(workers, usable_cores()), config.loader_timeout
         self.open_files = OpenFiles(self.workers)
@@ -248,7 +249,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_loader(dataset, batch_sampler, collate_fn, config, workers: int, pin: bool = False, keep: bool = False):
+def make_loader(
+    dataset, batch_sampler, collate_fn, config: Config, workers: int, pin: bool = False, keep: bool = False
+):
     """Build a DataLoader whose results do not depend on the number of workers; ``keep`` them between epochs."""
     options = {}
     workers = min(workers, usable_cores())  # more only wait for each other

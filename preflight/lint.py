@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from config import Config
 from settings import plugins
 from settings.reader import Setting, key_text
 
@@ -14,7 +15,7 @@ ABSURD_LR = {"adam": 0.05, "adamw": 0.05, "sgd": 2.0}  # a good engineer would a
 # ------------------------------------------------------------------------------------------------- configuration
 
 
-def check_keys(config, written: dict, report):
+def check_keys(config: Config, written: dict, report):
     """Report values that make numbers overflow, diverge or vanish. What the table of keys refuses is not repeated."""
     report.heading("configuration")
     before = dict(report.counts)
@@ -44,11 +45,11 @@ def check_keys(config, written: dict, report):
         report.line("  no hazard found")
 
 
-def _taken_by(config, folder: str) -> dict:
-    return plugins.declaration(folder, getattr(config, plugins.CHOSEN_BY[folder])).keys
+def _taken_by(config: Config, folder: str) -> dict:
+    return plugins.known_declaration(folder, getattr(config, plugins.CHOSEN_BY[folder])).keys
 
 
-def check_optimizer(config, fp16: bool, say):
+def check_optimizer(config: Config, fp16: bool, say):
     """Check learning rate, weight decay, momentum and eps."""
     name, taken = config.optimizer, _taken_by(config, "optimizer")
     absurd = ABSURD_LR.get(name, 10.0)
@@ -76,7 +77,7 @@ def check_optimizer(config, fp16: bool, say):
                 say("warning", key, f"rounds to 0 in float16, whose smallest number is {FP16_MIN:.1e}")
 
 
-def check_loss(config, fp16: bool, say):
+def check_loss(config: Config, fp16: bool, say):
     """Check margin and scale, where the loss takes them."""
     taken = _taken_by(config, "loss")
     if "scale" in taken:
@@ -86,7 +87,7 @@ def check_loss(config, fp16: bool, say):
             say("error", "scale", f"float16 ends at {FP16_MAX:g}")
         elif config.scale > 1000:
             say("warning", "scale", "very high: 15 to 64 is usual, and the softmax becomes a hard maximum")
-        declared = plugins.declaration("loss", config.trainfunc).constants
+        declared = plugins.known_declaration("loss", config.trainfunc).constants
         # Without a range of its own: a loss that was dropped in. Of a pair loss the margin is a distance.
         if "margin" in taken and "margin_range" not in declared and not 0 <= config.margin < 1.57:
             say("warning", "margin", "outside [0, 1.57): the target logit no longer falls with the angle")
@@ -94,7 +95,7 @@ def check_loss(config, fp16: bool, say):
         say("warning", "margin_warmup", f"max_epoch is {config.max_epoch}: the margin never reaches {config.margin:g}")
 
 
-def check_schedule(config, say):
+def check_schedule(config: Config, say):
     """Check the lengths of the learning-rate schedule against ``max_epoch``."""
     taken = _taken_by(config, "scheduler")
     if "lr_min" in taken and config.lr_min >= config.lr:
@@ -295,7 +296,7 @@ def _operator_hazard(node, scope) -> str:
     return "" if scope.guarded(node.left, "pow") else "a root or a negative power at 0"
 
 
-def plugin_files(config) -> list[Path]:
+def plugin_files(config: Config) -> list[Path]:
     """The files of the chosen plug-ins, and those of models/ and loss/ that they import, in that order."""
     files = []
 
@@ -317,7 +318,7 @@ def plugin_files(config) -> list[Path]:
     return files
 
 
-def check_plugins(config, report):
+def check_plugins(config: Config, report):
     """Note unguarded roots, logarithms, arc functions, deviations and divisions in the plug-ins' sources."""
     report.heading("source of the plug-ins")
     files = plugin_files(config)

@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 
+from config import Config
 from corpus.lists import read_train_list, read_trials
 from preflight.report import counted
 
 
-def check_train_list(config, report):
+def check_train_list(config: Config, report):
     """Report repeated lines, speakers with one utterance, and the number of classes."""
     speakers, labels, paths, lines = read_train_list(config.train_list)
     first, repeated, contradicting = {}, [], []

@@ -6,6 +6,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --preflight
 import os
 from pathlib import Path
 
+from config import Config
 from corpus.audio import SAMPLE_RATE, samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list, read_trials, trial_lines
@@ -18,7 +19,7 @@ from scoring.cautions import known_voices
 from settings.reader import table_defaults
 
 
-def preflight(config, written: dict, build) -> int:
+def preflight(config: Config, written: dict, build) -> int:
     """Run every check; ``build(say)`` makes the trainer. Returns the exit status: 0 start, 2 do not."""
     report = Report()
     report.line(f"preflight of {config.config or 'the command line'}, for a run in {config.save_path}")
@@ -38,7 +39,7 @@ def preflight(config, written: dict, build) -> int:
     return 2 if report.counts["error"] else 0
 
 
-def check_data(config, report):
+def check_data(config: Config, report):
     """Scan every audio file that the run would read, and check the lists against each other."""
     report.heading("audio files and lists")
     sources = {}

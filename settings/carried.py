@@ -19,8 +19,7 @@ def model_settings(state: dict, path) -> dict[str, Setting]:
 
 def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
     """Those of a checkpoint's keys that nobody wrote; none if another model was written."""
-    model = written.get("model", theirs.get("model"))
-    if not theirs or model.value != theirs["model"].value:
+    if not theirs or written.get("model", theirs["model"]).value != theirs["model"].value:
         return {}
     return {name: setting for name, setting in theirs.items() if name not in written}
 

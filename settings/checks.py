@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import Config
 from corpus.lists import read_train_list, read_trials
 from errors import Mistakes, UsageError
 from settings import plugins
@@ -13,7 +14,7 @@ from settings import plugins
 MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
 
-def check_paths(config, written: dict):
+def check_paths(config: Config, written: dict):
     """Check lists, folders, classes, batch size and loss against each other.
 
     UsageError with all mistakes, a line each, which names the key and its place.
@@ -52,7 +53,7 @@ def check_paths(config, written: dict):
     mistakes.refuse()
 
 
-def check_training(config, existing, refuse, mistakes: Mistakes):
+def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it."""
     both = existing("train_list", False), existing("train_path", True)
     labels = None
@@ -93,7 +94,7 @@ def check_files(list_path, root, key, paths, refuse):
         refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
 
 
-def check_classes(config, utterances, refuse):
+def check_classes(config: Config, utterances, refuse):
     """Count the classes of the train list into ``nClasses``, or check a given number; ``utterances`` (speakers,)."""
     classes = len(utterances) * (3 if config.speed_perturb else 1)
     if config.nClasses and config.nClasses < classes:
@@ -103,9 +104,9 @@ def check_classes(config, utterances, refuse):
     config.nClasses = config.nClasses or classes
 
 
-def check_rows(config, utterances, refuse):
+def check_rows(config: Config, utterances, refuse):
     """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares and what the speakers have."""
-    low, high = plugins.declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
+    low, high = plugins.known_declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
     if config.nPerSpeaker < low or (high is not None and config.nPerSpeaker > high):
         wanted = f"{low}" if high == low else f"at least {low}"
         refuse(
@@ -125,16 +126,16 @@ def check_rows(config, utterances, refuse):
         refuse("train_list", "needs utterances of at least 2 speakers")
 
 
-def check_margin(config, utterances, refuse):
+def check_margin(config: Config, utterances, refuse):
     """Check ``margin`` against the range that the loss declares."""
-    loss = plugins.declaration("loss", config.trainfunc)
+    loss = plugins.known_declaration("loss", config.trainfunc)
     low, high = loss.constants.get("margin_range", (-math.inf, math.inf))
     if "margin" in loss.keys and not low <= config.margin <= high:
         limits = f"takes a margin from {low:g} to {high:g}; 0.1 to 0.5 is usual"
         refuse("margin", f"{config.margin:g}: loss '{config.trainfunc}' (trainfunc) {limits}")
 
 
-def check_augmentation(config, refuse):
+def check_augmentation(config: Config, refuse):
     """Check that there is something to augment with, in every category."""
     if not config.musan_path and not config.rir_path:
         refuse("augment", "needs musan_path or rir_path")

@@ -46,7 +46,7 @@ def available(folder: str) -> list[str]:
 
 def all_keys() -> set[str]:
     """The keyword arguments of every plug-in on disk."""
-    return {key for folder in ENTRY for name in available(folder) for key in declaration(folder, name).keys}
+    return {key for folder in ENTRY for name in available(folder) for key in known_declaration(folder, name).keys}
 
 
 def declaration(folder: str, name: str) -> Declaration | None:
@@ -80,6 +80,14 @@ def declaration(folder: str, name: str) -> Declaration | None:
                     found.keys = {**_arguments(inner)[0], **found.keys}
     if isinstance(entry, ast.ClassDef):
         found.constants = _constants(entry)
+    return found
+
+
+def known_declaration(folder: str, name: str) -> Declaration:
+    """Read the declaration of a plug-in that was found before; UsageError if its file has gone."""
+    found = declaration(folder, name)
+    if found is None:
+        raise UsageError(f"no plug-in '{folder}/{name}.py'")
     return found
 
 

@@ -348,7 +348,7 @@ def _keys_of_replaced(values: dict, written: dict) -> dict[str, str]:
     for folder, key in plugins.CHOSEN_BY.items():
         if key in written and written[key].from_command_line:
             for other in plugins.available(folder):
-                found |= dict.fromkeys(plugins.declaration(folder, other).own, key)
+                found |= dict.fromkeys(plugins.known_declaration(folder, other).own, key)
     return found
 
 
@@ -378,7 +378,7 @@ def table_defaults(config: Config, written: dict) -> list[str]:
     lines = []
     for folder in ("models", "loss"):
         name = getattr(config, plugins.CHOSEN_BY[folder])
-        own = plugins.declaration(folder, name).keys if name else {}
+        own = plugins.known_declaration(folder, name).keys if name else {}
         differing = [
             f"{key}: {_shown(KEYS[key].default)} (its own is {_shown(default)})"
             for key, default in own.items()
@@ -402,7 +402,7 @@ def _suggest(name: str, names) -> str:
 def _unknown_message(name: str, setting: Setting, declared) -> str:
     for folder in plugins.ENTRY:
         for other in plugins.available(folder):
-            if name not in declared and name in plugins.declaration(folder, other).own:
+            if name not in declared and name in plugins.known_declaration(folder, other).own:
                 place = "command line" if setting.from_command_line else setting.where
                 dashes = "--" if setting.from_command_line else ""
                 return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"

@@ -36,7 +36,7 @@ def reference_page() -> str:
     lines += ["", "## Keys of the plug-ins", "", "Legal while the plug-in is chosen; with their defaults.", ""]
     for folder in plugins.ENTRY:
         for name in plugins.available(folder):
-            own = {k: v for k, v in plugins.declaration(folder, name).own.items() if k not in KEYS}
+            own = {k: v for k, v in plugins.known_declaration(folder, name).own.items() if k not in KEYS}
             own = {k: v for k, v in own.items() if v is not plugins.UNKNOWN}
             if own:
                 lines.append(f"- `{folder}/{name}.py`: " + ", ".join(f"`{k}: {_yaml(v)}`" for k, v in own.items()))

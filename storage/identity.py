@@ -3,17 +3,18 @@
 import hashlib
 import json
 
+from config import Config
 from settings import plugins
 from settings.carried import DRAWN_IN_TRAINING_ONLY
 
 
-def identity_of(weights: dict, config) -> str:
+def identity_of(weights: dict, config: Config) -> str:
     """SHA-256 over the model's ``weights`` {name: tensor} and keys: models with the same one share an embedding space.
 
     Weights of a loss (``__L__.``) play no part.
     """
     digest = hashlib.sha256()
-    own = plugins.declaration("models", config.model).own
+    own = plugins.known_declaration("models", config.model).own
     keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
     digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
