@@ -10,16 +10,19 @@ from config import KEYS
 
 # docs/add_a_model.md has the reader write this file and set its key; tests/settings/test_drop_in.py does so.
 EXAMPLE_FILE, EXAMPLE_FLAG = "models/SmallTDNN.py", "width"
+FOLDERS = (
+    "benchmarks|configs|corpus|docs|loss|models|optimizer|postmortem|preflight|scheduler|scoring|settings|storage|tests"
+    "|training|web"
+)
 
 
 def test_every_file_the_documents_name_exists():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= {page.name for page in pages}
     for page in pages:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
-        for name in re.findall(
-            r"`((?:configs|models|loss|optimizer|scheduler|benchmarks|docs|tests)/[\w./]+)`", page.read_text()
-        ):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+        for name in re.findall(rf"`((?:{FOLDERS})/[\w./]+)`", page.read_text()):
             exists = (ROOT / name).exists() or Path(name).stem.lower() == "x" or name == EXAMPLE_FILE
             assert exists, f"{page.name}: {name}"
 
