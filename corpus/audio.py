@@ -115,7 +115,8 @@ def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=Non
             x = mixer.mix(recording.read(start, wanted))
         else:
             with reading():
-                start, x = 0, np.concatenate([mixer.mix(block) for block in recording.blocks()])
+                start = 0
+                x = np.concatenate([mixer.mix(block) for block in recording.blocks()])
         with reading():
             x = resample(x, recording.rate, speed)
             if samples:

@@ -75,7 +75,9 @@ class AugmentWAV:
         files = self.noise[kind]
         count = min(int(rng.integers(low, high + 1)), len(files))
         signal_power = float(np.mean(np.square(x, dtype=np.float64)))
-        mixed, draws, unusable = x, [], []
+        mixed = x
+        draws = []
+        unusable = []
         for index in rng.choice(len(files), count, replace=False):
             path, snr, position = files[index], rng.uniform(*SNR_DB[kind]), rng.random()
             try:

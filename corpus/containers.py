@@ -51,7 +51,8 @@ class _Bytes:
         self.handle, self.path = handle, path
         self.head = os.read(handle, HEAD)
         stat = os.fstat(handle)
-        self.size, self.stamp = stat.st_size, (stat.st_size, stat.st_mtime_ns)
+        self.size = stat.st_size
+        self.stamp = (stat.st_size, stat.st_mtime_ns)
 
     def at(self, place: int, count: int) -> bytes:
         if place + count <= len(self.head):
@@ -255,7 +256,8 @@ def _flac_frame_end(header: bytes, block: int | None) -> int | None:
     number, used = _coded_number(header[4:11])
     if number is None:
         return None
-    place, code = 4 + used, header[2] >> 4
+    place = 4 + used
+    code = header[2] >> 4
     if code in (6, 7):
         width = code - 5
         samples = int.from_bytes(header[place : place + width], "big") + 1
@@ -311,7 +313,10 @@ def _walk_ogg(path, stamp) -> tuple[str, str]:
 
     libogg passes over a page that does not fit its checksum: a second of sound is gone, and nobody is told.
     """
-    serial, number, ended, place = None, None, False, 0
+    serial = None
+    number = None
+    ended = False
+    place = 0
     with open(path, "rb") as file:
         while header := file.read(27):
             if len(header) < 27 or header[:4] != b"OggS":
@@ -326,7 +331,9 @@ def _walk_ogg(path, stamp) -> tuple[str, str]:
                 return "", "several recordings in one file, one behind the other or side by side: split it"
             if number not in (None, page - 1) or _ogg_crc(header, segments, body) != header[22:26]:
                 return "", f"damaged: the page of sound at byte {place} is lost or spoilt"
-            serial, number, ended = own, page, bool(header[5] & 4)
+            serial = own
+            number = page
+            ended = bool(header[5] & 4)
             place += 27 + len(segments) + size
     return ("" if ended else NO_END), ""
 
@@ -389,5 +396,9 @@ def _mpeg_at(file: _Bytes, place: int) -> bool:
 
 CHECKS = {
     **dict.fromkeys(_LAYOUTS, _chunked),
-    **{b".snd": _au, b"dns.": _au, b"NIST": _sphere, b"fLaC": _flac, b"OggS": _ogg},
+    b".snd": _au,
+    b"dns.": _au,
+    b"NIST": _sphere,
+    b"fLaC": _flac,
+    b"OggS": _ogg,
 }

@@ -63,11 +63,14 @@ class Converted:
 
     def __init__(self, program: str, rate: int, channels: int, blocks, end):
         self.format, self.samplerate, self.channels = program, rate, channels
-        self.blocks, self.end, self.left = blocks, end, np.empty((0, channels), np.float32)
+        self.blocks = blocks
+        self.end = end
+        self.left = np.empty((0, channels), np.float32)
 
     def read(self, count: int, dtype="float32", always_2d=True) -> np.ndarray:
         """The next samples (count, channels) float32, fewer at the end."""
-        parts, found = [self.left], len(self.left)
+        parts = [self.left]
+        found = len(self.left)
         while found < count and (block := next(self.blocks, None)) is not None:
             parts.append(block)
             found += len(block)

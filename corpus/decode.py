@@ -37,9 +37,12 @@ class Recording:
     def __init__(self, path, convert: bool = True):
         if on_open is not None:
             on_open(path)
-        self.path, self.convert, self.found = path, convert, examine(path)
+        self.path = path
+        self.convert = convert
+        self.found = examine(path)
         self.lines = [] if self.found.mpeg else None
-        self.audio, self.forward = None, False
+        self.audio = None
+        self.forward = False
         self._begin()
         self.rate, self.channels = self.audio.samplerate, self.audio.channels
         self.most = SAMPLES_PER_BYTE * self.found.stamp[0] + (1 << 24)

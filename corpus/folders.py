@@ -18,7 +18,8 @@ def find_recordings(folder) -> list[Path]:
     Symbolic links to folders are followed, except back into a folder that they lie in. A folder that cannot be read is
     named on stderr.
     """
-    found, ancestors = [], {os.fspath(folder): set()}
+    found = []
+    ancestors = {os.fspath(folder): set()}
 
     def name(error):
         print(f"{error.filename}: cannot be read, its recordings are left out: {error.strerror}", file=sys.stderr)

@@ -63,7 +63,9 @@ class Batches(Dataset):
     """A dataset and its collation, so that an exception in a loader process comes back as a LoaderFailed item."""
 
     def __init__(self, dataset, collate, open_files: OpenFiles):
-        self.dataset, self.collate, self.open_files = dataset, collate, open_files
+        self.dataset = dataset
+        self.collate = collate
+        self.open_files = open_files
 
     def __len__(self):
         return len(self.dataset)
@@ -84,7 +86,8 @@ class Remainder:
     """Batches of a batch sampler from ``skip`` on."""
 
     def __init__(self, batches):
-        self.batches, self.skip = batches, 0
+        self.batches = batches
+        self.skip = 0
 
     def __iter__(self):
         return itertools.islice(self.batches, self.skip, None)
@@ -108,8 +111,10 @@ class Loader:
         content = Batches(dataset, collate, self.open_files)
         self.build = functools.partial(make_loader, content, self.remainder, as_it_is, config, workers, pin, keep)
         self.loader = self.iterator = None
-        self.restarted, self.since_restart = False, RESTART_INTERVAL
-        self.waiting, self.hung = False, ""
+        self.restarted = False
+        self.since_restart = RESTART_INTERVAL
+        self.waiting = False
+        self.hung = ""
 
     def __len__(self):
         return len(self.remainder)
@@ -127,7 +132,8 @@ class Loader:
                 yield from itertools.repeat(LoaderFailed(reason))
             text = f"{rank_prefix()}loader: {reason}; loading starts again at the batch that is missing"
             tqdm.write(text, file=sys.stderr)
-            self.restarted, self.since_restart = True, 0
+            self.restarted = True
+            self.since_restart = 0
 
     def _batches(self):
         self._wait_for(self._start)
@@ -198,7 +204,8 @@ class Loader:
         if process.exitcode < 0:
             names = {each.value: each.name for each in signal.Signals}
             name = names.get(-process.exitcode, f"signal {-process.exitcode}")
-            text, advice = f"process {process.pid} was ended by {name}", LIKELY.get(name, "")
+            text = f"process {process.pid} was ended by {name}"
+            advice = LIKELY.get(name, "")
         return f"{text}{self.open_files.while_it_read(number)}" + (f" ({advice})" if advice else "")
 
     def _end_hanging(self):

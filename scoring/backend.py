@@ -76,7 +76,8 @@ class Backend:
         prepared = self.prepare(x)
         if speakers is not None:
             prepared = self._means(prepared, speakers)
-        self.cohort, self.top_n = prepared, top_n
+        self.cohort = prepared
+        self.top_n = top_n
 
     def _means(self, prepared, groups):
         """Means of prepared rows by group, in sorted order of the groups; unit length for cosine."""
@@ -135,7 +136,8 @@ class Backend:
                 raise ValueError(f"models must be numbered 0 .. {len(count) - 1} without gaps")
             prepared, magnitude = self._means(prepared, models), np.bincount(models, magnitude) / count
             seconds = None if seconds is None else np.bincount(models, seconds)
-        vectors, against = prepared, self.cohort
+        vectors = prepared
+        against = self.cohort
         if self.plda is not None:
             vectors = self.plda.test_vectors(prepared) if tests else self.plda.enrolled_vectors(prepared, count)
         measures = {"magnitude": magnitude}

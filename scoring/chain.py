@@ -108,7 +108,8 @@ def build_backend(a, source, trial_names, say) -> Backend:
         say(f"cohort: ... and {len(problems) - 10} more without a finite embedding")
     if not len(good):
         raise UsageError(f"{a.cohort}: none of the cohort's {len(names)} utterances has a finite embedding")
-    x, speakers = x[good], None if speakers is None else np.array(speakers)[good]
+    x = x[good]
+    speakers = None if speakers is None else np.array(speakers)[good]
     if a.submean:
         backend.mean = x.mean(axis=0, dtype=np.float64)
     if a.train_plda:

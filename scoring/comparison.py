@@ -47,7 +47,9 @@ def compare(labels, first, second, scores, priors, draws: int = 0, seed: int = 0
     speakers = enough_speakers(speakers)
     costs = [(prior, 1.0, 1.0) for prior in priors]
     wanted = ["eer", *(f"min_dcf_{prior:g}" for prior in priors)]
-    found, drawn, share = {}, [], 50 * (1 - LEVEL)
+    found = {}
+    drawn = []
+    share = 50 * (1 - LEVEL)
     for name, values in zip(NAMES, scores):
         rates = ErrorRates.of(values, labels)
         figures = [100 * rates.eer()[0], *(rates.min_dcf(*cost)[0] for cost in costs)]
@@ -57,7 +59,8 @@ def compare(labels, first, second, scores, priors, draws: int = 0, seed: int = 0
         found[name] = {key: _with_ends(value, ends[key]) for key, value in zip(wanted, figures)}
     differences = {}
     for key in wanted:
-        value, draw = found["B"][key]["value"] - found["A"][key]["value"], drawn[1][key] - drawn[0][key]
+        value = found["B"][key]["value"] - found["A"][key]["value"]
+        draw = drawn[1][key] - drawn[0][key]
         draw = draw[np.isfinite(draw)]
         turned = 2 * min(np.mean(draw <= 0), np.mean(draw >= 0))
         p = float(np.clip(turned, 1 / len(draw), 1))

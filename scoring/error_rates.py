@@ -92,7 +92,8 @@ class ErrorRates:
         while (low < high).any():
             middle = (low + high) // 2
             miss, alarm = self.at(scores[np.minimum(middle, len(scores) - 1)])
-            reached, searching = miss >= alarm, low < high
+            reached = miss >= alarm
+            searching = low < high
             high = np.where(searching & reached, middle, high)
             low = np.where(searching & ~reached, middle + 1, low)
         return np.append(scores, np.inf)[low]

@@ -121,7 +121,8 @@ def _columns(path):
         raise UsageError(f"{path}: cannot be read: not a UTF-8 text file")
     if "\t" in text and " " in text:  # names may hold spaces
         rows = [columns_of(line) for line in text.split("\n")]
-        words, counts = [word for row in rows for word in row], np.array([len(row) for row in rows])
+        words = [word for row in rows for word in row]
+        counts = np.array([len(row) for row in rows])
         return _rectangle(words, counts)
     words = text.split()
     if text.isascii():

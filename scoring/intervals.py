@@ -97,7 +97,8 @@ def draw_figures(scores, labels, speakers, llrs, costs, draws: int = 0, seed: in
     thresholds = [bayes_threshold(*cost) for cost in costs]
     losses = [_losses(llrs[index], thresholds, target) for target, index in zip((True, False), classes)]
     sorted_scores = [scores[index] for index in classes]
-    below, found = None, {}
+    below = None
+    found = {}
     for weights in _weights(speakers, classes, draws, np.random.default_rng(seed)):
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a class has no rates
             rates = ErrorRates(*sorted_scores, *[_running_sums(w) for w in weights])

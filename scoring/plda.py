@@ -57,9 +57,12 @@ class PLDA:
         means = np.asarray(means, np.float64)
         counts = np.broadcast_to(np.asarray(counts, np.float64), (len(means),))[:, None]
         gain = counts * self.psi / (counts * self.psi + 1)
-        expected, same, other = gain * means, 1 + self.psi / (counts * self.psi + 1), 1 + self.psi
+        expected = gain * means
+        same = 1 + self.psi / (counts * self.psi + 1)
+        other = 1 + self.psi
         # log N(t; expected, same) - log N(t; 0, other), sorted by powers of t
-        linear, square = expected / same, (1 / other - 1 / same) / 2
+        linear = expected / same
+        square = (1 / other - 1 / same) / 2
         constant = (np.log(other / same) - expected**2 / same).sum(axis=1, keepdims=True) / 2
         return np.concatenate([linear, square, constant], axis=1)
 

@@ -83,7 +83,8 @@ def table(result: dict) -> list[str]:
     columns = [(name, part) for name, part in columns if not part["failed"]]
     if not columns:
         return lines
-    eer, interval = columns[0][1]["figures"]["eer"], columns[0][1]["intervals"].get("eer", (None, None))
+    eer = columns[0][1]["figures"]["eer"]
+    interval = columns[0][1]["intervals"].get("eer", (None, None))
     caution = wrong_way_round(eer, interval[0])
     lines += [caution] if caution else []
     lines.append(f"{'':<14}" + "".join(f"{name:<32}" for name, _ in columns).rstrip())
@@ -114,7 +115,8 @@ def figures(trials, values, finite, a, models):
     try:
         intervals = bootstrap_interval(values[finite], labels, speakers, priors=priors, draws=a.draws)
     except ValueError as error:  # a handful of trials
-        intervals, basis = {}, f"no intervals: {error}"
+        intervals = {}
+        basis = f"no intervals: {error}"
     return figures_of(rates, rates, priors), intervals, basis
 
 

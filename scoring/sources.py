@@ -14,7 +14,9 @@ class Source:
 
     def __init__(self, files=(), model=None, root: str = "", durations: str = ""):
         self.files, self.model, self.root = list(files), model, root
-        self.names, self.rows, self.problems = {}, [], {}
+        self.names = {}
+        self.rows = []
+        self.problems = {}
         self.identity = "" if model is None else model.identity
         self.lengths = read_durations(durations) if durations else {}
         for path in self.files:

@@ -13,7 +13,7 @@ def model_settings(state: dict, path) -> dict[str, Setting]:
     if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
         return {}
     model = plugins.declaration("models", carried["model"])
-    names = {"model", *(model.keys if model else ())} - {*DRAWN_IN_TRAINING_ONLY}
+    names = ({"model"} | set(model.keys if model else ())) - set(DRAWN_IN_TRAINING_ONLY)
     return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
 
 

@@ -200,7 +200,8 @@ def _variant_of(tree: ast.Module, entry, folder: str):
 
     ``from models.ResNet import MainModel`` is one, ``MainModel = partial(ResNet, depth=34)`` the other.
     """
-    fixed, name = {}, None
+    fixed = {}
+    name = None
     if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Call) and entry.value.args:
         called, first = entry.value.func, entry.value.args[0]
         if "partial" in (getattr(called, "id", ""), getattr(called, "attr", "")) and isinstance(first, ast.Name):

@@ -169,14 +169,16 @@ def read_command_line(argv, mistakes: Mistakes) -> tuple[dict[str, Setting], boo
     settings = {name: Setting(value, "command line") for name, value in values.items()}
     position = 0
     while position < len(rest):
-        word, position = rest[position], position + 1
+        word = rest[position]
+        position += 1
         if not word.startswith("--"):
             mistakes.add(f"command line: unexpected argument '{word}'")
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
             if position < len(rest) and not rest[position].startswith("--"):
-                value, position = rest[position], position + 1
+                value = rest[position]
+                position += 1
             else:
                 name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
         settings[name] = Setting(_yaml_scalar(value), "command line")

@@ -28,8 +28,15 @@ CONVERT = (
     "torch.save(torch.load(a, 'cpu', weights_only=True), b)\" OLD.pt NEW.pt"
 )
 DTYPES = {
-    **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
-    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
     "Bool": torch.bool,
 }
 STORAGES = {f"torch {name}Storage": dtype.itemsize for name, dtype in DTYPES.items()}
@@ -139,11 +146,16 @@ class Rehearsal:
     bytearray of any size, and for a dict key that takes a year to hash. ``sizes`` are the bytes of the entries.
     """
 
-    what, more_names = "dump", ()
+    what = "dump"
+    more_names = ()
 
     def __init__(self, sizes: dict[str, int]):
-        self.sizes, self.bytes, self.kinds = sizes, 0, {}
-        self.stack, self.outer, self.memo = [], [], {}
+        self.sizes = sizes
+        self.bytes = 0
+        self.kinds = {}
+        self.stack = []
+        self.outer = []
+        self.memo = {}
 
     def run(self, data):
         """Run all opcodes of bytes or of a file; Refusal, or what pickletools and an empty stack raise."""
@@ -167,7 +179,8 @@ class Rehearsal:
         self.stack = []
 
     def since_mark(self) -> list:
-        items, self.stack = self.stack, self.outer.pop()
+        items = self.stack
+        self.stack = self.outer.pop()
         return items
 
     def take(self, count: int) -> list:
@@ -312,11 +325,15 @@ _STEPS = {
     "APPENDS": lambda self, _: self.append(self.since_mark()),
     "SETITEM": lambda self, _: self.set_items(self.take(2)),
     "SETITEMS": lambda self, _: self.set_items(self.since_mark()),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), Rehearsal.remember),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda self, place: self.push(self.memo[place])),
-    **{"PROTO": Rehearsal.protocol, "MARK": Rehearsal.mark, "STOP": lambda self, _: self.stack.pop()},
+    "BINPUT": Rehearsal.remember,
+    "LONG_BINPUT": Rehearsal.remember,
+    "BINGET": lambda self, place: self.push(self.memo[place]),
+    "LONG_BINGET": lambda self, place: self.push(self.memo[place]),
+    "PROTO": Rehearsal.protocol,
+    "MARK": Rehearsal.mark,
+    "STOP": lambda self, _: self.stack.pop(),
     "GLOBAL": Rehearsal.name,
     "BINPERSID": lambda self, _: self.storage(_),
     "REDUCE": lambda self, _: self.call(_),
-    **{"BUILD": Rehearsal.attributes},
+    "BUILD": Rehearsal.attributes,
 }

@@ -13,8 +13,14 @@ from storage.restricted import DumpError, Refusal, load_plain, plain
 
 FORMAT_VERSION = 1
 REASONS = (
-    *("loss_nonfinite", "grad_nonfinite", "grad_norm_overflow", "scale_collapse"),
-    *("batch_nonfinite", "label_out_of_range", "state_nonfinite", "data_error"),
+    "loss_nonfinite",
+    "grad_nonfinite",
+    "grad_norm_overflow",
+    "scale_collapse",
+    "batch_nonfinite",
+    "label_out_of_range",
+    "state_nonfinite",
+    "data_error",
 )
 STATE_NAME = re.compile(r"state_[0-9a-f]{8,64}\.pt")
 MAX_THREADS = 4096
@@ -97,41 +103,64 @@ FLOATS = tensor_of("a tensor of floating point with up to 4 dimensions", torch.i
 WHOLE = tensor_of("a tensor of whole numbers", lambda t: not t.is_floating_point() and t.dtype != torch.bool)
 BYTES = tensor_of("a generator's state", lambda t: t.dtype == torch.uint8, (1,))
 ONE_NUMBER = tensor_of("a number", lambda t: t.numel() == 1 and t.dtype != torch.bool)
-STATISTICS = Fields({**dict.fromkeys(("numel", "nan", "inf"), INT), **dict.fromkeys(("abs_max", "norm"), NUMBER)})
+STATISTICS = Fields({"numel": INT, "nan": INT, "inf": INT, "abs_max": NUMBER, "norm": NUMBER})
 DRAW = Fields({"kind": TEXT, "path": TEXT}, {"start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
 FILE = Fields(
     {"path": TEXT, "line": INT},
     {
-        **{
-            "start": between(0, 1 << 40),
-            "rate": between(1, 10**7),
-            "speed": between(0.1, 10.0),
-            "utterance": INT,
-            "channel": TEXT,
-        },
-        **{"peak": NUMBER, "rms": NUMBER, "augment": [DRAW], "replaced": [Fields({"path": TEXT, "reason": TEXT})]},
+        "start": between(0, 1 << 40),
+        "rate": between(1, 10**7),
+        "speed": between(0.1, 10.0),
+        "utterance": INT,
+        "channel": TEXT,
+        "peak": NUMBER,
+        "rms": NUMBER,
+        "augment": [DRAW],
+        "replaced": [Fields({"path": TEXT, "reason": TEXT})],
     },
 )
 NUMPY_RNG, PYTHON_RNG = row_of(TEXT, [INT], INT, INT, NUMBER), row_of(INT, [INT], (float, type(None)))
 RNG_STATE = Fields({}, {"torch": BYTES, "cuda": BYTES, "numpy": NUMPY_RNG, "python": PYTHON_RNG})
 # The six keys of the first trainer that wrote such files; alone they are a valid old dump, format 0.
 ORIGIN_KEYS = {
-    **{"batch_idx": INT, "epoch": INT, "data": FLOATS, "label": WHOLE},
-    **{"loss": NUMBER, "prec1": NUMBER},
+    "batch_idx": INT,
+    "epoch": INT,
+    "data": FLOATS,
+    "label": WHOLE,
+    "loss": NUMBER,
+    "prec1": NUMBER,
 }
 KEYS = {
     **ORIGIN_KEYS,
-    **{"format_version": INT, "reason": text_of("|".join(REASONS)), "step": INT, "rank": INT, "files": [FILE]},
-    **{"lr": NUMBER, "scaler_scale": NUMBER, "amp_dtype": text_of("float32|float16|bfloat16"), "grad_norm": NUMBER},
-    **{"grad_stats": {str: STATISTICS}, "param_stats": {str: STATISTICS}, "history": [{str: NUMBER}]},
-    **{"rng_state": RNG_STATE, "threads": check_threads, "device": text_of(r"[a-z]{1,16}(:\d{1,3})?")},
-    **{"config": {str: check_setting}, "versions": {str: TEXT}, "source_hashes": {str: TEXT}},
+    "format_version": INT,
+    "reason": text_of("|".join(REASONS)),
+    "step": INT,
+    "rank": INT,
+    "files": [FILE],
+    "lr": NUMBER,
+    "scaler_scale": NUMBER,
+    "amp_dtype": text_of("float32|float16|bfloat16"),
+    "grad_norm": NUMBER,
+    "grad_stats": {str: STATISTICS},
+    "param_stats": {str: STATISTICS},
+    "history": [{str: NUMBER}],
+    "rng_state": RNG_STATE,
+    "threads": check_threads,
+    "device": text_of(r"[a-z]{1,16}(:\d{1,3})?"),
+    "config": {str: check_setting},
+    "versions": {str: TEXT},
+    "source_hashes": {str: TEXT},
     "state": text_of(f"({STATE_NAME.pattern})?"),
 }
 OPTIONAL_KEYS = {
-    **{"window": [INT], "injected": TEXT, "world": INT, "moment": NUMBER, "trainable": [TEXT]},
+    "window": [INT],
+    "injected": TEXT,
+    "world": INT,
+    "moment": NUMBER,
+    "trainable": [TEXT],
     # what an update made non-finite, and plain values that the optimizer keeps in attributes, as before the step
-    **{"update_stats": {str: STATISTICS}, "optimizer_attributes": {str: SCALAR}},
+    "update_stats": {str: STATISTICS},
+    "optimizer_attributes": {str: SCALAR},
 }
 STATE_KEYS = {
     "model_state_dict": {str: TENSOR},

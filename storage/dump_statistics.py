@@ -60,7 +60,8 @@ def percentiles(values) -> list[float]:
 
 def place_lines(dump: dict, most: int = 10) -> list[str]:
     """Where NaN and Inf are: row, sample, file, seconds into the file."""
-    data, files = dump["data"], dump.get("files", [])
+    data = dump["data"]
+    files = dump.get("files", [])
     if data.ndim == 0:
         return []
     flat = rows_of(data, dump["label"].numel())
@@ -166,7 +167,8 @@ def row_issues(rows: torch.Tensor, waveforms: bool) -> list[str]:
 
 def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
     """Potential issues that the numbers alone show."""
-    data, found = dump["data"], []
+    data = dump["data"]
+    found = []
     if data.numel():
         nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
         found += [f"Input data contains {nan} NaN values"] if nan else []

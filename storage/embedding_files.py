@@ -72,7 +72,8 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
             names, x = [str(name) for name in arrays["names"].tolist()], arrays["embeddings"]
         else:
             pairs = list(read_ark(path) if path.suffix == ".ark" else read_scp(path))
-            names, x = [name for name, _ in pairs], np.array([vector for _, vector in pairs])
+            names = [name for name, _ in pairs]
+            x = np.array([vector for _, vector in pairs])
         if x.dtype.kind not in "fiu":
             raise ValueError(f"the embeddings are {x.dtype}, not real numbers")
     if x.ndim != 2 or len(names) != len(x) or len(set(names)) != len(names):

@@ -30,7 +30,9 @@ def read_ark(path):
 def read_scp(path):
     """Yield (name, vector (D,) float) of 'name ark' and 'name ark:offset' lines; UsageError names the line."""
     with contextlib.ExitStack() as opened:
-        last, file, size = None, None, 0
+        last = None
+        file = None
+        size = 0
         for number, (name, *place) in numbered_lines(path):
             place = " ".join(place)
             if "|" in place:
