@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from errors import UsageError
+from scoring.calibration import calibrated_llrs  # noqa: F401  scripts import these figures from here
 from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates
-from scoring.figures import condition_table, table_lines
-from scoring.intervals import trial_speakers
+from scoring.figures import condition_table, evaluation_metrics, figures_of, table_lines  # noqa: F401
+from scoring.intervals import bootstrap_interval, trial_speakers  # noqa: F401
 from settings.command_line import Parser, need, run
 
 
