@@ -5,8 +5,6 @@ python trainSpeakerNet.py --config configs/ResNet34_AAM.yaml --mixedprec        
 torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml             # two processes
 """
 
-import functools
-import math
 import sys
 import time
 
@@ -16,22 +14,23 @@ from tqdm import tqdm
 
 from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
-from errors import Finished, UsageError
+from errors import Finished, UsageError, rank_prefix
 from settings import plugins
 from storage import checkpoint
-from training import finetuning, precision, progress
+from training import display, finetuning, precision
+from training.attempt import Attempt
 from training.averaging import MovingAverage
-from training.endings import no_batches, no_step_in_epoch
+from training.endings import Endings
 from training.evaluation import describe, write_evaluation
+from training.faults import Fault, check_batch, inject_batch
 from training.file_events import FileEvents
-from training.incidents import Incidents
-from training.position import Window, plan_of
-from training.protocol import new_best, protocol_of
+from training.incidents import Incidents, StepRecord
+from training.progress import Progress, plan_of
+from training.protocol import protocol_of
 from training.saving import Saver
-from training.signals import catch_signals
-from training.state import capture
-from training.step import GuardedStep
-from training.update import UpdateGuard
+from training.signals import StopSignal
+from training.state import RunState
+from training.step import Step
 
 
 class SpeakerNet(nn.Module):
@@ -45,7 +44,7 @@ class SpeakerNet(nn.Module):
 
     @property
     def loss(self):
-        """The loss module, None where only the model was built."""
+        """The loss module, None if only the model was built."""
         return self.__L__
 
     def forward(self, data, label=None):
@@ -62,217 +61,329 @@ class Interrupted(Exception):
     """A signal asked the run to stop; the state has been saved."""
 
 
-class ModelTrainer(GuardedStep):
-    """Trains a SpeakerNet: the step, the epochs, evaluation, saving and resuming."""
+class ModelTrainer:
+    """Trains a SpeakerNet: epochs of steps, each followed by an evaluation and a checkpoint."""
 
-    def __init__(self, config, ranks, dataset, sampler, evaluator, files):
-        self.config, self.ranks, self.dataset, self.sampler = config, ranks, dataset, sampler
-        self.evaluator, self.files = evaluator, files
+    def __init__(self, config, ranks, dataset, sampler, evaluator, files, log=None):
+        self.config, self.ranks, self.evaluator, self.files = config, ranks, evaluator, files
+        self.dataset, self.sampler = dataset, sampler
         self.device = ranks.device
+        self.log = log or self.print
+        self.progress = Progress(plan_of(config, sampler, ranks.world), config.gradient_accumulation_steps)
         checkpoint.seed_everything(config.seed)
         self.network = SpeakerNet(config.values()).to(self.device)
         checkpoint.seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
-        self.amp_dtype = precision.choose_amp_dtype(config, self.device)
-        self.scaler = precision.LossScaler(self.amp_dtype is torch.float16)
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.buffers = precision.BufferSnapshot(self.network)
-        self.accumulation = config.gradient_accumulation_steps
-        self.steps_per_epoch = -(-len(sampler) // self.accumulation)
-        self.build_optimizer()
-        self.guard = UpdateGuard(self.optimizer, self.network, self.say)
+        self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
+        amp_dtype = precision.choose_amp_dtype(config, self.device)
+        self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
             self.network.__S__.compile()
-        self.parallel = self.network  # of several processes by ``over_ranks`` when training begins and all are ready
-        pin, keep = config.pin_memory and self.device.type == "cuda", config.persistent_workers
-        self.loader = Loader(dataset, sampler, collate, config, config.nDataLoaderThread, pin, keep)
-        self.plan, self.window = plan_of(config, sampler, ranks.world), Window()
-        self.begin_epoch(1)
-        self.step, self.nonfinite_in_a_row = 0, 0
-        self.best, self.protocol = new_best(), protocol_of(config)
-        self.file_events = FileEvents(config, len(dataset), ranks, files, self.say)
-        self.incidents = Incidents(self)
-        self.signal, self.profiler, self.profiling = None, None, config.enable_profiling
-        self.last_fault = None
-        self.last_line, self.last_point = time.monotonic(), 0
-        self.saver = Saver(config, ranks, files, functools.partial(capture, self), self.buffers.masks, self.say)
+        self.parallel = None  # the network of several processes, made when training begins and all are ready
+        pin = config.pin_memory and self.device.type == "cuda"
+        workers = config.nDataLoaderThread
+        self.loader = Loader(dataset, sampler, collate, config, workers, pin, config.persistent_workers)
+        self.file_events = FileEvents(config, len(dataset), ranks, files, self.log)
+        self.incidents = Incidents(config, ranks, files, max(config.nClasses, dataset.classes))
+        self.endings = Endings(config, files, self.step, self.incidents.writer)
+        self.display = display.Display(config, self.progress, files, ranks.world, self.log)
+        self.stop_signal = StopSignal()
+        self.profiler, self.profiling = None, config.enable_profiling
+        self.state = RunState(
+            config=config,
+            ranks=ranks,
+            files=files,
+            step=self.step,
+            scheduler=self.scheduler,
+            scheduler_unit=self.scheduler_unit,
+            average=self.average,
+            progress=self.progress,
+            incidents=self.incidents,
+            file_events=self.file_events,
+            protocol=protocol_of(config),
+            speakers=dataset.speakers_hash(),
+            log=self.log,
+        )
+        self.saver = Saver(config, ranks, files, self.state.capture, self.step.buffers.nonfinite_by_design, self.log)
 
     def build_optimizer(self):
-        """Optimizer and schedule from their plug-ins."""
+        """Optimizer, schedule and the schedule's unit from their plug-ins."""
         config = self.config
         values = finetuning.scaled(config.values(), finetuning.learning_rate_scale(config, self.ranks.world))
-        values["steps_per_epoch"] = self.steps_per_epoch
+        values["steps_per_epoch"] = self.progress.steps_per_epoch
         groups = finetuning.parameter_groups(self.network, values)
-        self.optimizer = plugins.build("optimizer", config.optimizer, values, groups)
-        self.scheduler, self.scheduler_unit = plugins.build("scheduler", config.scheduler, values, self.optimizer)
-        if self.scheduler_unit not in ("epoch", "iteration"):
-            raise UsageError(
-                f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {self.scheduler_unit}"
-            )
-        finetuning.check_ratio(self.optimizer, values, config.scheduler)
-
-    def over_ranks(self):
-        """The network as the step calls it: under several processes it shares the gradients of what trains now."""
-        if self.ranks.world == 1:
-            return self.network
-        return nn.parallel.DistributedDataParallel(
-            self.network,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            find_unused_parameters=self.config.find_unused_parameters,
-        )
+        optimizer = plugins.build("optimizer", config.optimizer, values, groups)
+        scheduler, unit = plugins.build("scheduler", config.scheduler, values, optimizer)
+        if unit not in ("epoch", "iteration"):
+            raise UsageError(f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {unit}")
+        finetuning.check_ratio(optimizer, values, config.scheduler)
+        return optimizer, scheduler, unit
 
     # ---------------------------------------------------------------------------------------------- the epochs
 
     def run(self):
-        """Train to ``max_epoch``; raises Finished or Interrupted where it stops before."""
-        catch_signals(self)
-        while self.epoch <= self.config.max_epoch:
-            if not self.trained:
+        """Train to ``max_epoch``; raises Finished or Interrupted if it stops before."""
+        self.stop_signal.catch()
+        progress = self.progress
+        while progress.epoch <= self.config.max_epoch:
+            if not progress.trained:
                 with self.files.profiler(self.profiled_steps()) as self.profiler:
                     self.train_epoch()
                 self.require_a_step()
                 self.finish_epoch()
-            if self.epoch % self.config.test_interval == 0 or self.epoch == self.config.max_epoch:
-                self.save_last()
+            if progress.epoch % self.config.test_interval == 0 or progress.epoch == self.config.max_epoch:
+                self.saver.last()
                 self.evaluate()
-            self.begin_epoch(self.epoch + 1)
-            self.save_last()
+            progress.begin_epoch(progress.epoch + 1)
+            self.saver.last()
             self.stop_early()
-
-    def profiled_steps(self) -> int:
-        """Steps of the coming epoch that ``enable_profiling`` wants: up to 20 in the first epoch of this process."""
-        left = -(-(len(self.sampler) - self.batch) // self.accumulation)
-        wanted, self.profiling = self.profiling, self.profiling and not left
-        return min(left, 20) if wanted else 0
-
-    def begin_epoch(self, epoch: int):
-        """Go to the start of an epoch."""
-        self.epoch, self.batch, self.trained = epoch, 0, False
-        self.totals = progress.new_totals()
-        self.window.close()
 
     def train_epoch(self):
         """Train on the batches of the epoch that are left."""
-        self.network.train()
-        changed = self.backbone.enter(self.epoch)
-        if changed or self.parallel is self.network:
-            self.parallel = self.over_ranks()
-        if changed:
-            self.say(str(self.backbone))
-        self.sampler.set_position(self.epoch, self.batch)
-        self.window.accepted = 0
-        window, waiting = [], time.perf_counter()
-        bar = progress.progress_bar(self, hidden=not self.ranks.main or not sys.stderr.isatty())
-        for batch in self.loader if self.batch < len(self.sampler) else ():
-            self.totals["waited"] += time.perf_counter() - waiting
-            self.batch += 1
+        progress, window = self.progress, []
+        self.enter_epoch()
+        self.sampler.set_position(progress.epoch, progress.batch)
+        progress.window.accepted = 0
+        waiting = time.perf_counter()
+        self.display.begin(hidden=not self.ranks.main or not sys.stderr.isatty())
+        for batch in self.loader if progress.batch < progress.batches else ():
+            progress.totals["waited"] += time.perf_counter() - waiting
+            progress.batch += 1
             if self.accept(batch):
                 window.append(batch)
-            if self.accumulation > 1 and self.ranks.any(self.signal is not None):
+            if progress.accumulation > 1 and self.ranks.any(self.stop_signal.number is not None):
                 self.save_if_due()  # the next call goes on from where the window opened
-            if len(window) == self.accumulation or (window and self.batch == len(self.sampler)):
-                attempt = self.train_step(window)
-                self.count(window, attempt)
+            if len(window) == progress.accumulation or (window and progress.batch == progress.batches):
+                self.train_step(window)
                 window = []
                 waiting = self.lap(waiting)
-                progress.write_point(self)
+                self.display.write_point(self.incidents.history, self.optimizer, self.device)
                 if self.profiler is not None:
                     self.profiler.step()
                 self.save_if_due()
             waiting = self.lap(waiting)
-            progress.show(self, bar)
-        bar.close()
+            self.display.show()
+        self.display.end()
+
+    def train_step(self, window: list[dict]) -> Attempt | None:
+        """Train on a window of batches; a step in which something is not finite leaves no trace and returns None."""
+        progress = self.progress
+        poison = self.incidents.injections.pop(progress.window_number, "")
+        try:
+            result = self.step.take(window, progress.fractional_epoch, poison)
+        except Exception:  # a plug-in may raise anything
+            self.save_before_step()
+            raise
+        if isinstance(result, Fault):
+            self.refuse(window, result)
+            return None
+        self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
+        self.average.update()
+        if self.scheduler_unit == "iteration":
+            self.scheduler.step()
+        progress.step += 1
+        progress.nonfinite_in_a_row = 0
+        progress.window.close()
+        progress.count(window, result)
+        return result
+
+    def accept(self, batch) -> bool:
+        """Check a batch on the host, before the device sees it; a bad one is left out on all ranks.
+
+        Raises Finished on all ranks if one of them can load no more.
+        """
+        progress = self.progress
+        failed, refused_before = isinstance(batch, LoaderFailed), progress.batch in progress.window.refused
+        fault = None if failed or refused_before else self.examine(batch)
+        worst = self.ranks.highest(2 if failed else int(fault is not None))
+        if worst == 2:
+            progress.batch -= 1
+            self.saver.last()
+            failures = self.ranks.gather(f"{rank_prefix()}loader: {batch}" if failed else None)
+            raise self.endings.no_batches(next(filter(None, failures)))
+        if refused_before:  # and counted, by the call of the command that a signal ended inside this window
+            return False
+        if worst == 1:
+            self.refuse([batch], fault or Fault("", "", at_fault=False), whole=False)
+            return False
+        progress.window.accept(progress.batch)
+        return True
+
+    def examine(self, batch) -> Fault | None:
+        """Take note of a batch's files and look for what must not reach the device."""
+        self.file_events.note(batch, lambda *found: self.incidents.file_faults(self.record(), *found))
+        self.file_events.replace_rows(batch)
+        number = self.progress.window_number
+        poison = self.incidents.injections.get(number)
+        if poison not in ("data", "label"):
+            return check_batch(batch, self.incidents.classes)
+        self.incidents.injections.pop(number)
+        batch.update(inject_batch(batch, poison, self.incidents.classes))
+        fault = check_batch(batch, self.incidents.classes)
+        fault.injected = poison
+        return fault
+
+    def refuse(self, window: list[dict], fault: Fault, whole: bool = True):
+        """Leave out the ``whole`` window, or one batch of it: the model is as it was before it.
+
+        Ends the run after ``nan_patience`` in a row, and after an update that could not be taken back.
+        """
+        progress = self.progress
+        progress.last_fault = self.incidents.handle(self.record(), window, fault)
+        if not fault.undone:
+            raise self.endings.spoilt_by_an_update(fault, self.saver.saved_step)
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.totals["skipped"] += len(window)
+        progress.nonfinite_in_a_row += 1
+        if whole:
+            progress.window.close()
+        else:
+            progress.window.refuse(progress.batch)
+        if progress.nonfinite_in_a_row >= self.config.nan_patience:
+            in_a_row, progress.nonfinite_in_a_row = progress.nonfinite_in_a_row, 0  # the next call counts anew
+            self.saver.last()
+            raise self.endings.patience_is_over(in_a_row, progress.last_fault)
+
+    def record(self) -> StepRecord:
+        """What a dump tells of the step at hand."""
+        step, progress = self.step, self.progress
+        return StepRecord(
+            epoch=progress.epoch,
+            batch=progress.batch,
+            step=progress.step,
+            fractional_epoch=progress.fractional_epoch,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            scale=float(step.scaler.scale),
+            amp_dtype=step.amp_dtype,
+            device=self.device,
+            generators=precision.draw_state(self.device),
+            network=self.network,
+            optimizer=self.optimizer,
+            parameters=step.parameters,
+        )
+
+    # ------------------------------------------------------------------------------------- around the epochs
+
+    def enter_epoch(self):
+        """Freeze or free the backbone, and share the gradients of what trains now between several processes."""
+        self.network.train()
+        changed = self.backbone.enter(self.progress.epoch)
+        if self.ranks.world > 1 and (changed or self.parallel is None):
+            self.parallel = nn.parallel.DistributedDataParallel(
+                self.network,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                find_unused_parameters=self.config.find_unused_parameters,
+            )
+            self.step.parallel = self.parallel
+        if changed:
+            self.log(str(self.backbone))
 
     def lap(self, since: float) -> float:
         """Add the time that has passed to the epoch's; returns now."""
         now = time.perf_counter()
-        self.totals["seconds"] += now - since
+        self.progress.totals["seconds"] += now - since
         return now
 
-    def count(self, window, attempt):
-        """Add a step that was taken to the epoch's means."""
-        if attempt is not None:
-            utterances = sum(batch["data"].shape[0] * batch["data"].shape[1] for batch in window)
-            self.totals["utterances"] += utterances
-            self.totals["loss"] += attempt.loss * utterances
-            self.totals["accuracy"] += attempt.accuracy * utterances
+    def profiled_steps(self) -> int:
+        """Steps of the coming epoch that ``enable_profiling`` wants: up to 20 in the first epoch of this process."""
+        left = -(-(self.progress.batches - self.progress.batch) // self.progress.accumulation)
+        wanted, self.profiling = self.profiling, self.profiling and not left
+        return min(left, 20) if wanted else 0
 
     def require_a_step(self):
         """End the run after an epoch without a step; the next call trains this epoch from its start."""
-        if self.totals["utterances"]:
+        progress = self.progress
+        if progress.totals["utterances"]:
             return
-        skipped, self.nonfinite_in_a_row = self.totals["skipped"], 0
-        self.begin_epoch(self.epoch)
-        self.save_last()
-        raise no_step_in_epoch(self, skipped)
+        skipped, progress.nonfinite_in_a_row = progress.totals["skipped"], 0
+        progress.begin_epoch(progress.epoch)
+        self.saver.last()
+        raise self.endings.no_step_in_epoch(progress.epoch, skipped, progress.last_fault)
 
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
-        self.trained = True
-        drifted = self.ranks.reconcile([*self.parameters, *self.average.tensors.values()], self.optimizer)
+        self.progress.trained = True
+        drifted = self.ranks.reconcile([*self.step.parameters, *self.average.tensors.values()], self.optimizer)
         if drifted:
-            self.say(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
-        rates = progress.learning_rates(self.optimizer)
+            self.log(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
+        rates = display.learning_rates(self.optimizer)
         if self.scheduler_unit == "epoch":
             self.scheduler.step()
-        progress.report_epoch(self, rates)
+        self.display.report_epoch(rates)
         self.file_events.share()
         self.file_events.report_conversions()
 
-    def means(self):
-        """Loss, accuracy in %, utterances a second over all ranks, and % of time spent waiting for data."""
-        t, world = self.totals, self.ranks.world
-        n = t["utterances"]
-        values = (t["loss"] / n, t["accuracy"] / n) if n else (math.nan, math.nan)
-        return (*values, world * n / max(t["seconds"], 1e-9), 100 * t["waited"] / max(t["seconds"], 1e-9))
-
     def evaluate(self):
         """Evaluate, write the checkpoint of the epoch, keep the best."""
-        self.guard.release()
+        progress = self.progress
+        self.step.guard.release()
         try:
             with self.average.applied():
-                result = self.evaluator.run(self.network, self.epoch, lambda: self.signal is not None)
+                asked = self.stop_signal
+                result = self.evaluator.run(self.network, progress.epoch, lambda: asked.number is not None)
         except LoaderFailed as error:
-            raise no_batches(self, error) from error
+            raise self.endings.no_batches(error) from error
         if result.get("stopped"):
-            number = torch.tensor(float(self.signal or 0), device=self.device)
+            number = torch.tensor(float(self.stop_signal.number or 0), device=self.device)
             raise Interrupted(int(self.ranks.maximum(number)))
         for line in describe(result, self.config):
-            self.say(line)
-        write_evaluation(self.files, self.evaluator, result, self.config, self.step)
-        better = not result["failed"] and (self.best["eer"] is None or result["eer"] < self.best["eer"])
-        improved = better and self.step > 0  # weights that no step has trained are never the best
+            self.log(line)
+        write_evaluation(self.files, self.evaluator, result, self.config, progress.step)
+        better = not result["failed"] and (progress.best["eer"] is None or result["eer"] < progress.best["eer"])
+        improved = better and progress.step > 0  # weights that no step has trained are never the best
         if improved:
-            self.best = {"eer": result["eer"], "epoch": self.epoch, "threshold": result["threshold"], "waited": 0}
+            best = {"eer": result["eer"], "epoch": progress.epoch, "threshold": result["threshold"], "waited": 0}
+            progress.best = best
         else:
-            self.best["waited"] += 1
-        self.saver.evaluated(self.epoch, result, self.evaluator, improved)
+            progress.best["waited"] += 1
+        self.saver.evaluated(progress.epoch, result, self.evaluator, improved)
 
     def stop_early(self):
-        """End the run where ``patience`` evaluations brought nothing better."""
-        if self.config.patience and self.best["waited"] >= self.config.patience:
-            line = f"Early stopping at epoch {self.epoch - 1}."
+        """End the run if ``patience`` evaluations brought nothing better."""
+        waited = self.progress.best["waited"]
+        if self.config.patience and waited >= self.config.patience:
+            line = f"Early stopping at epoch {self.progress.epoch - 1}."
             previous = self.files.scores.read_text(encoding="utf-8") if self.files.scores.is_file() else ""
             if line not in previous:
                 self.files.score_line(line)
-            raise Finished([f"{line} No better EER in {self.best['waited']} evaluations (patience)."], 0)
+            raise Finished([f"{line} No better EER in {waited} evaluations (patience)."], 0)
 
     # ------------------------------------------------------------------------------------------ save and resume
 
-    def save_last(self):
-        """Write model/last.model; a collective under several processes."""
-        self.saver.last()
+    def begin(self):
+        """Go on from the newest checkpoint of the run; without one start from ``initial_model``, if there is one."""
+        if not self.resume():
+            finetuning.load_initial(self.network, self.dataset, self.config, self.log)
+        elif self.config.initial_model:
+            self.log("initial_model is not used: the run continues from its own state")
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint of the run; returns whether there was one."""
+        if self.state.resume() is None:
+            return False
+        self.saver.saved_step = self.display.last_point = self.progress.step
+        return True
+
+    def save_before_step(self):
+        """Save the state as it was before a step that an exception ends, if the other processes need not be asked."""
+        try:
+            if self.step.undo() and self.ranks.world == 1:
+                self.saver.last()
+                self.log(f"the state before this step is in {self.files.model / 'last.model'}")
+        except RuntimeError as error:  # after an error of the device nothing can be read from it
+            self.log(f"the state before this step cannot be saved: {error}")
 
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
-        wish = [self.saver.due(self.step) or self.loader.restarted, self.signal or 0, bool(self.file_events.found)]
+        number = self.stop_signal.number or 0
+        wish = [self.saver.due(self.progress.step) or self.loader.restarted, number, bool(self.file_events.found)]
         wish = torch.tensor(wish, dtype=torch.float32, device=self.device)
         due, number, found = self.ranks.maximum(wish).tolist()
         if found:
             self.file_events.share()
         if due or number or self.file_events.too_many():
-            self.save_last()
+            self.saver.last()
             self.loader.restarted = False
         if self.file_events.too_many():
             raise Finished([self.file_events.verdict()], 2)
@@ -284,10 +395,8 @@ class ModelTrainer(GuardedStep):
         self.incidents.writer.close()
         self.loader = self.evaluator.loader = None
 
-    # ------------------------------------------------------------------------------------------------- reporting
-
-    def say(self, text: str):
+    def print(self, text: str):
         """Print a line from the main process, above the progress bar."""
         if self.ranks.main:
-            tqdm.write(progress.folded(text, progress.columns()), file=sys.stdout)
+            tqdm.write(display.folded(text, display.columns()), file=sys.stdout)
             sys.stdout.flush()

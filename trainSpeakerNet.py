@@ -72,13 +72,11 @@ def run(config, argv, written) -> int:
 def train(config, written, ranks) -> int:
     """Train, or continue a run."""
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
-    from SpeakerNet import Interrupted, ModelTrainer
+    from SpeakerNet import ModelTrainer
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
-    from training.endings import NO_EER, without_a_best
+    from training.endings import NO_EER
     from training.evaluation import Evaluator
-    from training.finetuning import load_initial
     from training.run_files import RunFiles
-    from training.state import resume
 
     with failing_together(ranks):
         dataset = TrainDataset(config)
@@ -89,77 +87,84 @@ def train(config, written, ranks) -> int:
     refuse_differences(ranks, facts_of(config, dataset))
     describe_run(trainer, written)
     with failing_together(ranks):  # all begin with the one collective of ``resume``
-        if not resume(trainer):
-            load_initial(trainer, config)
-        elif config.initial_model:
-            trainer.say("initial_model is not used: the run continues from its own state")
+        trainer.begin()
+    progress = trainer.progress
     if ranks.world > 1:
-        place = {"epoch": trainer.epoch, "batch": trainer.batch, "step": trainer.step}
+        place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
         refuse_differences(ranks, {**place, "weights": weights_hash(trainer.network)})
     files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
     files.track(config)
-    status = 0
-    try:
-        if trainer.epoch > config.max_epoch:
-            trainer.say(f"epoch {config.max_epoch} of {config.max_epoch} is already done")
-        else:
-            trainer.stop_early()
-        trainer.run()
-    except Interrupted as stop:
-        text = f"stopped by signal {stop.args[0]}; the state is in {files.model / 'last.model'}"
-        trainer.say(f"{text}; run the same command again to continue")
-        status = 128 + stop.args[0]
-    except Finished as end:
-        for line in end.lines:
-            if ranks.main:
-                print(line, file=sys.stderr if end.status else sys.stdout)
-        status = end.status
-    finally:
-        trainer.close()
-        files.close()
+    status = run_to_the_end(trainer)
     unsaved = ", ".join(trainer.saver.unsaved())
     if unsaved:
         text = "not saved as the run ended; make room and run the same command again: it goes on from the last save"
         print(f"{unsaved}: {text}", file=sys.stderr)
-    if status:
-        return 4 if unsaved else status
+    if not status:
+        status = report_end(trainer, NO_EER, bool(unsaved))
+    return 4 if unsaved else status
+
+
+def run_to_the_end(trainer) -> int:
+    """Train to the end of the run, or to where it stops; returns the exit status."""
+    from SpeakerNet import Interrupted
+
+    config, progress, status = trainer.config, trainer.progress, 0
+    try:
+        if progress.epoch > config.max_epoch:
+            trainer.log(f"epoch {config.max_epoch} of {config.max_epoch} is already done")
+        else:
+            trainer.stop_early()
+        trainer.run()
+    except Interrupted as stop:
+        text = f"stopped by signal {stop.args[0]}; the state is in {trainer.files.model / 'last.model'}"
+        trainer.log(f"{text}; run the same command again to continue")
+        status = 128 + stop.args[0]
+    except Finished as end:
+        for line in end.lines:
+            if trainer.ranks.main:
+                print(line, file=sys.stderr if end.status else sys.stdout)
+        status = end.status
+    finally:
+        trainer.close()
+        trainer.files.close()
+    return status
+
+
+def report_end(trainer, no_eer: int, unsaved: bool) -> int:
+    """Say what a run that reached its end has brought; returns the exit status, ``no_eer`` without an EER."""
+    files, best = trainer.files, trainer.progress.best
     if trainer.incidents.seen:
         count = sum(times for _, times in trainer.incidents.seen.values())
         folder = trainer.incidents.writer.folder
-        trainer.say(f"{count} step(s) were left out; to find out why: python analyze_nan_debug.py {folder}")
-    best = trainer.best
+        trainer.log(f"{count} step(s) were left out; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:
-        trainer.say(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
+        trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
         names = ("det.png", "roc.png", "scores.png", "calibration.png")
         pictures = ", ".join(str(files.result / name) for name in names)
-        trainer.say(f"pictures: {pictures}")
+        trainer.log(f"pictures: {pictures}")
         if trainer.evaluator.caution:
-            trainer.say(f"WARNING: {trainer.evaluator.caution}")
-    elif trainer.step and not unsaved:
-        for line in without_a_best(trainer) if ranks.main else ():
+            trainer.log(f"WARNING: {trainer.evaluator.caution}")
+    elif trainer.progress.step and not unsaved:
+        for line in trainer.endings.without_a_best() if trainer.ranks.main else ():
             print(line, file=sys.stderr)
-        return NO_EER
-    return 4 if unsaved else 0
+        return no_eer
+    return 0
 
 
 def preflight(config, written, ranks) -> int:
     """Look at everything before a long run; exit status 0 start it, 2 do not."""
     from preflight.run import preflight as run_checks
 
-    def build(say):
+    def build(log):
         """The trainer as a run would start it, which writes nothing."""
         from DatasetLoader import SpeakerBatchSampler, TrainDataset
         from SpeakerNet import ModelTrainer
-        from training.finetuning import load_initial
         from training.run_files import RunFiles
-        from training.state import resume
 
         dataset = TrainDataset(config)
         sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
-        trainer = ModelTrainer(config, ranks, dataset, sampler, None, RunFiles(config, False))
-        trainer.say = say
-        if not resume(trainer):
-            load_initial(trainer, config)
+        trainer = ModelTrainer(config, ranks, dataset, sampler, None, RunFiles(config, False), log)
+        trainer.begin()
         return trainer
 
     return run_checks(config, written, build)
@@ -174,12 +179,12 @@ def describe_run(trainer, written):
 
     c, dataset, sampler = trainer.config, trainer.dataset, trainer.sampler
     size = sum(p.numel() for p in trainer.network.__S__.parameters())
-    precision = "float32" if trainer.amp_dtype is None else str(trainer.amp_dtype).removeprefix("torch.")
-    trainer.say(
+    precision = "float32" if trainer.step.amp_dtype is None else str(trainer.step.amp_dtype).removeprefix("torch.")
+    trainer.log(
         f"{c.model} ({size:,} parameters), {c.trainfunc}, {precision} on {trainer.device}, "
         f"{trainer.ranks.world} process(es)"
     )
-    trainer.say(
+    trainer.log(
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
@@ -187,25 +192,25 @@ def describe_run(trainer, written):
         *(dataset.speakers, map(dataset.path, range(len(dataset))), trainer.evaluator.files, c.train_path, c.test_path)
     )
     if voices:
-        trainer.say(f"WARNING: {voices}")
+        trainer.log(f"WARNING: {voices}")
     emulation = emulation_note(c, trainer.device)
     if emulation:
-        trainer.say(f"mixedprec: {emulation}")
+        trainer.log(f"mixedprec: {emulation}")
     for line in table_defaults(c, written):
-        trainer.say(line)
+        trainer.log(line)
     scale = learning_rate_scale(c, trainer.ranks.world)
     if c.lr_reference_batch:
         rows = round(scale * c.lr_reference_batch)
         sizes = f"{rows} rows a step / lr_reference_batch {c.lr_reference_batch}"
-        trainer.say(f"learning rate {scale * c.lr:.4g}: lr {c.lr:g} x {sizes}")
+        trainer.log(f"learning rate {scale * c.lr:.4g}: lr {c.lr:g} x {sizes}")
     if c.ema_decay:
-        trainer.say(
+        trainer.log(
             f"evaluations and their checkpoints have the moving average of the weights (ema_decay {c.ema_decay})"
         )
     if c.nDataLoaderThread > usable_cores():
-        trainer.say(f"nDataLoaderThread: {usable_cores()} instead of {c.nDataLoaderThread}, one for each core here")
+        trainer.log(f"nDataLoaderThread: {usable_cores()} instead of {c.nDataLoaderThread}, one for each core here")
     if sampler.surplus:
-        trainer.say(f"{sampler.surplus} rows of speakers with more rows than there are batches wait for another epoch")
+        trainer.log(f"{sampler.surplus} rows of speakers with more rows than there are batches wait for another epoch")
 
 
 def evaluate(config, ranks) -> int:

@@ -15,12 +15,33 @@ from pathlib import Path
 import numpy as np
 
 from errors import UsageError
-from scoring.calibration import calibrated_llrs  # noqa: F401  scripts import these figures from here
+from scoring.calibration import calibrated_llrs
 from scoring.cautions import wrong_way_round
 from scoring.error_rates import ErrorRates
-from scoring.figures import condition_table, evaluation_metrics, figures_of, table_lines  # noqa: F401
-from scoring.intervals import bootstrap_interval, trial_speakers  # noqa: F401
+from scoring.figures import condition_table, evaluation_metrics, figures_of, table_lines
+from scoring.intervals import bootstrap_interval, trial_speakers
 from settings.command_line import Parser, need, run
+
+# What scripts import from here, voxceleb_trainer's among them.
+__all__ = [
+    "ComputeActDcf",
+    "ComputeCllr",
+    "ComputeEER",
+    "ComputeErrorRates",
+    "ComputeMinCllr",
+    "ComputeMinDcf",
+    "ComputeRocchEER",
+    "bootstrap_interval",
+    "calibrated_llrs",
+    "condition_table",
+    "evaluation_metrics",
+    "figures_of",
+    "table_lines",
+    "threshold_at_false_accept",
+    "threshold_at_false_reject",
+    "trial_speakers",
+    "tuneThresholdfromScore",
+]
 
 
 def tuneThresholdfromScore(scores, labels, target_fa, target_fr=None):

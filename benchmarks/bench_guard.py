@@ -24,10 +24,11 @@ def unguarded_step(self, window):
     self.optimizer.zero_grad(set_to_none=True)
     (batch,) = window
     data, label = batch["data"].to(self.device), batch["label"].to(self.device)
-    with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-        loss, accuracy = self.parallel(data, label)
+    amp_dtype = self.step.amp_dtype
+    with torch.autocast(self.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        loss, accuracy = self.step.parallel(data, label)
     loss.float().backward()
-    gradients = [p.grad for p in self.parameters if p.grad is not None]
+    gradients = [p.grad for p in self.step.parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     loss, accuracy, norm = torch.stack([loss.detach().float(), accuracy.detach().float(), norm]).tolist()
     if self.config.grad_clip and norm > self.config.grad_clip:
@@ -50,10 +51,10 @@ class Trusting:
 
 def kinds_of_steps(trainer, batch) -> dict:
     """The three kinds of steps as functions."""
-    bare, guard = types.MethodType(unguarded_step, trainer), trainer.guard
+    bare, guard = types.MethodType(unguarded_step, trainer), trainer.step.guard
 
     def guarded(update_guard):
-        trainer.guard = update_guard
+        trainer.step.guard = update_guard
         trainer.accept(batch)
         trainer.train_step([batch])
 
@@ -88,9 +89,9 @@ def main() -> int:
     args, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(words, folder)
-        print(machine(trainer.device), trainer.config.model, trainer.amp_dtype or torch.float32)
+        print(machine(trainer.device), trainer.config.model, trainer.step.amp_dtype or torch.float32)
         trainer.sampler.set_position(1)
-        guard, steps = trainer.guard, kinds_of_steps(trainer, next(iter(trainer.loader)))
+        guard, steps = trainer.step.guard, kinds_of_steps(trainer, next(iter(trainer.loader)))
         seconds = {name: [] for name in steps}
         # On a CPU the time that this process computed: what other programs take away does not count.
         clock = time.perf_counter if trainer.device.type == "cuda" else time.process_time

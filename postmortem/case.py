@@ -52,8 +52,8 @@ class Case:
     @property
     def bad_state(self) -> list[str]:
         """Names of state tensors that were not finite before the step, but for those that are meant to be."""
-        masks = self.replay.masks if self.replay is not None else ()
-        return [name for name in bad_state(self.state) if name not in masks] if self.state else []
+        by_design = self.replay.nonfinite_by_design if self.replay is not None else ()
+        return [name for name in bad_state(self.state) if name not in by_design] if self.state else []
 
     @functools.cached_property
     def retraining(self) -> Retraining | None:

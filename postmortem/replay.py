@@ -19,8 +19,9 @@ from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
 from storage.dump_statistics import bad_state, number
 from training.finetuning import FrozenBackbone
-from training.precision import BufferSnapshot, LossScaler
-from utils import total_norm
+from training.precision import LossScaler
+from training.ranks import SingleProcess
+from training.step import Step
 
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
@@ -118,31 +119,39 @@ class Replay:
         self.dtype = dump["amp_dtype"]
         # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
-        self.networks = {}
+        self.steps = {}
         if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
-        self.network()
+        self.step()
 
     @property
     def columns(self) -> int:
         """Rows of the batch that carry a label: B."""
         return self.data.shape[1]
 
-    def network(self, settings: dict | None = None) -> SpeakerNet:
-        """Build the network with the dump's state, its configuration changed by ``settings``."""
+    def step(self, settings: dict | None = None) -> Step:
+        """The trainer's step on the network with the dump's state in it, its configuration changed by ``settings``."""
         key = repr(sorted((settings or {}).items()))
-        if key not in self.networks:
+        if key not in self.steps:
             try:
                 network = SpeakerNet({**self.config, **(settings or {})})
             except Exception as error:  # a plug-in may raise anything
                 raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
-            self.networks[key] = network.to(self.device)
-            self.masks = BufferSnapshot(network).masks  # buffers that are infinite from the start: masks
-        network = self.networks[key]
+            self.steps[key] = Step(network.to(self.device), SingleProcess(self.device))
+        network = self.steps[key].network
         self.load(network, self.state["model_state_dict"], strict=not settings)
         network.train()
         FrozenBackbone(network, number(self.config, "freeze_epochs", 0)).enter(self.dump["epoch"])
-        return network
+        return self.steps[key]
+
+    def network(self, settings: dict | None = None) -> SpeakerNet:
+        """The network of ``step``."""
+        return self.step(settings).network
+
+    @property
+    def nonfinite_by_design(self) -> set[str]:
+        """Buffers that hold infinities from the start, as a mask does."""
+        return self.steps[repr([])].buffers.nonfinite_by_design
 
     def fits(self, settings: dict) -> bool:
         """Whether the network with these configuration keys can be built and all of the dump's weights fit it."""
@@ -193,22 +202,30 @@ class Replay:
 
     def run_once(self, columns, data, label, settings, dtype, scale, **more) -> Outcome:
         """``run`` at one loss scale."""
-        network = self.network(settings)
+        step = self.step(settings)
+        network = step.network
         batch = (self.data if data is None else data, self.label if label is None else label)
         restored = fp32_islands(network, more.get("islands", ()))
         outcome = Outcome()
         try:
             if more.get("edit"):
                 more["edit"](network)
-            windows = self.windows(*batch, columns)
+            window = self.window(*batch, columns, torch.float64 if dtype == "float64" else torch.float32)
+            step.amp_dtype = getattr(torch, dtype) if dtype in ("float16", "bfloat16") else None
+            if dtype == "float64":
+                network.double()
+                step.renew_buffers()
             self.restore_generators()
+            step.begin(self.dump.get("moment"))
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
                     stack.enter_context(mode)
-                results = self.forward_backward(network, windows, dtype, scale)
-            self.measure(network, results, scale, outcome)
+                results = step.forward_backward(window, scale)
+            attempt = step.measure(results, scale)  # no mode sees this
+            outcome.loss, outcome.accuracy, outcome.norm = attempt.loss, attempt.accuracy, attempt.norm
+            outcome.bad_buffers = not attempt.buffers_finite
             if self.takes_update and outcome.finite:
-                outcome.nonfinite_after_update = self.update(network, settings, outcome.norm, more.get("around"))
+                outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, more.get("around"))
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after") and outcome.finite:
@@ -219,15 +236,17 @@ class Replay:
             restored()
             if dtype == "float64":
                 network.float()
+                step.renew_buffers()
         return outcome
 
-    def windows(self, data, label, columns):
-        """Split the step into its batches: several with gradient accumulation, one if rows are chosen."""
+    def window(self, data, label, columns, dtype: torch.dtype) -> list[dict]:
+        """The batches of the step: more than one with gradient accumulation, one if rows are chosen."""
+        data = data.to(dtype)
         if columns is not None:
             columns = torch.as_tensor(columns)
-            return [(data[:, columns], label[columns])]
+            return [{"data": data[:, columns], "label": label[columns]}]
         sizes = self.dump.get("window") or [data.shape[1]]
-        return list(zip(data.split(sizes, dim=1), label.split(sizes)))
+        return [{"data": d, "label": lb} for d, lb in zip(data.split(sizes, dim=1), label.split(sizes))]
 
     def casts(self, dtype: str) -> list:
         """Function modes that replace another device's casts, or compute in float64."""
@@ -235,31 +254,13 @@ class Replay:
             return [Casts(torch.float64)]
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
 
-    def forward_backward(self, network, windows, dtype, scale) -> list:
-        """The trainer's forward and backward pass: (loss, accuracy) pairs, and gradients at the loss scale."""
-        network.zero_grad(set_to_none=True)
-        if hasattr(network.loss, "set_epoch") and "moment" in self.dump:
-            network.loss.set_epoch(self.dump["moment"])
-        if dtype == "float64":
-            network.double()
-        results = []
-        amp = dtype in ("float16", "bfloat16")
-        for data, label in windows:
-            data, label = data.to(self.device), label.to(self.device)
-            data = data.double() if dtype == "float64" else data
-            with torch.autocast(self.device.type, dtype=getattr(torch, dtype) if amp else None, enabled=amp):
-                loss, accuracy = network(data, label)
-            (loss.float() * (scale / len(windows))).backward()
-            results.append((loss.detach(), accuracy))
-        return results
-
-    def update(self, network, settings, norm: float, around=None) -> str:
+    def update(self, step: Step, settings, norm: float, around=None) -> str:
         """Take the optimizer's step from its saved state; return the name of the first tensor it made non-finite.
 
         ``settings`` that are options of the optimizer change it; another ``optimizer`` starts without moments.
         """
         config, saved = {**self.config, "steps_per_epoch": 1, **(settings or {})}, self.state["optimizer_state_dict"]
-        named = dict(network.named_parameters())
+        named = dict(step.network.named_parameters())
         names = self.dump.get("trainable") or list(named)
         groups = [{"params": [named[names[i]] for i in group["params"]]} for group in saved["param_groups"]]
         given = groups[0]["params"] if len(groups) == 1 else groups
@@ -274,28 +275,10 @@ class Replay:
             if "lr" in (settings or {}):
                 group["lr"] *= settings["lr"] / number(self.config, "lr", self.dump["lr"])
             group.update({key: value for key, value in (settings or {}).items() if key in group and key != "lr"})
-        clip = number(config, "grad_clip")
-        if clip and norm > clip:
-            torch._foreach_mul_(list(gradients_of(network).values()), clip / norm)
-        with around or contextlib.nullcontext():
-            optimizer.step()
-        made = {name: p for name, p in named.items() if p.requires_grad or name in names}
-        made |= {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-        floating = {n: t for n, t in made.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
-        return next((name for name, tensor in floating.items() if not bool(tensor.isfinite().all())), "")
-
-    def measure(self, network, results, scale, outcome):
-        """Unscale the gradients and check what the trainer checks; no function mode is active here."""
-        read = [
-            [float(loss.float()), float(torch.as_tensor(accuracy).float().reshape(()))] for loss, accuracy in results
-        ]
-        outcome.loss, outcome.accuracy = torch.tensor(read).mean(dim=0).tolist()
-        gradients = list(gradients_of(network).values())
-        if scale != 1.0:
-            torch._foreach_mul_(gradients, 1.0 / scale)
-        outcome.norm = float(total_norm(gradients)) if gradients else 0.0
-        buffers = [b for n, b in network.named_buffers() if b.is_floating_point() and n not in self.masks]
-        outcome.bad_buffers = bool(buffers) and not math.isfinite(float(total_norm(buffers)))
+        step.set_optimizer(optimizer, number(config, "grad_clip"))
+        step.apply(norm, around)
+        watched = step.guard.watched()
+        return next((name for name, tensor in watched.items() if not bool(tensor.isfinite().all())), "")
 
     def restore_generators(self):
         """Set the random generators to their state before the forward pass."""

@@ -1,6 +1,5 @@
 """Train on the dump's batch from an earlier, sound state: shows whether learning rate, decay or momentum diverge."""
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from torch import nn
 
 from errors import first_line
 from postmortem.probe import Probe
-from postmortem.replay import gradients_of
 from settings import plugins
 from SpeakerNet import SpeakerNet
 from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
+from training.ranks import SingleProcess
+from training.step import Step
 from utils import total_norm
 
 STEPS = 100
@@ -132,26 +132,22 @@ class Retraining:
             schedule, unit = plugins.build("scheduler", config["scheduler"], config, optimizer)
         for group in optimizer.param_groups if schedule is None else ():
             group["lr"] = changes.get("lr", self.learning_rate())
-        step = range(min(COLUMNS, self.replay.columns))
-        data, label = self.replay.data[:, list(step)].to(self.replay.device), self.replay.label[list(step)]
+        clip = number(config, "grad_clip")
+        step = Step(network, SingleProcess(self.replay.device), optimizer=optimizer, grad_clip=clip)
+        columns = list(range(min(COLUMNS, self.replay.columns)))
+        window = [{"data": self.replay.data[:, columns], "label": self.replay.label[columns]}]
         first = norm = float(total_norm([p.detach() for p in parameters]))
         begin = time.perf_counter()
-        loss, taken, clip = math.nan, 0, number(config, "grad_clip")
+        loss, taken = math.nan, 0
         self.replay.restore_generators()
         for taken in range(1, STEPS + 1):
-            optimizer.zero_grad(set_to_none=True)
-            value, _ = network(data, label.to(self.replay.device))
-            value.float().backward()
-            gradients = list(gradients_of(network).values())
-            size = float(total_norm(gradients))
-            loss = float(value.detach())
-            if not math.isfinite(loss) or not math.isfinite(size):
+            step.begin()
+            attempt = step.attempt(window)
+            loss = attempt.loss
+            if not attempt.finite:
                 return Trajectory(taken, loss, norm / first, True)
-            if clip and size > clip:
-                torch._foreach_mul_(gradients, clip / size)
-            probe = Probe(network, data) if taken == probed else None
-            with probe or guard or contextlib.nullcontext():
-                optimizer.step()
+            probe = Probe(network, window[0]["data"]) if taken == probed else None
+            step.apply(attempt.norm, probe or guard)
             if schedule is not None and (unit == "iteration" or taken % config["steps_per_epoch"] == 0):
                 schedule.step()
             norm = float(total_norm([p.detach() for p in parameters]))

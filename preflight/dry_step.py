@@ -12,8 +12,8 @@ from DatasetLoader import collate
 from errors import UsageError
 from settings import plugins
 from storage import checkpoint
-from training import precision
-from training.incidents import check_batch
+from training.faults import check_batch, classify
+from training.step import Step
 
 ROWS, ROWS_ON_CPU = 8, 4  # enough for the magnitudes; a CPU takes minutes for float16 convolutions of many rows
 LOW_SCALE = 256.0  # loss scale of float16 where it is not the run's own and no time is spent on the search for one
@@ -87,79 +87,86 @@ def readable(name: str) -> str:
 def check_step(config, build, report):
     """Build the trainer as the run would, and try one step in each precision."""
     report.heading("dry step")
-    said = []
+    lines = []
     try:
-        trainer = build(said.append)
-        batch = first_rows(trainer)
+        trainer = build(lines.append)
+        rows = ROWS if trainer.device.type == "cuda" else ROWS_ON_CPU
+        batch = first_rows(trainer.dataset, trainer.sampler, trainer.incidents.classes, config, rows)
     except UsageError as error:
         report.finding("error", str(error))
         return
-    for text in said:
+    for text in lines:
         report.line(f"  {text}")
     trainer.network.__S__._compiled_call_impl = None  # compiling takes minutes and changes no magnitude
-    check_learning_rate(trainer, report)
+    rates = learning_rates(trainer.optimizer, trainer.scheduler, trainer.scheduler_unit, trainer.progress, config)
+    check_learning_rate(rates, config.scheduler, report)
     if batch is None:
         report.finding("error", f"too few rows without NaN or Inf among the first {TRIED_ROWS}")
         return
-    chosen = trainer.amp_dtype or torch.float32
+    chosen = trainer.step.amp_dtype or torch.float32
+    trials = try_precisions(trainer.network, trainer.ranks, batch, chosen, config.seed, report)
+    if trials:
+        describe(trials, chosen, batch, trainer.device, report)
+        check_finite(trials, chosen, report)
+        check_headroom(trials, chosen, report)
+
+
+def first_rows(dataset, sampler, classes: int, config, rows: int):
+    """The first ``rows`` of the first epoch that have no NaN or Inf, as one batch; None if there are too few."""
+    wanted = min(max(rows // config.nPerSpeaker, 2), config.batch_size)
+    chosen = []
+    items = (item for items in sampler for item in items)
+    for _, item in zip(range(TRIED_ROWS), items):
+        row = dataset[item]
+        unread = any(event[0] == "speaker" for event in row[3])
+        if not unread and check_batch(collate([row]), classes) is None:
+            chosen.append(row)
+        if len(chosen) == wanted:
+            return collate(chosen)
+    return None
+
+
+def try_precisions(network, ranks, batch, chosen, seed: int, report) -> dict:
+    """{type: (Attempt, Watch, loss scale)} of a step in each precision; {} if it fails in fp32 or the run's own."""
     trials = {}
     order = list(dict.fromkeys((torch.float32, torch.float16, chosen, torch.float64)))  # float64 last: it converts
     hidden = not sys.stderr.isatty()
     for dtype in tqdm(order, desc="dry step", unit="pass", leave=False, ascii=True, disable=hidden):
         try:
-            trials[dtype] = attempt(trainer, batch, dtype, dtype is chosen)
+            trials[dtype] = attempt(network, ranks, batch, dtype, dtype is chosen, seed)
         except Exception as error:  # a plug-in may raise anything; the other precisions still tell something
             level = "error" if dtype in (chosen, torch.float32) else "note"
             report.finding(level, f"{name_of(dtype)}: the step fails: {plugins.in_one_line(error)}")
             if level == "error":
-                return
-    describe(trials, chosen, batch, trainer.device, report)
-    check_finite(trials, chosen, report)
-    check_headroom(trials, chosen, report)
+                return {}
+    return trials
 
 
-def first_rows(trainer):
-    """The first rows of the first epoch that have no NaN or Inf, as one batch; None where there are too few."""
-    dataset, per_row = trainer.dataset, trainer.config.nPerSpeaker
-    most = ROWS if trainer.device.type == "cuda" else ROWS_ON_CPU
-    wanted = min(max(most // per_row, 2), trainer.config.batch_size)
-    rows = []
-    items = (item for items in trainer.sampler for item in items)
-    for _, item in zip(range(TRIED_ROWS), items):
-        row = dataset[item]
-        unread = any(event[0] == "speaker" for event in row[3])
-        if not unread and check_batch(collate([row]), trainer.incidents.classes) is None:
-            rows.append(row)
-        if len(rows) == wanted:
-            return collate(rows)
-    return None
+def attempt(network, ranks, batch, dtype, own: bool, seed: int):
+    """Forward and backward pass in one precision; returns (Attempt, Watch, loss scale). Nothing of it stays.
 
-
-def attempt(trainer, batch, dtype, own: bool):
-    """Forward and backward pass in one precision; returns (Attempt, Watch, loss scale). Nothing of it stays."""
-    checkpoint.seed_everything(trainer.config.seed)  # the same dropout and masks in each precision
-    trainer.amp_dtype = dtype if dtype in (torch.float16, torch.bfloat16) else None
-    trainer.scaler = precision.LossScaler(dtype is torch.float16)
-    trainer.network.train()
+    ``own``: it is the run's precision, whose search for a loss scale is followed from its begin.
+    """
+    checkpoint.seed_everything(seed)  # the same dropout and masks in each precision
+    network.train()
     mode = contextlib.nullcontext()
     if dtype is torch.float64:
-        trainer.network.double()
-        trainer.buffers = precision.BufferSnapshot(trainer.network)
+        network.double()
         batch, mode = {**batch, "data": batch["data"].double()}, DoubleFloats()
-    trainer.buffers.take()
-    rng = precision.draw_state(trainer.device)
-    scales = [trainer.scaler.scale, *trainer.scaler.retries()]
+    step = Step(network, ranks, dtype if dtype in (torch.float16, torch.bfloat16) else None)
+    scales = [step.scaler.scale, *step.scaler.retries()]
+    step.begin()
     for scale in scales if own else [s for s in scales if s <= LOW_SCALE]:
-        precision.restore_draw_state(rng, trainer.device)
+        step.rewind()
         try:
-            with mode, Watch(trainer.network) as watch:
-                result = trainer.attempt([batch], scale)
+            with mode, Watch(network) as watch:
+                result = step.attempt([batch], scale)
         finally:
-            trainer.buffers.restore()
+            step.buffers.restore()
         if result.finite or not result.loss_finite:
             break
     if not result.finite and not watch.bad_output and not watch.bad_gradient:
-        watch.bad_gradient = readable(trainer.incidents.classify(result).module)
+        watch.bad_gradient = readable(classify(result, network, step.buffers, step.scaler).module)
     return result, watch, scale
 
 
@@ -168,35 +175,34 @@ def name_of(dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_learning_rate(trainer, report):
-    """Walk through the schedule: every learning rate finite and not negative. Prints where it goes."""
-    rates = learning_rates(trainer)
+def check_learning_rate(rates: list[tuple[int, float]], scheduler: str, report):
+    """Report a learning rate of a schedule that is negative or not finite, else where the schedule goes."""
     bad = next(((epoch, lr) for epoch, lr in rates if not 0 <= lr < math.inf), None)
     if bad:
-        report.finding("error", f"scheduler/{trainer.config.scheduler}.py: learning rate {bad[1]:g} in epoch {bad[0]}")
+        report.finding("error", f"scheduler/{scheduler}.py: learning rate {bad[1]:g} in epoch {bad[0]}")
         return
     epoch, highest = max(rates, key=lambda pair: pair[1])
     first, last = rates[0][1], rates[-1][1]
     report.line(f"  learning rate {first:.3g} at first, at most {highest:.3g} (epoch {epoch}), {last:.3g} at last")
 
 
-def learning_rates(trainer) -> list[tuple[int, float]]:
+def learning_rates(optimizer, scheduler, unit: str, progress, config) -> list[tuple[int, float]]:
     """Points (epoch, rate) of the schedule from here to ``max_epoch``, of the group with the highest rate."""
-    scheduler, groups = trainer.scheduler, trainer.optimizer.param_groups
+    groups = optimizer.param_groups
     index = max(range(len(groups)), key=lambda i: groups[i].get("initial_lr", groups[i]["lr"]))
     group = groups[index]
-    steps, last = trainer.steps_per_epoch, trainer.config.max_epoch
-    if hasattr(scheduler, "lr_lambdas") and trainer.scheduler_unit == "iteration":
+    steps, last = progress.steps_per_epoch, config.max_epoch
+    if hasattr(scheduler, "lr_lambdas") and unit == "iteration":
         total = last * steps
         points = sorted({total * i // SCHEDULE_POINTS for i in range(SCHEDULE_POINTS)} | {total - 1})
         return [(p // steps + 1, scheduler.base_lrs[index] * scheduler.lr_lambdas[index](p)) for p in points]
-    per_epoch = 1 if trainer.scheduler_unit == "epoch" else steps
-    rates = [(trainer.epoch, float(group["lr"]))]
-    trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
-    for step in range(1, min((last - trainer.epoch + 1) * per_epoch, 10 * SCHEDULE_POINTS)):
+    per_epoch = 1 if unit == "epoch" else steps
+    rates = [(progress.epoch, float(group["lr"]))]
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
+    for step in range(1, min((last - progress.epoch + 1) * per_epoch, 10 * SCHEDULE_POINTS)):
         scheduler.step()
-        rates.append((trainer.epoch + step // per_epoch, float(group["lr"])))
+        rates.append((progress.epoch + step // per_epoch, float(group["lr"])))
     return rates
 
 

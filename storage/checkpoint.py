@@ -138,7 +138,7 @@ def load_model_exactly(network, state: dict, path, name: str):
 
     A buffer that is not finite before loading, as a mask of -inf, is meant to be so.
     """
-    masks = nonfinite_tensors(dict(network.named_buffers()))
+    nonfinite_by_design = nonfinite_tensors(dict(network.named_buffers()))
     faults = load_weights(network, state, path)
     unknown = [weight for weight in faults["unused"] if weight.startswith(MODEL)]
     if faults["model"] or unknown:
@@ -149,7 +149,7 @@ def load_model_exactly(network, state: dict, path, name: str):
             f" {len(unknown)} of the file are unknown to it: {listing}"
         )
     weights = {weight: t for weight, t in network.state_dict().items() if weight.startswith(MODEL)}
-    refuse_nonfinite(weights, path, masks)
+    refuse_nonfinite(weights, path, nonfinite_by_design)
 
 
 def nonfinite_tensors(weights: dict) -> list[str]:
@@ -157,9 +157,9 @@ def nonfinite_tensors(weights: dict) -> list[str]:
     return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
 
 
-def refuse_nonfinite(weights: dict, path, masks=()):
-    """Raise UsageError where a start would be made from non-finite tensors, naming them; ``masks`` are meant so."""
-    bad = [name for name in nonfinite_tensors(weights) if name not in masks]
+def refuse_nonfinite(weights: dict, path, nonfinite_by_design=()):
+    """Raise UsageError that names tensors which are not finite, but for those that are so by design."""
+    bad = [name for name in nonfinite_tensors(weights) if name not in nonfinite_by_design]
     if bad:
         listing = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise UsageError(f"{path}: {len(bad)} tensors are not finite ({listing}); start from another checkpoint")

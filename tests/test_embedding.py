@@ -44,11 +44,10 @@ def wave(tmp_path_factory):
 @pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     """A checkpoint of a tiny model that carries its configuration, and the trainer it is of."""
-    from training.state import capture
 
     trainer = tools.build(settings)
     path = tmp_path / "model_best.model"
-    save_atomically(capture(trainer), path)
+    save_atomically(trainer.state.capture(), path)
     return path, trainer
 
 

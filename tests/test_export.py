@@ -45,10 +45,9 @@ def speaker_model(name, **more):
 @pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     """A checkpoint of a tiny model that carries its configuration."""
-    from training.state import capture
 
     path = tmp_path / "model_best.model"
-    save_atomically(capture(tools.build(settings)), path)
+    save_atomically(tools.build(settings).state.capture(), path)
     return str(path)
 
 

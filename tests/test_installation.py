@@ -14,7 +14,6 @@ from packaging.utils import canonicalize_name
 from programs import ROOT
 
 from storage.files import save_atomically
-from training.state import capture
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,7 +115,7 @@ def call_without_extras(calls):
 
 def test_a_model_is_used_without_tensorboard_matplotlib_and_fastapi(settings, tools, data, tmp_path, write):
     model = tmp_path / "model_best.model"
-    save_atomically(capture(tools.build(settings)), model)
+    save_atomically(tools.build(settings).state.capture(), model)
     with_model, store = ["--initial_model", str(model)], ["--store", str(tmp_path / "s.npz")]
     a, b = sorted(map(str, (data / "wav").rglob("*.flac")))[:2]
     config, trials = write(settings), str(data / "trials.txt")

@@ -30,7 +30,7 @@ def test_real_speech_trains_with_augmentation(speech, settings, tools):
         first = attempt.loss if first is None else first
         if index == 24:
             break
-    assert trainer.totals["skipped"] == 0 and not trainer.file_events.bad
+    assert trainer.progress.totals["skipped"] == 0 and not trainer.file_events.bad
     assert attempt.loss < first
     result = trainer.evaluator.run(trainer.network, 1)
     assert result["nan_scores"] == 0 and result["trials"] == 60 and result["eer"] < 50

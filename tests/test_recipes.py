@@ -37,7 +37,7 @@ def test_two_steps(path, data, surroundings, tmp_path, tools):
     for batch in tools.batches(trainer)[:2]:
         attempt = trainer.train_step([batch])
         assert attempt is not None and attempt.finite and attempt.norm > 0
-    assert trainer.step == 2
+    assert trainer.progress.step == 2
     moved = sum(not torch.equal(p, before[name]) for name, p in trainer.network.named_parameters())
     assert moved > len(before) / 2  # a step of a low rate may be lost in rounding, as beside a BN weight of 1
     with torch.inference_mode():

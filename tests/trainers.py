@@ -38,7 +38,7 @@ def snapshot(trainer):
     return {
         "network": {k: v.clone() for k, v in trainer.network.state_dict().items()},
         "optimizer": {(i, k): torch.as_tensor(v).clone() for i, s in optimizer.items() for k, v in s.items()},
-        "scaler": trainer.scaler.state_dict(),
+        "scaler": trainer.step.scaler.state_dict(),
         "lr": [g["lr"] for g in trainer.optimizer.param_groups],
         "rng": torch.get_rng_state(),
     }

@@ -16,7 +16,13 @@ class Attempt:
     buffers_finite: bool  # on all ranks
     finite: bool  # all of it
     at_fault: bool  # this rank's own loss or buffers are not finite
+    scale: float = 1.0  # the loss scale that it was computed at
     buffer: str = ""  # the first buffer that became non-finite on this rank
+
+    @property
+    def only_gradients_overflow(self) -> bool:
+        """Whether a lower loss scale may help: loss and buffers are finite, a gradient is not."""
+        return not self.finite and self.loss_finite and self.buffers_finite
 
 
 def read_attempt(results: list, norm, buffers, ranks) -> Attempt:

@@ -103,14 +103,14 @@ class FileEvents:
             f"({self.config.train_list}:{line}): {reason}; repair them or take them out: all are in {path}"
         )
 
-    def state(self) -> dict:
+    def state_dict(self) -> dict:
         """What a resumed run must know, of all processes; a collective."""
         known = dict(self.known)
         for found in self.ranks.gather(self.found):
             known.update((path, (number, reason)) for _, path, number, reason in found)
         return {"known": known, "reported": sorted(self.reported)}
 
-    def load_state(self, state: dict):
+    def load_state_dict(self, state: dict):
         """Take over a saved state."""
         self.known = {path: tuple(value) for path, value in state["known"].items()}
         self.reported = {tuple(key) for key in state["reported"]}

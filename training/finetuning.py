@@ -2,6 +2,7 @@
 
 from errors import UsageError
 from storage import checkpoint
+from training.precision import BufferSnapshot
 
 MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
 
@@ -96,16 +97,19 @@ def check_ratio(optimizer, values: dict, scheduler: str):
 # ------------------------------------------------------------------------------------------------ initial_model
 
 
-def load_initial(trainer, config):
-    """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh."""
+def load_initial(network, dataset, config, log):
+    """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh.
+
+    ``dataset`` knows the speakers. ``log(text)`` prints a line.
+    """
     if not config.initial_model:
         return
-    network, say, path = trainer.network, trainer.say, config.initial_model
+    path = config.initial_model
     state = checkpoint.load(path)
     own = network.state_dict()
     weights = checkpoint.weights_of(state, path, own)
-    checkpoint.refuse_nonfinite(weights, path, trainer.buffers.masks)
-    weights, note = fit_head(weights, state, trainer)
+    checkpoint.refuse_nonfinite(weights, path, BufferSnapshot(network).nonfinite_by_design)
+    weights, note = fit_head(weights, state, own, dataset, config)
     faults = checkpoint.load_weights(network, weights, path)
     total, misses = len(own), faults["model"] + faults["loss"]
     unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
@@ -119,29 +123,31 @@ def load_initial(trainer, config):
         )
     toolkit = checkpoint.toolkit_of(state)
     origin = f" ({toolkit.name})" if toolkit else ""
-    say(f"initial_model {path}{origin}: {total - len(misses)} of {total} tensors loaded")
+    log(f"initial_model {path}{origin}: {total - len(misses)} of {total} tensors loaded")
     features = getattr(config, "features", None)
     if toolkit and features and features not in toolkit.features:
-        say(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
+        log(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
     for line in [note] if note else []:
-        say(f"  {line}")
+        log(f"  {line}")
     for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
         for line in lines[:MOST_LISTED]:
-            say(f"  {what}: {line}")
+            log(f"  {what}: {line}")
         if len(lines) > MOST_LISTED:
-            say(f"  {what}: {len(lines) - MOST_LISTED} more")
+            log(f"  {what}: {len(lines) - MOST_LISTED} more")
 
 
-def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:
-    """Make the head of a checkpoint one for this run's classes; returns (weights, what to say of it).
+def fit_head(weights: dict, state: dict, own: dict, dataset, config) -> tuple[dict, str]:
+    """Make the head of a checkpoint one for this run's classes; returns (weights, a remark on it).
+
+    ``own``: the state of the network to start.
 
     Class speaker + speed x speakers is a speaker at a speed, so the head of a run with ``speed_perturb`` begins with
     the speakers as they are: without ``speed_perturb`` it is cut to these. A head of other speakers is left out, one
     of another number of classes does not fit.
     """
     head = {name: tensor for name, tensor in weights.items() if name.startswith(checkpoint.LOSS)}
-    own = {name: t for name, t in trainer.network.state_dict().items() if name.startswith(checkpoint.LOSS)}
-    config, speakers = trainer.config, len(trainer.dataset.speakers)
+    own = {name: t for name, t in own.items() if name.startswith(checkpoint.LOSS)}
+    speakers = len(dataset.speakers)
     before = state["config"] if isinstance(state.get("config"), dict) else {}
     now = config.nClasses
     if not head or not any(t.dim() > 1 for t in own.values()):
@@ -149,7 +155,7 @@ def fit_head(weights: dict, state: dict, trainer) -> tuple[dict, str]:
     matrices = {name: tensor for name, tensor in head.items() if tensor.dim() > 1}
     rows = {name: max(len(own[name]) // now, 1) for name in matrices if name in own and own[name].dim()}  # of a class
     count = before.get("nClasses") or max((len(t) // rows.get(n, 1) for n, t in matrices.items()), default=0)
-    if state.get("speakers", trainer.dataset.speakers_hash()) != trainer.dataset.speakers_hash():
+    if state.get("speakers", dataset.speakers_hash()) != dataset.speakers_hash():
         rest = {name: tensor for name, tensor in weights.items() if name not in head}
         return rest, f"it was trained with other speakers: the loss starts fresh, {count} classes before, {now} now"
     if before.get("speed_perturb") and not config.speed_perturb and now == speakers and count >= 3 * speakers:

@@ -110,15 +110,20 @@ class LossScaler:
 
 
 class BufferSnapshot:
-    """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass."""
+    """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass.
 
-    def __init__(self, module):
+    ``nonfinite_by_design``: names of buffers that are not checked; default those that are not finite now.
+    """
+
+    def __init__(self, module, nonfinite_by_design=None):
         by_type = {}
         for buffer in module.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
-        # A buffer that is not finite from the start, as a mask of -inf, is meant to be so.
-        self.masks = {n for n, b in module.named_buffers() if b.is_floating_point() and not bool(b.isfinite().all())}
-        named = [(n, b) for n, b in module.named_buffers() if b.is_floating_point() and n not in self.masks]
+        floating = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
+        if nonfinite_by_design is None:  # a buffer that holds infinities from the start, as a mask of -inf does
+            nonfinite_by_design = {n for n, b in floating.items() if not bool(b.isfinite().all())}
+        self.nonfinite_by_design = nonfinite_by_design
+        named = [(n, b) for n, b in floating.items() if n not in self.nonfinite_by_design]
         self.names, self.floating = [n for n, _ in named], [b for _, b in named]
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
 

@@ -1,16 +1,56 @@
-"""What a run says while it trains: the progress bar, the line of an epoch, and points of single steps."""
+"""How far a run is, and what its place in the data is worth if the batches are dealt in another way."""
 
-import shutil
-import sys
-import textwrap
-import time
-import warnings
+import math
+from dataclasses import dataclass, field
 
-import torch
-from tqdm import tqdm
+from corpus.lists import list_hash
 
-LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
-WIDE = 100  # columns of a terminal that has room for a bar beside the figures
+# What the rows of a batch depend on; a position counts batches, so it means the same rows only where all agree.
+DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "seed")
+NAMES = {"world": "processes", "list": "the train list", "version": "the order of rows"}
+SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum", "base_momentum")
+
+
+@dataclass
+class Window:
+    """The batches that are gathered for the next step.
+
+    A window is trained as a whole: a run that stops inside one goes on from where it opened.
+    """
+
+    opened: int = 0  # batches of the epoch drawn before it
+    accepted: int = 0  # 0: none is open
+    refused: list[int] = field(default_factory=list)  # numbers of batches drawn since and left out
+
+    def accept(self, batch: int):
+        """Take in a batch by its number in the epoch, counted from 1."""
+        if not self.accepted:
+            self.opened = batch - 1
+        self.accepted += 1
+
+    def refuse(self, batch: int):
+        """Take note of a batch that is left out; one before the first that is accepted belongs to no window."""
+        if self.accepted:
+            self.refused.append(batch)
+
+    def close(self):
+        """Its step is over, taken or not."""
+        self.accepted, self.refused = 0, []
+
+    def before(self, batch: int) -> int:
+        """Batches drawn before the window that this batch is in."""
+        return self.opened if self.accepted else max(batch - 1, 0)
+
+    def position(self, batch: int) -> int:
+        """The batches that need not be drawn again when ``batch`` were drawn."""
+        return self.opened if self.accepted else batch
+
+
+def plan_of(config, sampler, world: int) -> dict:
+    """What decides which rows a batch has, and in how many batches and rows an epoch is dealt."""
+    facts = {key: getattr(config, key) for key in DEALT_BY}
+    size = {"batches": len(sampler), "rows": sampler.rows}
+    return {**facts, "world": world, "version": sampler.VERSION, "list": list_hash(config.train_list), **size}
 
 
 def new_totals() -> dict:
@@ -18,163 +58,131 @@ def new_totals() -> dict:
     return {"loss": 0.0, "accuracy": 0.0, "utterances": 0, "skipped": 0, "seconds": 0.0, "waited": 0.0}
 
 
-def columns() -> int:
-    """Width of the terminal that stdout writes to, 0 if it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+def new_best() -> dict:
+    """The best evaluation before there is one."""
+    return {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
 
 
-def folded(text: str, width: int) -> str:
-    """Break each line of a text that reaches ``width``, at double spaces where it has some; 0 leaves it as it is.
+class Progress:
+    """How far a run is: epoch, batch and step, the best evaluation, sums of the epoch, steps refused in a row.
 
-    Further lines are indented by two spaces more. A word that is too wide stays whole.
+    ``plan`` of ``plan_of``: the position counts the batches of this plan.
     """
-    return "\n".join(_folded_line(line, width) for line in text.splitlines()) if width else text
 
+    def __init__(self, plan: dict, accumulation: int = 1):
+        self.plan, self.batches, self.accumulation = plan, plan["batches"], accumulation
+        self.step = 0  # taken in the run
+        self.nonfinite_in_a_row, self.last_fault = 0, None
+        self.best = new_best()
+        self.window = Window()
+        self.begin_epoch(1)
 
-def _folded_line(line: str, width: int) -> str:
-    if len(line) < width:
-        return line
-    indent = " " * (len(line) - len(line.lstrip()))
-    lines = []
-    for part in filter(None, line.strip().split("  ")):
-        if lines and len(lines[-1]) + 2 + len(part.strip()) < width:
-            lines[-1] += f"  {part.strip()}"
-        else:
-            ahead = f"{indent}  " if lines else indent
-            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": f"{indent}  "}
-            lines += textwrap.wrap(part.strip(), width - 1, initial_indent=ahead, **options)
-    return "\n".join(lines)
+    def begin_epoch(self, epoch: int):
+        """Go to the start of an epoch."""
+        self.epoch, self.batch = epoch, 0  # batches drawn in the epoch
+        self.trained = False  # whether all of them are done
+        self.totals = new_totals()
+        self.window.close()
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Windows of an epoch; the last may hold fewer batches."""
+        return -(-self.batches // self.accumulation)
 
-def duration(seconds: float) -> str:
-    """'0:07', '12:40', '3:05:09', '2 d 04:10'."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24:02d}:{minute:02d}"
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+    @property
+    def fractional_epoch(self) -> float:
+        """Epochs trained before the open window, counted from 1: what a margin schedule goes by."""
+        return self.epoch + self.window.before(self.batch) / self.batches
 
+    @property
+    def window_number(self) -> int:
+        """Which step of the run, taken or not, the open window is; counted from 1."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.window.before(self.batch) // self.accumulation + 1
 
-class Bar(tqdm):
-    """A bar on the terminal. While it stands, warnings, those of plug-ins too, are printed above it."""
+    def count(self, window: list[dict], attempt):
+        """Add a step that was taken to the sums of the epoch."""
+        utterances = sum(batch["data"].shape[0] * batch["data"].shape[1] for batch in window)
+        self.totals["utterances"] += utterances
+        self.totals["loss"] += attempt.loss * utterances
+        self.totals["accuracy"] += attempt.accuracy * utterances
 
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.showwarning = warnings.showwarning
-        if not self.disable:
-            warnings.showwarning = self.print_above
+    def means(self, world: int = 1) -> tuple[float, float, float, float]:
+        """Loss, accuracy in %, utterances a second over all processes, and % of time spent waiting for data."""
+        n, seconds = self.totals["utterances"], max(self.totals["seconds"], 1e-9)
+        loss, accuracy = (self.totals[key] / n if n else math.nan for key in ("loss", "accuracy"))
+        return loss, accuracy, world * n / seconds, 100 * self.totals["waited"] / seconds
 
-    @staticmethod
-    def print_above(message, category, filename, lineno, file=None, line=None):
-        """Print a warning in the place of ``warnings.showwarning``."""
-        tqdm.write(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file=file or sys.stderr)
+    def state_dict(self) -> dict:
+        """The keys of a checkpoint that tell where to go on: from where the open window began."""
+        batch = self.window.position(self.batch)
+        refused = [number for number in self.window.refused if number > batch]
+        place = {"epoch": self.epoch, "batch": batch, "trained": self.trained, "refused": refused}
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "totals": self.totals,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "sampler_state": {**place, "plan": dict(self.plan)},
+        }
 
-    def close(self):
-        """Remove the bar; warnings are printed as before."""
-        if warnings.showwarning is self.print_above:
-            warnings.showwarning = self.showwarning
-        super().close()
+    def load_state_dict(self, state: dict):
+        """Go to the saved place. Under the same plan the very next batch follows.
 
+        Under another one the epoch goes on at the same share of its batches: see ``changes_of_plan``.
+        """
+        place = state["sampler_state"]
+        self.step, self.best, self.totals = state["step"], state["best"], state["totals"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.epoch, self.batch, self.trained = place["epoch"], place["batch"], place["trained"]
+        self.window = Window(refused=list(place.get("refused", [])))
+        if self.changes_of_plan(state):
+            before = self.plan_before(state)
+            batches = before.get("batches") or -(-self.plan["rows"] // (before["batch_size"] * before["world"]))
+            self.batch = int(min(place["batch"] / batches, 1.0) * self.batches)
+            self.window.close()
+        if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
+            self.begin_epoch(self.epoch + 1)
 
-def progress_bar(trainer, hidden: bool) -> Bar:
-    """A bar over the batches of the trainer's epoch; if it is ``hidden``, ``show`` prints lines."""
-    wide = columns() >= WIDE
-    return Bar(
-        total=len(trainer.sampler),
-        initial=trainer.batch,
-        desc=f"epoch {trainer.epoch}/{trainer.config.max_epoch}",
-        leave=False,
-        disable=hidden,
-        dynamic_ncols=True,
-        bar_format="{desc}  {n_fmt}/{total_fmt} |{bar}|{postfix}" if wide else "{desc}  {n_fmt}/{total_fmt}{postfix}",
-    )
+    def plan_before(self, state: dict) -> dict:
+        """The plan of a saved state; one without tells of it by its configuration and its number of generators."""
+        dealt = {key: state["config"].get(key, self.plan[key]) for key in DEALT_BY}
+        return state["sampler_state"].get("plan") or {"world": len(state["rng_state"]), **dealt}
 
+    def changes_of_plan(self, state: dict) -> list[str]:
+        """In which facts the plan of a saved state differs, as words ('2 processes before, 1 now')."""
+        before, now = self.plan_before(state), self.plan
+        differing = [k for k in (*DEALT_BY, *NAMES) if before.get(k, now[k]) != now[k]]
+        untold = ("list", "version")  # what these were tells nothing
+        return [
+            f"{NAMES[k]} changed" if k in untold else f"{NAMES.get(k, k)} {before[k]} before, {now[k]} now"
+            for k in differing
+        ]
 
-def show(trainer, bar):
-    """Advance the bar; in a log file, print a line a minute."""
-    if bar.disable and time.monotonic() - trainer.last_line < LOG_SECONDS:
-        return
-    loss, accuracy, speed, wait = trainer.means()
-    figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", time_left(trainer), f"{speed:.0f} utt/s"]
-    if trainer.totals["skipped"]:
-        figures.append(f"skipped {trainer.totals['skipped']}")
-    figures.append(f"wait {wait:.0f} %")
-    if bar.disable:
-        trainer.last_line = time.monotonic()
-        trainer.say(f"  epoch {trainer.epoch} batch {trainer.batch}/{len(trainer.sampler)}  {'  '.join(figures)}")
-    else:
-        before, width = f"{bar.desc}  {bar.total}/{bar.total}, ", columns()
-        while width and len(figures) > 1 and len(before + ", ".join(figures)) >= width:
-            figures.pop()  # the least important is the last
-        bar.set_postfix_str(", ".join(figures), refresh=False)
-        bar.update()
+    def describe_change(self, changes: list[str], generators: bool, by_iteration: bool) -> str:
+        """Say in one line what became of the position, the schedule and the generators under another plan."""
+        head = f"the batches are not those of the run before ({'; '.join(changes)})"
+        parts = []
+        if self.batch and not self.trained:
+            share = round(100 * self.batch / self.batches)
+            parts.append(
+                f"epoch {self.epoch} goes on after {share} % of its batches, some rows come twice in it and some never"
+            )
+        if by_iteration:
+            parts.append("the schedule stands at the same share of the run")
+        if not generators:
+            parts.append("the random generators begin from the seed")
+        return f"{head}: {'; '.join(parts)}" if parts else head
 
+    def place_schedule(self, optimizer, scheduler, fresh: list[dict]):
+        """Move a new schedule by iteration to where the run is, in its own steps an epoch.
 
-def time_left(trainer) -> str:
-    """'left 0:20, run 12:40': of the epoch and of the whole run, its evaluations not counted."""
-    of_a_batch = trainer.totals["seconds"] / max(trainer.batch, 1)
-    epoch = of_a_batch * (len(trainer.sampler) - trainer.batch)
-    run = epoch + of_a_batch * len(trainer.sampler) * (trainer.config.max_epoch - trainer.epoch)
-    return f"left {duration(epoch)}, run {duration(run)}"
-
-
-def write_point(trainer):
-    """Write the newest step to TensorBoard (Step/..) and metrics.jsonl if it is due by ``log_interval``."""
-    interval, history = trainer.config.log_interval, trainer.incidents.history
-    if not interval or not history or trainer.step == trainer.last_point or trainer.step % interval:
-        return
-    trainer.last_point = trainer.step
-    _, _, speed, wait = trainer.means()
-    values = {key: history[-1][key] for key in ("loss", "accuracy", "grad_norm", "scale")}
-    rates = learning_rates(trainer.optimizer)
-    values |= {"utt_per_s": speed, "data_wait_pct": wait, **(by_group(rates) or {"lr": next(iter(rates.values()))})}
-    if trainer.device.type == "cuda":
-        values["memory_gb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e9
-    for name, value in values.items():
-        trainer.files.scalar(f"Step/{name}", value, trainer.step)
-    trainer.files.event("step", epoch=trainer.epoch, step=trainer.step, **values)
-
-
-def learning_rates(optimizer) -> dict[str, float]:
-    """The rate of each parameter group, by its name or else its number."""
-    return {group.get("name", str(number)): group["lr"] for number, group in enumerate(optimizer.param_groups)}
-
-
-def by_group(rates: dict[str, float]) -> dict[str, float]:
-    """Rates as metrics.jsonl and TensorBoard name them, 'lr_head'; none for those of a single group."""
-    return {f"lr_{name}": rate for name, rate in rates.items() if len(rates) > 1}
-
-
-def report_epoch(trainer, rates: dict[str, float]):
-    """Write the epoch's line to the terminal, metrics.jsonl, scores.txt and TensorBoard.
-
-    ``rates``: the learning rate of each parameter group by its name; where groups have names, all are written.
-    """
-    files, skipped = trainer.files, trainer.totals["skipped"]
-    loss, accuracy, speed, wait = trainer.means()
-    lr = next(iter(rates.values()))
-    named = by_group(rates)
-    said = f"  lr {lr:.3g}" if not named else "".join(f"  {name} {rate:.3g}" for name, rate in named.items())
-    trainer.say(
-        f"Epoch {trainer.epoch}/{trainer.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{said}"
-        f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
-    )
-    files.event(
-        "epoch",
-        epoch=trainer.epoch,
-        step=trainer.step,
-        train_loss=loss,
-        train_acc=accuracy,
-        lr=lr,
-        **named,
-        utt_per_s=speed,
-        data_wait_pct=wait,
-        skipped_batches=skipped,
-    )
-    files.score_line(
-        f"Epoch {trainer.epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {loss:f}, LR {lr:f}"
-        + (f", skipped {skipped}" if skipped else "")
-    )
-    scalars = {"Loss": loss, "Accuracy": accuracy, "LR": lr, "UttPerS": speed, "SkippedBatches": skipped}
-    for tag, value in {**scalars, **named}.items():
-        files.scalar(f"Train/{tag}", value, trainer.epoch)
+        ``fresh``: the groups of the new optimizer, whose rates the schedule began with.
+        """
+        for group, new in zip(optimizer.param_groups, fresh):
+            group.update({key: new[key] for key in SCHEDULED if key in new})
+        done = self.epoch - 1 + (1.0 if self.trained else self.batch / self.batches)
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
+        for _ in range(round(done * self.steps_per_epoch)):
+            scheduler.step()

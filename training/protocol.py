@@ -11,11 +11,6 @@ from settings.reader import read_yaml
 LIST = "test_list_sha256"
 
 
-def new_best() -> dict:
-    """The best evaluation before there is one."""
-    return {"eer": None, "epoch": 0, "threshold": None, "waited": 0}
-
-
 def protocol_of(config) -> dict:
     """What an EER of this configuration depends on beside the weights: trials, crops and score, {name: value}."""
     return {LIST: list_hash(config.test_list), **_keys(config)}

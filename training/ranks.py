@@ -114,6 +114,13 @@ class Ranks:
             dist.destroy_process_group()
 
 
+class SingleProcess(Ranks):
+    """A process that has no others, on a device that is given: for steps outside of a run."""
+
+    def __init__(self, device: torch.device):
+        self.world, self.rank, self.device = 1, 0, device
+
+
 def meet(timeout: datetime.timedelta, failure: str = ""):
     """Wait for all processes and hear from each whether it could be set up so far; returns their common store.
 

@@ -8,16 +8,16 @@ from errors import UsageError
 from storage import checkpoint
 
 
-def sound_state(path, masks=()) -> dict:
+def sound_state(path, nonfinite_by_design=()) -> dict:
     """Read a checkpoint to go on from; UsageError if it is damaged or holds tensors that are not finite.
 
-    Names in ``masks`` are of buffers that are meant to hold infinities. ``model_state_dict`` of the result is what
+    ``nonfinite_by_design`` names buffers that hold infinities by design. ``model_state_dict`` of the result is what
     training goes on from, of the checkpoint of an evaluation too.
     """
     state = checkpoint.load(path)
     if "raw_model_state_dict" in state:
         state["model_state_dict"] = state["raw_model_state_dict"]
-    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, masks)
+    checkpoint.refuse_nonfinite(checkpoint.weights_of(state, path), path, nonfinite_by_design)
     if is_full(state):
         checkpoint.refuse_nonfinite(checkpoint.optimizer_tensors(state["optimizer_state_dict"]), path)
         checkpoint.refuse_nonfinite(state.get("ema_state_dict", {}).get("parameters", {}), path)
@@ -29,20 +29,20 @@ def is_full(state: dict) -> bool:
     return "optimizer_state_dict" in state and state.get("format_version") == checkpoint.FORMAT_VERSION
 
 
-def sound_or_offered(path, masks=()) -> dict:
+def sound_or_offered(path, nonfinite_by_design=()) -> dict:
     """Read a checkpoint as ``sound_state`` does; its UsageError names the newest one to take in its place."""
     try:
-        return sound_state(path, masks)
+        return sound_state(path, nonfinite_by_design)
     except UsageError as error:
-        raise UsageError(f"{error}; {offer(Path(path), masks)}") from error
+        raise UsageError(f"{error}; {offer(Path(path), nonfinite_by_design)}") from error
 
 
-def offer(path: Path, masks=()) -> str:
+def offer(path: Path, nonfinite_by_design=()) -> str:
     """Say what to do about a checkpoint that cannot be used, with the newest sound one of its folder."""
     others = [*sorted(path.parent.glob("model0*.model"), reverse=True), path.with_name("model_best.model")]
     for other in others:
         try:
-            found = other != path and is_full(sound_state(other, masks))
+            found = other != path and is_full(sound_state(other, nonfinite_by_design))
         except UsageError:  # not there, or no better
             continue
         if found:

@@ -15,13 +15,13 @@ RETRY_SECONDS = 60  # between attempts to write what could not be written
 class Saver:
     """Writes the checkpoints of a run: all processes collect the state, the main one writes it.
 
-    ``capture(evaluated=False)`` gives the state and is a collective; ``masks`` names the buffers that are meant to
-    hold infinities. A checkpoint that cannot be written is kept in memory and tried again.
+    ``capture(evaluated=False)`` gives the state and is a collective. ``nonfinite_by_design`` names buffers that hold
+    infinities by design. A checkpoint that cannot be written is kept in memory and tried again.
     """
 
-    def __init__(self, config, ranks, files, capture, masks, say):
+    def __init__(self, config, ranks, files, capture, nonfinite_by_design, say):
         self.config, self.ranks, self.files = config, ranks, files
-        self.capture, self.masks, self.say = capture, masks, say
+        self.capture, self.nonfinite_by_design, self.say = capture, nonfinite_by_design, say
         self.saved_at, self.saved_step = time.monotonic(), 0
 
     def due(self, step: int) -> bool:
@@ -60,7 +60,7 @@ class Saver:
 
     def is_finite(self, state: dict, name: str) -> bool:
         """Whether the weights of a state are finite: others are never written over good ones."""
-        bad = [n for n in checkpoint.nonfinite_tensors(state["model_state_dict"]) if n not in self.masks]
+        bad = [n for n in checkpoint.nonfinite_tensors(state["model_state_dict"]) if n not in self.nonfinite_by_design]
         if bad:
             self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         return not bad

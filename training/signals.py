@@ -4,18 +4,22 @@ import signal
 import time
 
 
-def catch_signals(trainer):
-    """Turn the first SIGINT or SIGTERM into a clean stop, ``trainer.signal``; a second one acts at once."""
-    caught_at = time.monotonic()
+class StopSignal:
+    """The first SIGINT or SIGTERM of the process as ``number``, None before; a second one acts at once."""
 
-    def remember(number, frame):
-        nonlocal caught_at
+    def __init__(self):
+        self.number, self.caught_at = None, 0.0
+
+    def catch(self):
+        """Take the place of the handlers of SIGINT and SIGTERM."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.remember)
+
+    def remember(self, number, frame):
+        """Handle a signal."""
         now = time.monotonic()
-        if trainer.signal is not None and now - caught_at > 2:  # launchers send a signal twice in an instant
+        if self.number is None:
+            self.number, self.caught_at = number, now
+        elif now - self.caught_at > 2:  # launchers send a signal twice in an instant
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if trainer.signal is None:
-            trainer.signal, caught_at = number, now
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, remember)

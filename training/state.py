@@ -1,11 +1,12 @@
-"""Everything that makes the next training step identical: capture it, and continue from it."""
+"""Everything that makes the next training step identical: collect it, and continue from it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UsageError
 from storage import checkpoint
-from training.position import capture_position, describe_change, place_schedule, restore_position
-from training.protocol import differences, new_best
+from training.progress import new_best
+from training.protocol import differences
 from training.restart import is_full, sound_or_offered
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
@@ -13,94 +14,186 @@ OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
 OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": "step_size"}
 
 
-def capture(trainer, evaluated: bool = False) -> dict:
-    """Collect the state of a trainer; a collective under several processes.
+@dataclass
+class RunState:
+    """The parts of a run that have a state, in the keys of its checkpoints."""
 
-    With ``evaluated`` and a moving average, ``model_state_dict`` is what an evaluation saw, the averaged weights, and
-    ``raw_model_state_dict`` what training goes on from.
-    """
-    own = trainer.network.state_dict()
-    averaged = evaluated and trainer.average.updates > 0
-    return {
-        "format_version": checkpoint.FORMAT_VERSION,
-        "model_state_dict": trainer.average.model_state() if averaged else own,
-        **({"raw_model_state_dict": own} if averaged else {}),
-        "ema_state_dict": trainer.average.state_dict(),
-        "optimizer_state_dict": trainer.optimizer.state_dict(),
-        "scheduler_state_dict": {k: v for k, v in trainer.scheduler.state_dict().items() if not callable(v)},
-        "scaler_state_dict": trainer.scaler.state_dict(),
-        "rng_state": trainer.ranks.gather(checkpoint.rng_state(trainer.device)),
-        "sampler_state": capture_position(trainer),
-        "evaluated": evaluated,
-        "epoch": trainer.epoch,
-        "step": trainer.step,
-        "best": trainer.best,
-        "protocol": trainer.protocol,
-        "totals": trainer.totals,
-        "incidents": trainer.ranks.gather(trainer.incidents.state()),
-        "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
-        "file_events": trainer.file_events.state(),
-        "file_sizes": trainer.files.sizes(),
-        "config": trainer.config.values(),
-        "speakers": trainer.dataset.speakers_hash(),
-    }
+    config: object
+    ranks: object
+    files: object
+    step: object  # network, optimizer, loss scaler, buffers
+    scheduler: object
+    scheduler_unit: str
+    average: object
+    progress: object
+    incidents: object
+    file_events: object
+    protocol: dict
+    speakers: str  # hash of the speakers and their order
+    log: object
 
+    def capture(self, evaluated: bool = False) -> dict:
+        """Collect the state of every part; a collective under several processes.
 
-def resume(trainer) -> bool:
-    """Continue from model/last.model, else from the newest model0*.model; returns whether there was one."""
-    path = trainer.ranks.from_main(newest(trainer.files.model))
-    if path is None:
-        return False
-    state = sound_or_offered(path, trainer.buffers.masks)
-    if not is_full(state) and path.name != "last.model":
-        return continue_older(trainer, state, path)
-    if "optimizer_state_dict" not in state:  # a mean of checkpoints, or another trainer's file
-        raise UsageError(f"{path}: holds no state to go on from; move it away and start from it with initial_model")
-    if not is_full(state):
-        raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
-    refuse_another_run(trainer, state, path)
-    faults = checkpoint.load_weights(trainer.network, state, path)
-    differing = faults["model"] + faults["loss"]
-    if differing:
-        raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
-    changed = {k for k, v in trainer.config.values().items() if k in state["config"] and state["config"][k] != v}
-    differing = restore_position(trainer, state)
-    restore_optimizer(trainer, state, changed, anew=bool(differing) and trainer.scheduler_unit == "iteration")
-    trainer.scaler.load_state_dict(state["scaler_state_dict"])
-    trainer.average.load_state_dict(state.get("ema_state_dict", {}))
-    trainer.saver.saved_step = state["step"]
-    trainer.step, trainer.best, trainer.totals = state["step"], state["best"], state["totals"]
-    trainer.last_point = trainer.step
-    if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
-        trainer.begin_epoch(trainer.epoch + 1)
-    trainer.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-    trainer.file_events.load_state(state.get("file_events", {"known": {}, "reported": []}))
-    trainer.incidents.load_state(own_part(state["incidents"], trainer.ranks))
-    generators = len(state["rng_state"]) == trainer.ranks.world
-    if generators:
-        checkpoint.restore_rng(state["rng_state"][trainer.ranks.rank], trainer.device)
-    if trainer.epoch <= trainer.config.max_epoch:
-        trainer.files.cut_back(state["file_sizes"])
-    where = f"batch {trainer.batch} of" if trainer.batch else "the start of"
-    trainer.say(f"resuming from {path}: {where} epoch {trainer.epoch}, step {trainer.step}")
-    if differing:
-        trainer.say(f"  {describe_change(trainer, differing, generators)}")
-    for name in sorted(changed - {"config", "preflight"}):
-        trainer.say(f"  {name}: {state['config'][name]} before, {getattr(trainer.config, name)} now")
-    begin_anew(trainer, differences(trainer.protocol, state, trainer.files.result))
-    return True
+        With ``evaluated`` and a moving average, ``model_state_dict`` is what an evaluation saw, the averaged weights,
+        and ``raw_model_state_dict`` what training goes on from.
+        """
+        parts = {
+            "model": self.step.network,
+            "ema": self.average,
+            "optimizer": self.step.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.step.scaler,
+        }
+        state = {f"{name}_state_dict": part.state_dict() for name, part in parts.items()}
+        schedule = state["scheduler_state_dict"]
+        state["scheduler_state_dict"] = {key: value for key, value in schedule.items() if not callable(value)}
+        if evaluated and self.average.updates > 0:
+            state["raw_model_state_dict"] = state["model_state_dict"]
+            state["model_state_dict"] = self.average.model_state()
+        return {
+            "format_version": checkpoint.FORMAT_VERSION,
+            **state,
+            **self.progress.state_dict(),
+            "rng_state": self.ranks.gather(checkpoint.rng_state(self.step.device)),
+            "incidents": self.ranks.gather(self.incidents.state_dict()),
+            "file_events": self.file_events.state_dict(),
+            "file_sizes": self.files.sizes(),
+            "evaluated": evaluated,
+            "protocol": self.protocol,
+            "config": self.config.values(),
+            "speakers": self.speakers,
+        }
 
+    def resume(self) -> Path | None:
+        """Continue from model/last.model, else from the newest model0*.model; returns its path, None without one."""
+        path = self.ranks.from_main(newest(self.files.model))
+        if path is None:
+            return None
+        state = sound_or_offered(path, self.step.buffers.nonfinite_by_design)
+        if not is_full(state) and path.name != "last.model":
+            self.continue_older(state, path)
+            return path
+        if "optimizer_state_dict" not in state:  # a mean of checkpoints, or another trainer's file
+            raise UsageError(f"{path}: holds no state to go on from; move it away and start from it with initial_model")
+        if not is_full(state):
+            raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
+        self.refuse_another_run(state, path)
+        self.load_weights(state, path)
+        self.load(state, path)
+        return path
 
-def begin_anew(trainer, differing: list[str]):
-    """Forget the best evaluation if it cannot be compared with those to come, by the keys in which they differ."""
-    if not trainer.ranks.from_main(differing):
-        return
-    best, trainer.best = trainer.best, new_best()
-    if best["eer"] is not None:
-        trainer.say(
-            f"  the best EER so far, {best['eer']:.2f} % at epoch {best['epoch']}, is of another protocol "
-            f"({', '.join(differing)}): best and patience start anew, and the next evaluation replaces model_best"
-        )
+    def load_weights(self, state: dict, path):
+        """Take over the weights; UsageError if they do not fit."""
+        faults = checkpoint.load_weights(self.step.network, state, path)
+        differing = faults["model"] + faults["loss"]
+        if differing:
+            raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
+
+    def load(self, state: dict, path):
+        """Take over everything but the weights of a full state, and say what has changed since."""
+        old = state["config"]
+        changed = {k for k, v in self.config.values().items() if k in old and old[k] != v}
+        moved, by_iteration = self.progress.changes_of_plan(state), self.scheduler_unit == "iteration"
+        self.progress.load_state_dict(state)
+        self.restore_optimizer(state, changed, anew=bool(moved) and by_iteration)
+        self.step.scaler.load_state_dict(state["scaler_state_dict"])
+        self.average.load_state_dict(state.get("ema_state_dict", {}))
+        self.file_events.load_state_dict(state.get("file_events", {"known": {}, "reported": []}))
+        self.incidents.load_state_dict(own_part(state["incidents"], self.ranks))
+        same_world = len(state["rng_state"]) == self.ranks.world
+        if same_world:
+            checkpoint.restore_rng(state["rng_state"][self.ranks.rank], self.step.device)
+        progress = self.progress
+        if progress.epoch <= self.config.max_epoch:
+            self.files.cut_back(state["file_sizes"])
+        where = f"batch {progress.batch} of" if progress.batch else "the start of"
+        self.log(f"resuming from {path}: {where} epoch {progress.epoch}, step {progress.step}")
+        if moved:
+            self.log(f"  {progress.describe_change(moved, same_world, by_iteration)}")
+        for name in sorted(changed - {"config", "preflight"}):
+            self.log(f"  {name}: {old[name]} before, {getattr(self.config, name)} now")
+        self.begin_anew(differences(self.protocol, state, self.files.result))
+
+    def begin_anew(self, differing: list[str]):
+        """Forget the best evaluation if it cannot be compared with those to come, by the keys in which they differ."""
+        if not self.ranks.from_main(differing):
+            return
+        best, self.progress.best = self.progress.best, new_best()
+        if best["eer"] is not None:
+            self.log(
+                f"  the best EER so far, {best['eer']:.2f} % at epoch {best['epoch']}, is of another protocol "
+                f"({', '.join(differing)}): best and patience start anew, and the next evaluation replaces model_best"
+            )
+
+    def restore_optimizer(self, state: dict, changed: set[str], anew: bool):
+        """Take over optimizer and schedule; options among the ``changed`` keys are the configuration's.
+
+        ``anew``: a schedule by iteration whose steps an epoch are others is not loaded but moved to where the run is.
+        """
+        optimizer, scheduler = self.step.optimizer, self.scheduler
+        fresh = [dict(group) for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["optimizer_state_dict"])
+        schedule = dict(vars(scheduler))
+        if not anew:
+            scheduler.load_state_dict(state["scheduler_state_dict"])
+        for key, option in OPTIONS.items():
+            for group, values in zip(optimizer.param_groups, fresh):
+                if key in changed and option in values:
+                    group[option] = values[option]
+            if key in changed and option in schedule and not anew:
+                setattr(scheduler, option, schedule[option])
+        if anew:
+            self.progress.place_schedule(optimizer, scheduler, fresh)
+        else:
+            self.apply_new_learning_rates(fresh, state["config"].get("lr"))
+
+    def apply_new_learning_rates(self, fresh: list[dict], old_lr):
+        """Scale the restored rate of each group if the configuration gives it another one than it began with.
+
+        ``fresh``: the groups of the new optimizer. A schedule of torch keeps where a group began as ``initial_lr``;
+        without one the configured lr is compared with ``old_lr``, that of the run before.
+        """
+        for index, (group, new) in enumerate(zip(self.step.optimizer.param_groups, fresh)):
+            before, now = group.get("initial_lr"), new.get("initial_lr")
+            if not before or not now:
+                before, now = old_lr, self.config.lr
+            if not before or before == now:
+                continue
+            group["lr"] *= now / before
+            if "initial_lr" in group:
+                group["initial_lr"] *= now / before
+            if hasattr(self.scheduler, "base_lrs"):
+                self.scheduler.base_lrs[index] *= now / before
+
+    def refuse_another_run(self, state: dict, path):
+        """Raise UsageError if a full state is of other speakers, another optimizer or schedule, or other groups."""
+        if state["speakers"] != self.speakers:
+            raise UsageError(
+                f"{path}: was trained with other speakers than those of '{self.config.train_list}', so its labels mean "
+                "others; choose another save_path and start from it with initial_model"
+            )
+        for name in ("optimizer", "scheduler"):
+            if state["config"][name] != getattr(self.config, name):
+                raise UsageError(
+                    f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(self.config, name)}'; "
+                    "choose another save_path and start from it with initial_model"
+                )
+        if len(self.step.optimizer.param_groups) != len(state["optimizer_state_dict"]["param_groups"]):
+            raise UsageError(
+                f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor "
+                "at 1 or away from 1 as they were, or choose another save_path and start from it with initial_model"
+            )
+
+    def continue_older(self, state: dict, path: Path):
+        """Take the weights of a checkpoint without a full state; the epoch is in its name (model000000012.model)."""
+        self.load_weights(state, path)
+        number = path.stem[5:]
+        if not number.isdigit():
+            raise UsageError(f"{path}: its name does not end in an epoch number; move it away to start anew")
+        self.progress.epoch = int(number) + 1
+        weights = f"with the weights of {path}; optimizer and schedule start fresh"
+        self.log(f"continuing at epoch {self.progress.epoch} {weights}")
 
 
 def newest(folder: Path) -> Path | None:
@@ -109,82 +202,7 @@ def newest(folder: Path) -> Path | None:
     return last if last.is_file() else max(folder.glob("model0*.model"), default=None)
 
 
-def restore_optimizer(trainer, state: dict, changed: set[str], anew: bool):
-    """Take over optimizer and schedule; options among the ``changed`` keys are the configuration's.
-
-    ``anew``: a schedule by iteration whose steps an epoch are others is not loaded but moved to where the run is.
-    """
-    fresh = [dict(group) for group in trainer.optimizer.param_groups]
-    trainer.optimizer.load_state_dict(state["optimizer_state_dict"])
-    schedule = dict(vars(trainer.scheduler))
-    if not anew:
-        trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
-    for key, option in OPTIONS.items():
-        for group, values in zip(trainer.optimizer.param_groups, fresh):
-            if key in changed and option in values:
-                group[option] = values[option]
-        if key in changed and option in schedule and not anew:
-            setattr(trainer.scheduler, option, schedule[option])
-    if anew:
-        place_schedule(trainer, fresh)
-    else:
-        apply_new_learning_rates(trainer, fresh, state["config"].get("lr"))
-
-
 def own_part(parts, ranks) -> dict:
     """This rank's part of what each rank saved; the main one's if the number of processes was another."""
     parts = parts if isinstance(parts, list) else [parts]  # format 1 had at first the main process's alone
     return parts[ranks.rank] if len(parts) == ranks.world else parts[0]
-
-
-def refuse_another_run(trainer, state: dict, path):
-    """Raise UsageError where a full state is of other speakers, another optimizer or schedule, or other groups."""
-    if state["speakers"] != trainer.dataset.speakers_hash():
-        raise UsageError(
-            f"{path}: was trained with other speakers than those of '{trainer.config.train_list}', so its labels mean "
-            "others; choose another save_path and start from it with initial_model"
-        )
-    for name in ("optimizer", "scheduler"):
-        if state["config"][name] != getattr(trainer.config, name):
-            raise UsageError(
-                f"{path}: was trained with {name} '{state['config'][name]}', not '{getattr(trainer.config, name)}'; "
-                "choose another save_path and start from it with initial_model"
-            )
-    if len(trainer.optimizer.param_groups) != len(state["optimizer_state_dict"]["param_groups"]):
-        raise UsageError(
-            f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor at 1 "
-            "or away from 1 as they were, or choose another save_path and start from it with initial_model"
-        )
-
-
-def continue_older(trainer, state: dict, path: Path) -> bool:
-    """Take the weights of a checkpoint that holds no full state; the epoch is in its name (model000000012.model)."""
-    faults = checkpoint.load_weights(trainer.network, state, path)
-    differing = faults["model"] + faults["loss"]
-    if differing:
-        raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
-    number = path.stem[5:]
-    if not number.isdigit():
-        raise UsageError(f"{path}: its name does not end in an epoch number; move it away to start anew")
-    trainer.epoch = int(number) + 1
-    trainer.say(f"continuing at epoch {trainer.epoch} with the weights of {path}; optimizer and schedule start fresh")
-    return True
-
-
-def apply_new_learning_rates(trainer, fresh: list[dict], old_lr):
-    """Scale the restored rate of each group where the configuration gives it another one than it began with.
-
-    ``fresh``: the groups of the new optimizer. A schedule of torch keeps where a group began as ``initial_lr``; without
-    one the configured lr is compared with ``old_lr``, that of the run before.
-    """
-    for index, (group, new) in enumerate(zip(trainer.optimizer.param_groups, fresh)):
-        before, now = group.get("initial_lr"), new.get("initial_lr")
-        if not before or not now:
-            before, now = old_lr, trainer.config.lr
-        if not before or before == now:
-            continue
-        group["lr"] *= now / before
-        if "initial_lr" in group:
-            group["initial_lr"] *= now / before
-        if hasattr(trainer.scheduler, "base_lrs"):
-            trainer.scheduler.base_lrs[index] *= now / before

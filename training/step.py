@@ -1,151 +1,101 @@
-"""The training step: what is checked, in which order, and how a step that cannot be taken leaves no trace."""
+"""The training step: one in which something is not finite leaves no trace in weights, buffers, moments, generators."""
 
 import contextlib
 import math
 
 import torch
 
-from corpus.loader import LoaderFailed
-from errors import rank_prefix
 from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
-from training.endings import no_batches, patience_is_over, spoilt_by_an_update
-from training.incidents import Fault, bad_setting, check_batch, inject_batch, update_fault
+from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
+from training.update import UpdateGuard
 from utils import total_norm
 
 
-class GuardedStep:
-    """The step of ModelTrainer, which gives it network, optimizer, schedule, ranks and the place in the data."""
+class Step:
+    """Takes steps on a network, in the only safe order:
 
-    def train_step(self, window) -> Attempt | None:
-        """Train on a window of batches; a non-finite step leaves no trace and returns None.
+    forward, backward, unscale, one norm over all gradients, one finite check agreed over the processes, clip, update,
+    a check of what the update made, loss scale. If fp16 gradients overflow, lower loss scales are tried first.
 
-        Order: forward, backward, unscale, one norm over all gradients, one finite check agreed over the ranks, clip,
-        step, a check of what it made, average, scaler, schedule. An fp16 overflow of the gradients is retried at lower
-        loss scales first.
+    The trainer takes its steps with it, the dry step tries each precision with one, the post-mortem replays a dump and
+    trains again with it. ``ranks``: the processes. ``amp_dtype``: autocast's type, None for fp32. ``grad_clip``: the
+    largest gradient norm, 0 for any. ``log(text)`` prints a line. Without an ``optimizer`` it only makes attempts.
+    """
+
+    def __init__(self, network, ranks, amp_dtype=None, optimizer=None, grad_clip: float = 0.0, log=print):
+        self.network, self.ranks, self.device = network, ranks, ranks.device
+        self.parallel = network  # as it is called: with several processes it shares the gradients
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.amp_dtype = amp_dtype
+        self.scaler = precision.LossScaler(amp_dtype is torch.float16)
+        self.buffers = precision.BufferSnapshot(network)
+        self.optimizer = self.guard = None
+        if optimizer is not None:
+            self.set_optimizer(optimizer, grad_clip, log)
+        self.generators = None  # of torch, as before the forward pass
+        self.updating = False
+
+    def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
+        """Train on a window of batches; returns what the step gave, or the fault for which it was taken back.
+
+        ``epoch`` is what a margin schedule goes by. ``poison``: a kind of ``nan_inject``, a testing aid.
         """
-        if hasattr(self.network.loss, "set_epoch"):
-            self.network.loss.set_epoch(self.moment())
-        rng = precision.draw_state(self.device)
-        self.buffers.take()
-        poison = self.incidents.injections.pop(self.window_number(), None)
+        self.begin(epoch)
         for scale in [self.scaler.scale, *self.scaler.retries()]:
-            try:
-                attempt = self.attempt(window, scale, poison)
-            except Exception:  # a plug-in may raise anything
-                self.save_before(rng)
-                raise
+            attempt = self.attempt(window, scale, poison)
+            attempt.scale = scale
             if attempt.finite:
                 break
             attempt.buffer = "" if attempt.buffers_finite else self.buffers.first_bad()
-            self.rewind(rng)
-            if not (attempt.loss_finite and attempt.buffers_finite):
+            self.rewind()
+            if not attempt.only_gradients_overflow:
                 break
         if attempt.finite:
-            fault, at_fault = self.update(window, scale, attempt, rng, poison), self.ranks.main
+            fault = self.update(window, scale, attempt, poison)
         else:
-            at_fault = attempt.at_fault
-            if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
-                at_fault = self.brought_it(window, scale, poison)
-            fault = self.incidents.classify(attempt)
-        if fault is not None:
-            fault.injected = poison or ""
-            self.rewind(rng)
-            self.skip(window, fault, rng, at_fault)
-            return None
-        self.incidents.remember(attempt, scale)
-        self.average.update()
-        self.scaler.stepped(scale)
-        if self.scheduler_unit == "iteration":
-            self.scheduler.step()
-        self.step += 1
-        self.nonfinite_in_a_row = 0
-        self.window.close()
-        return attempt
+            fault = self.fault_of(attempt, window, scale, poison)
+        if fault is None:
+            self.scaler.stepped(scale)
+            return attempt
+        fault.injected = poison
+        self.rewind()
+        return fault
 
-    def save_before(self, rng):
-        """Save the state as it was before a step that an exception ends, if the other processes need not be asked."""
-        try:
-            self.rewind(rng)
-            if self.ranks.world == 1:
-                self.save_last()
-                self.say(f"the state before this step is in {self.files.model / 'last.model'}")
-        except RuntimeError as error:  # after an error of the device nothing can be read from it
-            self.say(f"the state before this step cannot be saved: {error}")
+    def begin(self, epoch: float | None = None):
+        """Remember everything that a forward pass may change."""
+        if epoch is not None and hasattr(self.network.loss, "set_epoch"):
+            self.network.loss.set_epoch(epoch)
+        self.generators = precision.draw_state(self.device)
+        self.buffers.take()
+        self.updating = False
 
-    def update(self, window, scale: float, attempt: Attempt, rng, poison=None) -> Fault | None:
-        """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
-        told = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
-        wrong = bad_setting(self.optimizer)
-        if wrong:
-            return Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **told)
-        if self.config.grad_clip and attempt.norm > self.config.grad_clip:
-            torch._foreach_mul_(
-                [p.grad for p in self.parameters if p.grad is not None], self.config.grad_clip / attempt.norm
-            )
-        self.guard.take()
-        try:
-            self.optimizer.step()
-        except Exception:  # a plug-in may raise anything
-            if self.guard.undo():
-                self.save_before(rng)
-            raise
-        if poison == "update":
-            self.parameters[0].data.view(-1)[0] = math.nan
-        spoiled = next(filter(None, self.guard.spoiled(self.ranks)), None)
-        if spoiled is None:
-            return None
-        undone = self.guard.undo()
-        self.rewind(rng)
-        if undone and self.incidents.bad_before():
-            return self.incidents.classify(attempt)
-        fault = update_fault(spoiled, undone, **told)
-        if undone:
-            self.attempt(window, scale)  # the optimizer may have changed the gradients, which the report is about
-            return fault
-        self.incidents.handle(window, fault, rng, self.ranks.main)
-        raise spoilt_by_an_update(self, fault)
-
-    def rewind(self, rng):
-        """Put buffers and torch's generators back to where they were before the forward pass."""
-        self.buffers.restore()
-        precision.restore_draw_state(rng, self.device)
-
-    def brought_it(self, window, scale, poison) -> bool:
-        """Whether this rank's own gradients are at fault: those of a failed step are already summed over the ranks.
-
-        Leaves a guilty rank's own gradients, for its report.
-        """
-        rng = precision.draw_state(self.device)
-        shared = {p: p.grad for p in self.parameters}
-        mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
-        self.rewind(rng)
-        if not mine:
-            for parameter, gradient in shared.items():
-                parameter.grad = gradient
-        return mine if self.ranks.any(mine) else self.ranks.main
-
-    def attempt(self, window, scale: float, poison=None, alone=False) -> Attempt:
+    def attempt(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> Attempt:
         """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once.
 
-        ``alone`` leaves the gradients as they are on this rank. ``poison`` is a kind of ``nan_inject``: the testing
-        aid spoils the loss, a gradient or a buffer.
+        ``alone`` leaves the gradients as they are on this process.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        return self.measure(self.forward_backward(window, scale, poison, alone), scale, poison)
+
+    def forward_backward(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> list[tuple]:
+        """(loss, accuracy) of each batch of a window; leaves gradients times ``scale``."""
+        self.network.zero_grad(set_to_none=True)
         results = []
         for index, batch in enumerate(window):
-            last = index == len(window) - 1
-            together = (
-                contextlib.nullcontext() if self.ranks.world == 1 or (last and not alone) else self.parallel.no_sync()
-            )
-            with together:
+            shares = index == len(window) - 1 and not alone
+            with contextlib.nullcontext() if shares or self.ranks.world == 1 else self.parallel.no_sync():
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
                 if poison == "loss":
                     loss = loss * math.nan
                 (loss.float() * (scale / len(window))).backward()
-            results.append(torch.stack([loss.detach().float(), as_scalar(accuracy, loss)]))
+            results.append((loss.detach(), accuracy))
+        return results
+
+    def measure(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Attempt:
+        """Unscale the gradients, take one norm over all of them, and read the device once."""
+        results = [torch.stack([loss.float(), as_scalar(accuracy, loss)]) for loss, accuracy in results]
         if poison == "buffer":
             self.buffers.floating[0].view(-1)[0] = math.inf
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -157,63 +107,83 @@ class GuardedStep:
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
         return read_attempt(results, norm, buffers, self.ranks)
 
-    def moment(self) -> float:
-        """Epochs trained before the open window, counted from 1: what a margin schedule goes by."""
-        return self.epoch + self.window.before(self.batch) / len(self.sampler)
-
-    def window_number(self) -> int:
-        """Which step of the run, taken or not, the open window is; counted from 1."""
-        return (self.epoch - 1) * self.steps_per_epoch + self.window.before(self.batch) // self.accumulation + 1
-
-    def skip(self, batches, fault, rng, at_fault: bool, whole: bool = True):
-        """Leave out the ``whole`` window, or one batch of it: the model is as it was before it.
-
-        Ends the run after ``nan_patience`` in a row.
-        """
-        told = self.incidents.handle(batches, fault, rng, at_fault)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.totals["skipped"] += len(batches)
-        self.nonfinite_in_a_row += 1
-        self.last_fault = told
-        if whole:
-            self.window.close()
+    def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
+        """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
+        figures = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
+        wrong = bad_setting(self.optimizer)
+        if wrong:
+            fault = Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **figures)
+            fault.at_fault = self.ranks.main
+            return fault
+        self.apply(attempt.norm)
+        if poison == "update":
+            self.parameters[0].data.view(-1)[0] = math.nan
+        spoiled = next(filter(None, self.guard.spoiled(self.ranks)), None)
+        if spoiled is None:
+            return None
+        undone = self.undo()
+        if undone and nonfinite_before(self.network, self.buffers):
+            fault = classify(attempt, self.network, self.buffers, self.scaler)
         else:
-            self.window.refuse(self.batch)
-        if self.nonfinite_in_a_row >= self.config.nan_patience:
-            in_a_row, self.nonfinite_in_a_row = self.nonfinite_in_a_row, 0  # the next call starts counting anew
-            self.save_last()
-            raise patience_is_over(self, in_a_row)
-
-    def accept(self, batch) -> bool:
-        """Check a batch on the host, before the device sees it; a bad one is left out on all ranks.
-
-        Raises Finished on all ranks if one of them can load no more.
-        """
-        failed, refused_before = isinstance(batch, LoaderFailed), self.batch in self.window.refused
-        fault = None if failed or refused_before else self.examine(batch)
-        worst = self.ranks.highest(2 if failed else int(fault is not None))
-        if worst == 2:
-            self.batch -= 1
-            self.save_last()
-            failures = self.ranks.gather(f"{rank_prefix()}loader: {batch}" if failed else None)
-            raise no_batches(self, next(filter(None, failures)))
-        if refused_before:  # and counted, by the call of the command that a signal ended inside this window
-            return False
-        if worst == 1:
-            self.skip([batch], fault, precision.draw_state(self.device), fault is not None, whole=False)
-            return False
-        self.window.accept(self.batch)
-        return True
-
-    def examine(self, batch) -> Fault | None:
-        """Take note of a batch's files and look for what must not reach the device."""
-        self.file_events.note(batch, self.incidents.file_faults)
-        self.file_events.replace_rows(batch)
-        poison = self.incidents.injections.get(self.window_number())
-        if poison not in ("data", "label"):
-            return check_batch(batch, self.incidents.classes)
-        self.incidents.injections.pop(self.window_number())
-        batch.update(inject_batch(batch, poison, self.incidents.classes))
-        fault = check_batch(batch, self.incidents.classes)
-        fault.injected = poison
+            fault = update_fault(spoiled, undone, **figures)
+            if undone:
+                self.attempt(window, scale)  # the optimizer may have changed the gradients, which the report is about
+        fault.at_fault = self.ranks.main
         return fault
+
+    def apply(self, norm: float, mode=None):
+        """Scale the gradients down to ``grad_clip`` if their ``norm`` is larger, and take the optimizer's step.
+
+        ``mode``: a context manager around the optimizer's step. ``undo`` puts back what it changes.
+        """
+        if self.grad_clip and norm > self.grad_clip:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, self.grad_clip / norm)
+        self.guard.take()
+        self.updating = True
+        with mode or contextlib.nullcontext():
+            self.optimizer.step()
+
+    def set_optimizer(self, optimizer, grad_clip: float, log=print):
+        """Take updates with this optimizer from now on."""
+        self.optimizer, self.grad_clip = optimizer, grad_clip
+        self.guard = UpdateGuard(optimizer, self.network, log)
+
+    def renew_buffers(self):
+        """Find the buffers again after the network was converted to another type, which replaces them."""
+        self.buffers = precision.BufferSnapshot(self.network, self.buffers.nonfinite_by_design)
+
+    def rewind(self):
+        """Put buffers and torch's generators back to where they were before the forward pass."""
+        self.buffers.restore()
+        precision.restore_draw_state(self.generators, self.device)
+
+    def undo(self) -> bool:
+        """Put back everything that the step has changed so far; returns whether all is as before it."""
+        undone = self.guard.undo() if self.updating else True
+        self.rewind()
+        return undone
+
+    def fault_of(self, attempt: Attempt, window, scale: float, poison: str) -> Fault:
+        """The fault of an attempt that is not finite, and whether this process brought it."""
+        at_fault = attempt.at_fault
+        if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
+            at_fault = self.own_gradients_nonfinite(window, scale, poison)
+        fault = classify(attempt, self.network, self.buffers, self.scaler)
+        fault.at_fault = at_fault
+        return fault
+
+    def own_gradients_nonfinite(self, window, scale: float, poison: str) -> bool:
+        """Whether this process's own gradients are at fault: those of a failed step are already summed over all.
+
+        Leaves a guilty process's own gradients, for its report.
+        """
+        generators = precision.draw_state(self.device)
+        shared = {p: p.grad for p in self.parameters}
+        mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
+        self.buffers.restore()
+        precision.restore_draw_state(generators, self.device)
+        if not mine:
+            for parameter, gradient in shared.items():
+                parameter.grad = gradient
+        return mine if self.ranks.any(mine) else self.ranks.main

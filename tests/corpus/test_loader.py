@@ -10,7 +10,6 @@ import torch
 
 from corpus.loader import Loader, LoaderFailed
 from errors import Finished
-from training.state import resume
 
 
 class Spoilt:
@@ -41,7 +40,7 @@ def before_each_step(trainer, action):
     step = trainer.train_step
 
     def train_step(window):
-        if trainer.batch > 1:
+        if trainer.progress.batch > 1:
             action(trainer)
         return step(window)
 
@@ -49,10 +48,10 @@ def before_each_step(trainer, action):
 
 
 def train(trainer, epochs=2):
-    for epoch in range(trainer.epoch, epochs + 1):
-        trainer.epoch = epoch
+    for epoch in range(trainer.progress.epoch, epochs + 1):
+        trainer.progress.epoch = epoch
         trainer.train_epoch()
-        trainer.batch = 0
+        trainer.progress.batch = 0
     return trainer
 
 
@@ -97,7 +96,7 @@ def test_a_loader_that_dies_again_ends_the_run_and_the_same_command_goes_on(undi
     (line,) = end.value.lines
     assert end.value.status == 5 and "was ended by SIGKILL" in line and "the same command goes on" in line
     again = tools.build(settings, nDataLoaderThread=0, save_path=tmp_path / "run")
-    assert resume(again) and again.batch == trainer.step > 0
+    assert again.resume() and again.progress.batch == trainer.progress.step > 0
     tools.assert_same(tools.snapshot(train(again)), expected)
 
 

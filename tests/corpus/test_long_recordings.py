@@ -12,7 +12,6 @@ from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
 from storage.embedding_files import read_embeddings
 from storage.files import save_atomically
-from training.state import capture
 
 RATE = 16000
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you ...")
@@ -26,7 +25,7 @@ def model(settings, tools, tmp_path):
     for name, seconds in (("a", 1), ("b", 1), ("long", 5), ("c", 1)):
         x = np.random.default_rng(seconds + ord(name[0])).normal(0, 0.1, seconds * RATE)
         soundfile.write(tmp_path / "wav" / f"{name}.wav", x, RATE)
-    save_atomically(capture(tools.build(settings)), tmp_path / "x.model")
+    save_atomically(tools.build(settings).state.capture(), tmp_path / "x.model")
     return tmp_path / "x.model", tmp_path / "wav"
 
 

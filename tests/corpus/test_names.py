@@ -28,7 +28,6 @@ from scoring.sources import _duration
 from settings.command_line import picture, run
 from storage.files import save_atomically
 from storage.speaker_store import SpeakerStore
-from training.state import capture
 
 CAFE = os.fsdecode(b"caf\xe9.wav")  # written by a system whose names are Latin-1
 
@@ -103,7 +102,7 @@ def test_a_nan_and_names_of_all_kinds_do_not_end_a_run_whose_output_is_cp1252(
 @pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     path = tmp_path / "model.model"
-    save_atomically(capture(tools.build(settings)), path)
+    save_atomically(tools.build(settings).state.capture(), path)
     return path
 
 

@@ -475,9 +475,9 @@ def test_a_state_is_read_by_its_bare_name_only(tmp_path):
 def test_checkpoints_of_the_trainer_are_read(scheduler, settings, tools):
     trainer = tools.build(settings, scheduler=scheduler, nan_inject="1:loss")
     for batch in tools.batches(trainer)[:2]:
-        trainer.batch += 1
+        trainer.progress.batch += 1
         trainer.train_step([batch])
-    trainer.save_last()
+    trainer.saver.last()
     trainer.close()
     path = trainer.files.model / "last.model"
     assert content_hash(read_checkpoint(path)) == content_hash(torch.load(path, weights_only=True))

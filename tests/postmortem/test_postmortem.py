@@ -43,7 +43,7 @@ def dump_of(settings, tools):
         if spoil:
             spoil(trainer)
         for batch in tools.batches(trainer)[:3]:
-            trainer.batch += 1
+            trainer.progress.batch += 1
             if trainer.accept(batch):
                 trainer.train_step([batch])
         trainer.close()
@@ -98,7 +98,7 @@ def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, s
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
     trainer = tools.build(settings, train_list=str(tmp_path / "list.txt"), max_frames=80)
     for batch in tools.batches(trainer):
-        trainer.batch += 1
+        trainer.progress.batch += 1
         if trainer.accept(batch):
             trainer.train_step([batch])
     trainer.close()
@@ -336,7 +336,7 @@ def test_an_infinite_mask_is_meant_to_be_so():
     module = torch.nn.BatchNorm1d(2)
     module.register_buffer("mask", torch.full((2, 2), -math.inf))
     snapshot = BufferSnapshot(module)
-    assert snapshot.masks == {"mask"} and len(snapshot.floating) == 2
+    assert snapshot.nonfinite_by_design == {"mask"} and len(snapshot.floating) == 2
 
 
 @pytest.mark.parametrize("rate, sample", [(8000, 3000), (44100, 20000)])

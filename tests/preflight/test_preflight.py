@@ -330,7 +330,7 @@ def test_trials_against_each_other_and_against_the_train_list(data, settings, tm
 def test_a_run_that_would_resume_is_tried_with_its_weights_and_left_alone(
     data, settings, write, tools, capsys, tmp_path
 ):
-    tools.build(settings).save_last()
+    tools.build(settings).saver.last()
     path = tmp_path / "run" / "model" / "last.model"
     before = path.read_bytes()
     assert trainSpeakerNet.main(["--config", write(settings), "--preflight"]) == 0

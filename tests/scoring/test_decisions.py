@@ -33,10 +33,9 @@ def wav(data):
 @pytest.fixture
 def model(settings, tools, tmp_path):
     """A checkpoint of an untrained tiny model that carries its configuration."""
-    from training.state import capture
 
     path = tmp_path / "model_best.model"
-    save_atomically(capture(tools.build(settings)), path)
+    save_atomically(tools.build(settings).state.capture(), path)
     return str(path)
 
 
@@ -92,12 +91,11 @@ def test_embed_names_silence_and_leaves_it_out(odd, model, wav, capsys, tmp_path
 def test_an_averaged_model_decides_after_its_evaluation(settings, tools, write, wav, capsys, tmp_path):
     """The newcomer's path: average_checkpoints.py, --eval, verify.py."""
     import average_checkpoints
-    from training.state import capture
 
     trainer = tools.build(settings)
     (tmp_path / "model").mkdir()
     for epoch in (1, 2):
-        save_atomically(capture(trainer), tmp_path / "model" / f"model00000000{epoch}.model")
+        save_atomically(trainer.state.capture(), tmp_path / "model" / f"model00000000{epoch}.model")
     model, calibration = tmp_path / "avg.model", tmp_path / "avg.calibration"
     assert call(average_checkpoints, capsys, tmp_path / "model", "--out", model)[0] == 0
     compared = (wav(0, 0), wav(1, 0), "--initial_model", model)

@@ -215,9 +215,8 @@ def test_the_threshold_of_a_wanted_rate_is_learnt_on_the_held_out_trials(folder,
 def test_a_model_gives_the_embeddings_and_its_identity(data, settings, tools, tmp_path):
     from speaker_model import load_model
     from storage.files import save_atomically
-    from training.state import capture
 
-    save_atomically(capture(tools.build(settings)), tmp_path / "m.model")
+    save_atomically(tools.build(settings).state.capture(), tmp_path / "m.model")
     trials = ("--trials", data / "trials.txt", "--root", data / "wav")
     out = score(
         *trials, "--initial_model", tmp_path / "m.model", "--save_backend", tmp_path / "b.npz", "--out", tmp_path

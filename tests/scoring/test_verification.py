@@ -42,10 +42,9 @@ def wav(data):
 @pytest.fixture
 def model(settings, tools, tmp_path):
     """A checkpoint of an untrained tiny model that carries its configuration."""
-    from training.state import capture
 
     path = tmp_path / "model_best.model"
-    save_atomically(capture(tools.build(settings)), path)
+    save_atomically(tools.build(settings).state.capture(), path)
     return str(path)
 
 

@@ -101,24 +101,24 @@ def test_training_starts_from_a_foreign_file_and_lists_what_does_not_fit(setting
     keys = {**keys, "nOut": 192, "n_mels": 80, "aggregate": 1536, "initial_model": str(tmp_path / "their.model")}
     torch.save(file, keys["initial_model"])
     trainer = tools.build({**settings, **keys})
-    load_initial(trainer, trainer.config)
+    load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
     said = capsys.readouterr().out
     assert "(TaoRuijie/ECAPA-TDNN)" in said and "__L__.weight: (9, 192) in the file, (6, 192) in the model" in said
     assert "features" not in said
     with torch.inference_mode():
         assert torch.allclose(trainer.network.eval()(voice()), embed(voice()), atol=1e-3)
     trainer = tools.build({**settings, **keys, "features": "wespeaker"})
-    load_initial(trainer, trainer.config)
+    load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
     assert "its features are those of taoruijie, the configuration has features: wespeaker" in capsys.readouterr().out
     other = tools.build({**settings, **keys, "layout": "wespeaker"})
     with pytest.raises(UsageError, match=r"2 of the file are unknown|--allow_partial"):
-        load_initial(other, other.config)
+        load_initial(other.network, other.dataset, other.config, other.log)
     other.config.allow_partial = True
-    load_initial(other, other.config)
+    load_initial(other.network, other.dataset, other.config, other.log)
     said = capsys.readouterr().out
     assert "not used: __S__.bn_output.weight" in said and "more\n" not in said
     deaf = tools.build({**settings, **keys, "channels": 8, "allow_partial": True})
-    load_initial(deaf, deaf.config)
+    load_initial(deaf.network, deaf.dataset, deaf.config, deaf.log)
     said = capsys.readouterr().out
     loaded, total = map(int, re.search(r"(\d+) of (\d+) tensors loaded", said).groups())
     assert said.count("starts fresh: __") == 20 and f"  starts fresh: {total - loaded - 20} more\n" in said

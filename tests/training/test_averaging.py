@@ -9,7 +9,6 @@ import torch
 
 from errors import UsageError
 from training.averaging import MovingAverage, mean_of_checkpoints
-from training.state import capture, resume
 
 
 def load(path):
@@ -38,9 +37,9 @@ def test_the_average_over_a_skipped_step_and_a_resumed_run(settings, tools, deca
     history = []
     for index, batch in enumerate([batches[0], poisoned(batches[1]), *batches[1:4], *batches[4:6]]):
         if index == 4:
-            trainer.save_last()
+            trainer.saver.last()
             trainer = tools.build(settings, ema_decay=decay, seed=9)
-            assert resume(trainer)
+            assert trainer.resume()
             trainer.network.train()
         before = {n: t.clone() for n, t in trainer.average.tensors.items()}
         if trainer.train_step([batch]) is not None:
@@ -73,7 +72,7 @@ def test_half_precision_weights_are_averaged_in_fp32():
 def test_without_ema_decay_nothing_is_kept(settings, tools):
     trainer = tools.build(settings)
     trainer.train_step(tools.batches(trainer)[:1])
-    state = capture(trainer, evaluated=True)
+    state = trainer.state.capture(evaluated=True)
     assert trainer.average.tensors == {} and state["ema_state_dict"] == {} and "raw_model_state_dict" not in state
 
 
@@ -113,9 +112,11 @@ def test_an_evaluated_checkpoint_in_the_place_of_last_model_trains_on_as_it_did(
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "last.model").write_bytes((folder / "model000000002.model").read_bytes())
     again = tools.build({**keys, "save_path": tmp_path / "run"})
-    assert resume(again)
-    again.evaluator.run = lambda *rest: pytest.fail("epoch 2 was evaluated") if again.epoch == 2 else {"stopped": True}
-    again.epoch, again.batch, again.trained = 3, 0, False  # the evaluation of epoch 2 is done
+    assert again.resume()
+    again.evaluator.run = lambda *rest: (
+        pytest.fail("epoch 2 was evaluated") if again.progress.epoch == 2 else {"stopped": True}
+    )
+    again.progress.begin_epoch(3)  # the evaluation of epoch 2 is done
     again.train_epoch()
     for name, tensor in trainer.network.state_dict().items():
         assert torch.equal(tensor, again.network.state_dict()[name]), name
@@ -168,13 +169,13 @@ def test_the_mean_starts_a_run_and_embeds_like_any_other(averaged, tools, tmp_pa
     path = tmp_path / "avg.model"
     torch.save(mean_of_checkpoints(sorted(folder.glob("model0*.model"))), path)
     tuned = tools.build({**keys, "save_path": tmp_path / "tuned", "initial_model": path})
-    load_initial(tuned, tuned.config)
+    load_initial(tuned.network, tuned.dataset, tuned.config, tuned.log)
     assert "starts fresh" not in capsys.readouterr().out
     assert torch.equal(tuned.network.loss.weight, load(path)["model_state_dict"]["__L__.weight"])
     last = tuned.files.model / "last.model"
     last.write_bytes(path.read_bytes())
     with pytest.raises(UsageError, match="holds no state to go on from; move it away and start from it with initial_"):
-        resume(tuned)
+        tuned.resume()
     last.unlink()
     wave = torch.randn(12000).numpy() * 0.1
     with torch.inference_mode():

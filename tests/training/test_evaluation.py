@@ -207,10 +207,10 @@ def test_pictures_of_separable_and_of_inverted_trials(tmp_path):
 def test_too_many_nan_scores_fail_the_evaluation_and_training_goes_on(evaluator):
     evaluator, trainer = evaluator
     poison(evaluator, list(range(len(evaluator.files))))
-    trainer.epoch = 2
+    trainer.progress.epoch = 2
     trainer.evaluate()
     assert '"failed": "all scores are non-finite"' in trainer.files.metrics.read_text()
-    assert trainer.best["eer"] is None and not (trainer.files.model / "model_best.model").exists()
+    assert trainer.progress.best["eer"] is None and not (trainer.files.model / "model_best.model").exists()
 
 
 def test_an_unreadable_test_file_is_named(settings, tools, data, tmp_path):
@@ -233,7 +233,7 @@ def test_an_evaluation_that_failed_ends_with_1(settings, tools, data, tmp_path, 
     shutil.copytree(data / "wav", tmp_path / "wav")
     sorted((tmp_path / "wav").glob("trial*/**/*.flac"))[0].write_text("not audio")
     trainer = tools.build(settings)
-    trainer.save_last()
+    trainer.saver.last()
     keys = {**settings, "eval": True, "initial_model": trainer.files.model / "last.model", "save_path": tmp_path / "e"}
     words = [f"--{key}={value}" for key, value in keys.items()]
     assert trainSpeakerNet.main([*words, "--max_nan_score_pct=100"]) == 0
@@ -329,13 +329,13 @@ def test_evaluation_and_embedding_compute_convolutions_in_fp32_on_a_gpu_too(sett
 
     seen, cudnn = [], torch.backends.cudnn
     trainer = tools.build(settings)
-    trainer.step = 1
+    trainer.progress.step = 1
     trainer.network.register_forward_pre_hook(lambda *a: seen.append((cudnn.allow_tf32, cudnn.deterministic)))
     monkeypatch.setattr(cudnn, "deterministic", True)
     monkeypatch.setattr(cudnn, "allow_tf32", True)
     trainer.evaluator.embed(trainer.network)
     assert set(seen) == {(False, True)} and cudnn.allow_tf32 and cudnn.deterministic
-    trainer.save_last()
+    trainer.saver.last()
     seen.clear()
     model = load_model(trainer.files.model / "last.model")
     model.network.register_forward_pre_hook(lambda *a: seen.append((cudnn.allow_tf32, cudnn.deterministic)))

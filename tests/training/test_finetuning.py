@@ -8,17 +8,16 @@ import torch
 
 from errors import UsageError
 from training.finetuning import load_initial
-from training.state import resume
 
 FAST = {"max_seg_per_spk": 2, "max_frames": 30}
 
 
 def run(trainer):
     """Train to the end without an evaluation."""
-    while trainer.epoch <= trainer.config.max_epoch:
+    while trainer.progress.epoch <= trainer.config.max_epoch:
         trainer.train_epoch()
         trainer.finish_epoch()
-        trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
+        trainer.progress.epoch, trainer.progress.batch, trainer.progress.trained = trainer.progress.epoch + 1, 0, False
     return trainer
 
 
@@ -36,10 +35,10 @@ def changed(before, after):
 @pytest.mark.parametrize("keys", [{}, {"sub_centers": 2}, {"trainfunc": "softmax"}])
 def test_a_head_of_speed_copies_is_cut_to_the_original_speakers(settings, tools, tmp_path, capsys, keys):
     first = tools.build(settings, speed_perturb=True, **keys)
-    first.save_last()
+    first.saver.last()
     path = first.files.model / "last.model"
     tuned = tools.build(settings, save_path=tmp_path / "tuned", initial_model=path, seed=8, **keys)
-    load_initial(tuned, tuned.config)
+    load_initial(tuned.network, tuned.dataset, tuned.config, tuned.log)
     assert "the classifier is cut to the original speakers: the first 6 of 18 classes" in capsys.readouterr().out
     head = part(first, "__L__.")
     for name, tensor in part(tuned, "__L__.").items():
@@ -47,18 +46,18 @@ def test_a_head_of_speed_copies_is_cut_to_the_original_speakers(settings, tools,
         assert len(tensor) == rows and torch.equal(tensor, head[name][:rows]), name
     again = tools.build(settings, save_path=tmp_path / "more", initial_model=path, seed=8, nClasses=9, **keys)
     fresh = part(again, "__L__.")
-    load_initial(again, again.config)
+    load_initial(again.network, again.dataset, again.config, again.log)
     assert "the classifier starts fresh: 18 classes before, 9 now" in capsys.readouterr().out
     assert not changed(fresh, part(again, "__L__."))
 
 
 def test_a_head_of_another_form_is_not_said_to_be_cut(settings, tools, tmp_path, capsys):
     first = tools.build(settings, speed_perturb=True, sub_centers=2)
-    first.save_last()
+    first.saver.last()
     path = first.files.model / "last.model"
     tuned = tools.build(settings, save_path=tmp_path / "tuned", initial_model=path, seed=8, trainfunc="sphereface2")
     fresh = part(tuned, "__L__.")
-    load_initial(tuned, tuned.config)
+    load_initial(tuned.network, tuned.dataset, tuned.config, tuned.log)
     said = capsys.readouterr().out
     assert "the classifier starts fresh: 18 classes before, 6 now" in said and "is cut" not in said
     assert not changed(fresh, part(tuned, "__L__."))
@@ -70,7 +69,7 @@ def test_a_head_that_fits_is_not_said_to_start_fresh(settings, tools, tmp_path, 
     path = tmp_path / "bare.model"
     torch.save(first.network.state_dict(), path)
     tuned = tools.build(settings, save_path=tmp_path / "tuned", initial_model=path, seed=8, sub_centers=3)
-    load_initial(tuned, tuned.config)
+    load_initial(tuned.network, tuned.dataset, tuned.config, tuned.log)
     assert not changed(part(first, "__L__."), part(tuned, "__L__."))
     assert "starts fresh" not in capsys.readouterr().out
 
@@ -100,9 +99,9 @@ def test_resuming_in_or_after_the_frozen_epochs_changes_nothing(settings, tools,
     whole = run(tools.build(settings, save_path=tmp_path / "whole", **keys))
     trainer = tools.build(settings, **keys)
     trainer.config.max_epoch = stop
-    run(trainer).save_last()
+    run(trainer).saver.last()
     again = tools.build(settings, **keys)
-    assert resume(again)
+    assert again.resume()
     run(again)
     tools.assert_same(tools.snapshot(whole), tools.snapshot(again))
     for name, tensor in whole.average.tensors.items():
@@ -122,7 +121,7 @@ def test_a_fault_of_a_frozen_step_is_replayed(settings, tools):
     run(trainer).close()
     (path,) = trainer.incidents.writer.folder.glob("nan_batch_*.pt")
     dump = read_dump(path)
-    assert len(dump["trainable"]) == len(trainer.parameters)
+    assert len(dump["trainable"]) == len(trainer.step.parameters)
     state = torch.load(path.parent / dump["state"], weights_only=True)
     network = Replay(dump, state).network()
     assert not any(p.requires_grad for p in network.__S__.parameters()) and network.loss.weight.requires_grad
@@ -138,7 +137,7 @@ def test_groups_keep_their_ratio_through_every_schedule(settings, tools, schedul
     trainer = tools.build(settings, **keys)
     groups = trainer.optimizer.param_groups
     assert [g["name"] for g in groups] == ["backbone", "head"]
-    assert sum(len(g["params"]) for g in groups) == len(trainer.parameters)
+    assert sum(len(g["params"]) for g in groups) == len(trainer.step.parameters)
     for _ in range(6):
         trainer.optimizer.step()
         trainer.scheduler.step()
@@ -149,8 +148,9 @@ def test_the_preflight_walks_the_highest_rate(settings, tools):
     from preflight.dry_step import learning_rates
 
     for scheduler in ("cosine", "steplr"):
-        trainer = tools.build(settings, scheduler=scheduler, backbone_lr_factor=0.1, head_lr_factor=2.0)
-        assert max(rate for _, rate in learning_rates(trainer)) == pytest.approx(0.02)
+        t = tools.build(settings, scheduler=scheduler, backbone_lr_factor=0.1, head_lr_factor=2.0)
+        schedule = (t.optimizer, t.scheduler, t.scheduler_unit, t.progress, t.config)
+        assert max(rate for _, rate in learning_rates(*schedule)) == pytest.approx(0.02)
 
 
 def test_a_step_moves_each_part_by_its_own_rate(settings, tools):
@@ -173,10 +173,10 @@ def test_a_plain_list_where_no_factor_is_set_and_groups_are_refused_half_way(set
     monkeypatch.setattr(plugins, "build", lambda f, n, v, *rest: seen.append((f, rest)) or build(f, n, v, *rest))
     trainer = tools.build(settings)
     given = next(rest[0] for folder, rest in seen if folder == "optimizer")
-    assert given == trainer.parameters and all(isinstance(p, torch.nn.Parameter) for p in given)
-    trainer.save_last()
+    assert given == trainer.step.parameters and all(isinstance(p, torch.nn.Parameter) for p in given)
+    trainer.saver.last()
     with pytest.raises(UsageError, match="other groups of learning rates") as caught:
-        resume(tools.build(settings, head_lr_factor=3))
+        tools.build(settings, head_lr_factor=3).resume()
     assert "\n" not in str(caught.value)
 
 
@@ -184,10 +184,10 @@ def test_factors_and_reference_batch_changed_between_runs_are_used(settings, too
     keys = {**FAST, "scheduler": "cosine", "head_lr_factor": 2, "max_epoch": 4}
     trainer = tools.build(settings, **keys)
     trainer.config.max_epoch = 2
-    run(trainer).save_last()
+    run(trainer).saver.last()
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
     again = tools.build(settings, **{**keys, "head_lr_factor": 6, "lr_reference_batch": 8, "weight_decay": 0.3})
-    assert resume(again)
+    assert again.resume()
     expected = [pytest.approx(rates[0] / 2), pytest.approx(rates[1] * 1.5)]
     assert [g["lr"] for g in again.optimizer.param_groups] == expected
     assert again.scheduler.base_lrs == [pytest.approx(0.005), pytest.approx(0.03)]
@@ -223,7 +223,7 @@ def test_large_margin_stage_through_the_command_line(settings, write, tools, tmp
     import yaml
 
     first = tools.build(settings, speed_perturb=True)
-    first.save_last()
+    first.saver.last()
     stage = yaml.safe_load((tools.root / "configs" / "large_margin.yaml").read_text())
     names = ("margin", "scale", "optimizer", "momentum", "scheduler", "lr", "lr_min", "lr_reference_batch")
     more = {name: stage[name] for name in (*names, "warmup_epochs")}

@@ -17,7 +17,7 @@ from storage import checkpoint
 from storage.dump import KEYS, DumpError, read_dump, validate
 from storage.dump_statistics import issues
 from storage.files import save_atomically
-from training.incidents import check_batch, inject_batch, parse_injections
+from training.faults import check_batch, inject_batch, parse_injections
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 REASON = {
@@ -29,9 +29,9 @@ REASON = {
 def train(trainer, batches):
     """Feed batches as train_epoch does."""
     for batch in batches:
-        trainer.batch += 1
+        trainer.progress.batch += 1
         if trainer.accept(batch):
-            trainer.count([batch], trainer.train_step([batch]))
+            trainer.train_step([batch])
 
 
 @pytest.mark.parametrize("kind", REASON)
@@ -45,10 +45,10 @@ def test_each_fault_is_dumped_and_leaves_no_trace(settings, tools, mixed, dtype,
     with_fault = tools.snapshot(trainer)
     other = tools.build(settings, **keys)  # the run in which that batch was never drawn
     train(other, [batches[0]])
-    other.batch += 1
+    other.progress.batch += 1
     train(other, [batches[2]])
     tools.assert_same(with_fault, tools.snapshot(other))
-    assert trainer.totals["skipped"] == 1 and trainer.step == 2
+    assert trainer.progress.totals["skipped"] == 1 and trainer.progress.step == 2
     (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
     assert path.name == "nan_batch_2_epoch_1.pt" and stat.S_IMODE(path.stat().st_mode) == 0o600
     dump = read_dump(path)
@@ -110,7 +110,7 @@ def test_a_fault_seen_before_is_counted_not_dumped(settings, tools, capsys):
     trainer.close()
     assert len(list(trainer.incidents.writer.folder.glob("nan_*.pt"))) == 1
     assert "seen 6 times, the first: nan_batch_1_epoch_1.pt" in capsys.readouterr().out
-    assert trainer.totals["skipped"] == 6
+    assert trainer.progress.totals["skipped"] == 6
 
 
 def test_budgets(settings, tools, capsys):
@@ -138,7 +138,7 @@ def test_a_disk_that_refuses_does_not_stop_training(settings, tools, capsys):
     trainer.incidents.writer.folder.write_text("a file where the folder should be")
     train(trainer, tools.batches(trainer)[:2])
     trainer.close()
-    assert "could not be written" in capsys.readouterr().out and trainer.step == 1
+    assert "could not be written" in capsys.readouterr().out and trainer.progress.step == 1
 
 
 def test_audio_can_be_left_out(settings, tools):
@@ -185,11 +185,10 @@ def test_bad_weights_are_named_as_state(settings, tools):
 
 
 def test_a_start_from_bad_tensors_is_refused(settings, tools):
-    from training.state import resume
 
     trainer = tools.build(settings)
     train(trainer, tools.batches(trainer)[:1])
-    trainer.save_last()
+    trainer.saver.last()
     path = trainer.files.model / "last.model"
     good = checkpoint.load(path)
     for part, name in (("model", "__S__.linear.bias"), ("optimizer", "optimizer.0.exp_avg")):
@@ -200,14 +199,14 @@ def test_a_start_from_bad_tensors_is_refused(settings, tools):
         tensor.view(-1)[0] = math.nan
         save_atomically(state, path)
         with pytest.raises(UsageError, match="1 tensors are not finite") as caught:
-            resume(tools.build(settings))
+            tools.build(settings).resume()
         assert name in str(caught.value)
         save_atomically(good, path)
     fp16 = {"mixedprec": "true", "amp_dtype": "float16"}
     good["scaler_state_dict"] = {"scale": 0.0, "_growth_tracker": 0}
     save_atomically(good, path)
     with pytest.raises(UsageError, match=r"loss scale is 0\.0"):
-        resume(tools.build(settings, **fp16))
+        tools.build(settings, **fp16).resume()
 
 
 def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):
@@ -215,11 +214,11 @@ def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):
     trainer = tools.build(settings, **keys)
     batches = tools.batches(trainer)
     train(trainer, batches[:1])
-    scale = trainer.scaler.scale
+    scale = trainer.step.scaler.scale
     bad = inject_batch(batches[1], "data", trainer.incidents.classes)
     train(trainer, [bad] * 300)
     train(trainer, batches[2:3])
-    assert trainer.scaler.scale >= min(scale, trainer.scaler.scale) > 0 and trainer.step == 2
+    assert trainer.step.scaler.scale >= min(scale, trainer.step.scaler.scale) > 0 and trainer.progress.step == 2
     assert all(t.isfinite().all() for t in trainer.network.state_dict().values())
 
 
@@ -232,7 +231,7 @@ def test_harmless_batches_make_no_incident(settings, tools):
     batches[2]["data"] += 0.5
     batches[3]["data"] *= 1e-38
     train(trainer, batches[:4])
-    assert trainer.step == 4 and not trainer.incidents.writer.folder.exists()
+    assert trainer.progress.step == 4 and not trainer.incidents.writer.folder.exists()
 
 
 def test_host_checks():

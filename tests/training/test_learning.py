@@ -11,7 +11,6 @@ from errors import Finished
 from SpeakerNet import Interrupted, ModelTrainer
 from storage import checkpoint
 from storage.files import save_atomically
-from training.state import resume
 
 
 def all_batches(trainer):
@@ -40,8 +39,8 @@ def interrupted(trainer, at: int):
     accept = trainer.accept
 
     def accepting(batch):
-        if trainer.batch == at:
-            trainer.signal = signal.SIGTERM
+        if trainer.progress.batch == at:
+            trainer.stop_signal.number = signal.SIGTERM
         return accept(batch)
 
     trainer.accept = accepting
@@ -65,7 +64,7 @@ def test_a_signal_inside_a_window_with_a_refused_batch_trains_every_batch_once(b
         accept = trainer.accept
 
         def with_a_bad_batch(batch):
-            if trainer.batch == bad:
+            if trainer.progress.batch == bad:
                 batch = {**batch, "peak": torch.full_like(batch["peak"], math.nan)}
             return accept(batch)
 
@@ -78,7 +77,7 @@ def test_a_signal_inside_a_window_with_a_refused_batch_trains_every_batch_once(b
     interrupted(first, at)
     first.close()
     second, rest = start("run")
-    assert resume(second)
+    assert second.resume()
     second.run()
     assert seen + rest == expected
     (weights, facts), (other, other_facts) = end_state(whole), end_state(second)
@@ -95,13 +94,13 @@ def stopped_in_epoch_2(build, **keys):
     trainer = build(max_epoch=4, **keys)
     trainer.train_epoch()
     trainer.finish_epoch()
-    trainer.begin_epoch(2)
+    trainer.progress.begin_epoch(2)
     stop, step = len(trainer.sampler) // 2, trainer.train_step
 
     def until(window):
         step(window)
-        if trainer.batch == stop:
-            trainer.signal = signal.SIGTERM
+        if trainer.progress.batch == stop:
+            trainer.stop_signal.number = signal.SIGTERM
 
     trainer.train_step = until
     with pytest.raises(Interrupted):
@@ -113,15 +112,15 @@ def stopped_in_epoch_2(build, **keys):
 def test_a_resumed_run_says_that_its_batches_are_others_and_goes_on_at_the_same_share(build, capsys, change):
     keys = {"scheduler": "cosine", "lr": 0.01}
     before = stopped_in_epoch_2(build, **keys)
-    share = before.batch / len(before.sampler)
+    share = before.progress.batch / len(before.sampler)
     capsys.readouterr()
     again = build(max_epoch=4, **keys, **change)
-    assert resume(again)
+    assert again.resume()
     (key, value), out = next(iter(change.items())), capsys.readouterr().out
     (line,) = [text for text in out.splitlines() if "the batches are not those of the run before" in text]
     assert f"{key} {getattr(before.config, key)} before, {value} now" in line and "some rows come twice" in line
     assert "the schedule stands at the same share" in line and "generators" not in line
-    assert again.epoch == 2 and again.batch == int(share * len(again.sampler))
+    assert again.progress.epoch == 2 and again.progress.batch == int(share * len(again.sampler))
     rate = again.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(before.optimizer.param_groups[0]["lr"], rel=0.1)
     again.run()
@@ -136,10 +135,11 @@ def test_another_number_of_processes_is_said_and_generators_begin_anew(build, ca
     state["sampler_state"] = {k: state["sampler_state"][k] for k in ("epoch", "batch", "trained")}  # as older ones are
     save_atomically(state, path)
     again = build(max_epoch=4)
-    assert resume(again)
+    assert again.resume()
     out = capsys.readouterr().out
     assert "(processes 2 before, 1 now)" in out and "the random generators begin from the seed" in out
-    assert again.epoch == 2 and again.batch >= before.batch  # a batch of one process is half of one of two
+    # A batch of one process is half of one of two.
+    assert again.progress.epoch == 2 and again.progress.batch >= before.progress.batch
 
 
 def test_a_checkpoint_without_a_plan_resumes_at_the_very_batch(build, capsys):
@@ -149,7 +149,7 @@ def test_a_checkpoint_without_a_plan_resumes_at_the_very_batch(build, capsys):
     state["sampler_state"] = {k: state["sampler_state"][k] for k in ("epoch", "batch", "trained")}
     save_atomically(state, path)
     again = build(max_epoch=4)
-    assert resume(again) and (again.epoch, again.batch) == (2, before.batch)
+    assert again.resume() and (again.progress.epoch, again.progress.batch) == (2, before.progress.batch)
     assert "not those of the run before" not in capsys.readouterr().out
     assert again.scheduler.state_dict()["last_epoch"] == before.scheduler.state_dict()["last_epoch"]
 
@@ -166,7 +166,7 @@ def test_a_run_that_learns_nothing_does_not_end_as_a_success(build, tmp_path):
     assert f"python analyze_nan_debug.py {trainer.incidents.writer.folder}" in lines[2]
     assert [p.name for p in trainer.files.model.iterdir()] == ["last.model"]
     mended = build(nan_patience=1000)
-    assert resume(mended) and (mended.epoch, mended.batch) == (1, 0)
+    assert mended.resume() and (mended.progress.epoch, mended.progress.batch) == (1, 0)
     mended.run()
     fresh = build(save_path=tmp_path / "fresh")
     fresh.run()
@@ -185,7 +185,7 @@ def test_a_rate_that_is_nan_makes_no_best_model(build):
 def test_weights_that_no_step_has_trained_are_never_the_best(settings, tools):
     trainer = tools.build(settings)
     trainer.evaluate()
-    assert trainer.best["eer"] is None and not list(trainer.files.model.glob("model_best*"))
+    assert trainer.progress.best["eer"] is None and not list(trainer.files.model.glob("model_best*"))
 
 
 def test_a_run_whose_every_evaluation_failed_does_not_end_as_a_success(settings, tools, monkeypatch, capsys):

@@ -64,7 +64,7 @@ def test_a_dump_names_the_type_that_was_computed_in(processor, settings, tools):
     processor("AVX2")
     trainer = tools.build(settings, mixedprec="true", nan_inject="1:data")
     batch = tools.batches(trainer)[0]
-    trainer.batch = 1
+    trainer.progress.batch = 1
     assert not trainer.accept(batch)
     trainer.incidents.writer.close()
     (path,) = trainer.incidents.writer.folder.glob("nan_batch_*.pt")

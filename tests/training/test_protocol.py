@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from scoring.cautions import known_voices
-from training.protocol import LIST, differences, new_best, protocol_of
-from training.state import resume
+from training.progress import new_best
+from training.protocol import LIST, differences, protocol_of
 from trainSpeakerNet import describe_run
 
 BEST = {"eer": 0.0, "epoch": 1, "threshold": 0.5, "waited": 1}
@@ -16,20 +16,21 @@ BEST = {"eer": 0.0, "epoch": 1, "threshold": 0.5, "waited": 1}
 
 def test_another_trial_list_starts_the_best_anew_and_replaces_model_best(settings, tools, data, tmp_path, capsys):
     first = tools.build(settings, max_epoch=3, test_interval=1)
-    first.best = dict(BEST)
-    first.save_last()
+    first.progress.best = dict(BEST)
+    first.saver.last()
     (first.files.model / "model_best.model").write_text("of the easy list")
     hard = tmp_path / "hard.txt"
     hard.write_text("".join((data / "trials.txt").read_text().splitlines(keepends=True)[::2]))
     again = tools.build(settings, test_list=hard, max_epoch=3, test_interval=1)
-    assert resume(again) and again.best == new_best()
+    assert again.resume() and again.progress.best == new_best()
     assert "best EER so far, 0.00 % at epoch 1, is of another protocol (test_list): best and" in capsys.readouterr().out
-    again.epoch = again.step = 1
+    again.progress.epoch = again.progress.step = 1
     again.evaluate()
-    assert again.best["epoch"] == 1 and torch.load(first.files.model / "model_best.model", weights_only=True)
-    again.save_last()
+    assert again.progress.best["epoch"] == 1 and torch.load(first.files.model / "model_best.model", weights_only=True)
+    again.saver.last()
     once_more = tools.build(settings, test_list=hard, max_epoch=3, test_interval=1)
-    assert resume(once_more) and once_more.best == again.best and "protocol" not in capsys.readouterr().out
+    assert once_more.resume() and once_more.progress.best == again.progress.best
+    assert "protocol" not in capsys.readouterr().out
 
 
 def config_of(settings, **more):

@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from errors import UsageError
-from training.state import resume
 
 
 def load(path):
@@ -244,31 +243,31 @@ def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # p
     trainer = tools.build(settings, optimizer="adamw", weight_decay=0.1)
     trainer.run()
     again = tools.build(settings, optimizer="adamw", weight_decay=0.3, lr=0.005, max_epoch=4)
-    assert resume(again) and again.epoch == 3
+    assert again.resume() and again.progress.epoch == 3
     assert again.optimizer.param_groups[0]["weight_decay"] == 0.3
     assert again.scheduler.base_lrs == [pytest.approx(0.005)]
     with pytest.raises(UsageError, match="was trained with optimizer 'adamw', not 'sgd'"):
-        resume(tools.build(settings, optimizer="sgd"))
+        tools.build(settings, optimizer="sgd").resume()
     with pytest.raises(UsageError, match="does not fit this configuration"):
-        resume(tools.build(settings, optimizer="adamw", channels=16))
+        tools.build(settings, optimizer="adamw", channels=16).resume()
 
 
 def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, capsys):
     from training.finetuning import load_initial
 
     trainer = tools.build(settings)
-    trainer.save_last()
+    trainer.saver.last()
     renamed = tmp_path / "renamed.txt"
     renamed.write_text((data / "train_list.txt").read_text().replace("train000 ", "zzz "))
     with pytest.raises(UsageError, match="was trained with other speakers"):
-        resume(tools.build(settings, train_list=renamed))
+        tools.build(settings, train_list=renamed).resume()
     more = tmp_path / "more.txt"
     more.write_text(f"{(data / 'train_list.txt').read_text()}new trial000/session0/00000.flac\n")
     with pytest.raises(UsageError, match=r"trained with other speakers than those of .*more"):
-        resume(tools.build(settings, train_list=more))
+        tools.build(settings, train_list=more).resume()
     first = trainer.files.model / "last.model"
     tuned = tools.build(settings, train_list=renamed, save_path=tmp_path / "tuned", initial_model=first, seed=8)
-    load_initial(tuned, tuned.config)
+    load_initial(tuned.network, tuned.dataset, tuned.config, tuned.log)
     assert "the loss starts fresh" in capsys.readouterr().out
     assert torch.equal(tuned.network.__S__.linear.weight, trainer.network.__S__.linear.weight)
     assert not torch.equal(tuned.network.loss.weight, trainer.network.loss.weight)
@@ -278,7 +277,7 @@ def test_an_old_folder_without_full_state_continues(settings, tools):
     trainer = tools.build(settings)
     torch.save(trainer.network.state_dict(), trainer.files.model / "model000000007.model")
     again = tools.build(settings, seed=99, max_epoch=9)
-    assert resume(again) and again.epoch == 8
+    assert again.resume() and again.progress.epoch == 8
     assert torch.equal(again.network.__S__.linear.weight, trainer.network.__S__.linear.weight)
 
 

@@ -16,7 +16,7 @@ OF_THE_MODEL = ("model", "channels", "aggregate", "n_mels", "nOut", "input_norm"
 def trained(settings, tools):
     """(checkpoint of a model without normalised features, keys of the run that are not the model's)."""
     trainer = tools.build({**settings, "input_norm": "none"})
-    trainer.save_last()
+    trainer.saver.last()
     path = trainer.files.model / "last.model"
     others = {key: value for key, value in settings.items() if key not in OF_THE_MODEL}
     return path, {**others, "initial_model": str(path), "save_path": f"{settings['save_path']}_2", "device": "cpu"}

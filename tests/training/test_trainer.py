@@ -13,7 +13,6 @@ from errors import Finished
 from postmortem.analysis import analyse
 from training.precision import LossScaler
 from training.progress import new_totals
-from training.state import resume
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 
@@ -35,7 +34,7 @@ def test_a_step_changes_weights_once_and_reports_finite_numbers(build, tools):
     trainer = build()
     before = tools.snapshot(trainer)["network"]
     attempt = trainer.train_step(tools.batches(trainer)[:1])
-    assert attempt.finite and math.isfinite(attempt.loss) and attempt.norm > 0 and trainer.step == 1
+    assert attempt.finite and math.isfinite(attempt.loss) and attempt.norm > 0 and trainer.progress.step == 1
     steps = {float(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
     after = tools.snapshot(trainer)["network"]
     assert steps == {1.0} and any(not torch.equal(before[k], after[k]) for k in before)
@@ -56,8 +55,8 @@ def test_a_nonfinite_step_leaves_no_trace(build, tools, kind):
     if handle:
         handle.remove()
     tools.assert_same(before, tools.snapshot(trainer))
-    assert trainer.totals["skipped"] == 1 and trainer.step == 1
-    assert all(p.grad is None for p in trainer.parameters)
+    assert trainer.progress.totals["skipped"] == 1 and trainer.progress.step == 1
+    assert all(p.grad is None for p in trainer.step.parameters)
     trainer.train_step(batches[2:3])
     with_fault = tools.snapshot(trainer)
     other = build()  # the run in which that batch was never drawn
@@ -76,9 +75,10 @@ def test_loss_only_checks_are_not_enough(settings, tools):
 
 def test_fp16_overflow_is_retried_and_trained_on(settings, tools, capsys):
     trainer = tools.build(settings, mixedprec="true", amp_dtype="float16")
-    trainer.scaler.scale = 2.0**24
+    trainer.step.scaler.scale = 2.0**24
     assert trainer.train_step(tools.batches(trainer)[:1]).finite
-    assert trainer.scaler.scale < 2.0**24 and trainer.totals["skipped"] == 0 and trainer.step == 1
+    assert trainer.step.scaler.scale < 2.0**24
+    assert (trainer.progress.totals["skipped"], trainer.progress.step) == (0, 1)
     assert "skipped" not in capsys.readouterr().out
 
 
@@ -86,9 +86,9 @@ def test_retries_do_not_move_batch_norm_twice(settings, tools):
     results = []
     for scale in (2.0**24, None):
         trainer = tools.build(settings, mixedprec="true", amp_dtype="float16")
-        trainer.scaler.scale = scale or results[0][1]
+        trainer.step.scaler.scale = scale or results[0][1]
         trainer.train_step(tools.batches(trainer)[:1])
-        results.append((tools.snapshot(trainer)["network"], trainer.scaler.scale))
+        results.append((tools.snapshot(trainer)["network"], trainer.step.scaler.scale))
     assert all(torch.equal(results[0][0][k], results[1][0][k]) for k in results[0][0])
 
 
@@ -96,10 +96,10 @@ def test_bad_data_never_reaches_the_scaler(settings, tools):
     trainer = tools.build(settings, mixedprec="true", amp_dtype="float16", nan_patience=1000)
     batches = tools.batches(trainer)
     trainer.train_step(batches[:1])
-    scale = trainer.scaler.scale
+    scale = trainer.step.scaler.scale
     for _ in range(200):
         trainer.train_step([poisoned(batches[1])])
-    assert trainer.scaler.scale == scale and trainer.train_step(batches[2:3]).finite
+    assert trainer.step.scaler.scale == scale and trainer.train_step(batches[2:3]).finite
 
 
 def test_scaler_grows_has_bounds_and_refuses_zero():
@@ -140,15 +140,15 @@ def test_accumulation_is_the_mean_of_its_batches_and_steps_the_tail(settings, to
     parts = []
     for batch in batches[:2]:
         trainer.network.train()
-        trainer.attempt([batch], 1.0)
-        parts.append([p.grad.clone() for p in trainer.parameters])
-    trainer.attempt(batches[:2], 1.0)
-    for a, b, p in zip(*parts, trainer.parameters):
+        trainer.step.attempt([batch], 1.0)
+        parts.append([p.grad.clone() for p in trainer.step.parameters])
+    trainer.step.attempt(batches[:2], 1.0)
+    for a, b, p in zip(*parts, trainer.step.parameters):
         assert torch.allclose((a + b) / 2, p.grad, atol=1e-5)
     count = len(trainer.sampler)
     assert count % 3 != 0
     trainer.train_epoch()
-    assert trainer.step == -(-count // 3)
+    assert trainer.progress.step == -(-count // 3)
 
 
 def test_an_epoch_without_a_finite_step_is_no_division_by_zero(settings, tools):
@@ -166,11 +166,10 @@ def test_skipped_batches_are_left_out_of_the_means(settings, tools):
     for index, batch in enumerate(tools.batches(trainer)):
         window = [poisoned(batch)] if index == 1 else [batch]
         attempt = trainer.train_step(window)
-        trainer.count(window, attempt)
         if attempt:
             values.append((attempt.loss, batch["data"].shape[1]))
     expected = sum(loss * n for loss, n in values) / sum(n for _, n in values)
-    assert trainer.means()[0] == pytest.approx(expected)
+    assert trainer.progress.means()[0] == pytest.approx(expected)
 
 
 def test_nan_patience_ends_the_run_with_status_3_and_a_good_state(settings, tools):
@@ -185,10 +184,10 @@ def test_nan_patience_ends_the_run_with_status_3_and_a_good_state(settings, tool
 
 def test_bad_weights_are_never_written_over_good_ones(settings, tools, capsys):
     trainer = tools.build(settings)
-    trainer.save_last()
+    trainer.saver.last()
     good = (trainer.files.model / "last.model").read_bytes()
     trainer.network.__S__.linear.bias.data[0] = math.nan
-    trainer.save_last()
+    trainer.saver.last()
     assert (trainer.files.model / "last.model").read_bytes() == good
     assert "last.model is not written: 1 tensors are not finite, the first __S__.linear.bias" in capsys.readouterr().out
 
@@ -212,7 +211,7 @@ def test_margin_follows_the_epoch(settings, tools):
     trainer = tools.build(settings, margin=0.2, margin_warmup="[1, 2, linear]")
     trainer.train_epoch()
     assert 0 < trainer.network.loss.margin < 0.2
-    trainer.epoch, trainer.batch = 2, 0
+    trainer.progress.epoch, trainer.progress.batch = 2, 0
     trainer.train_epoch()
     assert trainer.network.loss.margin == 0.2
 
@@ -238,10 +237,10 @@ def test_bad_files_in_a_short_list_are_named_and_replaced_until_there_are_too_ma
     trainer.train_epoch()
     trainer.finish_epoch()
     out = capsys.readouterr().out
-    assert sorted(trainer.file_events.bad) == sorted(map(str, victims)) and trainer.totals["utterances"] == 30
+    assert sorted(trainer.file_events.bad) == sorted(map(str, victims)) and trainer.progress.totals["utterances"] == 30
     assert all(out.count(f"unreadable: {victim}") == 1 for victim in victims)
     files[20].write_bytes(b"")
-    trainer.epoch, trainer.batch = 2, 0
+    trainer.progress.epoch, trainer.progress.batch = 2, 0
     with pytest.raises(Finished) as end:
         trainer.train_epoch()
     (line,) = end.value.lines
@@ -270,25 +269,25 @@ def test_a_file_with_nan_samples_costs_one_batch_not_one_an_epoch(settings, tool
     keys = {"train_path": wav, "nDataLoaderThread": 2, "max_epoch": 3}
     trainer = tools.build(settings, **keys)
     skipped = []
-    while trainer.epoch <= 3:
+    while trainer.progress.epoch <= 3:
         trainer.train_epoch()
-        skipped.append(trainer.totals["skipped"])
+        skipped.append(trainer.progress.totals["skipped"])
         trainer.finish_epoch()
-        trainer.epoch, trainer.batch, trainer.trained = trainer.epoch + 1, 0, False
-        trainer.totals = new_totals()
-        trainer.save_last()
-        if trainer.epoch == 2:
+        trainer.progress.epoch, trainer.progress.batch, trainer.progress.trained = trainer.progress.epoch + 1, 0, False
+        trainer.progress.totals = new_totals()
+        trainer.saver.last()
+        if trainer.progress.epoch == 2:
             shutil.copytree(trainer.files.root, tmp_path / "resumed")
     assert skipped == [1, 0, 0] and trainer.file_events.bad.keys() == {str(victim)}
     again = tools.build(settings, **{**keys, "nDataLoaderThread": 0}, save_path=tmp_path / "resumed")
-    assert resume(again) and again.epoch == 2
+    assert again.resume() and again.progress.epoch == 2
     batches = []
     again.train_step, step = lambda window: (batches.extend(window), step(window))[1], again.train_step
     for epoch in (2, 3):
-        again.epoch, again.batch = epoch, 0
+        again.progress.epoch, again.progress.batch = epoch, 0
         again.train_epoch()
         again.finish_epoch()
-    assert again.totals["skipped"] == 0
+    assert again.progress.totals["skipped"] == 0
     tools.assert_same(tools.snapshot(again), tools.snapshot(trainer))
     rows = [(b, i, info) for b in batches for i, info in enumerate(b["files"]) if "replaced" in info]
     assert len(rows) == 2 and all(info["replaced"][0]["path"] == str(victim) for *_, info in rows)
@@ -302,10 +301,10 @@ def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, t
     soundfile.write(victim, soundfile.read(victim)[0][::2], 8000)
     trainer = tools.build(settings, train_path=wav, max_seg_per_spk=1, max_frames=10)
     drawn = []
-    for trainer.epoch in range(1, 8):
-        rows = [row for batch in trainer.sampler.plan(trainer.epoch) for row in batch]
+    for trainer.progress.epoch in range(1, 8):
+        rows = [row for batch in trainer.sampler.plan(trainer.progress.epoch) for row in batch]
         drawn.append(any(utterance == number for row in rows for utterance, _ in row))
-        trainer.batch = 0
+        trainer.progress.batch = 0
         trainer.train_epoch()
         trainer.finish_epoch()
     assert True in drawn and False in drawn[drawn.index(True) :]  # epochs with the file, and later ones without it
@@ -314,7 +313,7 @@ def test_a_run_outlives_an_epoch_in_which_no_resampled_file_is_drawn(settings, t
 
 def test_a_resumed_run_is_profiled_too(settings, tools):
     trainer = tools.build(settings, enable_profiling=True, batch_size=2, max_epoch=1)
-    trainer.step, trainer.batch = 100, 4
+    trainer.progress.step, trainer.progress.batch = 100, 4
     assert trainer.profiled_steps() == len(trainer.sampler) - 4 < 20
     assert trainer.profiled_steps() == 0
 

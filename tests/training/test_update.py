@@ -57,8 +57,8 @@ class Outer(torch.optim.Optimizer):
 
 def with_optimizer(trainer, kind):
     if kind is not None:
-        trainer.optimizer = kind(trainer.parameters, lr=0.01)
-        trainer.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.say)
+        trainer.optimizer = trainer.step.optimizer = kind(trainer.step.parameters, lr=0.01)
+        trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log)
     return trainer
 
 
@@ -74,7 +74,7 @@ def spoil(optimizer, args, kwargs):
 def train(trainer, batches, spoiled=()):
     """Feed batches; the update of those of ``spoiled`` overflows, or makes a NaN."""
     for number, batch in enumerate(batches):
-        trainer.batch += 1
+        trainer.progress.batch += 1
         assert trainer.accept(batch)
         if number not in spoiled:
             trainer.train_step([batch])
@@ -112,7 +112,7 @@ def test_an_update_that_makes_nan_is_undone_bit_for_bit(settings, tools, tmp_pat
     train(other, [batch for number, batch in enumerate(batches) if number != bad])
     tools.assert_same(tools.snapshot(trainer), tools.snapshot(other))
     assert trainer.scheduler.state_dict()["last_epoch"] == other.scheduler.state_dict()["last_epoch"]
-    assert (trainer.step, trainer.totals["skipped"]) == (3, 1) and len(trainer.incidents.history) == 3
+    assert (trainer.progress.step, trainer.progress.totals["skipped"]) == (3, 1) and len(trainer.incidents.history) == 3
     for name, tensor in trainer.average.tensors.items():
         assert torch.equal(tensor, other.average.tensors[name])
     if kind is Momentum:
@@ -149,7 +149,7 @@ def test_a_moment_that_is_spoiled_alone_is_seen_too(settings, tools, capsys):
     before = tools.snapshot(trainer)
 
     def overflow(optimizer, args, kwargs):
-        optimizer.state[trainer.parameters[3]]["exp_avg_sq"].view(-1)[0] = math.inf
+        optimizer.state[trainer.step.parameters[3]]["exp_avg_sq"].view(-1)[0] = math.inf
 
     handle = trainer.optimizer.register_step_post_hook(overflow)
     train(trainer, batches[1:2])
@@ -163,9 +163,9 @@ def test_weights_whose_squares_overflow_are_finite_all_the_same(settings, tools)
     batches = tools.batches(trainer)
     trainer.network.register_parameter("unused", torch.nn.Parameter(torch.full((3,), 1e30)))
     trainer.optimizer.add_param_group({"params": [trainer.network.unused]})
-    trainer.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.say)
+    trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log)
     train(trainer, batches[:2])
-    assert trainer.step == 2 and not trainer.incidents.seen
+    assert trainer.progress.step == 2 and not trainer.incidents.seen
 
 
 def test_without_memory_for_a_copy_a_spoilt_run_stops_at_once(settings, tools, monkeypatch, capsys):
@@ -174,7 +174,7 @@ def test_without_memory_for_a_copy_a_spoilt_run_stops_at_once(settings, tools, m
     batches = tools.batches(trainer)
     train(trainer, batches[:2])
     assert capsys.readouterr().out.count("no memory for a copy of weights and moments (") == 1
-    trainer.save_last()
+    trainer.saver.last()
     saved = (trainer.files.model / "last.model").read_bytes()
     with pytest.raises(Finished) as end:
         train(trainer, batches[2:3], (0,))
@@ -197,5 +197,5 @@ def test_an_optimizer_that_spoils_every_step_does_not_end_as_a_success(settings,
     trainer.close()
     assert end.value.status == 3 and end.value.lines[0].startswith("epoch 1 had no finite step: 8 batches were left")
     assert "update made '" in end.value.lines[0] and "or another optimizer than adam" in end.value.lines[2]
-    assert all(bool(p.isfinite().all()) for p in trainer.network.parameters()) and trainer.step == 0
+    assert all(bool(p.isfinite().all()) for p in trainer.network.parameters()) and trainer.progress.step == 0
     assert not list(trainer.files.model.glob("model*"))

@@ -59,7 +59,7 @@ def during_epoch(monkeypatch, epoch, action):
     original = ModelTrainer.finish_epoch
 
     def finish(trainer):
-        if trainer.epoch == epoch:
+        if trainer.progress.epoch == epoch:
             action()
         original(trainer)
 
@@ -102,8 +102,8 @@ def test_a_disk_that_stays_full_is_status_4_and_the_old_state_is_whole(
         original = ModelTrainer.save_if_due
 
         def interrupted(trainer):
-            trainer.signal = stop if disk.full or trainer.epoch == 2 else None
-            disk.full = disk.full or trainer.epoch == 2
+            trainer.stop_signal.number = stop if disk.full or trainer.progress.epoch == 2 else None
+            disk.full = disk.full or trainer.progress.epoch == 2
             original(trainer)
 
         monkeypatch.setattr(ModelTrainer, "save_if_due", interrupted)
@@ -140,9 +140,9 @@ def test_the_best_model_of_a_full_disk_is_written_when_there_is_room(settings, d
     weights = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     assert not list(trainer.files.model.iterdir()) and len(trainer.saver.unsaved()) == 2
     disk.full = False
-    for parameter in trainer.parameters:
+    for parameter in trainer.step.parameters:
         parameter.data.zero_()  # training goes on meanwhile
-    trainer.save_last()
+    trainer.saver.last()
     saved = checkpoint.load(trainer.files.model / "model_best.model")["model_state_dict"]
     assert all(torch.equal(weights[name], saved[name]) for name in weights)
     names = {"model_best.eer", "model_best.threshold", "model_best.calibration", "model000000001.eer", "last.model"}
@@ -153,8 +153,8 @@ def test_the_best_model_of_a_full_disk_is_written_when_there_is_room(settings, d
 def test_only_the_newest_epoch_waits_in_memory(settings, disk, tools, capsys):
     trainer = tools.build(settings)
     disk.full = True
-    for trainer.epoch in (1, 2, 3):
-        trainer.saver.evaluated(trainer.epoch, {"failed": "a test"}, trainer.evaluator, False)
+    for trainer.progress.epoch in (1, 2, 3):
+        trainer.saver.evaluated(trainer.progress.epoch, {"failed": "a test"}, trainer.evaluator, False)
     assert [os.path.basename(path) for path in trainer.saver.unsaved()] == ["model000000003.model"]
     assert "model000000001.model: given up" in capsys.readouterr().out
 
@@ -209,11 +209,11 @@ def test_a_dump_that_could_not_be_written_is_made_again(settings, disk, tools, c
     trainer = tools.build(settings, nan_inject="1:loss,2:loss", nan_max_dumps=1)
     batches = tools.batches(trainer)
     disk.full = True
-    trainer.batch = 1
+    trainer.progress.batch = 1
     assert trainer.train_step(batches[:1]) is None
     trainer.incidents.writer._pool.submit(bool).result()  # it writes one after the other
     disk.full = False
-    trainer.batch = 2
+    trainer.progress.batch = 2
     assert trainer.train_step(batches[1:2]) is None
     trainer.incidents.writer.close()
     assert [path.name for path in trainer.incidents.writer.folder.glob("nan_*")] == ["nan_batch_2_epoch_1.pt"]

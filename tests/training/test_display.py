@@ -13,7 +13,7 @@ import warnings
 import programs
 import pytest
 
-from training import progress
+from training import display
 
 LONG = (
     "  actDCF(0.05) 0.8118  Cllr 0.5325 bit (calibrated, 5-fold; at best 0.4960)  threshold 0.4770"
@@ -24,15 +24,15 @@ LONG = (
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_line_reaches_the_width_and_no_word_is_broken(width):
     for text in (LONG, "a path /data/voices with 12 words of one sentence that goes on and on and on to its end " * 3):
-        lines = progress.folded(text, width).split("\n")
+        lines = display.folded(text, width).split("\n")
         assert (len(lines) > 1) == (len(text) >= width) and all(len(line) < width for line in lines)
         assert " ".join(lines).split() == text.split()
-    assert progress.folded(LONG, 0) == LONG
+    assert display.folded(LONG, 0) == LONG
 
 
 def test_a_duration_is_read_at_a_glance():
     seconds = (7, 760, 11109, 2 * 86400 + 15000)
-    assert [progress.duration(s) for s in seconds] == ["0:07", "12:40", "3:05:09", "2 d 04:10"]
+    assert [display.duration(s) for s in seconds] == ["0:07", "12:40", "3:05:09", "2 d 04:10"]
 
 
 def on_a_terminal(words, columns: int, cwd) -> str:
@@ -71,9 +71,9 @@ def test_a_run_fits_its_terminal(settings, write):
 
 def test_a_warning_of_a_plug_in_stands_above_the_bar(monkeypatch):
     written = []
-    monkeypatch.setattr(progress.tqdm, "write", lambda text, file: written.append(text))
+    monkeypatch.setattr(display.tqdm, "write", lambda text, file: written.append(text))
     before = warnings.showwarning
-    with open(os.devnull, "w") as terminal, progress.Bar(total=3, disable=False, file=terminal):
+    with open(os.devnull, "w") as terminal, display.Bar(total=3, disable=False, file=terminal):
         warnings.warn("one of a plug-in", stacklevel=1)
     assert len(written) == 1 and "UserWarning: one of a plug-in" in written[0] and "\n\n" not in written[0]
     assert warnings.showwarning is before
@@ -105,4 +105,4 @@ def test_steps_are_logged_at_an_interval_on_both_sides(settings, tools, tmp_path
 def test_no_point_is_written_where_none_is_wanted(settings, tools):
     trainer = tools.build(settings, log_interval=0)
     trainer.train_epoch()
-    assert trainer.step and not trainer.files.metrics.exists()
+    assert trainer.progress.step and not trainer.files.metrics.exists()

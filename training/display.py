@@ -1,0 +1,182 @@
+"""What a run says while it trains: the progress bar, the line of an epoch, and points of single steps."""
+
+import shutil
+import sys
+import textwrap
+import time
+import warnings
+
+import torch
+from tqdm import tqdm
+
+LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
+WIDE = 100  # columns of a terminal that has room for a bar beside the figures
+
+
+def columns() -> int:
+    """Width of the terminal that stdout writes to, 0 if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def folded(text: str, width: int) -> str:
+    """Break each line of a text that reaches ``width``, at double spaces where it has some; 0 leaves it as it is.
+
+    Further lines are indented by two spaces more. A word that is too wide stays whole.
+    """
+    return "\n".join(_folded_line(line, width) for line in text.splitlines()) if width else text
+
+
+def _folded_line(line: str, width: int) -> str:
+    if len(line) < width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = []
+    for part in filter(None, line.strip().split("  ")):
+        if lines and len(lines[-1]) + 2 + len(part.strip()) < width:
+            lines[-1] += f"  {part.strip()}"
+        else:
+            ahead = f"{indent}  " if lines else indent
+            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": f"{indent}  "}
+            lines += textwrap.wrap(part.strip(), width - 1, initial_indent=ahead, **options)
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """'0:07', '12:40', '3:05:09', '2 d 04:10'."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24:02d}:{minute:02d}"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Bar(tqdm):
+    """A bar on the terminal. While it stands, warnings, those of plug-ins too, are printed above it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.showwarning = warnings.showwarning
+        if not self.disable:
+            warnings.showwarning = self.print_above
+
+    @staticmethod
+    def print_above(message, category, filename, lineno, file=None, line=None):
+        """Print a warning in the place of ``warnings.showwarning``."""
+        tqdm.write(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file=file or sys.stderr)
+
+    def close(self):
+        """Remove the bar; warnings are printed as before."""
+        if warnings.showwarning is self.print_above:
+            warnings.showwarning = self.showwarning
+        super().close()
+
+
+class Display:
+    """Says how a run goes: a bar or lines while an epoch runs, points of single steps, the line of an epoch.
+
+    ``log(text)`` prints a line. ``world``: the number of processes.
+    """
+
+    def __init__(self, config, progress, files, world: int, log):
+        self.config, self.progress, self.files, self.world, self.log = config, progress, files, world, log
+        self.bar = None
+        self.last_line = time.monotonic()
+        self.last_point = 0  # the step of the last point
+
+    def begin(self, hidden: bool):
+        """Put up the bar of an epoch; if it is ``hidden``, ``show`` prints lines."""
+        wide = columns() >= WIDE
+        figures = "{n_fmt}/{total_fmt} |{bar}|{postfix}" if wide else "{n_fmt}/{total_fmt}{postfix}"
+        self.bar = Bar(
+            total=self.progress.batches,
+            initial=self.progress.batch,
+            desc=f"epoch {self.progress.epoch}/{self.config.max_epoch}",
+            leave=False,
+            disable=hidden,
+            dynamic_ncols=True,
+            bar_format="{desc}  " + figures,
+        )
+
+    def show(self):
+        """Advance the bar; in a log file, print a line a minute."""
+        bar, progress = self.bar, self.progress
+        if bar.disable and time.monotonic() - self.last_line < LOG_SECONDS:
+            return
+        loss, accuracy, speed, wait = progress.means(self.world)
+        figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", self.time_left(), f"{speed:.0f} utt/s"]
+        if progress.totals["skipped"]:
+            figures.append(f"skipped {progress.totals['skipped']}")
+        figures.append(f"wait {wait:.0f} %")
+        if bar.disable:
+            self.last_line = time.monotonic()
+            place = f"epoch {progress.epoch} batch {progress.batch}/{progress.batches}"
+            self.log(f"  {place}  {'  '.join(figures)}")
+            return
+        before, width = f"{bar.desc}  {bar.total}/{bar.total}, ", columns()
+        while width and len(figures) > 1 and len(before + ", ".join(figures)) >= width:
+            figures.pop()  # the least important is the last
+        bar.set_postfix_str(", ".join(figures), refresh=False)
+        bar.update()
+
+    def end(self):
+        """Remove the bar."""
+        self.bar.close()
+
+    def time_left(self) -> str:
+        """'left 0:20, run 12:40': of the epoch and of the whole run, its evaluations not counted."""
+        progress = self.progress
+        of_a_batch = progress.totals["seconds"] / max(progress.batch, 1)
+        epoch = of_a_batch * (progress.batches - progress.batch)
+        run = epoch + of_a_batch * progress.batches * (self.config.max_epoch - progress.epoch)
+        return f"left {duration(epoch)}, run {duration(run)}"
+
+    def write_point(self, history, optimizer, device):
+        """Write the newest step of the history to TensorBoard (Step/..) and metrics.jsonl, by ``log_interval``."""
+        interval, step = self.config.log_interval, self.progress.step
+        if not interval or not history or step == self.last_point or step % interval:
+            return
+        self.last_point = step
+        _, _, speed, wait = self.progress.means(self.world)
+        values = {key: history[-1][key] for key in ("loss", "accuracy", "grad_norm", "scale")}
+        rates = learning_rates(optimizer)
+        values |= {"utt_per_s": speed, "data_wait_pct": wait, **(by_group(rates) or {"lr": next(iter(rates.values()))})}
+        if device.type == "cuda":
+            values["memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        for name, value in values.items():
+            self.files.scalar(f"Step/{name}", value, step)
+        self.files.event("step", epoch=self.progress.epoch, step=step, **values)
+
+    def report_epoch(self, rates: dict[str, float]):
+        """Write the epoch's line to the terminal, metrics.jsonl, scores.txt and TensorBoard.
+
+        ``rates``: the learning rate of each parameter group by its name; if groups have names, all are written.
+        """
+        epoch, skipped = self.progress.epoch, self.progress.totals["skipped"]
+        loss, accuracy, speed, wait = self.progress.means(self.world)
+        lr = next(iter(rates.values()))
+        named = by_group(rates)
+        shown = "".join(f"  {name} {rate:.3g}" for name, rate in (named or {"lr": lr}).items())
+        self.log(
+            f"Epoch {epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{shown}"
+            f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
+        )
+        figures = {"train_loss": loss, "train_acc": accuracy, "lr": lr, **named}
+        figures |= {"utt_per_s": speed, "data_wait_pct": wait, "skipped_batches": skipped}
+        self.files.event("epoch", epoch=epoch, step=self.progress.step, **figures)
+        self.files.score_line(
+            f"Epoch {epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {loss:f}, LR {lr:f}"
+            + (f", skipped {skipped}" if skipped else "")
+        )
+        scalars = {"Loss": loss, "Accuracy": accuracy, "LR": lr, "UttPerS": speed, "SkippedBatches": skipped}
+        for tag, value in {**scalars, **named}.items():
+            self.files.scalar(f"Train/{tag}", value, epoch)
+
+
+def learning_rates(optimizer) -> dict[str, float]:
+    """The rate of each parameter group, by its name or else its number."""
+    return {group.get("name", str(number)): group["lr"] for number, group in enumerate(optimizer.param_groups)}
+
+
+def by_group(rates: dict[str, float]) -> dict[str, float]:
+    """Rates as metrics.jsonl and TensorBoard name them, 'lr_head'; none for those of a single group."""
+    return {f"lr_{name}": rate for name, rate in rates.items() if len(rates) > 1}

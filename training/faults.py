@@ -1,0 +1,113 @@
+"""What can be wrong with a step: the batch, the state before it, the loss, a gradient, a buffer, the update."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from errors import UsageError
+from storage.checkpoint import nonfinite_tensors
+from storage.dump_statistics import SETTINGS, number
+
+INJECTIONS = ("data", "loss", "grad", "buffer", "label", "update")
+
+
+@dataclass
+class Fault:
+    """A step that was not taken: why, on which rank, which rows (numbers into the batch's ``files``), in one phrase."""
+
+    reason: str
+    what: str
+    rows: list[int] = field(default_factory=list)
+    loss: float = math.nan
+    accuracy: float = 0.0
+    norm: float = math.nan
+    module: str = ""
+    injected: str = ""  # the kind of ``nan_inject`` that made it
+    phase: str = "step"  # or 'setting' or 'update', where the optimizer is at fault and not the batch
+    update: dict = field(default_factory=dict)  # statistics of what the update made non-finite, by name
+    undone: bool = True  # whether the state is as before
+    at_fault: bool = True  # whether this process is the one to report it
+
+
+def check_batch(batch: dict, classes: int) -> Fault | None:
+    """Host checks before the device sees a batch: every row finite, every label inside the classes."""
+    peak, label = batch["peak"], batch["label"]
+    rows = (~peak.isfinite()).nonzero().flatten().tolist()
+    if rows:
+        return Fault("batch_nonfinite", f"{len(rows)} row(s) with NaN or Inf samples", rows)
+    wrong = ((label < 0) | (label >= classes)).nonzero().flatten().tolist()
+    if wrong:
+        return Fault("label_out_of_range", f"label {int(label[wrong[0]])} with {classes} classes", wrong)
+    return None
+
+
+def bad_setting(optimizer) -> str:
+    """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' if float32 holds all."""
+    for group in optimizer.param_groups:
+        for key in SETTINGS:
+            if not abs(number(group, key)) <= torch.finfo(torch.float32).max:
+                return f"the optimizer's {key} is {number(group, key)}"
+    return ""
+
+
+def update_fault(spoiled: dict, undone: bool, **told) -> Fault:
+    """The fault of an update that made non-finite what ``spoiled`` {name: statistics} names."""
+    name, stats = next(iter(spoiled.items()))
+    more = f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
+    count = f"{stats['nan']} NaN, {stats['inf']} Inf of {stats['numel']}"
+    what = f"the optimizer's update made '{name}'{more} non-finite ({count}), from finite gradients"
+    return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **told)
+
+
+def classify(attempt, network, buffers, scaler) -> Fault:
+    """Name what made a step non-finite, with the gradients of the last attempt still there."""
+    common = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
+    bad = nonfinite_before(network, buffers)
+    if bad:
+        return Fault("state_nonfinite", f"'{bad[0]}' is not finite", module=bad[0], **common)
+    if not attempt.loss_finite:
+        return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
+    if not attempt.buffers_finite and math.isfinite(attempt.norm):
+        return Fault("state_nonfinite", f"buffer '{attempt.buffer}' became non-finite", **common)
+    gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    first = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
+    if not first:
+        return Fault("grad_norm_overflow", "the gradient norm overflows, no gradient does", **common)
+    if scaler.enabled and not any(g.isnan().any() for g in gradients.values()):
+        what = f"gradients overflow at every loss scale down to {scaler.lowest():g}"
+        return Fault("scale_collapse", what, module=first, **common)
+    return Fault("grad_nonfinite", f"gradient of '{first}' is not finite", module=first, **common)
+
+
+def nonfinite_before(network, buffers) -> list[str]:
+    """Weights and buffers that were not finite before a step which has been taken back."""
+    return [n for n in nonfinite_tensors(network.state_dict()) if n not in buffers.nonfinite_by_design]
+
+
+def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
+    """Read ``nan_inject``: '3:data,7:grad@1' -> {3: 'data', 7: 'grad'} on rank 1, {3: 'data'} elsewhere."""
+    chosen = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        step, _, kind = part.partition(":")
+        kind, at, only = kind.partition("@")
+        if not step.isdigit() or kind not in INJECTIONS or (at and not only.isdigit()):
+            kinds = ", ".join(INJECTIONS)
+            raise UsageError(f"nan_inject: expected 'step:kind' or 'step:kind@rank' with kind {kinds}; got '{part}'")
+        if not only or int(only) == rank:
+            chosen[int(step)] = kind
+    return chosen
+
+
+def inject_batch(batch: dict, kind: str, classes: int) -> dict:
+    """A copy of a batch with a NaN in its first row, or a label beyond the classes: the testing aid ``nan_inject``."""
+    batch = dict(batch)
+    if kind == "data":
+        batch["data"] = batch["data"].clone()
+        batch["data"][0, 0, batch["data"].shape[2] // 2] = math.nan
+        batch["peak"] = batch["peak"].clone()
+        batch["peak"][0] = math.nan
+    if kind == "label":
+        batch["label"] = batch["label"].clone()
+        batch["label"][0] = classes + 3
+    return batch
