@@ -63,33 +63,39 @@ class Stage:
     status: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A fault, a control (no truth, nothing said) or a compound (several truths).
+    """A fault, a control (no truth, nothing said) or a compound (several truths); entries keep the order of the fields.
 
-    ``plugins`` maps 'loss/x.py' to its source; ``said`` are patterns of which each must be on the terminal;
-    ``forbidden`` are patterns that must not. ``after`` changes the disk between the run and the analysis.
+    First how it is put into a run: ``plugins`` maps 'loss/x.py' to its source, ``after`` changes the disk between the
+    run and the analysis, ``seconds`` is the longest time of a stage. Then what must come of it: the exit ``status``,
+    patterns ``said`` of which each must be on the terminal, and ``forbidden`` ones that must not.
     """
 
     id: str
     title: str
-    truths: tuple = ()
     settings: dict = field(default_factory=dict)
     plugins: dict = field(default_factory=dict)
     prepare: Callable | None = None
+    more: tuple = ()  # further stages after the first
+    after: Callable | None = None
+    processes: int = 1
+    seconds: int = 120
+    truths: tuple = ()
     status: int = 0
     said: tuple = ()
     forbidden: tuple = ()
-    more: tuple = ()  # further stages after the first
-    after: Callable | None = None
     check: Callable | None = None  # workspace -> what is wrong, or None
-    processes: int = 1
-    seconds: int = 120
 
     @property
     def is_control(self) -> bool:
         """Whether nothing may be blamed."""
         return self.id.startswith("C")
+
+
+def marked(*ops: str) -> Place:
+    """The marked line, and one of the operations if any is given."""
+    return Place(code=True, ops=ops)
 
 
 def exclude(*files) -> Fix:

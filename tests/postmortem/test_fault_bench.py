@@ -1,8 +1,11 @@
 """A fast part of the fault bench: whoever changes the trainer or the analyser must not lose these."""
 
+import ast
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from programs import ROOT
@@ -50,6 +53,29 @@ def test_every_fault_of_the_taxonomy_is_there_with_a_truth(monkeypatch):
             assert not fault.truths and not fault.status
         else:
             assert fault.truths or fault.said or fault.check or fault.id == "F38"  # F38 diverges and stays finite
+
+
+def test_every_entry_has_its_fields_in_one_order_and_the_contents_are_current(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from catalog import FAULTS, FILES
+    from contents import page
+    from fault import Fault
+
+    fields = [field.name for field in dataclasses.fields(Fault)]
+    assert sum(len(file.FAULTS) for file in FILES) == len(FAULTS)
+    assert {Path(file.__file__).name for file in FILES} == {
+        path.name for path in (BENCH / "catalog").glob("*.py") if path.stem not in ("__init__", "shared")
+    }
+    for file in FILES:
+        tree = ast.parse(Path(file.__file__).read_text())
+        (entries,) = [n.value.elts for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "FAULTS"]
+        for entry in entries:
+            place = f"{file.__name__}:{entry.lineno}"
+            assert entry.func.id == "Fault" and not entry.args, place
+            names = [word.arg for word in entry.keywords]
+            assert names == [name for name in fields if name in names], place
+    current = (BENCH / "README.md").read_text()
+    assert current == page() + "\n", "run: python benchmarks/faults/contents.py > benchmarks/faults/README.md"
 
 
 def test_an_unknown_fault_is_refused():

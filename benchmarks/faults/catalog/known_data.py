@@ -1,17 +1,16 @@
-"""Faults of the data: audio files, augmentation, labels; F01 to F17, and those of evaluation."""
+"""Data: audio files, augmentation, labels, and test files."""
 
 import shutil
 
 import voices
-from fault import CODE, Fault, Place, Truth, exclude, put
+from fault import CODE, Fault, Place, Truth, exclude, marked, put
 from sources import loss, model
 from voices import FIRST, NOISE, REVERB, SAMPLE, at, silence, spoil, times
 from workspace import ECAPA
 
-WAV, FLAC = f"wav/{FIRST}.wav", f"wav/{FIRST}.flac"
-LENIENT = {**ECAPA, "max_bad_files_pct": 20.0}
-TRIAL = "trial001/session1/00001.flac"
+from catalog.shared import LENIENT, TRIAL, WAV, augmentation_truth, input_truth
 
+FLAC = f"wav/{FIRST}.flac"
 LOG_OF_POWER = model(
     helper='''
     class FrontEnd(nn.Module):
@@ -98,227 +97,213 @@ def nan_on_first_read(workspace):
     voices.soundfile.write(path, samples, rate, subtype="FLOAT")
 
 
-def input_truth(reasons, file=WAV, sample=None, causes=("input",)) -> Truth:
-    """The truth of a bad speech file."""
-    return Truth(reasons, causes, (Place(files=(file,), sample=sample),), (exclude(file),))
-
-
-def augmentation_truth(file: str, sample=None) -> Truth:
-    """The truth of a bad impulse response or noise file."""
-    return Truth(("data_error",), ("augmentation",), (Place(files=(file,), sample=sample),), (exclude(file),))
+def spoil_trial(workspace):
+    """One NaN in a test file."""
+    voices.rewrite(workspace, TRIAL[:-5], at(SAMPLE, float("nan")))
 
 
 FAULTS = (
     Fault(
-        "F01",
-        "one NaN sample in a float WAV",
-        (input_truth(("batch_nonfinite",), sample=SAMPLE),),
-        ECAPA,
+        id="F01",
+        title="one NaN sample in a float WAV",
+        settings=ECAPA,
         prepare=spoil(FIRST, at(SAMPLE, float("nan"))),
+        truths=(input_truth(("batch_nonfinite",), sample=SAMPLE),),
         said=(FIRST,),
     ),
     Fault(
-        "F02",
-        "1e39 in a double WAV, Inf as float32",
-        (input_truth(("batch_nonfinite",), sample=SAMPLE),),
-        ECAPA,
+        id="F02",
+        title="1e39 in a double WAV, Inf as float32",
+        settings=ECAPA,
         prepare=spoil(FIRST, at(SAMPLE, 1e39), "DOUBLE"),
+        truths=(input_truth(("batch_nonfinite",), sample=SAMPLE),),
         said=(FIRST,),
     ),
     Fault(
-        "F03",
-        "float WAV at 1e18, power overflows",
-        (input_truth(("loss_nonfinite", "batch_nonfinite")),),
-        ECAPA,
+        id="F03",
+        title="float WAV at 1e18, power overflows",
+        settings=ECAPA,
         prepare=spoil(FIRST, times(1e18)),
+        truths=(input_truth(("loss_nonfinite", "batch_nonfinite")),),
     ),
     Fault(
-        "F04",
-        "silent WAV and a log without eps",
-        (
+        id="F04",
+        title="silent WAV and a log without eps",
+        settings={"model": "bad"},
+        plugins={"models/bad.py": LOG_OF_POWER},
+        prepare=spoil(FIRST, silence),
+        truths=(
             Truth(
                 ("loss_nonfinite",),
                 ("frontend", "input"),
-                (Place(code=True, ops=("log",)), Place(files=(WAV,))),
+                (marked("log"), Place(files=(WAV,))),
                 (CODE, exclude(WAV)),
             ),
         ),
-        {"model": "bad"},
-        {"models/bad.py": LOG_OF_POWER},
-        spoil(FIRST, silence),
     ),
     Fault(
-        "F05",
-        "WAV header without samples",
-        (input_truth(("data_error",), FLAC),),
-        LENIENT,
+        id="F05",
+        title="WAV header without samples",
+        settings=LENIENT,
         prepare=voices.replace_bytes(f"{FIRST}.flac", header_only),
+        truths=(input_truth(("data_error",), FLAC),),
         said=(f"{FIRST}.flac.*no samples",),
     ),
     Fault(
-        "F06",
-        "bytes that are no audio",
-        (input_truth(("data_error",), FLAC),),
-        LENIENT,
+        id="F06",
+        title="bytes that are no audio",
+        settings=LENIENT,
         prepare=voices.replace_bytes(f"{FIRST}.flac", lambda content: bytes(range(256)) * 20),
+        truths=(input_truth(("data_error",), FLAC),),
         said=(f"{FIRST}.flac",),
     ),
     Fault(
-        "F06b",
-        "truncated FLAC",
-        (input_truth(("data_error",), FLAC),),
-        LENIENT,
+        id="F06b",
+        title="truncated FLAC",
+        settings=LENIENT,
         prepare=voices.replace_bytes(f"{FIRST}.flac", lambda content: content[: len(content) // 4]),
+        truths=(input_truth(("data_error",), FLAC),),
         said=(f"{FIRST}.flac",),
     ),
     Fault(
-        "F07",
-        "impulse response of zeros",
-        (augmentation_truth("rir/1.wav"),),
-        {**ECAPA, **REVERB},
+        id="F07",
+        title="impulse response of zeros",
+        settings={**ECAPA, **REVERB},
         prepare=voices.impulse_responses(silence),
+        truths=(augmentation_truth("rir/1.wav"),),
         said=(r"rir/1\.wav.*without energy",),
     ),
     Fault(
-        "F08",
-        "impulse response with a NaN",
-        (augmentation_truth("rir/1.wav", sample=40),),
-        {**ECAPA, **REVERB},
+        id="F08",
+        title="impulse response with a NaN",
+        settings={**ECAPA, **REVERB},
         prepare=voices.impulse_responses(lambda x: voices.np.where(voices.np.arange(len(x)) == 40, voices.np.nan, x)),
+        truths=(augmentation_truth("rir/1.wav", sample=40),),
         said=(r"rir/1\.wav.*non-finite",),
     ),
     Fault(
-        "F08b",
-        "noise file with NaN",
-        (augmentation_truth("musan/noise/1.wav"),),
-        {**ECAPA, **NOISE},
+        id="F08b",
+        title="noise file with NaN",
+        settings={**ECAPA, **NOISE},
         prepare=voices.noises(lambda x: x * float("nan")),
+        truths=(augmentation_truth("musan/noise/1.wav"),),
         said=(r"noise/1\.wav.*non-finite",),
     ),
     Fault(
-        "F09",
-        "silent noise file: named, mixed with gain 0",
-        (),
-        {**ECAPA, **NOISE},
+        id="F09",
+        title="silent noise file: named, mixed with gain 0",
+        settings={**ECAPA, **NOISE},
         prepare=voices.noises(silence),
         said=(r"noise/1\.wav.*silent",),
     ),
     Fault(
-        "F10",
-        "peak normalisation of a silent file",
-        (
+        id="F10",
+        title="peak normalisation of a silent file",
+        settings={"model": "bad"},
+        plugins={"models/bad.py": PEAK_NORM},
+        prepare=spoil(FIRST, silence),
+        truths=(
             Truth(
                 ("loss_nonfinite",),
                 ("frontend", "input"),
-                (Place(code=True, ops=("div",)), Place(files=(WAV,))),
+                (marked("div"), Place(files=(WAV,))),
                 (CODE, exclude(WAV)),
             ),
         ),
-        {"model": "bad"},
-        {"models/bad.py": PEAK_NORM},
-        spoil(FIRST, silence),
     ),
     Fault(
-        "F11",
-        "one frame into a deviation over time",
-        (
+        id="F11",
+        title="one frame into a deviation over time",
+        settings={"model": "bad", "nan_patience": 4},
+        plugins={"models/bad.py": ONE_FRAME},
+        truths=(
             Truth(
                 ("loss_nonfinite",),
                 ("model_forward",),
-                (Place(code=True, ops=("std", "var")),),
+                (marked("std", "var"),),
                 (CODE, put("max_frames", lambda v: v >= 70)),
             ),
         ),
-        {"model": "bad", "nan_patience": 4},
-        {"models/bad.py": ONE_FRAME},
         status=3,
     ),
     Fault(
-        "F12",
-        "a file reads NaN once, clean afterwards",
-        (Truth(("batch_nonfinite",), ("environment",), (Place(files=(WAV,)),)),),
-        ECAPA,
+        id="F12",
+        title="a file reads NaN once, clean afterwards",
+        settings=ECAPA,
         prepare=nan_on_first_read,
         after=repair,
+        truths=(Truth(("batch_nonfinite",), ("environment",), (Place(files=(WAV,)),)),),
     ),
     Fault(
-        "F13",
-        "label beyond the classes, from a label map of the loss file",
-        (Truth(("label_out_of_range",), ("label",), (Place(files=("wav/train001/session2/00002.flac",)),)),),
-        {"trainfunc": "bad"},
-        {"loss/bad.py": label_map(9)},
+        id="F13",
+        title="label beyond the classes, from a label map of the loss file",
+        settings={"trainfunc": "bad"},
+        plugins={"loss/bad.py": label_map(9)},
+        truths=(Truth(("label_out_of_range",), ("label",), (Place(files=("wav/train001/session2/00002.flac",)),)),),
         said=("label 9",),
     ),
     Fault(
-        "F13b",
-        "nClasses below the speakers of the list",
-        (),
-        {**ECAPA, "nClasses": 4},
+        id="F13b",
+        title="nClasses below the speakers of the list",
+        settings={**ECAPA, "nClasses": 4},
         status=2,
         said=("nClasses: 4 is fewer than the 6 classes",),
     ),
     Fault(
-        "F14",
-        "label -1, from a label map of the loss file",
-        (Truth(("label_out_of_range",), ("label",), (Place(files=("wav/train001/session2/00002.flac",)),)),),
-        {"trainfunc": "bad"},
-        {"loss/bad.py": label_map(-1)},
+        id="F14",
+        title="label -1, from a label map of the loss file",
+        settings={"trainfunc": "bad"},
+        plugins={"loss/bad.py": label_map(-1)},
+        truths=(Truth(("label_out_of_range",), ("label",), (Place(files=("wav/train001/session2/00002.flac",)),)),),
         said=("label -1",),
     ),
     Fault(
-        "F15",
-        "every label of a batch ignored (-100)",
-        (
+        id="F15",
+        title="every label of a batch ignored (-100)",
+        settings={"trainfunc": "bad", "nan_patience": 1000},
+        plugins={"loss/bad.py": IGNORED},
+        truths=(
             Truth(
                 ("loss_nonfinite",),
                 ("loss", "label"),
-                (Place(code=True, ops=("nll_loss", "nll_loss_forward", "cross_entropy", "cross_entropy_loss")),),
+                (marked("nll_loss", "nll_loss_forward", "cross_entropy", "cross_entropy_loss"),),
                 (CODE,),
             ),
         ),
-        {"trainfunc": "bad", "nan_patience": 1000},
-        {"loss/bad.py": IGNORED},
     ),
     Fault(
-        "F16",
-        "class weights zero for all present",
-        (
+        id="F16",
+        title="class weights zero for all present",
+        settings={"trainfunc": "bad", "nan_patience": 1000},
+        plugins={"loss/bad.py": WEIGHTED},
+        truths=(
             Truth(
                 ("loss_nonfinite",),
                 ("loss", "label"),
-                (Place(code=True, ops=("nll_loss", "nll_loss_forward", "cross_entropy", "cross_entropy_loss")),),
+                (marked("nll_loss", "nll_loss_forward", "cross_entropy", "cross_entropy_loss"),),
                 (CODE,),
             ),
         ),
-        {"trainfunc": "bad", "nan_patience": 1000},
-        {"loss/bad.py": WEIGHTED},
     ),
     Fault(
-        "F17",
-        "NaN weight of a mixup target",
-        (Truth(("loss_nonfinite",), ("loss", "label"), (Place(code=True, ops=("div",)),), (CODE,)),),
-        {"trainfunc": "bad", "nan_patience": 1000},
-        {"loss/bad.py": MIXUP},
+        id="F17",
+        title="NaN weight of a mixup target",
+        settings={"trainfunc": "bad", "nan_patience": 1000},
+        plugins={"loss/bad.py": MIXUP},
+        truths=(Truth(("loss_nonfinite",), ("loss", "label"), (marked("div"),), (CODE,)),),
     ),
     Fault(
-        "F60",
-        "one NaN test file",
-        (),
-        {**ECAPA, "max_nan_score_pct": 60.0, "max_test_pairs": 0},
+        id="F60",
+        title="one NaN test file",
+        settings={**ECAPA, "max_nan_score_pct": 60.0, "max_test_pairs": 0},
         prepare=lambda w: spoil_trial(w),
         said=(f"test file {TRIAL[:-5]}", "1 NaN", "spoils [0-9]+ trials"),
     ),
     Fault(
-        "F60b",
-        "one empty test file",
-        (),
-        {**ECAPA, "max_nan_score_pct": 60.0, "max_test_pairs": 0},
+        id="F60b",
+        title="one empty test file",
+        settings={**ECAPA, "max_nan_score_pct": 60.0, "max_test_pairs": 0},
         prepare=voices.replace_bytes(TRIAL, header_only),
         said=(f"test file {TRIAL}", "no samples"),
     ),
 )
-
-
-def spoil_trial(workspace):
-    """One NaN in a test file."""
-    voices.rewrite(workspace, TRIAL[:-5], at(SAMPLE, float("nan")))

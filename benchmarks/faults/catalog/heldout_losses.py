@@ -1,13 +1,11 @@
-"""Held-out faults of loss heads in fp32: H21 to H33."""
+"""Loss heads."""
 
-from catalog_heldout_features import BACKWARD, FORWARD
-from catalog_loss import COSINE, duplicate
-from fault import CODE, Fault, Place, Truth, put
+from fault import CODE, Fault, Place, Truth, marked, put
 from sources import loss, model
 
-UNSEEN = {"trainfunc": "unseen"}
-PAIRS = "per_speaker = (2, 2)"
-ANY, LOSS = (*FORWARD, *BACKWARD), ("loss",)
+from catalog.shared import ANY, BACKWARD, COSINE, FORWARD, LOSS, duplicate
+
+TWO_OF_A_SPEAKER = "per_speaker = (2, 2)"
 
 
 def with_keys(source: str, **keys) -> str:
@@ -16,15 +14,6 @@ def with_keys(source: str, **keys) -> str:
     kept = "".join(f"        self.{name} = {name}\n" for name in keys)
     source = source.replace(", scale=30.0, **kwargs", f", scale=30.0{words}, **kwargs")
     return source.replace("        self.margin = margin\n", f"        self.margin = margin\n{kept}")
-
-
-def of_head(id, title, reasons, ops, source, every=False, fixes=(), causes=LOSS, places=(), **more) -> Fault:
-    """A fault of a marked line of loss/unseen.py."""
-    settings = {**UNSEEN, "nan_patience": 4 if every else 1000, **more.pop("settings", {})}
-    plugins = {"loss/unseen.py": source, **more.pop("plugins", {})}
-    more |= {"status": 3} if every else {}
-    truth = Truth(reasons, causes, (Place(code=True, ops=ops), *places), (CODE, *fixes))
-    return Fault(id, title, (truth,), settings, plugins, **more)
 
 
 LEAVE_ONE_OUT = loss(
@@ -56,7 +45,7 @@ DISTANCES = loss(
     loss = F.relu(hardest_positive - hardest_negative + self.margin).mean()
     logits = -distance.detach()
     """,
-    constants=PAIRS,
+    constants=TWO_OF_A_SPEAKER,
 )
 TEMPERATURE = loss(
     COSINE,
@@ -141,7 +130,7 @@ BARLOW = loss(
     logits = x[:, 0] @ x[:, 1].t()
     loss = (1 - correlation.diagonal()).square().sum() + 0.005 * off.square().sum() + F.cross_entropy(logits, label)
     """,
-    constants=PAIRS,
+    constants=TWO_OF_A_SPEAKER,
 )
 DEAD_OUTPUT = model(init="self.fc.weight.data[5] = 0.0  # a pruned output", end="return self.fc(x)")
 HYPERBOLIC = loss(
@@ -154,7 +143,7 @@ HYPERBOLIC = loss(
     logits, label = -distance, torch.arange(len(x))
     loss = F.cross_entropy(logits, label)
     """,
-    constants=PAIRS,
+    constants=TWO_OF_A_SPEAKER,
 )
 LOUD_LOSS = loss(
     COSINE,
@@ -186,79 +175,140 @@ BATCH_SPREAD = loss(
     init='self.register_buffer("spread", torch.ones(()))',
 )
 PAIR_RUN = {"nPerSpeaker": 2, "batch_size": 3}
+
 FAULTS = (
-    of_head(
-        *("H21", "GE2E with one utterance of a speaker", FORWARD, ("div",), LEAVE_ONE_OUT),
-        every=True,
-        fixes=(put("nPerSpeaker", lambda v: v >= 2),),
+    Fault(
+        id="H21",
+        title="GE2E with one utterance of a speaker",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": LEAVE_ONE_OUT},
+        truths=(Truth(FORWARD, LOSS, (marked("div"),), (CODE, put("nPerSpeaker", lambda v: v >= 2))),),
+        status=3,
     ),
-    of_head(
-        *("H22", "distance matrix by squares, its diagonal", ANY, ("pow", "sqrt"), DISTANCES),
-        every=True,
-        settings=PAIR_RUN,
+    Fault(
+        id="H22",
+        title="distance matrix by squares, its diagonal",
+        settings={"trainfunc": "unseen", "nan_patience": 4, **PAIR_RUN},
+        plugins={"loss/unseen.py": DISTANCES},
+        truths=(Truth(ANY, LOSS, (marked("pow", "sqrt"),), (CODE,)),),
+        status=3,
     ),
-    of_head("H23", "a temperature is annealed to 0", FORWARD, ("div",), TEMPERATURE),
-    of_head(
-        *("H24", "focal loss, gamma 0.5, sure rows", BACKWARD, ("pow", "rsub", "sub"), with_keys(FOCAL, gamma=0.5)),
-        fixes=(put("gamma", lambda v: v >= 1 or v == 0),),
+    Fault(
+        id="H23",
+        title="a temperature is annealed to 0",
+        settings={"trainfunc": "unseen", "nan_patience": 1000},
+        plugins={"loss/unseen.py": TEMPERATURE},
+        truths=(Truth(FORWARD, LOSS, (marked("div"),), (CODE,)),),
     ),
-    of_head(
-        *("H25", "smoothed targets by hand, smoothing 0", FORWARD, ("log", "mul"), with_keys(SMOOTHING, smoothing=0.0)),
-        every=True,
-        fixes=(put("smoothing", lambda v: 0 < v < 1),),
+    Fault(
+        id="H24",
+        title="focal loss, gamma 0.5, sure rows",
+        settings={"trainfunc": "unseen", "nan_patience": 1000},
+        plugins={"loss/unseen.py": with_keys(FOCAL, gamma=0.5)},
+        truths=(
+            Truth(BACKWARD, LOSS, (marked("pow", "rsub", "sub"),), (CODE, put("gamma", lambda v: v >= 1 or v == 0))),
+        ),
     ),
-    of_head("H26", "means of classes that the batch lacks", ANY, ("div",), CENTRE, every=True),
-    of_head(
-        "H27",
-        "MagFace with equal norm bounds",
-        FORWARD,
-        ("div",),
-        with_keys(MAG_FACE, lower_norm=10.0, upper_norm=10.0),
-        every=True,
-        fixes=(put("upper_norm", lambda v: v != 10), put("lower_norm", lambda v: v != 10)),
-        places=(Place(keys=("upper_norm", "lower_norm")),),
+    Fault(
+        id="H25",
+        title="smoothed targets by hand, smoothing 0",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": with_keys(SMOOTHING, smoothing=0.0)},
+        truths=(Truth(FORWARD, LOSS, (marked("log", "mul"),), (CODE, put("smoothing", lambda v: 0 < v < 1))),),
+        status=3,
     ),
-    of_head(
-        "H28",
-        "Sinkhorn, epsilon 0.005",
-        FORWARD,
-        ("exp", "div"),
-        with_keys(SINKHORN, epsilon=0.005),
-        fixes=(put("epsilon", lambda v: v >= 0.0115),),
-        places=(Place(keys=("epsilon",)),),
+    Fault(
+        id="H26",
+        title="means of classes that the batch lacks",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": CENTRE},
+        truths=(Truth(ANY, LOSS, (marked("div"),), (CODE,)),),
+        status=3,
     ),
-    of_head(
-        *("H29", "Barlow twins: an output of the net is dead", ANY, ("div", "std"), BARLOW),
-        every=True,
-        causes=("loss", "model_forward", "model_backward"),
-        places=(Place(parameters=("__S__.fc.weight", "__S__.fc.bias")),),
-        settings={**PAIR_RUN, "model": "unseen"},
-        plugins={"models/unseen.py": DEAD_OUTPUT},
+    Fault(
+        id="H27",
+        title="MagFace with equal norm bounds",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": with_keys(MAG_FACE, lower_norm=10.0, upper_norm=10.0)},
+        truths=(
+            Truth(
+                FORWARD,
+                LOSS,
+                (marked("div"), Place(keys=("upper_norm", "lower_norm"))),
+                (CODE, put("upper_norm", lambda v: v != 10), put("lower_norm", lambda v: v != 10)),
+            ),
+        ),
+        status=3,
     ),
-    of_head(
-        *("H30", "hyperbolic distance of duplicates", BACKWARD, ("acosh",), HYPERBOLIC),
-        settings=PAIR_RUN,
+    Fault(
+        id="H28",
+        title="Sinkhorn, epsilon 0.005",
+        settings={"trainfunc": "unseen", "nan_patience": 1000},
+        plugins={"loss/unseen.py": with_keys(SINKHORN, epsilon=0.005)},
+        truths=(
+            Truth(
+                FORWARD,
+                LOSS,
+                (marked("exp", "div"), Place(keys=("epsilon",))),
+                (CODE, put("epsilon", lambda v: v >= 0.0115)),
+            ),
+        ),
+    ),
+    Fault(
+        id="H29",
+        title="Barlow twins: an output of the net is dead",
+        settings={"trainfunc": "unseen", "nan_patience": 4, **PAIR_RUN, "model": "unseen"},
+        plugins={"loss/unseen.py": BARLOW, "models/unseen.py": DEAD_OUTPUT},
+        truths=(
+            Truth(
+                ANY,
+                ("loss", "model_forward", "model_backward"),
+                (marked("div", "std"), Place(parameters=("__S__.fc.weight", "__S__.fc.bias"))),
+                (CODE,),
+            ),
+        ),
+        status=3,
+    ),
+    Fault(
+        id="H30",
+        title="hyperbolic distance of duplicates",
+        settings={"trainfunc": "unseen", "nan_patience": 1000, **PAIR_RUN},
+        plugins={"loss/unseen.py": HYPERBOLIC},
         prepare=duplicate,
+        truths=(Truth(BACKWARD, LOSS, (marked("acosh"),), (CODE,)),),
     ),
-    of_head(
-        "H31",
-        "a loss weight of 1e38",
-        ("grad_norm_overflow", "grad_nonfinite", "loss_nonfinite", "state_nonfinite"),
-        ("mul",),
-        with_keys(LOUD_LOSS, loss_weight=1e38),
-        every=True,
-        fixes=(put("loss_weight", lambda v: 0 < v < 1e20),),
-        places=(Place(keys=("loss_weight",)),),
+    Fault(
+        id="H31",
+        title="a loss weight of 1e38",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": with_keys(LOUD_LOSS, loss_weight=1e38)},
+        truths=(
+            Truth(
+                ("grad_norm_overflow", "grad_nonfinite", "loss_nonfinite", "state_nonfinite"),
+                LOSS,
+                (marked("mul"), Place(keys=("loss_weight",))),
+                (CODE, put("loss_weight", lambda v: 0 < v < 1e20)),
+            ),
+        ),
+        status=3,
     ),
-    of_head(
-        *("H32", "binary cross-entropy by hand, scale 64", ANY, ("log", "mul"), BINARY),
-        settings={"scale": 64.0},
-        fixes=(put("scale", lambda v: 0 < v <= 20),),
+    Fault(
+        id="H32",
+        title="binary cross-entropy by hand, scale 64",
+        settings={"trainfunc": "unseen", "nan_patience": 1000, "scale": 64.0},
+        plugins={"loss/unseen.py": BINARY},
+        truths=(Truth(ANY, LOSS, (marked("log", "mul"),), (CODE, put("scale", lambda v: 0 < v <= 20))),),
     ),
-    of_head(
-        *("H33", "the loss keeps a deviation of one row", (*ANY, "state_nonfinite"), (), BATCH_SPREAD),
-        causes=("loss", "state"),
-        every=True,
-        places=(Place(parameters=("__L__.spread",)),),
+    Fault(
+        id="H33",
+        title="the loss keeps a deviation of one row",
+        settings={"trainfunc": "unseen", "nan_patience": 4},
+        plugins={"loss/unseen.py": BATCH_SPREAD},
+        truths=(
+            Truth(
+                (*ANY, "state_nonfinite"), ("loss", "state"), (marked(), Place(parameters=("__L__.spread",))), (CODE,)
+            ),
+        ),
+        status=3,
     ),
 )

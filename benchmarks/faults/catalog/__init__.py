@@ -1,0 +1,48 @@
+"""The faults, controls and compounds of the bench, in the order of their numbers.
+
+``known_*`` holds the faults that the analysis was built on (F), ``heldout_*`` those it was not tuned on (H), each by
+the part of a run in which they are. ``controls`` (C) are runs of which nothing may be said, ``compounds`` (K) several
+faults at once. `python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
+"""
+
+import re
+
+from catalog import (
+    compounds,
+    controls,
+    heldout_data,
+    heldout_features,
+    heldout_layers,
+    heldout_losses,
+    heldout_pooling,
+    heldout_precision,
+    heldout_training,
+    known_data,
+    known_layers,
+    known_losses,
+    known_training,
+)
+
+
+def order(fault):
+    """F before C before K before H, then by number and letter."""
+    kind, number, letter = re.fullmatch(r"([FCKH])(\d+)([a-z]?)", fault.id).groups()
+    return "FCKH".index(kind), int(number), letter
+
+
+FILES = (
+    known_data,
+    known_layers,
+    known_losses,
+    known_training,
+    heldout_data,
+    heldout_features,
+    heldout_pooling,
+    heldout_layers,
+    heldout_losses,
+    heldout_precision,
+    heldout_training,
+    controls,
+    compounds,
+)
+FAULTS = tuple(sorted((fault for file in FILES for fault in file.FAULTS), key=order))
