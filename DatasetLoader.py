@@ -2,7 +2,6 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,20 @@ import torch
 from torch.utils.data import Dataset
 
 from config import Config
-from corpus.audio import MIN_SAMPLES, NORMAL, SAMPLE_RATE, AudioError, audio_length, read_crop, samples_of, wrap_pad
+from corpus.audio import (
+    MIN_SAMPLES,
+    SAMPLE_RATE,
+    SPEEDS,
+    AudioError,
+    audio_length,
+    read_crop,
+    samples_of,
+    wrap_pad,
+)
 from corpus.augmentation import AugmentWAV
 from corpus.lists import read_train_list
 from errors import UsageError
 
-SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 REPLACEMENT_TRIES = 20  # other utterances tried in place of one that cannot be used
 NONFINITE = "NaN or Inf samples"
 

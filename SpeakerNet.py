@@ -16,7 +16,6 @@ from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
 from settings import plugins
-from storage import checkpoint
 from training import display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
@@ -24,6 +23,7 @@ from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, check_batch, inject_batch
 from training.file_events import FileEvents
+from training.generators import generator_state, seed_everything
 from training.incidents import Incidents, StepRecord
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
@@ -70,9 +70,9 @@ class ModelTrainer:
         self.device = ranks.device
         self.log = log or self.print
         self.progress = Progress(plan_of(config, sampler, ranks.world), config.gradient_accumulation_steps)
-        checkpoint.seed_everything(config.seed)
+        seed_everything(config.seed)
         self.network = SpeakerNet(config.values()).to(self.device)
-        checkpoint.seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
+        seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
         amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
@@ -257,7 +257,7 @@ class ModelTrainer:
             scale=float(step.scaler.scale),
             amp_dtype=step.amp_dtype,
             device=self.device,
-            generators=precision.draw_state(self.device),
+            generators=generator_state(self.device, torch_only=True),
             network=self.network,
             optimizer=self.optimizer,
             parameters=step.parameters,

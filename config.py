@@ -8,6 +8,8 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
+SAMPLE_RATE = 16000  # Hz, of all audio once it is read
+
 Value = TypeVar("Value", bool, int, float, str)
 
 

@@ -18,10 +18,10 @@ import scipy
 import soundfile
 from tqdm import tqdm
 
+from config import SAMPLE_RATE
 from errors import write_any_text
 from settings.command_line import Parser, run
 
-RATE = 16000
 HOP, FFT = 128, 512
 SESSIONS = 4  # of each speaker; trials of one speaker always cross sessions
 
@@ -65,7 +65,7 @@ def phones(speaker, samples: int, rng):
     noise, centre = np.empty(frames), np.empty((frames, 2))
     at = 0
     while at < frames:
-        length = max(4, int(rng.gamma(6, 0.012) / speaker["rate"] * RATE / HOP))
+        length = max(4, int(rng.gamma(6, 0.012) / speaker["rate"] * SAMPLE_RATE / HOP))
         part = slice(at, at + length)
         kind = rng.choice(4, p=[0.62, 0.16, 0.14, 0.08])  # vowel, sonorant, fricative, pause or closure
         vowel = rng.integers(10) if kind == 0 else rng.integers(10, len(VOWELS))
@@ -89,13 +89,13 @@ def smooth(x, width: int):
 
 def glottis(speaker, samples: int, rng):
     """Glottal flow derivative with pitch movement, jitter and shimmer; and its open phase (samples,)."""
-    time = np.arange(samples) / RATE
+    time = np.arange(samples) / SAMPLE_RATE
     accents = sum(rng.normal(0, 1) * np.sin(2 * np.pi * (f * time + rng.random())) for f in (0.4, 0.9, 1.7))
     pitch = speaker["pitch"] * rng.normal(1, 0.04) * np.exp(speaker["pitch_range"] * (0.5 * accents - 0.25 * time))
-    count = int(pitch.max() * samples / RATE) + 10
-    wobble = np.repeat(rng.normal(0, 1, count), int(RATE / pitch.mean()) + 1)[:samples]
+    count = int(pitch.max() * samples / SAMPLE_RATE) + 10
+    wobble = np.repeat(rng.normal(0, 1, count), int(SAMPLE_RATE / pitch.mean()) + 1)[:samples]
     wobble = np.pad(wobble, (0, samples - len(wobble)))
-    phase = np.cumsum(pitch * (1 + speaker["jitter"] * wobble)) / RATE + rng.random()
+    phase = np.cumsum(pitch * (1 + speaker["jitter"] * wobble)) / SAMPLE_RATE + rng.random()
     cycle, within = np.floor(phase).astype(int), phase % 1
     gain = 1 + speaker["shimmer"] * rng.normal(0, 1, cycle.max() + 1)[cycle]
     opened = np.clip(within / speaker["open"], 0, 1)
@@ -109,7 +109,7 @@ def tract_response(formants, bandwidth: float):
 
     Each resonance is 1 at 0 Hz and far above its centre: the formants left out would hold the spectrum up there.
     """
-    f = np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None]
+    f = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     response = np.ones((len(f), len(formants)))
     for k, width in enumerate((70, 90, 140, 220, 300)):
         centre, b = formants[:, k], width * bandwidth
@@ -119,7 +119,7 @@ def tract_response(formants, bandwidth: float):
 
 def synthesize(speaker, seconds: float, rng) -> np.ndarray:
     """Speak a random utterance: (samples,) at unit root mean square."""
-    samples = int(seconds * RATE)
+    samples = int(seconds * SAMPLE_RATE)
     formants, voicing, noise, centre = phones(speaker, samples, rng)
     pulses, opened = glottis(speaker, samples, rng)
     source = pulses + speaker["breath"] * 0.1 * rng.normal(0, 1, samples) * (0.3 + 0.7 * opened)
@@ -130,7 +130,7 @@ def synthesize(speaker, seconds: float, rng) -> np.ndarray:
     voiced, hiss = spectrum(source), spectrum(rng.normal(0, 1, samples))
     count = voiced.shape[1]
     index = np.minimum(np.arange(count), len(voicing) - 1)
-    f = np.linspace(0, RATE / 2, FFT // 2 + 1)[:, None]
+    f = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     band = np.exp(-0.5 * ((f - centre[index, 0]) / centre[index, 1]) ** 2)
     mixed = voiced * tract_response(formants[index], speaker["bandwidth"]) * voicing[index] + hiss * band * noise[index]
     x = scipy.signal.istft(mixed, nperseg=FFT, noverlap=FFT - HOP)[1][:samples]
@@ -139,8 +139,8 @@ def synthesize(speaker, seconds: float, rng) -> np.ndarray:
 
 def draw_session(rng) -> dict:
     """Draw a room, a microphone and a background noise."""
-    decay, samples = rng.uniform(0.08, 0.5), int(0.4 * RATE)
-    tail = rng.normal(0, 1, samples) * np.exp(-6.9 * np.arange(samples) / RATE / decay)
+    decay, samples = rng.uniform(0.08, 0.5), int(0.4 * SAMPLE_RATE)
+    tail = rng.normal(0, 1, samples) * np.exp(-6.9 * np.arange(samples) / SAMPLE_RATE / decay)
     room = np.concatenate([[1.0], tail * rng.uniform(0.005, 0.05)])
     response = np.interp(np.linspace(0, 1, 129), np.linspace(0, 1, 7), rng.normal(0, 2, 7))
     microphone = np.roll(np.fft.irfft(10 ** (response / 20)), 128) * np.hanning(256)
@@ -160,7 +160,9 @@ def record(x, session, rng) -> np.ndarray:
     x = x / np.sqrt(np.mean(x**2) + 1e-12)
     noise = scipy.signal.lfilter([1], [1, -session["colour"]], rng.normal(0, 1, samples))
     if session["hum"]:
-        noise = noise + noise.std() * sum(np.sin(2 * np.pi * 50 * k * np.arange(samples) / RATE) / k for k in (1, 3, 5))
+        noise = noise + noise.std() * sum(
+            np.sin(2 * np.pi * 50 * k * np.arange(samples) / SAMPLE_RATE) / k for k in (1, 3, 5)
+        )
     noise *= 10 ** (-session["snr"] / 20) / np.sqrt(np.mean(noise**2))
     x = x + noise
     return (x * rng.uniform(0.2, 0.8) / np.abs(x).max()).astype(np.float32)
@@ -176,7 +178,9 @@ def make_speaker(name: str, out: Path, utterances: int, seconds: float, seed: li
         path = f"{name}/session{session}/{number:05d}.flac"
         (out / "wav" / path).parent.mkdir(parents=True, exist_ok=True)
         length = seconds * rng.uniform(0.85, 1.15)
-        soundfile.write(out / "wav" / path, record(synthesize(speaker, length, rng), sessions[session], rng), RATE)
+        soundfile.write(
+            out / "wav" / path, record(synthesize(speaker, length, rng), sessions[session], rng), SAMPLE_RATE
+        )
         paths.append(path)
     return paths
 

@@ -153,7 +153,7 @@ def report_end(trainer, no_eer: int, unsaved: bool) -> int:
 
 def preflight(config, written, ranks) -> int:
     """Look at everything before a long run; exit status 0 start it, 2 do not."""
-    from preflight.run import preflight as run_checks
+    from preflight.run import run_checks
 
     def build(log):
         """The trainer as a run would start it, which writes nothing."""

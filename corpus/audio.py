@@ -9,12 +9,12 @@ from fractions import Fraction
 import numpy as np
 import scipy
 
+from config import SAMPLE_RATE
 from corpus.containers import AudioError
 from corpus.decode import BLOCK, Recording, native, reading
 
 __all__ = ["AudioError", "audio_length", "native", "read_audio", "read_blocks", "read_crop", "resample", "wrap_pad"]
 
-SAMPLE_RATE = 16000
 MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
 
 # What a recording must have: for an embedding one window of features, to be enrolled or decided on a bit of speech.
@@ -22,6 +22,8 @@ MIN_EMBED_SECONDS, MIN_SECONDS = 0.025, 0.3
 SILENT_DB = -80.0  # RMS, of full scale
 
 NORMAL = Fraction(1)
+# What ``speed_perturb`` makes of an utterance: class speaker + copy x speakers is a speaker at a speed.
+SPEEDS = (NORMAL, Fraction(9, 10), Fraction(11, 10))
 CANCEL_DB = 20.0  # that the mean of the channels may lie below the loudest of them
 CHANNELS = ("mix", "1", "2", "loudest")  # values of the key ``channel``
 
@@ -45,6 +47,11 @@ class Crop:
 def samples_of(frames: int) -> int:
     """Samples that give ``frames`` windows of 25 ms every 10 ms, as voxceleb_trainer counts them."""
     return frames * 160 + 240
+
+
+def class_count(speakers: int, speed_perturb: bool) -> int:
+    """Classes of a train list: its speakers, or each of them at each speed."""
+    return speakers * (len(SPEEDS) if speed_perturb else 1)
 
 
 def _ratio(rate: int, speed: Fraction) -> Fraction:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from config import SAMPLE_RATE
 from models.ECAPA_TDNN import ConvReluBN, Res2Conv
 from models.pooling import mean_and_variance, weighted_statistics
 from utils import PreEmphasis
 
-SAMPLE_RATE = 16000
 AGGREGATE = 1536
 VARIANCES = (1e-4, 1e4)  # what variances are clamped to
 

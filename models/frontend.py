@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from config import SAMPLE_RATE
 from utils import PreEmphasis
-
-SAMPLE_RATE = 16000
-
 
 # Whose chain of features a preset is, and how it differs.
 PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker")

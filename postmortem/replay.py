@@ -4,12 +4,10 @@ import contextlib
 import hashlib
 import math
 import os
-import random
 import time
 import types
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from errors import first_line
@@ -19,6 +17,7 @@ from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
 from storage.dump_statistics import bad_state, number
 from training.finetuning import FrozenBackbone
+from training.generators import restore_generators
 from training.precision import LossScaler
 from training.ranks import SingleProcess
 from training.step import Step
@@ -215,7 +214,7 @@ class Replay:
             if dtype == "float64":
                 network.double()
                 step.renew_buffers()
-            self.restore_generators()
+            restore_generators(self.dump["rng_state"], self.device)
             step.begin(self.dump.get("moment"))
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
@@ -279,20 +278,6 @@ class Replay:
         step.apply(norm, around)
         watched = step.guard.watched()
         return next((name for name, tensor in watched.items() if not bool(tensor.isfinite().all())), "")
-
-    def restore_generators(self):
-        """Set the random generators to their state before the forward pass."""
-        state = self.dump["rng_state"]
-        if "torch" in state:
-            torch.set_rng_state(state["torch"])
-        if "numpy" in state:
-            name, keys, position, has_gauss, gauss = state["numpy"]
-            np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-        if "python" in state:
-            version, internal, gauss_next = state["python"]
-            random.setstate((version, tuple(internal), gauss_next))
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def reproduction(self, outcome: Outcome) -> str:
         """Compare a replay of the unchanged step with the dump: 'bit_equal', 'same_fault' or 'vanished'."""

@@ -14,6 +14,7 @@ from settings import plugins
 from SpeakerNet import SpeakerNet
 from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
+from training.generators import restore_generators
 from training.ranks import SingleProcess
 from training.step import Step
 from utils import total_norm
@@ -139,7 +140,7 @@ class Retraining:
         first = norm = float(total_norm([p.detach() for p in parameters]))
         begin = time.perf_counter()
         loss, taken = math.nan, 0
-        self.replay.restore_generators()
+        restore_generators(self.replay.dump["rng_state"], self.replay.device)
         for taken in range(1, STEPS + 1):
             step.begin()
             attempt = step.attempt(window)

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from DatasetLoader import collate
 from errors import UsageError
 from settings import plugins
-from storage import checkpoint
 from training.faults import check_batch, classify
+from training.generators import seed_everything
 from training.step import Step
 
 ROWS, ROWS_ON_CPU = 8, 4  # enough for the magnitudes; a CPU takes minutes for float16 convolutions of many rows
@@ -147,7 +147,7 @@ def attempt(network, ranks, batch, dtype, own: bool, seed: int):
 
     ``own``: it is the run's precision, whose search for a loss scale is followed from its begin.
     """
-    checkpoint.seed_everything(seed)  # the same dropout and masks in each precision
+    seed_everything(seed)  # the same dropout and masks in each precision
     network.train()
     mode = contextlib.nullcontext()
     if dtype is torch.float64:

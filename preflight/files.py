@@ -155,7 +155,8 @@ def describe_files(measured, report):
             rows.append((name, len(seconds), f"{sum(seconds) / 3600:.2f}", low, middle, high))
     report.table(rows)
     for (rate, channels), count in sorted(formats.items()):
-        changes = (["resampled to 16000 Hz"] if rate != SAMPLE_RATE else []) + (["mixed down"] if channels > 1 else [])
+        changes = [f"resampled to {SAMPLE_RATE} Hz"] if rate != SAMPLE_RATE else []
+        changes += ["mixed down"] if channels > 1 else []
         what = f"{rate} Hz, {channels} channel{'s' if channels > 1 else ''}: {count} file{'s' if count > 1 else ''}"
         report.line(f"  {what}{', ' if changes else ''}{', '.join(changes)}")
 

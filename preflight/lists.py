@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from config import Config
+from corpus.audio import class_count
 from corpus.lists import read_train_list, read_trials
 from preflight.report import counted
 
@@ -32,7 +33,7 @@ def check_train_list(config: Config, report):
         lines_of = {label: lines[index] for index, label in enumerate(labels)}
         rows = [(f"{config.train_list}:{lines_of[label]}", speakers[label]) for label in single]
         report.finding(level, f"with one utterance: {counted(rows, 'speaker')}{why}", rows)
-    classes = len(speakers) * (3 if config.speed_perturb else 1)
+    classes = class_count(len(speakers), config.speed_perturb)
     report.line(f"  {len(speakers)} speakers, {classes} classes: 0 is '{speakers[0]}', ..., the last '{speakers[-1]}'")
     if config.nClasses > classes:
         report.finding("warning", f"nClasses: {config.nClasses}, but the list has {classes}: the rest is never trained")

@@ -19,7 +19,7 @@ from scoring.cautions import known_voices
 from settings.reader import table_defaults
 
 
-def preflight(config: Config, written: dict, build) -> int:
+def run_checks(config: Config, written: dict, build) -> int:
     """Run every check; ``build(say)`` makes the trainer. Returns the exit status: 0 start, 2 do not."""
     report = Report()
     report.line(f"preflight of {config.config or 'the command line'}, for a run in {config.save_path}")

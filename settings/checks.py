@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
+from corpus.audio import class_count
 from corpus.lists import read_train_list, read_trials
 from errors import Mistakes, UsageError
 from settings import plugins
@@ -67,6 +68,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
         for check in (check_classes, check_rows, check_margin):
             with mistakes.collected():
                 check(config, utterances, refuse)
+        config.nClasses = config.nClasses or class_count(len(utterances), config.speed_perturb)
     if config.augment:
         with mistakes.collected():
             check_augmentation(config, refuse)
@@ -95,13 +97,12 @@ def check_files(list_path, root, key, paths, refuse):
 
 
 def check_classes(config: Config, utterances, refuse):
-    """Count the classes of the train list into ``nClasses``, or check a given number; ``utterances`` (speakers,)."""
-    classes = len(utterances) * (3 if config.speed_perturb else 1)
+    """Check a given ``nClasses`` against the train list; ``utterances`` (speakers,) of each."""
+    classes = class_count(len(utterances), config.speed_perturb)
     if config.nClasses and config.nClasses < classes:
         refuse(
             "nClasses", f"{config.nClasses} is fewer than the {classes} classes of '{config.train_list}'; 0 counts them"
         )
-    config.nClasses = config.nClasses or classes
 
 
 def check_rows(config: Config, utterances, refuse):

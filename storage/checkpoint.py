@@ -1,10 +1,8 @@
 """Read checkpoints, those of other trainers too, and everything else that goes into one."""
 
 import os
-import random
 import zipfile
 
-import numpy as np
 import torch
 
 from errors import UsageError, first_line
@@ -169,35 +167,3 @@ def optimizer_tensors(state: dict) -> dict[str, torch.Tensor]:
     """Name the tensors of an optimizer state: 'optimizer.3.exp_avg'."""
     items = ((f"optimizer.{i}.{k}", v) for i, s in state["state"].items() for k, v in s.items())
     return {name: value for name, value in items if isinstance(value, torch.Tensor)}
-
-
-def seed_everything(seed: int):
-    """Seed every global random generator; plug-ins may draw from any of them."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def rng_state(device) -> dict:
-    """Every random generator's state as plain types."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
-        "python": [version, list(internal), gauss_next],
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng(state: dict, device):
-    """Put every random generator back to a saved state."""
-    torch.set_rng_state(state["torch"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from config import SAMPLE_RATE
 from corpus.quality import oddity
 from storage.dump import rows_of
 
@@ -73,7 +74,7 @@ def place_lines(dump: dict, most: int = 10) -> list[str]:
         text = f"  row {row}: {len(wrong)} of {flat.shape[1]}, the first at sample {first}"
         if row < len(files):
             info = files[row]
-            place = info.get("start", 0) / info.get("rate", 16000) + first / 16000 * info.get("speed", 1.0)
+            place = info.get("start", 0) / info.get("rate", SAMPLE_RATE) + first / SAMPLE_RATE * info.get("speed", 1.0)
             text += f", {place:.3f} s into {info['path']}"
         lines.append(text)
     return lines + ([f"  ... and {len(rows) - most} more rows"] if len(rows) > most else [])

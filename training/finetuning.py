@@ -1,5 +1,6 @@
 """Starting from trained weights: the head for other classes, a frozen backbone, and learning rates by part."""
 
+from corpus.audio import class_count
 from errors import UsageError
 from storage import checkpoint
 from training.precision import BufferSnapshot
@@ -158,7 +159,8 @@ def fit_head(weights: dict, state: dict, own: dict, dataset, config) -> tuple[di
     if state.get("speakers", dataset.speakers_hash()) != dataset.speakers_hash():
         rest = {name: tensor for name, tensor in weights.items() if name not in head}
         return rest, f"it was trained with other speakers: the loss starts fresh, {count} classes before, {now} now"
-    if before.get("speed_perturb") and not config.speed_perturb and now == speakers and count >= 3 * speakers:
+    had_copies = before.get("speed_perturb") and count >= class_count(speakers, True)
+    if had_copies and not config.speed_perturb and now == speakers:
         cut = {
             n: t[: len(own[n])] for n, t in head.items() if n in own and t.dim() and _of_classes(t, own[n], count, now)
         }

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from settings import plugins
 from settings.command_line import picture
-from storage import checkpoint
 from storage.dump import SCALAR, DumpWriter, tensor_stats
 from training.fault_report import report
 from training.faults import Fault, parse_injections
+from training.generators import generator_state
 from training.run_files import versions
 from utils import plain_names
 
@@ -37,7 +37,7 @@ class StepRecord:
     scale: float
     amp_dtype: torch.dtype | None
     device: torch.device
-    generators: list  # states of torch's generators before the forward pass
+    generators: dict  # the state of torch's generators before the forward pass
     network: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
@@ -192,9 +192,6 @@ class Incidents:
     def content(self, record: StepRecord, batch, fault: Fault, grad_stats: dict) -> dict:
         """Everything of format 1 but the state's name."""
         data = batch["data"] if self.config.nan_dump_audio else batch["data"][..., :0]
-        generators = {**checkpoint.rng_state(record.device), "torch": record.generators[0]}
-        if len(record.generators) > 1:
-            generators["cuda"] = record.generators[1]
         dump = {
             "format_version": 1,
             "reason": fault.reason,
@@ -219,7 +216,7 @@ class Incidents:
             "param_stats": tensor_stats(dict(record.network.named_parameters())),
             "trainable": record.trainable,
             "history": list(self.history),
-            "rng_state": generators,
+            "rng_state": {**generator_state(record.device), **record.generators},
             "threads": torch.get_num_threads(),
             "device": str(record.device),
             "config": self.config.values(),

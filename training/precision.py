@@ -142,15 +142,3 @@ class BufferSnapshot:
         """Put the copy back."""
         for buffers, copies in self.groups:
             torch._foreach_copy_(buffers, copies)
-
-
-def draw_state(device) -> list[torch.Tensor]:
-    """State of torch's generators that a forward pass may draw from."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-def restore_draw_state(state, device):
-    """Put torch's generators back."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from errors import UsageError
 from storage import checkpoint
+from training.generators import generator_state, restore_generators
 from training.progress import new_best
 from training.protocol import differences
 from training.restart import is_full, sound_or_offered
@@ -55,7 +56,7 @@ class RunState:
             "format_version": checkpoint.FORMAT_VERSION,
             **state,
             **self.progress.state_dict(),
-            "rng_state": self.ranks.gather(checkpoint.rng_state(self.step.device)),
+            "rng_state": self.ranks.gather(generator_state(self.step.device)),
             "incidents": self.ranks.gather(self.incidents.state_dict()),
             "file_events": self.file_events.state_dict(),
             "file_sizes": self.files.sizes(),
@@ -103,7 +104,7 @@ class RunState:
         self.incidents.load_state_dict(own_part(state["incidents"], self.ranks))
         same_world = len(state["rng_state"]) == self.ranks.world
         if same_world:
-            checkpoint.restore_rng(state["rng_state"][self.ranks.rank], self.step.device)
+            restore_generators(state["rng_state"][self.ranks.rank], self.step.device)
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
             self.files.cut_back(state["file_sizes"])

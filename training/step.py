@@ -8,6 +8,7 @@ import torch
 from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
+from training.generators import generator_state, restore_generators
 from training.update import UpdateGuard
 from utils import total_norm
 
@@ -66,7 +67,7 @@ class Step:
         """Remember everything that a forward pass may change."""
         if epoch is not None and hasattr(self.network.loss, "set_epoch"):
             self.network.loss.set_epoch(epoch)
-        self.generators = precision.draw_state(self.device)
+        self.generators = generator_state(self.device, torch_only=True)
         self.buffers.take()
         self.updating = False
 
@@ -156,7 +157,7 @@ class Step:
     def rewind(self):
         """Put buffers and torch's generators back to where they were before the forward pass."""
         self.buffers.restore()
-        precision.restore_draw_state(self.generators, self.device)
+        restore_generators(self.generators, self.device)
 
     def undo(self) -> bool:
         """Put back everything that the step has changed so far; returns whether all is as before it."""
@@ -178,11 +179,11 @@ class Step:
 
         Leaves a guilty process's own gradients, for its report.
         """
-        generators = precision.draw_state(self.device)
+        generators = generator_state(self.device, torch_only=True)
         shared = {p: p.grad for p in self.parameters}
         mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
         self.buffers.restore()
-        precision.restore_draw_state(generators, self.device)
+        restore_generators(generators, self.device)
         if not mine:
             for parameter, gradient in shared.items():
                 parameter.grad = gradient

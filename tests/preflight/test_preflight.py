@@ -17,7 +17,7 @@ import trainSpeakerNet
 from preflight import dry_step, lint
 from preflight.files import Source, judge, measure
 from preflight.report import Report
-from preflight.run import check_data, preflight
+from preflight.run import check_data, run_checks
 from settings import plugins
 from settings.reader import load_config
 from training import precision
@@ -346,7 +346,7 @@ def test_a_run_that_would_resume_is_tried_with_its_weights_and_left_alone(
 
 def test_before_an_evaluation_only_the_trials_are_read(settings, capsys):
     keys = {**settings, "eval": True, "train_list": "/no/such/list"}
-    assert preflight(load_config([f"--{k}={v}" for k, v in keys.items()])[0], {}, None) == 0
+    assert run_checks(load_config([f"--{k}={v}" for k, v in keys.items()])[0], {}, None) == 0
     printed = capsys.readouterr().out
     assert "trial list" in printed and "train list" not in printed and "dry step" not in printed
 
