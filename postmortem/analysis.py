@@ -64,7 +64,7 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     )
 
 
-def name_setting(finding, advice, config):
+def name_setting(finding, advice, config: dict):
     """Where a setting of a plug-in alone cures a fault of code, the place is that setting."""
     if finding.parameter is None and finding.cause in ("loss", "model_forward", "model_backward", "frontend"):
         for fix in advice:

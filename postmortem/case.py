@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from postmortem.probe import Probe
+from postmortem.probe import Probe, Record
 from postmortem.replay import Outcome, Replay, ReplayError
 from postmortem.retraining import Retraining
 from storage.dump import rows_of
@@ -25,8 +25,11 @@ class Case:
         self.begin, self.seconds = time.perf_counter(), seconds
         self.replay, self.refusal = None, ""
         self.evidence, self.activations = [], []
-        self.base = self.origin = self.probe = self.reproduced = None
-        self.update_site = None  # the first operation of the optimizer's update with a non-finite result
+        self.base: Outcome | None = None
+        self.reproduced: str | None = None
+        self.probe: Probe | None = None
+        self.origin: Record | None = None
+        self.update_site: Record | None = None  # the first operation of the optimizer's update with a non-finite result
         if not replay:
             self.refusal = "not replayed: --no-replay"
         elif not dump.get("format_version"):

@@ -214,9 +214,9 @@ def activations(entries) -> str:
         dots.append(Dot(name, number(entry.get("abs_max")), kind, note.removeprefix(", "), bad or first, first))
     if not dots:
         return ""
-    first = next((i for i, dot in enumerate(dots) if dot.first), None)
+    first_bad = next((i for i, dot in enumerate(dots) if dot.first), None)
     # The way to the first bad module tells most, then the largest values wherever they are.
-    near = [] if first is None else list(range(max(0, first - 12), min(len(dots), first + 4)))
+    near = [] if first_bad is None else list(range(max(0, first_bad - 12), min(len(dots), first_bad + 4)))
     large = sorted(range(len(dots)), key=lambda i: -dots[i].value if math.isfinite(dots[i].value) else 0.0)
     keep = set([*dict.fromkeys(near + large)][:MODULES])
     caption = "Largest finite |output| of each module in the order of execution. A cross: it holds NaN or Inf."

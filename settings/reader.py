@@ -8,6 +8,7 @@ import argparse
 import difflib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -25,7 +26,7 @@ TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", s
 class Setting:
     """A value as somebody wrote it, and where."""
 
-    value: object
+    value: Any
     where: str  # "configs/x.yaml:14" or "command line"
 
     @property

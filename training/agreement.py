@@ -6,6 +6,7 @@ import platform
 
 import torch
 
+from config import Config
 from corpus.lists import list_hash
 from errors import SharedError, UsageError, rank_prefix
 from training.incidents import imported_plug_ins, source_hashes
@@ -55,7 +56,7 @@ def refuse_differences(ranks, facts: dict):
             )
 
 
-def facts_of(config, dataset=None) -> dict:
+def facts_of(config: Config, dataset=None) -> dict:
     """What decides over a run beside its weights: keys, contents of lists, sources of plug-ins, versions."""
     facts = {name: value for name, value in config.values().items() if name not in LOCAL_KEYS}
     facts["test_list"] = list_hash(config.test_list)

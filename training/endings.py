@@ -1,5 +1,6 @@
 """What a run says when it ends early because nothing can be learnt: what happened, what is saved, what to do."""
 
+from config import Config
 from corpus.loader import LoaderFailed
 from errors import Finished
 from training.faults import nonfinite_before
@@ -23,7 +24,7 @@ class Endings:
     ``step``: the run's Step. ``writer``: of its dumps.
     """
 
-    def __init__(self, config, files, step, writer):
+    def __init__(self, config: Config, files, step, writer):
         self.config, self.step, self.writer = config, step, writer
         self.folder = files.model
         self.last = files.model / "last.model"
@@ -62,7 +63,7 @@ class Endings:
         find = f"python analyze_nan_debug.py {self.writer.folder}"
         if not self.writer.written:
             find = "raise nan_max_dumps, for no dump was written"
-        advice = ADVICE.get(fault.get("phase")) or ADVICE.get(fault["reason"], "mend it")
+        advice = ADVICE.get(fault.get("phase") or "") or ADVICE.get(fault["reason"], "mend it")
         advice = advice.format(**self.config.values())
         return f"to find out why: {find}; {advice}, then run the same command again"
 

@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
+from config import Config
 from corpus.lists import list_hash
 from errors import UsageError
 from settings.reader import read_yaml
@@ -11,12 +12,12 @@ from settings.reader import read_yaml
 LIST = "test_list_sha256"
 
 
-def protocol_of(config) -> dict:
+def protocol_of(config: Config) -> dict:
     """What an EER of this configuration depends on beside the weights: trials, crops and score, {name: value}."""
     return {LIST: list_hash(config.test_list), **_keys(config)}
 
 
-def _keys(config) -> dict:
+def _keys(config: Config | SimpleNamespace) -> dict:
     names = ["eval_frames", "score_mode", "channel", "max_test_pairs"]
     names.append("num_eval" if config.eval_frames else "embed_window_seconds")
     names += ["seed"] if config.max_test_pairs else []  # draws the trials

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from config import Config
 from corpus.lists import list_hash
 from errors import UsageError
 from settings import reader as configuration
@@ -33,11 +34,13 @@ def versions() -> dict:
 class RunFiles:
     """Writes the files of a run; on ranks other than the main one nothing is written, and no write ends the run."""
 
-    def __init__(self, config, main: bool):
+    def __init__(self, config: Config, main: bool):
         self.root, self.main = Path(config.save_path), main
         self.model, self.result, self.logs = (self.root / name for name in ("model", "result", "logs"))
         self.scores, self.metrics = self.result / "scores.txt", self.result / "metrics.jsonl"
-        self.writes, self._events, self._tracker = Writes(), None, None
+        self.writes = Writes()
+        self._events: EventFile | None = None
+        self._tracker: Tracker | None = None
         if main:
             try:
                 for folder in (self.model, self.result, self.logs):
@@ -54,7 +57,7 @@ class RunFiles:
             text = configuration.to_yaml({**values, "run_info": info})
             self.writes.write_bytes(self.result / "config.yaml", text.encode(errors="surrogateescape"))
 
-    def track(self, config):
+    def track(self, config: Config):
         """Send scalars and pictures to the tracker of the configuration too."""
         if self.main and config.tracker:
             self._tracker = Tracker(config)

@@ -57,7 +57,7 @@ def acquire(folder: Path) -> FileLock | None:
             f"{folder}: {holder(folder)} writes into this folder; wait until it has ended, or choose another save_path"
         ) from None
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) in UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UsageError(f"save_path: cannot write into '{folder}': {error.strerror}") from error
         print(f"{folder}: cannot be locked ({error}): take care that no second run writes there", file=sys.stderr)
         return None

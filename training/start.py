@@ -2,13 +2,13 @@
 
 import os
 
-from config import KEYS
+from config import KEYS, Config
 from errors import Mistakes
 from settings import plugins
 from settings.carried import adopted, contradictions, model_settings
 from settings.checks import check_paths
 from settings.command_line import need
-from settings.reader import Config, Setting, key_text, read_settings, resolve
+from settings.reader import Setting, key_text, read_settings, resolve
 
 
 def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
@@ -65,7 +65,7 @@ def _describe(taken: dict[str, Setting], written: dict[str, Setting]) -> list[st
     return [f"taken from {where}: {', '.join(differing)}"] if differing else []
 
 
-def _compare(config, written, theirs, notes: list, mistakes: Mistakes):
+def _compare(config: Config, written, theirs, notes: list, mistakes: Mistakes):
     """Add what somebody wrote against the checkpoint to the mistakes, or to the notes."""
     if not theirs:
         return
