@@ -140,7 +140,7 @@ class Replay:
         network = self.steps[key].network
         self.load(network, self.state["model_state_dict"], strict=not settings)
         network.train()
-        FrozenBackbone(network, number(self.config, "freeze_epochs", 0)).enter(self.dump["epoch"])
+        FrozenBackbone(network, int(number(self.config, "freeze_epochs", 0))).enter(self.dump["epoch"])
         return self.steps[key]
 
     def network(self, settings: dict | None = None) -> SpeakerNet:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from config import Config
 from settings import plugins
 from settings.command_line import picture
 from storage.dump import SCALAR, DumpWriter, tensor_stats
@@ -84,13 +85,14 @@ def to_cpu(value):
 class Incidents:
     """Reports, dumps and counts the faults of a run. ``classes``: of the loss."""
 
-    def __init__(self, config, ranks, files, classes: int):
+    def __init__(self, config: Config, ranks, files, classes: int):
         self.config, self.ranks, self.files, self.classes = config, ranks, files, classes
         folder = Path(config.save_path, "debug_nan")
         self.writer = DumpWriter(folder, config.nan_max_dumps, config.nan_max_gb, self.print)
         self.history = collections.deque(maxlen=HISTORY)
         self.seen = {}  # signature -> [name of its dump, how often]
-        self.file_dumps, self.last_name = 0, None
+        self.file_dumps = 0
+        self.last_name: str | None = None
         self.injections = parse_injections(config.nan_inject, ranks.rank)
 
     def print(self, text: str):

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from config import Config
 from errors import UsageError
 from storage import checkpoint
 from training.generators import generator_state, restore_generators
@@ -19,19 +21,19 @@ OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": 
 class RunState:
     """The parts of a run that have a state, in the keys of its checkpoints."""
 
-    config: object
-    ranks: object
-    files: object
-    step: object  # network, optimizer, loss scaler, buffers
-    scheduler: object
+    config: Config
+    ranks: Any
+    files: Any
+    step: Any  # network, optimizer, loss scaler, buffers
+    scheduler: Any
     scheduler_unit: str
-    average: object
-    progress: object
-    incidents: object
-    file_events: object
+    average: Any
+    progress: Any
+    incidents: Any
+    file_events: Any
     protocol: dict
     speakers: str  # hash of the speakers and their order
-    log: object
+    log: Any
 
     def capture(self, evaluated: bool = False) -> dict:
         """Collect the state of every part; a collective under several processes.

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 
@@ -31,10 +32,11 @@ class Step:
         self.amp_dtype = amp_dtype
         self.scaler = precision.LossScaler(amp_dtype is torch.float16)
         self.buffers = precision.BufferSnapshot(network)
-        self.optimizer = self.guard = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.guard: UpdateGuard | None = None
         if optimizer is not None:
             self.set_optimizer(optimizer, grad_clip, log)
-        self.generators = None  # of torch, as before the forward pass
+        self.generators: dict | None = None  # of torch, as before the forward pass
         self.updating = False
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
@@ -110,7 +112,7 @@ class Step:
 
     def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
         """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
-        figures = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
+        figures: dict[str, Any] = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
         wrong = bad_setting(self.optimizer)
         if wrong:
             fault = Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **figures)
