@@ -20,6 +20,7 @@ from corpus.audio import (
     wrap_pad,
 )
 from corpus.augmentation import AugmentWAV
+from corpus.crop import Crop
 from corpus.lists import read_train_list
 from errors import UsageError
 
@@ -89,8 +90,7 @@ class TrainDataset(Dataset):
         if found is None:  # silence of the right shape; the caller ends the run, for a whole speaker cannot be read
             events.append(("speaker", self.speakers[self.labels[utterance]], 0, "none of the files tried can be read"))
             last = replaced[-1]
-            info = {"path": last["path"], "line": last["line"], "start": 0, "peak": 0.0, "rms": 0.0, "augment": []}
-            return np.zeros(self.samples, np.float32), info
+            return np.zeros(self.samples, np.float32), Crop(last["path"], last["line"]).to_dict()
         crop, info = found
         if not np.isfinite(info["peak"]):
             of_spare = []
@@ -114,8 +114,8 @@ class TrainDataset(Dataset):
             path, line = str(Path(self.root, self.path(utterance))), int(self.lines[utterance])
             kind, reason = "nonfinite", NONFINITE
             try:
-                crop = read_crop(path, self.samples, rng.random(), speed, channel=self.channel)
-                usable = not finite or np.isfinite(crop.x).all()
+                read = read_crop(path, self.samples, rng.random(), speed, channel=self.channel)
+                usable = not finite or np.isfinite(read.x).all()
             except AudioError as error:
                 kind, reason, usable = "unreadable", str(error), False
             if usable:
@@ -124,22 +124,19 @@ class TrainDataset(Dataset):
             replaced.append({"path": path, "line": line, "reason": reason})
         else:
             return None
-        if crop.rate != SAMPLE_RATE:
-            events.append(("resampled", path, crop.rate, ""))
-        if crop.channels > 1 and crop.channel == "mix":
-            events.append(("mixed down", path, crop.channels, ""))
-        events.extend((kind, path, 0, text) for kind, text in crop.notes)
-        info = {"path": path, "line": line, "start": crop.start, "rate": crop.rate, "channel": crop.channel}
-        info.update(speed=float(speed), utterance=utterance, augment=[])
-        x = crop.x
-        if replaced:
-            info["replaced"] = list(replaced)
+        if read.rate != SAMPLE_RATE:
+            events.append(("resampled", path, read.rate, ""))
+        if read.channels > 1 and read.channel == "mix":
+            events.append(("mixed down", path, read.channels, ""))
+        events.extend((kind, path, 0, text) for kind, text in read.notes)
+        crop = Crop(path, line, read.start, read.rate, float(speed), read.channel, utterance, replaced=list(replaced))
+        x = read.x
         if self.augmenter is not None:
-            x, info["augment"], unusable = self.augmenter.augment(x, rng)
+            x, crop.augment, unusable = self.augmenter.augment(x, rng)
             events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
-        info["peak"] = float(np.abs(x).max())  # NaN if a sample is
-        info["rms"] = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-        return x, info
+        crop.peak = float(np.abs(x).max())  # NaN if a sample is
+        crop.rms = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+        return x, crop.to_dict()
 
 
 def collate(rows):
@@ -165,7 +162,7 @@ class SpeakerBatchSampler:
 
     An utterance whose speaker is already in a batch goes to another batch, none is dropped: each speaker's rows are
     dealt to the batches that have the fewest rows so far, ties at random, so batches differ by at most one row. Only
-    where a speaker has more rows than there are batches does it stand twice, or, for losses that compare rows
+    if a speaker has more rows than there are batches does it stand twice, or, for losses that compare rows
     (``distinct``), are its surplus rows left to another epoch. Under several processes a batch is dealt over the ranks.
     """
 
@@ -182,7 +179,7 @@ class SpeakerBatchSampler:
         self.epoch, self.first = 1, 0
 
     def _count_batches(self, rows: list[int], batch_size: int) -> int:
-        """As few batches as ``batch_size`` allows, fewer where a process would be left with a single row."""
+        """As few batches as ``batch_size`` allows, fewer if a process would be left with a single row."""
 
         def smallest(batches):
             used = sum(min(r, batches) for r in rows) if self.distinct else sum(rows)

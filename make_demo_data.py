@@ -200,7 +200,7 @@ def make_trials(speakers: dict[str, list[str]], nontargets: int, rng) -> list[st
 
 
 def main(argv) -> int:
-    """Write the data set; does nothing where it is complete already."""
+    """Write the data set; does nothing if it is complete already."""
     write_any_text()
     parser = Parser("make_demo_data.py", __doc__.splitlines()[0])
     parser.add_argument("--out", default="data/demo", help="folder to write (default data/demo)")

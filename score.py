@@ -272,7 +272,7 @@ def few_errors_of(held_out, good, models) -> str:
 
 
 def calibrated(a, calibration, trials):
-    """Log-likelihood ratios of the trials; UsageError where --backend wants measures that are not there."""
+    """Log-likelihood ratios of the trials; UsageError if --backend wants measures that are not there."""
     try:
         return calibration.llrs(trials.features, trials.names)
     except ValueError as error:
@@ -288,9 +288,9 @@ def describe_problems(trials, say):
 
 
 def save(a, backend, calibration, scored, result):
-    """Write the back-end with its threshold: of --false_accept, else Bayes where calibrated, else of the EER.
+    """Write the back-end with its threshold: of --false_accept, else Bayes if calibrated, else of the EER.
 
-    What --backend read stays as it was where no option of this call says otherwise.
+    What --backend read stays as it was if no option of this call says otherwise.
     """
     import numpy as np
 
@@ -298,7 +298,7 @@ def save(a, backend, calibration, scored, result):
 
     if a.calibrate:
         backend.calibration, backend.prior, backend.threshold = calibration, a.p_target, None
-    learnt = scored[-1]  # the held-out trials, where there are any
+    learnt = scored[-1]  # the held-out trials, if there are any
     values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)
     good = np.isfinite(values)
     if a.false_accept is not None:

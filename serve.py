@@ -123,13 +123,13 @@ class Desk:
         self.busy = threading.Lock()  # one recording at a time: cores and memory are shared
 
     def store(self):
-        """The enrolled speakers; nobody where there is no file yet."""
+        """The enrolled speakers; nobody if there is no file yet."""
         from storage.speaker_store import SpeakerStore
 
         return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create=True)
 
     def hear(self, upload):
-        """Embed an upload -> (Utterance, what the page draws); HTTPException 422 where it gives no embedding."""
+        """Embed an upload -> (Utterance, what the page draws); HTTPException 422 if it gives no embedding."""
         from fastapi import HTTPException
 
         from storage.speaker_store import Utterance

@@ -21,9 +21,9 @@ from corpus.audio import (
     SILENT_DB,
     AudioError,
     decibels,
+    note_on_files,
     read_crop,
     resample,
-    said_of,
     wrap_pad,
 )
 from errors import UsageError
@@ -57,7 +57,7 @@ class SpeakerModel:
         return self._embed(to_float(wave, sample_rate), "the wave", min_seconds)
 
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
-        """Embed an audio file of any rate -> (D,) float32; UsageError where that is not possible."""
+        """Embed an audio file of any rate -> (D,) float32; UsageError if that is not possible."""
         try:
             crop = read_crop(path, channel=self.config.channel)
         except AudioError as error:
@@ -114,7 +114,7 @@ class SpeakerModel:
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
 
-        Returns ((N, D) float32, a row of NaN where a file gave nothing, and {index: reason}). ``workers`` processes
+        Returns ((N, D) float32, a row of NaN if a file gave nothing, and {index: reason}). ``workers`` processes
         read the audio.
         """
         from tqdm import tqdm
@@ -149,7 +149,7 @@ class SpeakerModel:
             bar.update(len(read) + len(unreadable))
         bar.close()
         for kind, files in notes.items():
-            print(said_of(kind, files), file=sys.stderr)
+            print(note_on_files(kind, files), file=sys.stderr)
         return embeddings, problems
 
 
@@ -194,7 +194,7 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     """Load a checkpoint of ours, or with ``config`` (a YAML file) of another toolkit, to embed with.
 
     Toolkits publish one architecture with embeddings of several sizes: the size of another toolkit's checkpoint is
-    that of its tensors, with a line on stderr where ``nOut`` says otherwise. UsageError where it does not match the
+    that of its tensors, with a line on stderr if ``nOut`` says otherwise. UsageError if it does not match the
     configuration in every other tensor, or holds values that are not finite.
     """
     import torch

@@ -214,7 +214,7 @@ def describe_run(trainer, written):
 
 
 def evaluate(config, ranks) -> int:
-    """Score the trials with ``initial_model``; exit status 1 where too few scores are finite to say an EER."""
+    """Score the trials with ``initial_model``; exit status 1 if too few scores are finite to say an EER."""
     from SpeakerNet import SpeakerNet
     from storage import checkpoint
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash

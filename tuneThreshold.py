@@ -4,7 +4,7 @@ python tuneThreshold.py exps/demo/result/trials_epoch_12.txt                    
 python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --by prefix:2         # and by the beginning of the paths
 python tuneThreshold.py exps/demo/result/trials_epoch_12.txt --false_accept 0.01   # and the threshold for 1 % of them
 
-A trial is accepted where its score is at least the threshold. Equal scores are one threshold. Non-finite scores are
+A trial is accepted if its score is at least the threshold. Equal scores are one threshold. Non-finite scores are
 left out, and how many is printed; no trials, one class or a label other than 0 and 1 is a ValueError.
 """
 
@@ -113,7 +113,7 @@ def ComputeRocchEER(scores, labels):
 def threshold_at_false_accept(scores, labels, rate: float) -> float:
     """The lowest score of the list that, as threshold, accepts at most this share of the nontarget trials.
 
-    Just above the highest score where none does. A rate needs some 30 errors to be worth its name (Doddington et al.
+    Just above the highest score if none does. A rate needs some 30 errors to be worth its name (Doddington et al.
     2000): with N nontarget trials, no less than 30 / N.
     """
     rates = ErrorRates.of(scores, labels)

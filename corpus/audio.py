@@ -29,8 +29,8 @@ CHANNELS = ("mix", "1", "2", "loudest")  # values of the key ``channel``
 
 
 @dataclass
-class Crop:
-    """A crop and where it comes from.
+class Excerpt:
+    """A piece of a recording as it was read.
 
     ``x`` (samples,) float32 at 16 kHz; ``start``, its first sample in the file, counted at the file's ``rate``; the
     ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text).
@@ -60,7 +60,7 @@ def _ratio(rate: int, speed: Fraction) -> Fraction:
 
 
 def audio_length(path) -> int:
-    """Samples of a file at 16 kHz, from its header alone where that gives its length."""
+    """Samples of a file at 16 kHz, from its header alone if that gives its length."""
     with Recording(path) as recording:
         return math.ceil(recording.frames * _ratio(recording.rate, NORMAL))
 
@@ -103,7 +103,7 @@ def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_ch
     return crop.x, crop.start, crop.rate, crop.channels
 
 
-def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix") -> Crop:
+def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix") -> Excerpt:
     """Read a crop as 16 kHz mono float32.
 
     ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop, or ``start`` does, its first
@@ -129,7 +129,7 @@ def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=Non
             if samples:
                 x = wrap_pad(x, samples)[:samples]
             x = np.ascontiguousarray(x)
-        return Crop(x, start, recording.rate, recording.channels, channel, recording.notes + mixer.notes())
+        return Excerpt(x, start, recording.rate, recording.channels, channel, recording.notes + mixer.notes())
 
 
 def _channel_of(recording: Recording, channel: str) -> str:
@@ -168,7 +168,7 @@ class Mixer:
         return x
 
     def notes(self) -> list[tuple[str, str]]:
-        """[("channels cancel", how much)] where the mean lost more than ``CANCEL_DB`` against the loudest channel."""
+        """[("channels cancel", how much)] if the mean lost more than ``CANCEL_DB`` against the loudest channel."""
         loss = loss_db(float(np.max(self.before)), self.after)
         if not loss > CANCEL_DB:
             return []
@@ -178,14 +178,14 @@ class Mixer:
         ]
 
 
-def said_of(kind: str, files: dict[str, str], noun: str = "file") -> str:
+def note_on_files(kind: str, files: dict[str, str], noun: str = "file") -> str:
     """A note of one kind on ``files`` {path: text} in a line: how many, and what is said of the first."""
     first = min(files)
     return f"{kind}: {len(files)} {noun}{'s' if len(files) > 1 else ''}, the first {first}: {files[first]}"
 
 
 def loss_db(before: float, after: float) -> float:
-    """How far an energy ``after`` lies below another, in dB; 0 where neither is positive and finite."""
+    """How far an energy ``after`` lies below another, in dB; 0 if neither is positive and finite."""
     if not (0 < before < math.inf and after >= 0):
         return 0.0
     return math.inf if after == 0 else 10 * math.log10(before / after)

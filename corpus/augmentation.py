@@ -107,7 +107,7 @@ def reverberate(x: np.ndarray, rir: np.ndarray) -> np.ndarray:
 
 
 def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
-    """Augment a clean crop (samples,) again as its recorded draws say; AudioError where a file cannot be read."""
+    """Augment a clean crop (samples,) again as its recorded draws say; AudioError if a file cannot be read."""
     for draw in draws:
         if "reason" in draw:  # could not be used then either
             continue

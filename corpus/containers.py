@@ -65,7 +65,7 @@ class _Bytes:
 
 
 def examine(path) -> Finding:
-    """Read the header of a file; AudioError where it cannot be opened, is empty, or promises more than is there."""
+    """Read the header of a file; AudioError if it cannot be opened, is empty, or promises more than is there."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
@@ -227,7 +227,7 @@ def _flac(file: _Bytes, place: int = 0) -> Finding:
 
 
 def _last_flac_sample(file: _Bytes, info: bytes, total: int) -> int | None:
-    """Samples up to the end of the last frame, None where no frame is found near the end of the file.
+    """Samples up to the end of the last frame, None if no frame is found near the end of the file.
 
     The header of the last frame is there even if its end is cut off: decoding finds that.
     """

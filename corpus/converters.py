@@ -1,4 +1,4 @@
-"""Recordings that libsndfile does not know (m4a, webm, AAC, wma ..), read through PyAV or ffmpeg where there is one."""
+"""Recordings that libsndfile does not know (m4a, webm, AAC, wma ..), read through PyAV or ffmpeg if there is one."""
 
 import importlib.util
 import itertools
@@ -145,7 +145,7 @@ def _by_ffmpeg(program: str, path, container: str):
 
 
 def _check(process, messages, timer):
-    """AudioError where ffmpeg ended badly or had anything to say: it calls half a file a success."""
+    """AudioError if ffmpeg ended badly or had anything to say: it calls half a file a success."""
     status = process.wait()
     messages.seek(0)
     said = messages.read(1 << 16).decode(errors="replace").strip().splitlines()

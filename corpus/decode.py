@@ -29,7 +29,7 @@ on_open = None
 class Recording:
     """An audio file that is open: ``rate``, ``channels``, ``frames`` (samples of each channel) and ``notes``.
 
-    A note is (kind, text): what was repaired, what decoded it, or what the decoder had to say. AudioError where the
+    A note is (kind, text): what was repaired, what decoded it, or what the decoder had to say. AudioError if the
     file cannot be used. To be closed, or used in a with statement. ``convert`` False: no other program is asked to
     decode what libsndfile does not know.
     """
@@ -79,7 +79,7 @@ class Recording:
 
     @property
     def frames(self) -> int:
-        """Samples of each channel; counted by decoding where the header does not give them."""
+        """Samples of each channel; counted by decoding if the header does not give them."""
         return _count(os.fspath(self.path), self.found.stamp) if self.counted else self.audio.frames
 
     @property
@@ -117,7 +117,7 @@ class Recording:
             return self.audio.read(count, dtype="float32", always_2d=True)
 
     def blocks(self, size: int = BLOCK):
-        """Yield all samples in blocks (samples, channels) float32; AudioError where there are fewer than promised."""
+        """Yield all samples in blocks (samples, channels) float32; AudioError if there are fewer than promised."""
         self._begin()
         size = max(1, min(size, BLOCK_VALUES // self.channels))
         done = 0

@@ -196,9 +196,9 @@ class Loader:
         """Raise LoaderFailed with what is known of a process that has died; after the last batch all end with 0."""
         for number, process in enumerate(self.processes()):
             if process.exitcode:
-                raise LoaderFailed(self.hung or self._obituary(number, process))
+                raise LoaderFailed(self.hung or self._exit_reason(number, process))
 
-    def _obituary(self, number, process) -> str:
+    def _exit_reason(self, number, process) -> str:
         text = f"process {process.pid} ended with status {process.exitcode}"
         advice = ""
         if process.exitcode < 0:
@@ -245,7 +245,7 @@ def _start_worker(number):
 
     A signal to the whole process group must not take the workers away under a step; ten seconds are enough for one.
     """
-    write_any_text()  # where processes are spawned it has streams of its own
+    write_any_text()  # if processes are spawned it has streams of its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # Windows has none, and ends processes without a signal
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loss.margin import MarginSchedule, turned
+from loss.margin import MarginSchedule, add_angle
 from utils import accuracy, cosine_matrix
 
 
@@ -58,13 +58,13 @@ class LossFunction(nn.Module):
                 cosine = cosine.unflatten(1, (-1, self.sub_centers)).amax(dim=2)
             rows = torch.arange(len(label), device=label.device)
             target = cosine[rows, label]  # (B,)
-            shifted = turned(target, self.margin)
+            shifted = add_angle(target, self.margin)
             if self.easy_margin:
                 shifted = torch.where(target > 0, shifted, target)
             logits = cosine.index_put((rows, label), shifted)
             if self.top_k:
                 others = cosine.detach().index_put((rows, label), cosine.new_full((), -2.0))
                 nearest = others.topk(min(self.top_k, cosine.shape[1] - 1), dim=1).indices  # (B, top_k)
-                logits = logits.scatter(1, nearest, turned(cosine.gather(1, nearest), -self.penalty))
+                logits = logits.scatter(1, nearest, add_angle(cosine.gather(1, nearest), -self.penalty))
             logits = self.scale * logits
             return F.cross_entropy(logits, label), accuracy(logits.detach(), label)[0]

@@ -1,4 +1,4 @@
-"""What losses with a margin share: how the margin rises in training, and a cosine turned by an angle."""
+"""What losses with a margin share: how the margin rises in training, and the cosine of a larger angle."""
 
 import math
 
@@ -34,7 +34,7 @@ class MarginSchedule:
         return done if self.shape == "linear" else 1.0 - REST**done
 
 
-def turned(cosine, angle: float):
+def add_angle(cosine, angle: float):
     """cos(theta + angle) of cosine = cos(theta), any shape, fp32, with finite gradients up to |cosine| = 1.
 
     Where theta + angle leaves [0, pi] and the cosine would turn round, it goes on as cosine - (1 - cos(angle)), or

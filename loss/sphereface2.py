@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loss.margin import MarginSchedule, turned
+from loss.margin import MarginSchedule, add_angle
 from utils import accuracy, cosine_matrix
 
 
@@ -54,7 +54,7 @@ class LossFunction(nn.Module):
         self.margin = self.schedule.share(epoch) * self.final_margin
 
     def similarity(self, cosine):
-        """g: spreads the cosines that matter, the large ones. A turned cosine may lie below -1."""
+        """g: spreads the cosines that matter, the large ones. With an angle added the cosine may lie below -1."""
         return 2.0 * ((cosine + 1.0) / 2.0).clamp(min=0.0).pow(self.similarity_power) - 1.0
 
     def forward(self, x, label):
@@ -64,7 +64,7 @@ class LossFunction(nn.Module):
             target = cosine[rows, label]  # (B,)
             if self.margin_type == "A":
                 positive, negative = (
-                    self.similarity(turned(c, m)) for c, m in ((target, self.margin), (cosine, -self.margin))
+                    self.similarity(add_angle(c, m)) for c, m in ((target, self.margin), (cosine, -self.margin))
                 )
             else:
                 positive, negative = self.similarity(target) - self.margin, self.similarity(cosine) + self.margin

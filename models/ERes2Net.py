@@ -63,7 +63,7 @@ def clipped_relu(x):
 class Res2Block(nn.Module):
     """1x1 convolution (with the stride), 3x3 ones over channel groups in turn, 1x1, shortcut; BN after each.
 
-    A group takes in the output of the one before it: by a sum, or by attentional fusion where ``fuse``.
+    A group takes in the output of the one before it: by a sum, or by attentional fusion if ``fuse``.
     """
 
     def __init__(self, inplanes, planes, stride, size: Size, fuse: bool):
@@ -150,7 +150,7 @@ def MainModel(
 ):
     """Build ERes2Net of ``size`` base, large or huge, or ERes2NetV2 of size V2 or V2_w24s4ep4.
 
-    ``m_channels`` is the width of the first stage and ``blocks`` counts the blocks of each where they are not those of
+    ``m_channels`` is the width of the first stage and ``blocks`` counts the blocks of each if they are not those of
     the size. ``pooling`` is one of models/pooling.py. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
     """
     if size not in SIZES:

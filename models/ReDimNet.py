@@ -293,7 +293,7 @@ def MainModel(
 ):
     """Build the model of ``size`` B0 to B6; published are 60 mel filters for B0, 72 for the others.
 
-    ``channels`` is the width of the stem where it is not that of the size. ``pooling`` is one of models/pooling.py;
+    ``channels`` is the width of the stem if it is not that of the size. ``pooling`` is one of models/pooling.py;
     wespeaker's B1 had ASTP at first. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
     """
     if size not in SIZES:

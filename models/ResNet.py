@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
 
 
 def projection(inplanes, planes, stride):
-    """Identity, or a 1x1 convolution with BN where the shape changes."""
+    """Identity, or a 1x1 convolution with BN if the shape changes."""
     if stride == 1 and inplanes == planes:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
@@ -111,7 +111,7 @@ def MainModel(
 ):
     """Build the model of ``depth`` 18, 34, 50, 101, 152, 221 or 293; ``m_channels`` is the width of the first stage.
 
-    ``blocks`` counts the residual blocks of each stage where they are not those of the depth. ``pooling`` is one of
+    ``blocks`` counts the residual blocks of each stage if they are not those of the depth. ``pooling`` is one of
     models/pooling.py. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
     """
     if depth not in DEPTHS:

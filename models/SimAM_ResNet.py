@@ -80,7 +80,7 @@ def MainModel(
 ):
     """Build the model of ``depth`` 34 or 100; ``m_channels`` is the width of the first stage.
 
-    ``blocks`` counts the residual blocks of each stage where they are not those of the depth.
+    ``blocks`` counts the residual blocks of each stage if they are not those of the depth.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")

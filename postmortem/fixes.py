@@ -5,8 +5,8 @@ import math
 import torch
 
 from corpus.audio import AudioError
+from corpus.crop import Crop
 from postmortem.patches import Casts, LineBound, LineGuard
-from postmortem.provenance import rebuild
 from postmortem.replay import ReplayError
 from postmortem.state_faults import repaired, sound_update_settings
 from settings import plugins
@@ -198,7 +198,7 @@ def for_augmentation(case, finding) -> list[dict]:
         info = case.files[row]
         kept = [d for d in info.get("augment", []) if d.get("path") not in paths]
         try:
-            flat[row] = torch.from_numpy(rebuild({**info, "augment": kept}, flat.shape[1])[1])
+            flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
         except (AudioError, OSError, KeyError, ValueError) as error:
             return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be made again: {error}")]
     return [attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data))]

@@ -1,13 +1,13 @@
 """Make a row of a dump again from its files: tells whether file, augmentation or neither brought what is wrong."""
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from corpus.audio import NORMAL, SAMPLE_RATE, AudioError, read_blocks, read_crop
+from corpus.audio import AudioError, read_blocks
 from corpus.augmentation import apply_draws
+from corpus.crop import Crop
 from storage.dump import rows_of
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
@@ -33,17 +33,18 @@ def bad_samples(row: np.ndarray, limit: float = np.inf) -> np.ndarray:
 def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
     """Trace the bad samples of a row, those not finite or above ``limit``, through its provenance."""
     wrong = bad_samples(row, limit)
-    guess = _place(info, int(wrong[0])) if len(wrong) else None
-    draws = [d for d in info.get("augment", []) if "reason" not in d]
+    crop = Crop.from_dict(info)
+    guess = crop.sample_in_file(int(wrong[0])) if len(wrong) else None
+    draws = crop.draws
     try:
-        clean, mixed = rebuild(info, len(row))
+        clean, mixed = crop.load(len(row))
     except (AudioError, KeyError, OSError, ValueError) as error:
         sample = None if any(d.get("kind") == "reverb" for d in draws) else guess
         return Origin("unknown", info["path"], sample, f"{info['path']} is not at hand ({error}): not made again")
     own = bad_samples(clean, limit)
     if len(own):
         sample, value = first_in_file(info["path"], int(info["start"]), limit)
-        sample = _place(info, int(own[0])) if sample is None else sample
+        sample = crop.sample_in_file(int(own[0])) if sample is None else sample
         value = clean[own[0]] if value is None else value
         return Origin("input", info["path"], sample, f"{info['path']} holds {value:.4g} at sample {sample}")
     for draw in draws:
@@ -58,20 +59,6 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
     return Origin("environment", info["path"], guess, text)
 
 
-def rebuild(info: dict, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read a row's crop again: (as it is in the file, with its augmentation), each (samples,) float32."""
-    if not Path(info["path"]).is_file():  # a dump may name anything: pipes and devices are not opened
-        raise AudioError("no such file")
-    for draw in info.get("augment", []):
-        if "reason" not in draw and not Path(draw["path"]).is_file():
-            raise AudioError(f"no such file: {draw['path']}")
-    speed = Fraction(info.get("speed", 1.0)).limit_denominator(100) if info.get("speed", 1.0) != 1.0 else NORMAL
-    channel = str(info.get("channel", "mix"))
-    clean = read_crop(info["path"], samples, start=int(info["start"]), speed=speed, channel=channel).x
-    with np.errstate(over="ignore", invalid="ignore"):
-        return clean, apply_draws(clean, info.get("augment", []))
-
-
 def same_as_files(data, files: list[dict], rows) -> bool | None:
     """Whether rows equal what their files give, None where one of them is not at hand."""
     flat = rows_of(data)
@@ -79,18 +66,12 @@ def same_as_files(data, files: list[dict], rows) -> bool | None:
         return None
     for row in rows:
         try:
-            _, mixed = rebuild(files[row], flat.shape[1])
+            _, mixed = Crop.from_dict(files[row]).load(flat.shape[1])
         except (AudioError, KeyError, OSError, ValueError):
             return None
         if not np.array_equal(mixed, flat[row].float().numpy(), equal_nan=True):
             return False
     return True
-
-
-def _place(info: dict, index: int) -> int:
-    """Sample of the file that sample ``index`` of the crop was made from."""
-    rate = info.get("rate", SAMPLE_RATE)
-    return int(info.get("start", 0)) + round(index * rate / SAMPLE_RATE * info.get("speed", 1.0))
 
 
 def first_bad_sample(entry: dict) -> int | None:

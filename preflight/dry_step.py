@@ -16,7 +16,7 @@ from training.generators import seed_everything
 from training.step import Step
 
 ROWS, ROWS_ON_CPU = 8, 4  # enough for the magnitudes; a CPU takes minutes for float16 convolutions of many rows
-LOW_SCALE = 256.0  # loss scale of float16 where it is not the run's own and no time is spent on the search for one
+LOW_SCALE = 256.0  # loss scale of float16 if it is not the run's own and no time is spent on the search for one
 TRIED_ROWS = 256  # rows looked at for eight without a fault of the data
 FP16_MAX, LITTLE_HEADROOM = 65504.0, 2.0  # bits
 FAR_OFF = 0.05  # of the loss in float64: finite, but another loss

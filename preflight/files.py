@@ -15,7 +15,7 @@ from corpus.augmentation import read_rir
 from corpus.quality import CLIPPED_SHARE, FULL_SCALE, HUGE, LOUD, flat_tops
 from preflight.report import counted
 
-LOG_SECONDS = 60  # between progress lines where there is no terminal for a bar
+LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time
 
 OFFSET, OFFSET_SHARE = 1e-3, 0.1  # |mean|, and the part of the power that it makes
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass
 class Measure:
-    """What a file holds; ``error`` where it cannot be read."""
+    """What a file holds; ``error`` if it cannot be read."""
 
     error: str = ""
     rate: int = SAMPLE_RATE

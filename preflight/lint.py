@@ -78,7 +78,7 @@ def check_optimizer(config: Config, fp16: bool, say):
 
 
 def check_loss(config: Config, fp16: bool, say):
-    """Check margin and scale, where the loss takes them."""
+    """Check margin and scale, if the loss takes them."""
     taken = _taken_by(config, "loss")
     if "scale" in taken:
         if config.scale > FP32_MAX:
@@ -175,7 +175,7 @@ class Scope:
         return False
 
     def division(self, denominator) -> str:
-        """Why dividing by an expression is a hazard, '' where it is none."""
+        """Why dividing by an expression is a hazard, '' if it is none."""
         methods = (part for part in self.parts(denominator) if isinstance(getattr(part, "func", None), ast.Attribute))
         if any(_called(part) in CAN_BE_ZERO for part in methods) and not self.guarded(denominator, "/"):
             return "divides by what can be 0"
@@ -257,7 +257,7 @@ def _own_expressions(statement):
 
 
 def hazard(node, scope: Scope) -> str:
-    """Why an expression is singular somewhere, '' where it is guarded or harmless."""
+    """Why an expression is singular somewhere, '' if it is guarded or harmless."""
     if isinstance(node, ast.BinOp):
         return _operator_hazard(node, scope)
     name = _called(node)

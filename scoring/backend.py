@@ -36,7 +36,7 @@ class Backend:
     normalises the scores by each side's ``top_n`` best cohort scores (0: the whole cohort, S-norm). Several utterances
     of a speaker are one model by their mean (PLDA: by the book, by their number), or with ``enrollment`` "scores" the
     mean of their scores. ``calibration`` maps to log-likelihood ratios. ``threshold`` is on the log-likelihood ratio
-    where there is a calibration, else on the score; None is the Bayes threshold of ``prior`` (share of target trials).
+    if there is a calibration, else on the score; None is the Bayes threshold of ``prior`` (share of target trials).
     ``identity`` says of which model the embeddings are (SpeakerModel.identity).
     """
 
@@ -55,7 +55,7 @@ class Backend:
 
     @property
     def dimension(self) -> int | None:
-        """Size of the embeddings that it takes, None where it takes any."""
+        """Size of the embeddings that it takes, None if it takes any."""
         if self.mean is not None:
             return len(self.mean)
         if self.plda is not None:
@@ -72,7 +72,7 @@ class Backend:
         return length_normalize(x) if self.plda is None else self.plda.project(x)
 
     def set_cohort(self, x, speakers=None, top_n: int = 300):
-        """Normalise scores by a cohort (C, D) of raw embeddings, or by the means of its ``speakers`` where given."""
+        """Normalise scores by a cohort (C, D) of raw embeddings, or by the means of its ``speakers`` if given."""
         prepared = self.prepare(x)
         if speakers is not None:
             prepared = self._means(prepared, speakers)
@@ -90,9 +90,9 @@ class Backend:
     def score_trials(self, enrolled, tests, pairs, models=None, enrolled_seconds=None, test_seconds=None):
         """Score trials (N, 2) of a model and a test: (scores (N,) float64, names (K,), features (N, K)).
 
-        enrolled (E, D), tests (T, D): raw embeddings; pass the same array twice where both sides are drawn from it.
+        enrolled (E, D), tests (T, D): raw embeddings; pass the same array twice if both sides are drawn from it.
         models (E,): number 0 .. M-1 of the model that each enrolled row belongs to, or None: each row is a model.
-        The first column of the features is the score; quality measures follow: of durations where both seconds, (E,)
+        The first column of the features is the score; quality measures follow: of durations if both seconds, (E,)
         and (T,), are given, of the raw embeddings' lengths, of the cohort's mean scores.
         """
         pairs = np.asarray(pairs)
@@ -172,7 +172,7 @@ class Backend:
     def llr(self, enrolled, tests, enrolled_seconds=None, test_seconds=None):
         """Natural-log likelihood ratios of tests (D,) or (M, D) against one speaker enrolled with (D,) or (n, D).
 
-        The seconds of each utterance are needed where ``needs_durations``.
+        The seconds of each utterance are needed if ``needs_durations``.
         """
         (_, names, features), one = self._one_speaker(enrolled, tests, enrolled_seconds, test_seconds)
         llrs = self.calibrate(names, features)
@@ -202,7 +202,7 @@ class Backend:
         return None, None
 
     def decision(self, values):
-        """Accept (True) or not: log-likelihood ratios, or scores where there is no calibration, at the threshold."""
+        """Accept (True) or not: log-likelihood ratios, or scores if there is no calibration, at the threshold."""
         threshold, _ = self.decision_threshold()
         if threshold is None:
             raise UsageError(f"{self.source}: has neither a calibration nor a threshold, so it cannot decide")
@@ -217,7 +217,7 @@ class Backend:
         return float(values) if values.ndim == 0 else values
 
     def check_identity(self, identity: str):
-        """UsageError where the embeddings to score are of another model than the back-end's."""
+        """UsageError if the embeddings to score are of another model than the back-end's."""
         if self.identity and identity and self.identity != identity:
             raise UsageError(
                 f"{self.source}: made with embeddings of another model ({self.identity[:12]}, this one is "
@@ -263,7 +263,7 @@ class Backend:
         }
 
     def save(self, path):
-        """Write to one file, whole or not at all: .npz, or JSON under any other ending where there are no arrays."""
+        """Write to one file, whole or not at all: .npz, or JSON under any other ending if there are no arrays."""
         path, header = Path(path), json.dumps(self.header(), indent=1)
         arrays = {"mean": self.mean, "cohort": self.cohort}
         arrays.update({f"plda_{k}": v for k, v in self.plda.arrays().items()} if self.plda else {})

@@ -56,7 +56,7 @@ class LogisticCalibration:
     def llrs(self, features, names=None) -> np.ndarray:
         """Map features (N, K) or (N,) to natural-log likelihood ratios (N,).
 
-        ``names`` of the columns, where there are others too or in another order; a missing one is a ValueError.
+        ``names`` of the columns, if there are others too or in another order; a missing one is a ValueError.
         """
         x = _columns(features)
         if names is not None:

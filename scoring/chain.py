@@ -15,7 +15,7 @@ from scoring.sources import is_embedding_file
 
 @dataclass
 class ScoredTrials:
-    """A trial list with its scores; NaN where a side has no finite embedding."""
+    """A trial list with its scores; NaN if a side has no finite embedding."""
 
     labels: np.ndarray  # (N,) 0 or 1
     first: list
@@ -52,7 +52,7 @@ class ScoredTrials:
 
 
 def read_cohort(source, cohort: str, speaker_list: str):
-    """Names of the cohort's utterances, and their speakers (None where unknown)."""
+    """Names of the cohort's utterances, and their speakers (None if unknown)."""
     if not is_embedding_file(cohort):
         speakers, labels, paths, _ = read_train_list(cohort)
         return paths, [speakers[i] for i in labels]

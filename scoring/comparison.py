@@ -62,8 +62,8 @@ def compare(labels, first, second, scores, priors, draws: int = 0, seed: int = 0
         value = found["B"][key]["value"] - found["A"][key]["value"]
         draw = drawn[1][key] - drawn[0][key]
         draw = draw[np.isfinite(draw)]
-        turned = 2 * min(np.mean(draw <= 0), np.mean(draw >= 0))
-        p = float(np.clip(turned, 1 / len(draw), 1))
+        opposite = 2 * min(np.mean(draw <= 0), np.mean(draw >= 0))
+        p = float(np.clip(opposite, 1 / len(draw), 1))
         differences[key] = {**_with_ends(value, percentiles(draw, share)), "p": p}
     over = f"trials as if independent, too narrow: {why}" if speakers is None else "speakers, the same for both"
     counts = {"trials": len(labels), "targets": int(labels.sum()), "nan_scores": int((~good).sum())}

@@ -67,7 +67,7 @@ def read_table(path: str, column: str) -> dict:
 
 
 def _pairs(trials, name_of) -> list[str]:
-    """Names of both sides of each trial: one where they agree, else both in sorted order."""
+    """Names of both sides of each trial: one if they agree, else both in sorted order."""
     names = {path: str(name_of(path)) for path in dict.fromkeys([*trials.first, *trials.second])}
     sides = zip([names[path] for path in trials.first], [names[path] for path in trials.second])
     return [a if a == b else "-".join(sorted((a, b))) for a, b in sides]

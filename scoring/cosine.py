@@ -104,7 +104,7 @@ def score_pairs(embeddings, pairs, mode: str = "cosine", normalize: bool = True)
     """Score pairs (N, 2) of rows of embeddings (files, crops, D) -> (N,) float64, computed in float64.
 
     'cosine': mean cosine over all pairs of crops. 'euclidean': minus the mean distance over all pairs of crops, of
-    length-normalised embeddings where ``normalize`` (voxceleb_trainer's score). A zero embedding scores 0.
+    length-normalised embeddings if ``normalize`` (voxceleb_trainer's score). A zero embedding scores 0.
     """
     x = np.asarray(embeddings, np.float64)
     if mode == "cosine":

@@ -49,7 +49,7 @@ class ErrorRates:
 
     @classmethod
     def of(cls, scores, labels):
-        """From scores (N,) and labels (N,) 0 or 1; ValueError where they define no error rate."""
+        """From scores (N,) and labels (N,) 0 or 1; ValueError if they define no error rate."""
         scores, labels = checked_trials(scores, labels)
         is_target = labels == 1
         return cls(np.sort(scores[is_target]), np.sort(scores[~is_target]))
@@ -102,7 +102,7 @@ class ErrorRates:
         """Equal error rate as a share, and its threshold: linear interpolation where both error rates cross.
 
         The rates step only at scores, so the crossing is found by bisection; the line runs from the last operating
-        point with fewer misses to the first with no fewer. Where a whole gap between two scores has equal rates, its
+        point with fewer misses to the first with no fewer. If a whole gap between two scores has equal rates, its
         middle is the threshold.
         """
         after = np.minimum(self._first_crossing(self.targets), self._first_crossing(self.nontargets))
@@ -171,7 +171,7 @@ class ErrorRates:
         return miss[after - 1] + share * (miss[after] - miss[after - 1])
 
     def pool_llrs(self):
-        """Log-likelihood ratio (natural log) of each PAV block (B,); -inf and inf where it has one class only."""
+        """Log-likelihood ratio (natural log) of each PAV block (B,); -inf and inf if it has one class only."""
         _, targets, nontargets = self.pools
         with np.errstate(divide="ignore"):
             return np.log(targets / len(self.targets)) - np.log(nontargets / len(self.nontargets))

@@ -50,7 +50,7 @@ def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, 
     """Figures of all trials and of each group: dicts of ``evaluation_metrics``, with ``group`` and two more.
 
     ``groupings``: lists (N,) of the name of each trial's group. ``miss`` and ``false_accept`` (in %, None without such
-    trials) are the errors at the threshold of the pooled EER: where a group's differ from the pooled ones, one
+    trials) are the errors at the threshold of the pooled EER: if a group's differ from the pooled ones, one
     threshold does not serve all. ``llrs`` (N,): default calibrated on all trials. A group of one class has no other
     figures; one of fewer than 4 speakers has intervals over trials.
     """

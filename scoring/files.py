@@ -53,7 +53,7 @@ def read_scores(path, form: str = "", columns: bool = False) -> Trials:
 
 
 def write_scores(path, scores, labels, first, second, form: str = "voxceleb"):
-    """Write a score file; each score with all its digits. ``labels`` may be None where the form has none."""
+    """Write a score file; each score with all its digits. ``labels`` may be None if the form has none."""
     _write(path, SCORE_FORMS, form, first=first, second=second, labels=labels, scores=scores)
 
 

@@ -12,13 +12,13 @@ def session_of(name: str) -> str:
 
 
 def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0, prefix: int = 0):
-    """Draw trials from a train list: ``pairs`` target and as many nontarget trials, fewer where there are no more.
+    """Draw trials from a train list: ``pairs`` target and as many nontarget trials, fewer if there are no more.
 
     labels (N,) speaker numbers, paths (N,). ``speakers``: take so many at random (0: all). ``prefix``: nontarget
-    trials are of paths that share so many first letters, where those say the corpus or the gender. Both sides of a
-    target trial are of different recordings where the speaker has several (else of different utterances), and every
+    trials are of paths that share so many first letters, if those say the corpus or the gender. Both sides of a
+    target trial are of different recordings if the speaker has several (else of different utterances), and every
     speaker is as likely as any other. Returns (trial labels (T,) int64, first paths, second paths), targets first; a
-    seed always gives the same trials; ValueError where there are none.
+    seed always gives the same trials; ValueError if there are none.
     """
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
@@ -75,7 +75,7 @@ def shared_speakers(one, other) -> tuple[list, str]:
 def check_held_out(path, names, evaluation_path, evaluation_names, allow: bool) -> str:
     """Refuse a calibration list that shares speakers with the evaluation; with ``allow`` return a warning instead.
 
-    Returns "" where all is well, or a line that says what cannot be known.
+    Returns "" if all is well, or a line that says what cannot be known.
     """
     shared, kind = shared_speakers(names, evaluation_names)
     if shared:

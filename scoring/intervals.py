@@ -10,7 +10,7 @@ ELEMENTS = 1 << 19  # weights at a time: bounds memory, not results
 
 
 def speaker_of(path: str) -> str | None:
-    """Speaker of a path in the VoxCeleb layout (its first folder), or None where it has no folder."""
+    """Speaker of a path in the VoxCeleb layout (its first folder), or None if it has no folder."""
     head, slash, _ = path.strip("/").partition("/")
     return head if slash else None
 
@@ -44,7 +44,7 @@ def trial_speakers(labels, first, second, mapping=None):
 
 
 def enough_speakers(speakers):
-    """The speakers (N, 2) of trials, or None where there are too few to resample."""
+    """The speakers (N, 2) of trials, or None if there are too few to resample."""
     return None if speakers is None or len(np.unique(speakers)) < MIN_SPEAKERS else speakers
 
 
@@ -84,7 +84,7 @@ def bootstrap_interval(
 
 
 def draw_figures(scores, labels, speakers, llrs, costs, draws: int = 0, seed: int = 0) -> dict:
-    """Figures {name: (draws,)} of each draw of ``bootstrap_interval``; NaN where a draw lacks a class.
+    """Figures {name: (draws,)} of each draw of ``bootstrap_interval``; NaN if a draw lacks a class.
 
     The trials must be finite. ``costs``: (prior, cost of a miss, cost of a false accept) of each detection cost. A
     seed draws the same for all scores of the same trials, so that the figures of two systems can be subtracted.
@@ -221,7 +221,7 @@ def _resampled(count: int, rng):
 
 
 def _running_sums(weights):
-    """Sums (block, n + 1) of the first weights of each row; float64 where float32 might not hold the counts."""
+    """Sums (block, n + 1) of the first weights of each row; float64 if float32 might not hold the counts."""
     dtype = np.float32 if weights.shape[1] < 1 << 22 else np.float64
     sums = np.zeros((len(weights), weights.shape[1] + 1), dtype)
     np.cumsum(weights, axis=1, out=sums[:, 1:])

@@ -25,7 +25,7 @@ class PLDA:
     def fit(cls, x, speakers, lda_dimension: int = 0, iterations: int = 50, tolerance: float = 1e-5):
         """Learn from embeddings (N, D) with a speaker each: LDA, length normalisation, EM.
 
-        ``lda_dimension`` 0 keeps min(D, speakers - 1). EM stops after ``iterations`` or where the log-likelihood of a
+        ``lda_dimension`` 0 keeps min(D, speakers - 1). EM stops after ``iterations`` or if the log-likelihood of a
         value grows by less than ``tolerance``. Returns (model, log-likelihood after each iteration). Fewer than two
         speakers, or no speaker with two utterances, is a ValueError.
         """

@@ -144,7 +144,7 @@ def _det(title, rates, result, costs):
     if 0 < result["eer"] < 100:
         eer = ndtri(result["eer"] / 100)
         axes.plot([eer], [eer], "o", color=MARK, label=f"EER {result['eer']:.2f} %", zorder=4)
-    # The second marker is open and larger: both are seen where they fall together.
+    # The second marker is open and larger: both are seen if they fall together.
     for (prior, cost, threshold), marker in zip(best, ({"ms": 5}, {"ms": 11, "mfc": "none", "mew": 1.6})):
         point = np.clip(ndtri(np.clip(rates.at(threshold), 1e-9, 1 - 1e-9)[::-1]), low, high)
         label = f"minDCF({prior:g}) {cost:.3f}"
@@ -177,7 +177,7 @@ def draw_comparison(folder, systems, formats=(), write=write_atomically) -> list
 def _roc(title, rates, result):
     figure, axes = _figure("ROC curve\n" + title, "false accepts (%), logarithmic", "accepted targets (%)")
     miss, alarm = _curve(rates)
-    least = 100 / len(rates.nontargets) / 2  # half an error: where no nontarget is accepted
+    least = 100 / len(rates.nontargets) / 2  # half an error: if no nontarget is accepted
     x, accepted = np.maximum(100 * alarm, least), 100 * (1 - miss)
     x, accepted = _thinned(np.log10(x), accepted)
     axes.plot(10**x, accepted, color=TARGET, linewidth=1.8)

@@ -27,7 +27,7 @@ def evaluate(trials, values, a, models) -> dict:
     """Figures of a trial list with their 95 % intervals over speakers; non-finite values are counted, never silent.
 
     Returns counts, ``figures`` {name: value}, ``intervals`` {name: (low, high)}, ``interval``: over what they are,
-    ``eer_worst`` where trials were lost (those counted as errors), ``failed`` None or why it is all.
+    ``eer_worst`` if trials were lost (those counted as errors), ``failed`` None or why it is all.
     """
     finite, labels = np.isfinite(values), trials.labels
     lost = int((~finite).sum())
@@ -121,7 +121,7 @@ def figures(trials, values, finite, a, models):
 
 
 def speakers_of(models, tests):
-    """The mapping that ``trial_speakers`` takes where the first names are models: each by its first utterance."""
+    """The mapping that ``trial_speakers`` takes if the first names are models: each by its first utterance."""
     if models is None:
         return None
     return {**{t: speaker_of(t) for t in tests}, **{name: speaker_of(of[0]) for name, of in models.items()}}
@@ -159,7 +159,7 @@ def write(a, trials, llrs, result: dict):
 
 
 def draw(folder, trials, llrs, result: dict, formats=()):
-    """Write the pictures: of the log-likelihood ratios where there are any, else of the scores."""
+    """Write the pictures: of the log-likelihood ratios if there are any, else of the scores."""
     part = result["calibrated"] or result["scores"]
     if part["failed"]:
         return

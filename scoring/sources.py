@@ -45,7 +45,7 @@ class Source:
         self.rows.append(row)
 
     def embeddings(self, names):
-        """Embeddings (N, D) float32 of utterances by name; NaN rows and {row: reason} where there is none."""
+        """Embeddings (N, D) float32 of utterances by name; NaN rows and {row: reason} if there is none."""
         wanted = [name for name in dict.fromkeys(names) if name not in self.names and name not in self.problems]
         if wanted and self.model is not None:
             x, unreadable = self.model.embed_files([str(Path(self.root, name)) for name in wanted], progress=True)
@@ -76,7 +76,7 @@ class Source:
         return x, problems
 
     def seconds(self, names):
-        """Durations in seconds (N,) float64, NaN where unknown; None where there is nothing to learn them from."""
+        """Durations in seconds (N,) float64, NaN if unknown; None if there is nothing to learn them from."""
         if not self.lengths and not self.root:
             return None
         for name in dict.fromkeys(names):

@@ -28,9 +28,9 @@ class Verdict:
 
     score: float
     llr: float | None
-    probability: float | None  # of the same speaker, where a share ``prior`` of the comparisons is
+    probability: float | None  # of the same speaker, if a share ``prior`` of the comparisons is
     prior: float | None
-    threshold: float | None  # on the log-likelihood ratio where there is one, else on the score
+    threshold: float | None  # on the log-likelihood ratio if there is one, else on the score
     threshold_from: str | None  # where the threshold comes from
     same: bool | None
     threshold_moves: bool = False  # with the prior
@@ -48,10 +48,10 @@ class Verdict:
         if self.llr is None:
             decided = f"{self.word}: score {self.score:.4f} {threshold}"
             return [decided, "not calibrated, so nobody can say how sure that is"]
-        lines = [f"{self.word}: {self.sureness}, if {percent(self.prior)} of the comparisons are of one speaker"]
+        lines = [f"{self.word}: {self.certainty}, if {percent(self.prior)} of the comparisons are of one speaker"]
         if self.threshold_moves and self.prior != EVEN:
             other = self.at(EVEN)
-            lines.append(f"with --prior {EVEN}, as many of one speaker as of two: {other.word}, {other.sureness}")
+            lines.append(f"with --prior {EVEN}, as many of one speaker as of two: {other.word}, {other.certainty}")
         return [*lines, f"score {self.score:.4f}, log-likelihood ratio {self.llr:+.3f} {threshold}"]
 
     @property
@@ -60,13 +60,13 @@ class Verdict:
         return "same speaker" if self.same else "different speakers"
 
     @property
-    def sureness(self) -> str:
+    def certainty(self) -> str:
         """The probability of what was decided: a threshold other than Bayes' may decide for the less likely."""
         sure = self.probability if self.same else 1 - self.probability
         return f"{'only ' * (sure < 0.5)}{percent(sure)} sure"
 
     def at(self, prior: float) -> "Verdict":
-        """The verdict on the same pair where another share of the comparisons is of one speaker."""
+        """The verdict on the same pair if another share of the comparisons is of one speaker."""
         threshold = bayes_threshold(prior) if self.threshold_moves else self.threshold
         probability = Backend().probability(self.llr, prior)
         changed = {"probability": probability, "prior": prior, "threshold": threshold, "same": self.llr >= threshold}

@@ -49,7 +49,7 @@ class LogFile(io.FileIO):
 
 
 def outlast_full_disks():
-    """Let a log that stdout or stderr is redirected to end no run where its disk is full."""
+    """Let a log that stdout or stderr is redirected to end no run if its disk is full."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -117,7 +117,7 @@ def need(who: str, *packages: str):
 
 
 def existing_file(path: str, flag: str) -> str:
-    """The path, or a UsageError that names the flag where there is no such file."""
+    """The path, or a UsageError that names the flag if there is no such file."""
     if not os.path.isfile(path):
         raise UsageError(f"{flag}: no such file: '{path}'")
     return path

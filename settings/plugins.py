@@ -50,7 +50,7 @@ def all_keys() -> set[str]:
 
 
 def declaration(folder: str, name: str) -> Declaration | None:
-    """Read the declaration of a plug-in from its source; None where there is no such plug-in file."""
+    """Read the declaration of a plug-in from its source; None if there is no such plug-in file."""
     path = ROOT / folder / f"{name}.py"
     if not name.isidentifier() or not path.is_file():
         return None
@@ -156,7 +156,7 @@ def torchaudio_explained(plugin: str):
 
 
 def call(entry, values: dict, *leading):
-    """Call a plug-in with the keys its signature names, or with all of them where it takes ``**kwargs``."""
+    """Call a plug-in with the keys its signature names, or with all of them if it takes ``**kwargs``."""
     parameters = inspect.signature(entry).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     taken, names = names[: len(leading)], names[len(leading) :]
@@ -196,7 +196,7 @@ def _callable_of(node) -> ast.FunctionDef | None:
 
 
 def _variant_of(tree: ast.Module, entry, folder: str):
-    """(declaration, {key: value}) where an entry point is another file's, as it is or with other defaults.
+    """(declaration, {key: value}) if an entry point is another file's, as it is or with other defaults.
 
     ``from models.ResNet import MainModel`` is one, ``MainModel = partial(ResNet, depth=34)`` the other.
     """

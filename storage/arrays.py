@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from storage.files import write_atomically
 
-MOST_PACKED = 16  # times the size of the file that its arrays may have where they are compressed
+MOST_PACKED = 16  # times the size of the file that its arrays may have if they are compressed
 KINDS = "biufcUS"
 # What the readers of zip archives and of arrays raise on a damaged file.
 DAMAGE = (ValueError, LookupError, TypeError, OverflowError, EOFError, MemoryError, RuntimeError)

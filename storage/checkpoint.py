@@ -51,7 +51,7 @@ def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
 
     Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
     ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
-    network, are kept as they are. The names of other toolkits are translated (interop.py), but where the model's are
+    network, are kept as they are. The names of other toolkits are translated (interop.py), but if the model's are
     just those of ``own``: its file may be one of that toolkit's, dropped in. Without ``own`` a checkpoint of ours is
     left as it is.
     """
@@ -80,7 +80,7 @@ def toolkit_of(state: dict) -> interop.Toolkit | None:
 def embedding_size(state: dict, path, network, size: int) -> int:
     """The embedding size of a checkpoint that differs from ``network``, which has ``size``, in nothing else.
 
-    ``size`` itself where more or nothing differs.
+    ``size`` itself if more or nothing differs.
     """
     own, differing = network.state_dict(), set()
     for name, tensor in weights_of(state, path, own).items():
@@ -132,7 +132,7 @@ def load_weights(network, state: dict, path) -> dict[str, list[str]]:
 
 
 def load_model_exactly(network, state: dict, path, name: str):
-    """Load the model's weights, all of them; UsageError where some are missing, of another shape, unknown or NaN.
+    """Load the model's weights, all of them; UsageError if some are missing, of another shape, unknown or NaN.
 
     A buffer that is not finite before loading, as a mask of -inf, is meant to be so.
     """

@@ -38,7 +38,7 @@ class Fields:
 
 
 def tensor_of(what: str, fits, dims: tuple = ()):
-    """Kind of a tensor that ``fits(tensor)``, with one of the numbers of dimensions ``dims`` where they are given."""
+    """Kind of a tensor that ``fits(tensor)``, with one of the numbers of dimensions ``dims`` if they are given."""
 
     def check(value, where):
         if type(value) is not torch.Tensor or not fits(value) or (dims and value.ndim not in dims):
@@ -61,7 +61,7 @@ def row_of(*kinds):
 
 
 def between(low, high):
-    """Kind of a number from ``low`` to ``high``, whole where ``low`` is."""
+    """Kind of a number from ``low`` to ``high``, whole if ``low`` is."""
 
     def check(value, where):
         check_kind(value, INT if type(low) is int else NUMBER, where)
@@ -256,7 +256,7 @@ def read_dump(path) -> dict:
 def read_state(dump_path, name: str) -> dict:
     """Read the state that lies beside a dump under the name that its key ``state`` gives.
 
-    Returns model_state_dict {name: tensor} and optimizer_state_dict {state, param_groups}; DumpError where the file is
+    Returns model_state_dict {name: tensor} and optimizer_state_dict {state, param_groups}; DumpError if the file is
     missing or anything else.
     """
     if type(name) is not str or not STATE_NAME.fullmatch(name):
@@ -275,7 +275,7 @@ def read_state(dump_path, name: str) -> dict:
 
 
 def read_checkpoint(path) -> dict:
-    """Read any checkpoint by the same bounded restricted loading; DumpError where it is none, or not a dict."""
+    """Read any checkpoint by the same bounded restricted loading; DumpError if it is none, or not a dict."""
     state = load_plain(path)
     if not isinstance(state, dict):
         raise DumpError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
@@ -286,7 +286,7 @@ def validate(dump, path) -> dict:
     """Check the keys of a loaded dump and the types inside them; returns it in plain containers.
 
     A dump without ``format_version`` is the old one of six keys, format 0; its loss and prec1 become floats, tensors
-    of one number included. Keys that are not known pass where they hold plain values. ``path`` is named in DumpError.
+    of one number included. Keys that are not known pass if they hold plain values. ``path`` is named in DumpError.
     """
     try:
         dump = plain(dump)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from config import SAMPLE_RATE
+from corpus.crop import Crop
 from corpus.quality import oddity
 from storage.dump import rows_of
 
@@ -54,7 +54,7 @@ def data_lines(dump: dict) -> list[str]:
 
 
 def percentiles(values) -> list[float]:
-    """Percentiles 1/5/25/50/75/95/99 of finite values; of an even sample where there are more than 16 million."""
+    """Percentiles 1/5/25/50/75/95/99 of finite values; of an even sample if there are more than 16 million."""
     values = values[:: -(-values.numel() // MANY)]
     return torch.quantile(values, torch.tensor([p / 100 for p in PERCENTILES], dtype=values.dtype)).tolist()
 
@@ -73,9 +73,8 @@ def place_lines(dump: dict, most: int = 10) -> list[str]:
         first = int(wrong[0])
         text = f"  row {row}: {len(wrong)} of {flat.shape[1]}, the first at sample {first}"
         if row < len(files):
-            info = files[row]
-            place = info.get("start", 0) / info.get("rate", SAMPLE_RATE) + first / SAMPLE_RATE * info.get("speed", 1.0)
-            text += f", {place:.3f} s into {info['path']}"
+            crop = Crop.from_dict(files[row])
+            text += f", {crop.second_in_file(first):.3f} s into {crop.path}"
         lines.append(text)
     return lines + ([f"  ... and {len(rows) - most} more rows"] if len(rows) > most else [])
 
@@ -140,7 +139,7 @@ def history_lines(dump: dict, width: int = 60) -> list[str]:
 
 
 def chart(values: list[float]) -> str:
-    """One character a value; logarithmic where the range passes a factor of 100; '!' is not finite."""
+    """One character a value; logarithmic if the range passes a factor of 100; '!' is not finite."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return "!" * len(values)
@@ -199,7 +198,7 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
 
 
 def number(values: dict, key: str, default: float = 0.0) -> float:
-    """A number of a configuration or parameter group; the default where there is none under that name."""
+    """A number of a configuration or parameter group; the default if there is none under that name."""
     value = values.get(key, default)
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return float(value)

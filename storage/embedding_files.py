@@ -15,7 +15,7 @@ READABLE = (".npz", ".ark", ".scp")
 
 
 def check_ending(path, rows: int | None = None):
-    """UsageError where a name says no form that can be written; a .npy file holds one embedding."""
+    """UsageError if a name says no form that can be written; a .npy file holds one embedding."""
     ending = Path(path).suffix
     if ending not in ENDINGS:
         raise UsageError(f"{path}: embeddings are written as .npy (one), .npz or .ark; choose one of these endings")
@@ -82,7 +82,7 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
 
 
 def read_identity(path) -> str:
-    """The model's identity that an .npz file of embeddings states, "" where a file does not say."""
+    """The model's identity that an .npz file of embeddings states, "" if a file does not say."""
     if Path(path).suffix != ".npz":
         return ""
     with _damage_named(path):

@@ -65,7 +65,7 @@ def save_atomically(value, path, mode: int = 0o666):
 
 
 def _flush_folder(folder: Path):
-    """Make a rename last through a power cut, where the system can do that."""
+    """Make a rename last through a power cut, if the system can do that."""
     if hasattr(os, "O_DIRECTORY"):
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -42,7 +42,7 @@ class SpeakerStore:
         An empty ``identity`` is that of the file, to list or remove without the model.
         """
         store = cls(path, identity, dimension)
-        if not os.path.exists(path):  # Path.exists raises where a name is too long or a folder is closed
+        if not os.path.exists(path):  # Path.exists raises if a name is too long or a folder is closed
             if create:
                 return store
             raise UsageError(f"--store: no such file: '{path}'; enroll.py makes it")

@@ -32,7 +32,7 @@ def read_attempt(results: list, norm, buffers, ranks) -> Attempt:
     shared = ranks.maximum(own.clone()) if ranks.world > 1 else own
     read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()
     loss, accuracy, norm, own_loss, _, own_buffers, bad_loss, bad_norm, bad_buffers = read
-    # A gradient is summed over the ranks: where no loss and no buffer is bad, the main process speaks for it.
+    # A gradient is summed over the ranks: if no loss and no buffer is bad, the main process speaks for it.
     at_fault = bool(own_loss or own_buffers) or (ranks.main and not (bad_loss or bad_buffers))
     good = not (bad_loss or bad_norm or bad_buffers)
     return Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)

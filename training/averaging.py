@@ -56,7 +56,7 @@ class MovingAverage:
         return {name: averaged[name].to(t.dtype) if name in averaged else t for name, t in own.items()}
 
     def state_dict(self) -> dict:
-        """What a resumed run needs; empty where there is no average."""
+        """What a resumed run needs; empty if there is no average."""
         return {"updates": self.updates, "parameters": dict(self.tensors)} if self.decay else {}
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ def mean_of_checkpoints(paths: list) -> dict:
     """The mean of checkpoints as a checkpoint: weights, and the newest's epoch, step, config and speakers.
 
     ``paths``: oldest first; ``averaged`` in the result lists them. Floating-point tensors, BatchNorm's statistics among
-    them, are summed in fp64, one checkpoint in memory at a time; integer ones are the newest's. UsageError where
+    them, are summed in fp64, one checkpoint in memory at a time; integer ones are the newest's. UsageError if
     names, shapes, architectures or speakers differ, or a tensor is not finite.
     """
     first, sums, newest = None, {}, {}
@@ -100,7 +100,7 @@ def _facts(state: dict, weights: dict) -> dict:
 
 
 def _refuse_other(first: dict, other: dict, first_path, path):
-    """Raise UsageError in one line where a checkpoint is of another network than the first."""
+    """Raise UsageError in one line if a checkpoint is of another network than the first."""
     for key, what in (("model", "model"), ("trainfunc", "loss")):
         if other[key] != first[key]:
             raise UsageError(f"{path}: {what} {other[key]}, but {first_path} has {first[key]}; average one run's files")

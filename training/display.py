@@ -19,7 +19,7 @@ def columns() -> int:
 
 
 def folded(text: str, width: int) -> str:
-    """Break each line of a text that reaches ``width``, at double spaces where it has some; 0 leaves it as it is.
+    """Break each line of a text that reaches ``width``, at double spaces if it has some; 0 leaves it as it is.
 
     Further lines are indented by two spaces more. A word that is too wide stays whole.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from corpus.audio import MIN_SAMPLES, AudioError, read_crop, said_of, wrap_pad
+from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
 from corpus.lists import list_hash, read_trials
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
@@ -35,7 +35,7 @@ class Evaluator:
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         self.window = window_samples(config.embed_window_seconds)
-        self.notes, self.said = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
+        self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
         self.caution = ""  # about the calibration that was written last
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
@@ -63,7 +63,7 @@ class Evaluator:
         self.loader = Loader(self.dataset, mine, collate_one, config, workers)
 
     def embed(self, network, should_stop=lambda: False):
-        """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN where a file gave nothing; and problems.
+        """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN if a file gave nothing; and problems.
 
         Returns (embeddings, {file number: reason}), or None if ``should_stop`` said so; LoaderFailed without batches.
         """
@@ -144,8 +144,9 @@ class Evaluator:
         bad_files = np.flatnonzero(~torch.isfinite(embeddings).flatten(1).all(dim=1).numpy())
         spoiled = np.bincount(self.pairs[~finite].ravel(), minlength=len(self.files))
         result = {"epoch": epoch, "nan_scores": lost, "scores": scores, "failed": None}
-        result["notes"] = [said_of(k, files, "test file") for k, files in self.notes.items() if k not in self.said]
-        self.said |= self.notes.keys()
+        new = {kind: files for kind, files in self.notes.items() if kind not in self.noted}
+        result["notes"] = [note_on_files(kind, files, "test file") for kind, files in new.items()]
+        self.noted |= new.keys()
         result["nan_files"] = [
             {"path": self.files[i], "trials": int(spoiled[i]), "reason": problems.get(i, "non-finite embedding")}
             for i in bad_files
@@ -163,7 +164,7 @@ class Evaluator:
         return result
 
     def figures(self, scores, finite) -> dict:
-        """Figures of the finite scores; where too many are not, numbers are None and ``failed`` says so."""
+        """Figures of the finite scores; if too many are not, numbers are None and ``failed`` says so."""
         c, lost = self.config, int((~finite).sum())
         speakers = None if self.speakers is None else self.speakers[finite]
         costs = c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa
@@ -302,7 +303,7 @@ def stratified_subset(labels, speakers, count: int, seed: int) -> np.ndarray:
     """Choose ``count`` trials at random; indices in list order.
 
     Half of each class, as far as there are that many. Of each class every speaker (``speakers`` (N, 2), or None) keeps
-    the same share of its trials, and at least one where there is room, so that the error rates of a subset are those
+    the same share of its trials, and at least one if there is room, so that the error rates of a subset are those
     of the list but for chance.
     """
     rng = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 """The report of a fault on the terminal, in the words of the NaN debugging guide."""
 
+from corpus.crop import Crop
 from settings.command_line import picture
 from storage.dump_statistics import odd_rows
 from training.faults import Fault
@@ -77,15 +78,15 @@ def row_lines(dump: dict, fault: Fault) -> list[str]:
         lines.append("Rows that stand out:" if odd else "No row stands out before the model; the batch:")
     shown = list(rows)[: 10 if fault.rows or odd else 5]
     for row in shown:
-        info = dump["files"][row]
-        text = f"  row {row}: {info['path']} (list line {info['line']}), from sample {info.get('start', 0)}"
+        crop = Crop.from_dict(dump["files"][row])
+        text = f"  row {row}: {crop.path} (list line {crop.line}), from sample {crop.start}"
         text += f"; {odd[row]}" if row in odd else ""
         if flat.shape[1]:
             wrong = (~flat[row].isfinite()).nonzero().flatten()
             text += f"; {len(wrong)} non-finite, the first at sample {int(wrong[0])}" if len(wrong) else ""
         if fault.reason == "label_out_of_range":
             text += f"; label {int(dump['label'][row % len(dump['label'])])}"
-        for draw in info.get("augment", []):
+        for draw in crop.augment:
             text += f"; {draw['kind']} {draw['path']}"
         lines.append(text)
     rest = len(list(rows)) - len(shown)

@@ -24,7 +24,7 @@ class Fault:
     norm: float = math.nan
     module: str = ""
     injected: str = ""  # the kind of ``nan_inject`` that made it
-    phase: str = "step"  # or 'setting' or 'update', where the optimizer is at fault and not the batch
+    phase: str = "step"  # or 'setting' or 'update', if the optimizer is at fault and not the batch
     update: dict = field(default_factory=dict)  # statistics of what the update made non-finite, by name
     undone: bool = True  # whether the state is as before
     at_fault: bool = True  # whether this process is the one to report it
@@ -51,13 +51,13 @@ def bad_setting(optimizer) -> str:
     return ""
 
 
-def update_fault(spoiled: dict, undone: bool, **told) -> Fault:
+def update_fault(spoiled: dict, undone: bool, **figures) -> Fault:
     """The fault of an update that made non-finite what ``spoiled`` {name: statistics} names."""
     name, stats = next(iter(spoiled.items()))
     more = f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
     count = f"{stats['nan']} NaN, {stats['inf']} Inf of {stats['numel']}"
     what = f"the optimizer's update made '{name}'{more} non-finite ({count}), from finite gradients"
-    return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **told)
+    return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **figures)
 
 
 def classify(attempt, network, buffers, scaler) -> Fault:

@@ -14,8 +14,8 @@ class FileEvents:
     ``too_many``. Files of ``known`` that a resumed run does not meet again, since they were repaired, do not count.
     """
 
-    def __init__(self, config, total: int, ranks, files, say):
-        self.config, self.total, self.ranks, self.files, self.say = config, total, ranks, files, say
+    def __init__(self, config, total: int, ranks, files, log):
+        self.config, self.total, self.ranks, self.files, self.log = config, total, ranks, files, log
         percent = config.max_bad_files_pct
         self.allowed = max(ALWAYS_ALLOWED, int(percent / 100 * total)) if percent else 0
         self.known = {}
@@ -78,11 +78,11 @@ class FileEvents:
                     self.bad[path] = number, reason
                 if path not in self.known:
                     line = f" ({self.config.train_list}:{number})" if kind in COUNTED else ""
-                    self.say(f"{kind}: {path}{line}: {reason}")
+                    self.log(f"{kind}: {path}{line}: {reason}")
                 self.known[path] = number, reason
                 self.met.add(path)
             for incident in incidents:
-                self.say(f"  {incident.pop('saved')}")
+                self.log(f"  {incident.pop('saved')}")
                 self.files.event("incident", **incident)
         self.found, self.incidents = [], []
 
@@ -125,6 +125,6 @@ class FileEvents:
         for (kind, number), (count, (first, reason)) in sorted(total.items()):
             what = f" of {number} {UNITS[kind]}" if kind in UNITS else ""
             said = f": {reason}" if reason else ""
-            self.say(f"{kind}: {count} files{what}, the first {first}{said}")
+            self.log(f"{kind}: {count} files{what}, the first {first}{said}")
         self.reported |= total.keys()
         self.converted.clear()

@@ -48,7 +48,7 @@ class FrozenBackbone:
 
 
 def learning_rate_scale(config, processes: int) -> float:
-    """What ``lr_reference_batch`` multiplies learning rates by: rows of a step over the reference; 1 where it is off.
+    """What ``lr_reference_batch`` multiplies learning rates by: rows of a step over the reference; 1 if it is off.
 
     The linear rule (Goyal et al. 2017, section 2.1), with accumulated batches counted. wespeaker's reference is 64; it
     multiplies the whole schedule, so ``lr_min`` too.
@@ -63,7 +63,7 @@ def scaled(values: dict, scale: float) -> dict:
 
 
 def parameter_groups(network, values: dict) -> list:
-    """What an optimizer plug-in is given: the trainable parameters, or two named groups where a factor is not 1.
+    """What an optimizer plug-in is given: the trainable parameters, or two named groups if a factor is not 1.
 
     The groups 'backbone' and 'head' have ``lr`` times ``backbone_lr_factor`` and ``head_lr_factor``; schedules that
     multiply each group's rate, as torch's LambdaLR and StepLR do, keep the ratio.
@@ -81,7 +81,7 @@ def parameter_groups(network, values: dict) -> list:
 
 
 def check_ratio(optimizer, values: dict, scheduler: str):
-    """UsageError where a schedule gave all groups one learning rate, so that the factors would be void."""
+    """UsageError if a schedule gave all groups one learning rate, so that the factors would be void."""
     for group in optimizer.param_groups:
         factor = values.get(f"{group.get('name')}_lr_factor")
         first = optimizer.param_groups[0]
@@ -173,5 +173,5 @@ def fit_head(weights: dict, state: dict, own: dict, dataset, config) -> tuple[di
 
 
 def _of_classes(tensor, own, count: int, now: int) -> bool:
-    """Whether a tensor has a row, or several, for each of ``count`` classes where ``own`` has them for ``now``."""
+    """Whether a tensor has a row, or several, for each of ``count`` classes if ``own`` has them for ``now``."""
     return tensor.shape[1:] == own.shape[1:] and len(tensor) * now == len(own) * count

@@ -35,7 +35,7 @@ def is_emulated(dtype, device) -> bool:
 
 
 def cpu_features() -> set[str]:
-    """Names of the processor's instruction sets; where Linux does not say them, those that torch knows."""
+    """Names of the processor's instruction sets; if Linux does not say them, those that torch knows."""
     if CPU_INFO.is_file():
         lines = re.findall(r"^(?:flags|Features)\s*:(.*)", CPU_INFO.read_text(errors="replace"), re.MULTILINE)
         return set(lines[0].split()) if lines else set()
@@ -94,7 +94,7 @@ class LossScaler:
             self.scale, self.good_steps = min(self.scale * 2.0, self.CEILING), 0
 
     def state_dict(self) -> dict:
-        """State under the names of torch's GradScaler; empty where nothing is scaled."""
+        """State under the names of torch's GradScaler; empty if nothing is scaled."""
         if not self.enabled:
             return {}
         state = {"scale": self.scale, "growth_factor": 2.0, "backoff_factor": 0.5}
@@ -128,7 +128,7 @@ class BufferSnapshot:
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
 
     def first_bad(self) -> str:
-        """The name of the first buffer that is not finite, '' where all are."""
+        """The name of the first buffer that is not finite, '' if all are."""
         return next((n for n, b in zip(self.names, self.floating) if not bool(b.isfinite().all())), "")
 
     @torch.no_grad()

@@ -159,7 +159,7 @@ def tell_the_others(failure: str):
 
 
 def launch_all_gpus(config, argv):
-    """Replace this process by torchrun with one process for each GPU, where `distributed` asks for it."""
+    """Replace this process by torchrun with one process for each GPU, if `distributed` asks for it."""
     if not config.distributed or "WORLD_SIZE" in os.environ:
         return
     if config.device == "cpu" or torch.cuda.device_count() < 2:

@@ -19,9 +19,9 @@ class Saver:
     infinities by design. A checkpoint that cannot be written is kept in memory and tried again.
     """
 
-    def __init__(self, config, ranks, files, capture, nonfinite_by_design, say):
+    def __init__(self, config, ranks, files, capture, nonfinite_by_design, log):
         self.config, self.ranks, self.files = config, ranks, files
-        self.capture, self.nonfinite_by_design, self.say = capture, nonfinite_by_design, say
+        self.capture, self.nonfinite_by_design, self.log = capture, nonfinite_by_design, log
         self.saved_at, self.saved_step = time.monotonic(), 0
 
     def due(self, step: int) -> bool:
@@ -62,7 +62,7 @@ class Saver:
         """Whether the weights of a state are finite: others are never written over good ones."""
         bad = [n for n in checkpoint.nonfinite_tensors(state["model_state_dict"]) if n not in self.nonfinite_by_design]
         if bad:
-            self.say(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
+            self.log(f"{name} is not written: {len(bad)} tensors are not finite, the first {bad[0]}")
         return not bad
 
     def save(self, state: dict, name: str, content=None, beside=None) -> bool:
@@ -89,7 +89,7 @@ class Saver:
         waiting = self.files.writes.waiting
         for path in [path for path in waiting if path.match("model0*.model") and path.stem != name]:
             del waiting[path]
-            self.say(f"{path}: given up; the disk did not take it before the next evaluation")
+            self.log(f"{path}: given up; the disk did not take it before the next evaluation")
 
     def unsaved(self) -> list[str]:
         """The checkpoints that could not be written."""

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from errors import first_line
-from training.writes import say
+from training.writes import log
 
-PROJECT = "speaker-recognition"  # where WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME name no other
+PROJECT = "speaker-recognition"  # if WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME name no other
 MOST_PARAMETERS, LONGEST_VALUE = 100, 500  # of a call of mlflow.log_params
 
 
@@ -93,6 +93,6 @@ class Tracker:
             result = action()
         except Exception as error:  # of a network, a server or a package of others: any kind
             self.tracker = None
-            say(f"tracker: {self.name}: {type(error).__name__}: {first_line(error)}; the run goes on without it")
+            log(f"tracker: {self.name}: {type(error).__name__}: {first_line(error)}; the run goes on without it")
         else:
             self.tracker = result if keep else self.tracker

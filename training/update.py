@@ -13,11 +13,11 @@ class UpdateGuard:
 
     That is every tensor, number, list and dict that the optimizer holds or reaches: parameters, moments, counters,
     settings, and the same of an optimizer inside it. Objects of other kinds, as a generator of its own, are not kept.
-    Where memory does not allow a copy ``keeps`` is False: then a bad step is seen but cannot be taken back.
+    If memory does not allow a copy ``keeps`` is False: then a bad step is seen but cannot be taken back.
     """
 
-    def __init__(self, optimizer, network, say):
-        self.optimizer, self.say, self.keeps = optimizer, say, True
+    def __init__(self, optimizer, network, log):
+        self.optimizer, self.log, self.keeps = optimizer, log, True
         names = {id(p): name for name, p in network.named_parameters()}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = [(names.get(id(p), f"parameter {i}"), p) for i, p in enumerate(parameters)]
@@ -43,7 +43,7 @@ class UpdateGuard:
             torch._foreach_copy_(copies, tensors)
 
     def reserve(self):
-        """Make room for a copy of the tensors; where there is none, say so once and keep nothing from now on."""
+        """Make room for a copy of the tensors; if there is none, say so once and keep nothing from now on."""
         self.copies, by_kind = [], {}
         for tensor in self.tensors:
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -55,7 +55,7 @@ class UpdateGuard:
             if "memory" not in str(error):
                 raise
         self.keeps, self.copies = False, []
-        self.say(
+        self.log(
             f"no memory for a copy of weights and moments ({self.size / 1e6:.0f} MB): an update that makes something "
             "non-finite cannot be taken back, and ends the run"
         )
@@ -77,7 +77,7 @@ class UpdateGuard:
 
     @torch.no_grad()
     def undo(self) -> bool:
-        """Put everything back; returns False where there is no copy."""
+        """Put everything back; returns False if there is no copy."""
         if not self.keeps:
             return False
         for container, content in self.containers.values():
@@ -102,9 +102,9 @@ class UpdateGuard:
         return found
 
     def spoiled(self, ranks) -> list[dict]:
-        """What a step made non-finite, for each rank {name: statistics}; empty where everything is finite everywhere.
+        """What a step made non-finite, for each rank {name: statistics}; empty if everything is finite everywhere.
 
-        Reads the device once where all is well. A finite value whose square overflows is not counted.
+        Reads the device once if all is well. A finite value whose square overflows is not counted.
         """
         watched = self.watched()
         suspicious = ~total_norm(list(watched.values())).isfinite()

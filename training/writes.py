@@ -34,7 +34,7 @@ class Writes:
             return False
         if waited and not self.waiting:
             self._reasons.clear()
-            say("every file that could not be written before is written now")
+            log("every file that could not be written before is written now")
         return True
 
     def write_bytes(self, path, content: bytes) -> bool:
@@ -46,7 +46,7 @@ class Writes:
         try:
             Path(path).unlink(missing_ok=True)
         except OSError as error:
-            say(f"{path}: cannot be removed: {error.strerror}")
+            log(f"{path}: cannot be removed: {error.strerror}")
 
     def append(self, path, piece: bytes) -> bool:
         """Append to a file as ``write`` does; pieces that wait are written before it."""
@@ -67,7 +67,7 @@ class Writes:
     def tell(self, path: Path, reason: str):
         """Say that a file could not be written, once for each folder and reason."""
         if (path.parent, reason) not in self._reasons.values():
-            say(f"{path}: cannot be written: {reason}; training goes on, and this is tried again")
+            log(f"{path}: cannot be written: {reason}; training goes on, and this is tried again")
         self._reasons[path] = (path.parent, reason)
 
     def left(self) -> dict[Path, str]:
@@ -75,6 +75,6 @@ class Writes:
         return {path: self._reasons[path][1] for path in self.waiting}
 
 
-def say(text: str):
+def log(text: str):
     """Print a line on stderr, above a progress bar."""
     tqdm.write(text, file=sys.stderr)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loss import aamsoftmax, amsoftmax, sphereface2
-from loss.margin import turned
+from loss.margin import add_angle
 from settings import plugins
 
 WARMUP = (20, 40, "exponential")
@@ -84,7 +84,7 @@ def test_gradients_are_those_of_finite_differences(head):
 @pytest.mark.parametrize("angle", [0.3, -0.3])
 def test_a_turned_cosine_rises_and_has_no_jump(angle):
     cosine = torch.linspace(-1, 1, 20001)
-    values = turned(cosine, angle)
+    values = add_angle(cosine, angle)
     assert (values.diff() > -1e-6).all() and values.diff().max() < 0.02
     middle = cosine[7000:13000].double()
     assert torch.allclose(values[7000:13000].double(), (middle.acos() + angle).cos(), atol=1e-6)

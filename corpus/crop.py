@@ -1,0 +1,74 @@
+"""The origin of a row of a batch, enough to make it again: written by the loader, kept in dumps, read by the replay."""
+
+from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from config import SAMPLE_RATE
+from corpus.audio import NORMAL, AudioError, read_crop
+from corpus.augmentation import apply_draws
+
+
+@dataclass
+class Crop:
+    """A crop of a recording, with everything that was drawn for it.
+
+    ``line`` is that of the list, ``start`` the first sample counted at the file's own ``rate``, ``speed`` that of a
+    speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
+    not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
+    """
+
+    path: str
+    line: int = 0
+    start: int = 0
+    rate: int = SAMPLE_RATE
+    speed: float = 1.0
+    channel: str = "mix"
+    utterance: int | None = None
+    augment: list[dict] = field(default_factory=list)
+    replaced: list[dict] = field(default_factory=list)
+    peak: float = 0.0
+    rms: float = 0.0
+
+    @classmethod
+    def from_dict(cls, info: dict) -> "Crop":
+        """Read what ``to_dict`` wrote; keys of other versions are left out."""
+        known = {part.name for part in fields(cls)}
+        return cls(**{name: value for name, value in info.items() if name in known})
+
+    def to_dict(self) -> dict:
+        """The crop as a dump holds it."""
+        info = asdict(self)
+        if not self.replaced:
+            del info["replaced"]
+        if self.utterance is None:
+            del info["utterance"]
+        return info
+
+    @property
+    def draws(self) -> list[dict]:
+        """The augmentations that were applied."""
+        return [draw for draw in self.augment if "reason" not in draw]
+
+    def load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32 at 16 kHz.
+
+        AudioError if one of its files cannot be read.
+        """
+        for path in (self.path, *(draw["path"] for draw in self.draws)):
+            if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
+                raise AudioError(f"no such file: {path}")
+        speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL
+        clean = read_crop(self.path, samples, start=int(self.start), speed=speed, channel=str(self.channel)).x
+        with np.errstate(over="ignore", invalid="ignore"):
+            return clean, apply_draws(clean, self.augment)
+
+    def sample_in_file(self, index: int) -> int:
+        """Sample of the file, at its own rate, that sample ``index`` of the crop was made from."""
+        return int(self.start) + round(index * self.rate / SAMPLE_RATE * self.speed)
+
+    def second_in_file(self, index: int) -> float:
+        """Second of the file that sample ``index`` of the crop was made from."""
+        return self.start / self.rate + index / SAMPLE_RATE * self.speed
