@@ -327,8 +327,8 @@ def for_precision(case, finding) -> list[dict]:
             fixes.append(fix)
     if not any(f["verdict"] == "verified" for f in fixes) and finding.source:
         text = f"{finding.source}: take out the cast to 16 bit"
-        how = {"dtype": "float32", "modes": [Casts(torch.float32)]}
-        fixes.append(attempt(case, text, "fix_code", {"source": finding.source}, **how))
+        change = {"source": finding.source}
+        fixes.append(attempt(case, text, "fix_code", change, dtype="float32", modes=[Casts(torch.float32)]))
     return [*fixes, *settings_of_plugins(case, finding)]
 
 

@@ -27,10 +27,10 @@ class Attempt:
 
 def read_attempt(results: list, norm, buffers, ranks) -> Attempt:
     """Read the device: ``results`` (loss, accuracy) of each batch, the norm of the gradients, that of the buffers."""
-    results = torch.stack(results)  # (batches, 2)
-    own = torch.stack([(~results[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
+    rows = torch.stack(results)  # (batches, 2)
+    own = torch.stack([(~rows[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
     shared = ranks.maximum(own.clone()) if ranks.world > 1 else own
-    read = torch.cat([results.mean(dim=0), norm.float()[None], own, shared]).tolist()
+    read = torch.cat([rows.mean(dim=0), norm.float()[None], own, shared]).tolist()
     loss, accuracy, norm, own_loss, _, own_buffers, bad_loss, bad_norm, bad_buffers = read
     # A gradient is summed over the ranks: if no loss and no buffer is bad, the main process speaks for it.
     at_fault = bool(own_loss or own_buffers) or (ranks.main and not (bad_loss or bad_buffers))

@@ -9,6 +9,8 @@ import warnings
 import torch
 from tqdm import tqdm
 
+from config import Config
+
 LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 WIDE = 100  # columns of a terminal that has room for a bar beside the figures
 
@@ -36,8 +38,14 @@ def _folded_line(line: str, width: int) -> str:
             lines[-1] += f"  {part.strip()}"
         else:
             ahead = f"{indent}  " if lines else indent
-            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": f"{indent}  "}
-            lines += textwrap.wrap(part.strip(), width - 1, initial_indent=ahead, **options)
+            lines += textwrap.wrap(
+                part.strip(),
+                width - 1,
+                initial_indent=ahead,
+                subsequent_indent=f"{indent}  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
     return "\n".join(lines)
 
 
@@ -77,9 +85,9 @@ class Display:
     ``log(text)`` prints a line. ``world``: the number of processes.
     """
 
-    def __init__(self, config, progress, files, world: int, log):
+    def __init__(self, config: Config, progress, files, world: int, log):
         self.config, self.progress, self.files, self.world, self.log = config, progress, files, world, log
-        self.bar = None
+        self.bar: Bar | None = None
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
 from corpus.lists import list_hash, read_trials
 from corpus.loader import Loader, LoaderFailed
@@ -32,7 +33,7 @@ from training.writes import Writes
 class Evaluator:
     """A trial list ready to be scored with any state of the network."""
 
-    def __init__(self, config, ranks):
+    def __init__(self, config: Config, ranks):
         self.config, self.ranks = config, ranks
         self.window = window_samples(config.embed_window_seconds)
         self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
@@ -204,7 +205,9 @@ class Evaluator:
             if len(index):
                 sides = [[side[i] for i in index] for side in (self.first, self.second)]
                 path = folder / f"{name}_epoch_{result['epoch']}.txt"
-                write = functools.partial(write_scores, path, result["scores"][index], self.labels[index], *sides)
+                write = functools.partial(
+                    write_scores, path, result["scores"][index], self.labels[index], sides[0], sides[1]
+                )
                 if not writes.write(path, write):
                     return
                 written.append(path)
@@ -256,7 +259,7 @@ class Evaluator:
         return plots.draw_all(folder, scores, labels, result, None, costs, write, formats)
 
 
-def other_scores(config) -> str:
+def other_scores(config: Config) -> str:
     """Why a calibration of scores other than the cosine is of no use to verify.py."""
     return f"it compares by the cosine, not by score_mode {config.score_mode}"
 
@@ -330,7 +333,7 @@ def _spread(speakers, rng) -> np.ndarray:
     return np.argsort(place, kind="stable")
 
 
-def describe(result: dict, config) -> list[str]:
+def describe(result: dict, config: Config) -> list[str]:
     """Say an evaluation in lines for the terminal."""
     lines = list(result.get("notes", ()))
     for file in result["nan_files"][:10]:
@@ -364,7 +367,7 @@ def describe(result: dict, config) -> list[str]:
     return [*lines, caution] if caution else lines
 
 
-def write_evaluation(files, evaluator, result: dict, config, step: int):
+def write_evaluation(files, evaluator, result: dict, config: Config, step: int):
     """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
     if not files.main:
         return

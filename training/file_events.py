@@ -1,5 +1,7 @@
 """Files that the loader could not use as they are: each is named once and counted over all processes."""
 
+from config import Config
+
 UNITS = {"resampled": "Hz", "mixed down": "channels"}  # of the number in events on files that are used all the same
 NOTES = ("repaired", "converted", "decoder warnings", "channels cancel")  # kinds of such events without a number
 COUNTED = ("unreadable", "nonfinite")  # kinds that count towards max_bad_files_pct; the others concern noise files
@@ -14,7 +16,7 @@ class FileEvents:
     ``too_many``. Files of ``known`` that a resumed run does not meet again, since they were repaired, do not count.
     """
 
-    def __init__(self, config, total: int, ranks, files, log):
+    def __init__(self, config: Config, total: int, ranks, files, log):
         self.config, self.total, self.ranks, self.files, self.log = config, total, ranks, files, log
         percent = config.max_bad_files_pct
         self.allowed = max(ALWAYS_ALLOWED, int(percent / 100 * total)) if percent else 0

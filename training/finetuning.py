@@ -1,5 +1,6 @@
 """Starting from trained weights: the head for other classes, a frozen backbone, and learning rates by part."""
 
+from config import Config
 from corpus.audio import class_count
 from errors import UsageError
 from storage import checkpoint
@@ -47,7 +48,7 @@ class FrozenBackbone:
         return f"the backbone trains from epoch {self.epochs + 1} on (freeze_epochs)"
 
 
-def learning_rate_scale(config, processes: int) -> float:
+def learning_rate_scale(config: Config, processes: int) -> float:
     """What ``lr_reference_batch`` multiplies learning rates by: rows of a step over the reference; 1 if it is off.
 
     The linear rule (Goyal et al. 2017, section 2.1), with accumulated batches counted. wespeaker's reference is 64; it
@@ -98,7 +99,7 @@ def check_ratio(optimizer, values: dict, scheduler: str):
 # ------------------------------------------------------------------------------------------------ initial_model
 
 
-def load_initial(network, dataset, config, log):
+def load_initial(network, dataset, config: Config, log):
     """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh.
 
     ``dataset`` knows the speakers. ``log(text)`` prints a line.
@@ -137,7 +138,7 @@ def load_initial(network, dataset, config, log):
             log(f"  {what}: {len(lines) - MOST_LISTED} more")
 
 
-def fit_head(weights: dict, state: dict, own: dict, dataset, config) -> tuple[dict, str]:
+def fit_head(weights: dict, state: dict, own: dict, dataset, config: Config) -> tuple[dict, str]:
     """Make the head of a checkpoint one for this run's classes; returns (weights, a remark on it).
 
     ``own``: the state of the network to start.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from config import Config
 from errors import UsageError
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -16,7 +17,7 @@ INSTRUCTIONS = {
 }
 
 
-def choose_amp_dtype(config, device):
+def choose_amp_dtype(config: Config, device):
     """The autocast type, None for fp32; ``auto`` takes only a type that the device has instructions for."""
     if not config.mixedprec:
         return None
@@ -43,7 +44,7 @@ def cpu_features() -> set[str]:
     return {name for name, has in capabilities.items() if has is True}
 
 
-def emulation_note(config, device) -> str:
+def emulation_note(config: Config, device) -> str:
     """What to say of a 16-bit type that the device has no instructions for; "" if there is nothing to say."""
     if not config.mixedprec:
         return ""

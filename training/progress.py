@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from config import Config
 from corpus.lists import list_hash
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
@@ -46,7 +47,7 @@ class Window:
         return self.opened if self.accepted else batch
 
 
-def plan_of(config, sampler, world: int) -> dict:
+def plan_of(config: Config, sampler, world: int) -> dict:
     """What decides which rows a batch has, and in how many batches and rows an epoch is dealt."""
     facts = {key: getattr(config, key) for key in DEALT_BY}
     size = {"batches": len(sampler), "rows": sampler.rows}

@@ -8,6 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from config import Config
 from errors import SharedError, UsageError, rank_prefix
 from storage.dump import content_hash
 
@@ -18,7 +19,7 @@ SEPARATOR = "\0"
 class Ranks:
     """This process among all; a single process needs no process group and every collective is the identity."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         use_gpu = config.device != "cpu" and torch.cuda.is_available()
@@ -158,7 +159,7 @@ def tell_the_others(failure: str):
             meet(FAREWELL, failure)
 
 
-def launch_all_gpus(config, argv):
+def launch_all_gpus(config: Config, argv):
     """Replace this process by torchrun with one process for each GPU, if `distributed` asks for it."""
     if not config.distributed or "WORLD_SIZE" in os.environ:
         return

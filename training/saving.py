@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from config import Config
 from storage import checkpoint
 from storage.files import save_atomically, write_atomically
 
@@ -19,7 +20,7 @@ class Saver:
     infinities by design. A checkpoint that cannot be written is kept in memory and tried again.
     """
 
-    def __init__(self, config, ranks, files, capture, nonfinite_by_design, log):
+    def __init__(self, config: Config, ranks, files, capture, nonfinite_by_design, log):
         self.config, self.ranks, self.files = config, ranks, files
         self.capture, self.nonfinite_by_design, self.log = capture, nonfinite_by_design, log
         self.saved_at, self.saved_step = time.monotonic(), 0

@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from config import Config
 from errors import first_line
 from training.writes import log
 
@@ -19,7 +20,7 @@ def axis_of(tag: str) -> str:
 class WeightsAndBiases:
     """A run of W&B; resumed, it is the same one. WANDB_MODE=offline keeps all of it below ``save_path``."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         import wandb
 
         place = Path(config.save_path).absolute()
@@ -47,7 +48,7 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow, at MLFLOW_TRACKING_URI; resumed, it is the same one."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         import mlflow
 
         note, name = Path(config.save_path, "logs", "mlflow_run.txt"), Path(config.save_path).absolute().name
@@ -79,7 +80,7 @@ TRACKERS = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 class Tracker:
     """A tracker whose failures end no run: the first one is said, and nothing is sent any more."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         self.name, self.tracker = config.tracker, None
         self._attempt(lambda: TRACKERS[config.tracker](config), keep=True)
 

@@ -126,5 +126,5 @@ def collect(value, containers: dict, tensors: dict):
     elif isinstance(value, (dict, list)) and id(value) not in containers:
         content = dict(value) if isinstance(value, dict) else list(value)
         containers[id(value)] = (value, content)
-        for item in content.values() if isinstance(value, dict) else content:
+        for item in content.values() if isinstance(content, dict) else content:
             collect(item, containers, tensors)
