@@ -1,4 +1,4 @@
-"""A dump from file to verdict: read, replay, diagnose, try the fixes."""
+"""Take a dump from file to verdict: read, replay, diagnose, try the fixes."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from storage.dump_statistics import issues
 
 @dataclass
 class Analysis:
-    """What is known of a dump; ``verdict`` is the object that ``--json`` prints."""
+    """The result for one dump; ``verdict`` is the object that ``--json`` prints."""
 
     path: Path
     dump: dict
@@ -29,7 +29,7 @@ class Analysis:
 
 
 def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.0) -> Analysis:
-    """Analyse a dump file; DumpError where it cannot be read. ``seconds`` bounds the trials of the replay."""
+    """Analyse a dump file; DumpError if it cannot be read. ``seconds`` bounds the trials of the replay."""
     begin, threads = time.perf_counter(), torch.get_num_threads()
     dump = read_dump(path)
     state, missing = None, ""
@@ -51,8 +51,12 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
         evidence.append(case.refusal)
     place = {k: getattr(finding, k) for k in ("module", "op", "phase", "source", "parameter", "rows", "files", "rank")}
     verdict = {
-        **{"file": str(path), "reason": dump.get("reason"), "cause": finding.cause, "detail": finding.detail},
-        **{"location": place, "evidence": evidence or found},
+        "file": str(path),
+        "reason": dump.get("reason"),
+        "cause": finding.cause,
+        "detail": finding.detail,
+        "location": place,
+        "evidence": evidence or found,
         "replay": {
             "reproduced": case.reproduced if case.replay is not None else None,
             "seconds": round(time.perf_counter() - begin, 2),
@@ -65,12 +69,12 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
 
 
 def name_setting(finding, advice, config: dict):
-    """Where a setting of a plug-in alone cures a fault of code, the place is that setting."""
+    """Name a setting of a plug-in as the place if it alone fixes a fault of code."""
     if finding.parameter is None and finding.cause in ("loss", "model_forward", "model_backward", "frontend"):
         for fix in advice:
             if fix["action"] == "set" and fix["verdict"] == "verified" and not {"mixedprec", "lr"} & set(fix["change"]):
                 key = finding.parameter = next(iter(fix["change"]))
-                finding.summary += f" With another {key} than {config.get(key)} it is finite."
+                finding.summary += f" With {key} {fix['change'][key]} (now {config.get(key)}) the step is finite."
                 return
 
 

@@ -1,4 +1,4 @@
-"""A dump with all that can be asked of it: its state, its replay, the first bad operation, the guilty rows."""
+"""A dump under analysis: its state, its replay, the first bad operation, the rows at fault."""
 
 import functools
 import math
@@ -12,11 +12,11 @@ from postmortem.retraining import Retraining
 from storage.dump import rows_of
 from storage.dump_statistics import bad_state, wrong_labels
 
-SEARCH_RUNS = 28  # replays that a search for the guilty rows may take
+SEARCH_RUNS = 28  # replays that the search for the rows at fault may take
 
 
 class Case:
-    """One dump under analysis. ``replay`` is None where the step cannot be run again, ``refusal`` then says why."""
+    """One dump under analysis. ``replay`` is None if the step cannot be replayed; ``refusal`` then says why."""
 
     def __init__(self, path, dump: dict, state: dict | None, replay: bool = True, trust=False, seconds: float = 60.0):
         self.path, self.dump, self.state = path, dump, state
@@ -33,9 +33,9 @@ class Case:
         if not replay:
             self.refusal = "not replayed: --no-replay"
         elif not dump.get("format_version"):
-            self.refusal = "not replayed: an old dump holds neither weights nor configuration"
+            self.refusal = "not replayed: an old dump has no weights and no configuration"
         elif dump["reason"] == "data_error":
-            self.refusal = "not replayed: the step was taken, a file was not"
+            self.refusal = "not replayed: the step was taken; only a file was left out"
         else:
             try:
                 self.replay = Replay(dump, state, trust)
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes: rows of the loss's weight, else the configuration's; None where neither tells."""
+        """Number of classes: the configuration's, else the rows of the loss's weight; None if neither is known."""
         weights = (self.state or {}).get("model_state_dict", {})
         configured = self.config.get("nClasses") or None
         heads = {t.shape[0] for name, t in weights.items() if name.startswith("__L__") and t.ndim == 2}
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def bad_state(self) -> list[str]:
-        """Names of state tensors that were not finite before the step, but for those that are meant to be."""
+        """Names of state tensors that were not finite before the step, without buffers that are infinite by design."""
         by_design = self.replay.nonfinite_by_design if self.replay is not None else ()
         return [name for name in bad_state(self.state) if name not in by_design] if self.state else []
 
@@ -89,14 +89,14 @@ class Case:
         """Replay the step, and if it fails, again under the probe."""
         self.base = self.replay.run(stats=True)
         if self.base.error and self.dump["reason"] != "label_out_of_range":
-            self.refusal, self.replay = f"not replayed: the step raises {self.base.error}", None
+            self.refusal, self.replay = f"not replayed: the step raises an error: {self.base.error}", None
             return
         self.reproduced = self.replay.reproduction(self.base)
         if self.reproduced == "vanished":
             again = self.replay.run(stats=True)
             if not again.finite:
                 self.base, self.reproduced = again, "same_fault"
-                self.evidence.append("of two replays one was finite: the step does not compute the same twice")
+                self.evidence.append("one of two replays was finite: the step gives different results each time")
         if self.base.nonfinite_after_update:
             watch = Probe(self.replay.network(), self.replay.data)
             self.replay.run(around=watch)
@@ -109,19 +109,19 @@ class Case:
         network = self.replay.network(changes.get("settings"))
         self.probe = Probe(network, self.replay.data)
         outcome = self.replay.run(modes=[self.probe], scale=self.base.scale, **changes)
-        self.probe.ended(network, math.isfinite(outcome.loss) and not outcome.error)
+        self.probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
         self.origin = self.probe.origin()
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
-            steep = Probe(network, self.replay.data, steep=True)
-            self.replay.run(modes=[steep], scale=self.base.scale, **changes)
-            self.origin = steep.steepest
+            probe = Probe(network, self.replay.data, find_largest_gain=True)
+            self.replay.run(modes=[probe], scale=self.base.scale, **changes)
+            self.origin = probe.largest_gain_record
 
     def next_bad_line(self, guards: list) -> str:
-        """The source line of the first bad operation while other lines are guarded; '' where there is none."""
+        """The source line of the first bad operation while other lines are guarded; '' if there is none."""
         probe = Probe(self.replay.network(), self.replay.data)
         outcome = self.replay.run(modes=[*guards, probe], scale=self.base.scale)
-        probe.ended(self.replay.network(), math.isfinite(outcome.loss) and not outcome.error)
+        probe.end_forward(self.replay.network(), math.isfinite(outcome.loss) and not outcome.error)
         record = None if outcome.finite else probe.origin()
         return record.site.source if record is not None else ""
 
@@ -138,21 +138,21 @@ class Case:
         return sorted(crop * width + column for crop in range(crops) for column in columns)
 
     def guilty_columns(self) -> list[int]:
-        """Labelled rows without which the step is finite; empty where no part of the batch is to blame.
+        """Find the labelled rows without which the step is finite; empty if no part of the batch is to blame.
 
-        Asks the first bad operation first, and checks its answer by leaving these rows out; else halves the batch.
+        Tries the rows that the first bad operation names; if the step fails without them too, halves the batch.
         """
         everything = list(range(self.replay.columns))
         if len(everything) < 3:
             return []
-        told = self.columns_of_origin()
-        if told and self.cured_without(told):
-            return told
+        named = self.columns_of_origin()
+        if named and self.finite_without(named):
+            return named
         self.searches = 0
         width = len(everything)
         pairs = [everything[i : i + 2] for i in (0, width // 3, 2 * width // 3)]
         if width > 7 and all(self.search(pair) for pair in pairs):
-            return []  # whatever rows: none of them is to blame
+            return []  # the step fails with any rows: none of them is to blame
         guilty, left = [], everything
         while (
             len(guilty) <= len(everything) // 2
@@ -170,13 +170,13 @@ class Case:
                 return sorted(guilty)
         return []
 
-    def cured_without(self, columns) -> bool:
+    def finite_without(self, columns) -> bool:
         """Whether the step is finite when these labelled rows are left out."""
         left = [c for c in range(self.replay.columns) if c not in columns]
         return len(left) > 1 and self.replay.run(columns=left).finite
 
     def columns_of_origin(self) -> list[int]:
-        """Columns that the first bad operation names, where it still had the batch in front."""
+        """Columns that the first bad operation names, if its first dimension is that of the batch."""
         record, width = self.origin, self.replay.columns
         rows = self.replay.data.shape[0] * width
         if record is None or record.size not in (width, rows) or not 0 < len(record.rows) < record.size:
@@ -184,7 +184,7 @@ class Case:
         return sorted({row % width for row in record.rows})
 
     def search(self, columns) -> bool:
-        """``fails``, counted."""
+        """``fails``, counted against SEARCH_RUNS."""
         self.searches += 1
         return self.fails(columns)
 

@@ -1,4 +1,4 @@
-"""Explain the scores that an evaluation lost: the fewest files that account for all of them, and what is in each."""
+"""Explain the scores that an evaluation lost: the fewest files that account for all of them, and their faults."""
 
 import re
 from collections import Counter
@@ -11,7 +11,9 @@ import yaml
 from corpus.audio import AudioError, read_audio
 from corpus.lists import LIST_TEXT, columns_of
 from errors import first_line
+from postmortem.finding import plural
 from postmortem.fixes import recommendation
+from postmortem.report import recommendation_lines
 from settings import plain_yaml
 from storage.restricted import DumpError, printable
 
@@ -21,7 +23,7 @@ MAX_BYTES = 1 << 28
 
 @dataclass
 class EvaluationFault:
-    """What is known of the lost trials of an evaluation; ``verdict`` is the object that ``--json`` prints."""
+    """The result for a list of lost trials; ``verdict`` is the object that ``--json`` prints."""
 
     path: Path
     verdict: dict
@@ -29,16 +31,16 @@ class EvaluationFault:
     pairs: int
 
     def lines(self) -> list[str]:
-        """The report."""
+        """Return the text report."""
         found = ["=" * 80, f"Lost scores: {self.path}", "=" * 80, "Cause: evaluation", self.summary, "Evidence:"]
         found += [f"- {text}" for text in self.verdict["evidence"]]
         found += ["", "--- RECOMMENDATIONS ---"]
-        found += [f"{r['verdict'].upper()}  {r['text']}: {r['outcome']}" for r in self.verdict["recommendations"]]
+        found += recommendation_lines(self.verdict["recommendations"])
         return [printable(line) for line in found]
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """The pairs of a list of lost trials, lines `score label pathA pathB`; DumpError where it is none."""
+    """Read the pairs of a list of lost trials, lines `score label pathA pathB`; DumpError if it is none."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DumpError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
@@ -52,7 +54,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def cover(pairs: list[tuple[str, str]]) -> list[str]:
-    """Files that account for all pairs, few of them: again and again the file in most pairs that are left."""
+    """Return few files that account for all pairs: repeatedly the file in most of the pairs that are left."""
     left, chosen = pairs, []
     while left:
         counts = Counter(file for pair in left for file in set(pair))
@@ -65,18 +67,18 @@ def cover(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def describe_file(root: Path, name: str) -> tuple[str, int | None]:
-    """What is wrong with a test file, in words, and its first bad sample."""
+    """Return what is wrong with a test file, in words, and its first bad sample."""
     path = root / name
     if not path.is_file():
-        return "not at hand", None
+        return "no such file here", None
     try:
         audio, *_ = read_audio(path)
     except AudioError as error:
         return f"cannot be used: {error}", None
     wrong = np.flatnonzero(~np.isfinite(audio))
     if len(wrong):
-        return f"{len(wrong)} samples are not finite, the first is sample {wrong[0]}", int(wrong[0])
-    return f"{len(audio)} finite samples, peak {np.abs(audio).max():.3g}: the network makes it non-finite", None
+        return f"{plural(len(wrong), 'sample')} with NaN or Inf, the first is sample {wrong[0]}", int(wrong[0])
+    return f"the file is finite (peak {np.abs(audio).max():.3g}), but the network gives NaN or Inf for it", None
 
 
 def analyse_trials(path) -> EvaluationFault:
@@ -95,22 +97,26 @@ def analyse_trials(path) -> EvaluationFault:
     files = cover(pairs)
     found = [(name, *(describe_file(root, name) if i < 20 else ("", None))) for i, name in enumerate(files)]
     counts = Counter(file for pair in pairs for file in set(pair))
-    evidence = [f"{name}: {counts[name]} trials; {text}" for name, text, _ in found[:20]]
+    evidence = [f"{name}: {plural(counts[name], 'trial')}; {text}" for name, text, _ in found[:20]]
     evidence += [f"... and {len(files) - 20} more files"] if len(files) > 20 else []
-    outcome = f"none of the {len(pairs)} lost scores is left without them"
-    advice = recommendation(
-        f"repair these files, or take their trials out: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}",
-        *("exclude_file", {"files": files}, True, outcome),
-    )
+    more = ", ..." if len(files) > 5 else ""
+    text = f"repair these files, or remove their trials: {', '.join(files[:5])}{more}"
+    outcome = f"all {len(pairs)} lost scores are of trials with them"
+    advice = recommendation(text, "exclude_file", {"files": files}, True, outcome)
     places = [{"path": str(root / name), "sample": sample} for name, _, sample in found]
     location = dict.fromkeys(("module", "op", "source", "parameter", "rank"))
     verdict = {
-        **{"file": str(path), "reason": None, "cause": "evaluation"},
+        "file": str(path),
+        "reason": None,
+        "cause": "evaluation",
         "detail": "nonfinite" if any(sample is not None for *_, sample in found) else "nonfinite_embedding",
         "location": {**location, "phase": "data", "rows": [], "files": places},
-        **{"evidence": evidence, "replay": {"reproduced": None, "seconds": 0.0}, "recommendations": [advice]},
+        "evidence": evidence,
+        "replay": {"reproduced": None, "seconds": 0.0},
+        "recommendations": [advice],
     }
     epoch = NAME.fullmatch(path.name)
     when = f" of epoch {epoch[1]}" if epoch else ""
-    summary = f"{len(pairs)} trials{when} have no finite score; {len(files)} file(s) account for all of them."
+    blame = "1 file accounts" if len(files) == 1 else f"{len(files)} files account"
+    summary = f"{plural(len(pairs), 'trial')}{when} got no finite score; {blame} for all of them."
     return EvaluationFault(path, verdict, summary, len(pairs))

@@ -1,4 +1,4 @@
-"""Try each fix on the dump before recommending it: one change, the same batch, and what came of it."""
+"""Try each fix on the dump before recommending it: one change, the same batch."""
 
 import math
 
@@ -16,25 +16,25 @@ from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")
 LINES = 4  # source lines that are guarded together
-FOLLOWING_STEPS = 5  # more steps that a changed setting must survive, of the batch it was tried on
+FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a changed setting
+FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
+REHEARSAL = "remove nan_inject: this was a rehearsal"
 
 
 def recommendation(text, action, change, verdict, outcome) -> dict:
-    """A recommendation, as ``--json`` prints it."""
+    """Return a recommendation as ``--json`` prints it; ``verdict`` is True, False or None."""
     verdict = {True: "verified", False: "refuted", None: "untested"}[verdict]
     return {"text": text, "action": action, "change": change, "verdict": verdict, "outcome": outcome}
 
 
 def recommendations(case, finding) -> list[dict]:
-    """Every fix that fits the cause, and the guide's four quick fixes: verified first, the smallest change first."""
+    """Return the fixes of the cause and the four quick fixes: verified first, the smallest change first."""
     found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
     if finding.detail == "code_changed":
-        return [
-            recommendation("go on with the code as it is now", "none", None, True, f"the step with it: {case.base}")
-        ]
-    seed = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
+        return [recommendation("keep the changed code", "none", None, True, f"with it: {case.base}")]
+    quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
     present = {_key(r) for r in found}
-    found += [r for r in seed if _key(r) not in present]
+    found += [r for r in quick if _key(r) not in present]
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
     rank = {"verified": 0, "untested": 1, "refuted": 2}
     return sorted(found, key=lambda r: (rank[r["verdict"]], r.get("order", size[r["action"]])))
@@ -44,26 +44,30 @@ def _key(rec):
     return (rec["action"], repr(rec["change"]))
 
 
+def _shown(value) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
 def attempt(case, text, action, change, always: bool = False, **how) -> dict:
-    """Replay the step with one change and say what came of it; ``always``, whatever time is left."""
+    """Replay the step with one change and report its outcome; ``always`` ignores the time limit."""
     if case.replay is None:
         return recommendation(text, action, change, None, case.refusal)
     if case.base.finite:
-        return recommendation(text, action, change, None, "the replayed step is finite without it")
+        return recommendation(text, action, change, None, "not needed: the replayed step is finite without it")
     if case.time_left() < 0 and not always:
-        return recommendation(text, action, change, None, "the time for trials was used up (--seconds)")
+        return recommendation(text, action, change, None, "not tried: no time left (--seconds)")
     try:
         outcome = case.replay.run(**how)
     except ReplayError as error:
         return recommendation(text, action, change, None, str(error))
-    return recommendation(text, action, change, outcome.finite, f"the step with it: {outcome}")
+    return recommendation(text, action, change, outcome.finite, f"with it: {outcome}")
 
 
-# ------------------------------------------------------------------------------------------------- the guide's four
+# ------------------------------------------------------------------------------------------- the four quick fixes
 
 
 def quick_fixes(case, finding) -> list[dict]:
-    """Lower lr, lower scale, mixed precision off, harder clipping: tried in every replayed report."""
+    """Try a lower lr, a lower scale, mixed precision off and harder clipping: in every replayed report."""
     config, fixes = case.config, []
     lr = case.dump["lr"] if math.isfinite(case.dump["lr"]) and case.dump["lr"] > 0 else config.get("lr", 0.001)
     base = number(config, "lr") or lr
@@ -76,7 +80,7 @@ def quick_fixes(case, finding) -> list[dict]:
                 text = f"lower the scale of the loss to {lower:g} (now {config['scale']:g})"
                 fixes.append(lasting(case, attempt(case, text, "set", {"scale": lower}, settings={"scale": lower})))
     if case.dump["amp_dtype"] == "float32" and case.replay is not None and not case.base.finite:
-        outcome = f"it is off already: the step was computed in float32 ({case.base})"
+        outcome = f"not applicable: the step ran in float32 ({case.base})"
         fixes.append(recommendation("switch mixed precision off", "set", {"mixedprec": False}, False, outcome))
     elif case.dump["amp_dtype"] != "float32":
         fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
@@ -88,31 +92,29 @@ def quick_fixes(case, finding) -> list[dict]:
 
 
 def try_update_setting(case, finding, text, change, key) -> dict:
-    """A fix of the update: for an optimizer fault tried by taking the steps again, else it cannot reach this step."""
+    """Try a setting of the update: by retraining for an optimizer fault, else it cannot change this step."""
     if case.replay is None:
         return recommendation(text, "set", change, None, case.refusal)
     if case.base.nonfinite_after_update:
         return attempt(case, text, "set", change, settings=change)
     if finding.cause == "optimizer":
         retraining = case.retraining
-        if retraining is None or retraining.train().sound:
-            return recommendation(
-                text, "set", change, None, case.refusal or "the steps do not run away in the retraining"
-            )
-        tried = (
-            {**change, "lr": retraining.learning_rate() * change["lr"] / float(case.config.get("lr") or 1)}
-            if key == "lr"
-            else change
-        )
+        if retraining.train().sound:
+            return recommendation(text, "set", change, None, "not testable: retraining does not diverge")
+        tried = dict(change)
+        if key == "lr":
+            tried["lr"] = retraining.learning_rate() * change["lr"] / float(case.config.get("lr") or 1)
         trajectory = retraining.train(**tried)
-        return recommendation(text, "set", change, trajectory.sound, f"steps from {retraining.start}: {trajectory}")
+        return recommendation(text, "set", change, trajectory.sound, f"retrained from {retraining.start}: {trajectory}")
     if case.base.finite:
-        return recommendation(text, "set", change, None, "the replayed step is finite without it")
+        return recommendation(text, "set", change, None, "not needed: the replayed step is finite without it")
     step = case.repeated  # neither of these settings is read before the update
     if step.error:
-        return recommendation(text, "set", change, False, f"never read: the step raises {step.error}")
-    clipped = "clipping only spreads what is not finite, and " if key == "grad_clip" else ""
-    outcome = f"{clipped}the step fails before the update that reads it: {step}"
+        return recommendation(
+            text, "set", change, False, f"no effect: the step raises an error before the update ({step.error})"
+        )
+    why = "a NaN gradient stays NaN when it is clipped" if key == "grad_clip" else "the step fails before lr is used"
+    outcome = f"no effect: {why} ({step})"
     return recommendation(text, "set", change, False, outcome)
 
 
@@ -120,30 +122,30 @@ def try_update_setting(case, finding, text, change, key) -> dict:
 
 
 def for_input(case, finding) -> list[dict]:
-    """Take the file out of the list; or, for a level that is absurd, scale it."""
+    """Try the step without the file; for an absurd level, also with the file scaled."""
     fixes = []
     left = [c for c in range(len(case.label())) if c not in finding.columns]
     paths = list(dict.fromkeys(f["path"] for f in finding.files))
     if paths:
-        places = "; ".join(f"{path}: {excluded(case, path)}" for path in paths)
-        text, change = f"take out or repair {places}", {"file": paths[0]} if len(paths) == 1 else {"files": paths}
+        text = "; ".join(f"repair {path}, or {excluded(case, path)}" for path in paths)
+        change = {"file": paths[0]} if len(paths) == 1 else {"files": paths}
         if case.dump.get("reason") == "data_error":
-            outcome = "the run did so for this crop and the step was taken"
+            outcome = "the run left it out of this batch, and the step was finite"
             fixes.append(recommendation(text, "exclude_file", change, True, outcome))
         elif case.replay is None and case.bad_rows():
             clean = not set(case.bad_rows()) - set(finding.rows)
-            outcome = f"{case.refusal}; without it the other rows are finite" if clean else case.refusal
+            outcome = f"{case.refusal}; the other rows are finite" if clean else case.refusal
             fixes.append(recommendation(text, "exclude_file", change, None, outcome))
         elif len(left) < 2:
             sound = torch.nan_to_num(case.replay.data, nan=0.0, posinf=0.0, neginf=0.0)
             fixes.append(attempt(case, text, "exclude_file", change, data=sound))
-            fixes[-1]["outcome"] = f"no two rows are left; with the bad samples at zero, {fixes[-1]['outcome']}"
+            fixes[-1]["outcome"] = f"fewer than two rows are left; with its bad samples at 0, {fixes[-1]['outcome']}"
         else:
             fixes.append(attempt(case, text, "exclude_file", change, columns=left))
             note_another_fault(case, finding, fixes[-1], left)
     if case.dump.get("injected") == "data":
         for fix in fixes:
-            fix.update(verdict="refuted", outcome="the file is sound: nan_inject put it there")
+            fix.update(verdict="refuted", outcome="the file is fine: nan_inject wrote the NaN")
         fixes.append(without_injection(case, finding))
     if finding.detail == "amplitude" and case.replay is not None:
         flat = rows_of(case.dump["data"]).float().clone()
@@ -154,19 +156,17 @@ def for_input(case, finding) -> list[dict]:
 
 
 def note_another_fault(case, finding, fix, left):
-    """A batch that is sound without its bad samples and then fails under autocast alone has another fault as well."""
+    """Verify a fix without which another fault remains: the batch is then finite in float32, not under autocast."""
     if fix["verdict"] == "refuted" and case.bad_rows() and not set(case.bad_rows()) - set(finding.rows):
         exact = case.replay.run(columns=left, dtype="float32")
         if exact.finite:
             dtype, other = case.dump["amp_dtype"], fix["outcome"]
             fix["verdict"] = "verified"
-            fix["outcome"] = (
-                f"the batch is sound without it ({exact} in float32); another fault waits in {dtype}: {other}"
-            )
+            fix["outcome"] = f"without it, finite in float32 ({exact}); a second fault remains in {dtype}: {other}"
 
 
 def excluded(case, path) -> str:
-    """The list line to remove, in words."""
+    """Name the list line to remove, in words."""
     listing = case.config.get("train_list", "the training list")
     entries = [entry for info in case.files for entry in (info, *info.get("replaced", []))]
     line = next((entry.get("line") for entry in entries if entry["path"] == path), None)
@@ -175,7 +175,7 @@ def excluded(case, path) -> str:
 
 def without_injection(case, finding) -> dict:
     """Try the batch without the NaN that nan_inject wrote into it."""
-    text = "take nan_inject out: this was a rehearsal"
+    text = REHEARSAL
     flat = rows_of(case.dump["data"]).float().clone()
     flat[finding.rows] = torch.nan_to_num(flat[finding.rows], nan=0.0, posinf=0.0, neginf=0.0)
     if case.replay is None:
@@ -184,12 +184,12 @@ def without_injection(case, finding) -> dict:
 
 
 def for_augmentation(case, finding) -> list[dict]:
-    """Take the impulse responses and noise files out: the rows made again without them."""
+    """Try the rows rebuilt without the impulse responses and noise files at fault."""
     paths = list(dict.fromkeys(f["path"] for f in finding.files))
-    text = f"take out of its folder, or repair: {', '.join(paths)}"
+    text = f"repair, or remove from its folder: {', '.join(paths)}"
     change = {"file": paths[0]} if len(paths) == 1 else {"files": paths}
     if case.dump.get("reason") == "data_error":
-        outcome = "the run left it out of this crop and the step was taken"
+        outcome = "the run left it out of this batch, and the step was finite"
         return [recommendation(text, "exclude_file", change, True, outcome)]
     if case.replay is None:
         return [recommendation(text, "exclude_file", change, None, case.refusal)]
@@ -200,35 +200,37 @@ def for_augmentation(case, finding) -> list[dict]:
         try:
             flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
         except (AudioError, OSError, KeyError, ValueError) as error:
-            return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be made again: {error}")]
+            return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be rebuilt: {error}")]
     return [attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data))]
 
 
 def for_label(case, finding) -> list[dict]:
-    """Correct the list, or the number of classes."""
+    """Try the step with more classes, and without the rows of the wrong labels."""
     fixes = []
     left = [c for c in range(len(case.label())) if c not in finding.columns]
     if case.dump.get("injected") == "label":
-        text = "take nan_inject out: this was a rehearsal"
+        text = REHEARSAL
         label = case.label().clone()
         label[finding.columns] = 0
         fixes.append(attempt(case, text, "set", {"nan_inject": ""}, label=label))
     worst = max(int(v) for v in case.label()[finding.columns])
     if case.dump.get("injected") != "label" and (case.classes or 0) <= worst < 10 * (case.classes or 10) + 1000:
         change = {"nClasses": worst + 1}
-        text = f"nClasses must match the data set: {worst + 1} or more (now {case.classes}); 0 counts the train list"
+        text = f"set nClasses to {worst + 1} or more (now {case.classes}), or to 0 to count the train list"
         fixes.append(attempt(case, text, "set", change, settings=change))
     for path in dict.fromkeys(f["path"] for f in finding.files if case.dump.get("injected") != "label"):
         text = f"correct the speaker of {path}, or {excluded(case, path)}"
         if len(left) > 1:
             fixes.append(attempt(case, text, "exclude_file", {"file": path}, columns=left))
         else:
-            fixes.append(recommendation(text, "exclude_file", {"file": path}, None, "no two rows would be left"))
+            fixes.append(
+                recommendation(text, "exclude_file", {"file": path}, None, "not testable: fewer than two rows are left")
+            )
     return fixes
 
 
 def for_code(case, finding) -> list[dict]:
-    """Guard the operation where it stands; or a setting of the plug-in that keeps it in bounds."""
+    """Try a guard of the operation at its line, and settings of the plug-in."""
     fixes = guard_lines(case, finding, finding.source) if finding.source else []
     if "silence" in finding.detail and finding.columns:
         fixes += for_input(case, finding)
@@ -236,7 +238,7 @@ def for_code(case, finding) -> list[dict]:
 
 
 def guard_lines(case, finding, source: str) -> list[dict]:
-    """Guard a line, and while another fails then, that one too; else bound what the first line gives."""
+    """Guard a line, and the next line that fails then, up to LINES; else bound the results of the first line."""
     guards = []
     while source and len(guards) < LINES and source not in [g.source for g in guards]:
         guards.append(LineGuard(source))
@@ -247,18 +249,16 @@ def guard_lines(case, finding, source: str) -> list[dict]:
             return [fix]
         source = case.next_bad_line(guards)
     bound = LineBound(finding.source)
-    text = f"{finding.source}: keep what this line returns within bounds: mask where {finding.op} is not defined"
+    text = f"{finding.source}: mask the elements for which {case.origin.op_name} is not finite"
     fix = attempt(case, text, "fix_code", {"source": finding.source}, always=True, modes=[bound])
     if fix["verdict"] == "refuted" or bound.share > 0.5:  # a result that is mostly bad is replaced, not guarded
-        tried = (
-            f"a guard of {finding.op} does not cure it, or cannot be set there; bounding its result: {fix['outcome']}"
-        )
+        tried = f"no guard of {case.origin.op_name} is known to work; with its result bounded instead: {fix['outcome']}"
         fix.update(verdict="untested", outcome=tried)
     return [fix]
 
 
 def settings_of_plugins(case, finding) -> list[dict]:
-    """Settings of model and loss that are not their defaults, at their defaults; margin and scale at the guide's."""
+    """Try settings of model and loss at their defaults, and the margin at 0.1."""
     trials, config = [], case.config
     concerned = {"loss": ["loss"], "precision": ["models", "loss"]}.get(finding.cause, ["models"])
     for folder, chosen in (("models", "model"), ("loss", "trainfunc")):
@@ -277,20 +277,20 @@ def settings_of_plugins(case, finding) -> list[dict]:
     fixes = []
     for change in trials:
         ((key, value),) = change.items()
-        text = f"{key}: {value} (now {config[key]})"
+        text = f"set {key} to {_shown(value)} (now {_shown(config[key])})"
         fixes.append(lasting(case, attempt(case, text, "set", change, settings=change)))
     return fixes
 
 
 def lasting(case, fix: dict) -> dict:
-    """Refute a verified setting with which one of the next steps fails."""
+    """Refute a verified setting if one of the following steps fails with it."""
     if fix["verdict"] == "verified" and not survives(case, fix["change"]):
-        fix.update(verdict="refuted", outcome="this step is finite with it, one of the next with the same batch is not")
+        fix.update(verdict="refuted", outcome=FAILS_LATER)
     return fix
 
 
 def survives(case, change: dict) -> bool:
-    """Whether plain gradient steps with a changed setting, from the dump's weights, stay finite on the batch."""
+    """Whether gradient steps on the same batch, from the dump's weights, stay finite with a changed setting."""
     weights = {}
 
     def start(network):
@@ -310,7 +310,7 @@ def survives(case, change: dict) -> bool:
 
 
 def for_precision(case, finding) -> list[dict]:
-    """Another type, one module in fp32, or a smaller scale."""
+    """Try bfloat16, one module in float32, a guard of the line, or settings of plug-ins."""
     fixes = []
     if case.dump["amp_dtype"] == "float16":
         fixes.append(attempt(case, "compute in bfloat16", "set", {"amp_dtype": "bfloat16"}, dtype="bfloat16"))
@@ -326,24 +326,24 @@ def for_precision(case, finding) -> list[dict]:
             fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
             fixes.append(fix)
     if not any(f["verdict"] == "verified" for f in fixes) and finding.source:
-        text = f"{finding.source}: take out the cast to 16 bit"
+        text = f"{finding.source}: remove the cast to 16 bit"
         change = {"source": finding.source}
         fixes.append(attempt(case, text, "fix_code", change, dtype="float32", modes=[Casts(torch.float32)]))
     return [*fixes, *settings_of_plugins(case, finding)]
 
 
 def for_state(case, finding) -> list[dict]:
-    """Go back to a checkpoint, or repair what is bad in place."""
+    """Try the weights of a checkpoint, or the bad tensors restored."""
     fixes = []
     if finding.detail == "scaler":
         outcome = case.replay.run(scale=1.0) if case.replay else None
-        text = "start again from the last checkpoint with a loss scale above 0"
+        text = "resume from the last checkpoint with a loss scale above 0"
         verdict = None if outcome is None else outcome.finite
         return [recommendation(text, "restore", {"scaler_scale": 65536.0}, verdict, f"with scale 1: {outcome}")]
     retraining = case.retraining
     if retraining is not None and retraining.checkpoint:
         path, weights = retraining.checkpoint, retraining.weights
-        text, change = f"go on from {path}", {"initial_model": str(path)}
+        text, change = f"start from {path} (initial_model)", {"initial_model": str(path)}
 
         def older(network):
             case.replay.load(network, weights, strict=False)
@@ -355,16 +355,12 @@ def for_state(case, finding) -> list[dict]:
     if finding.detail == "optimizer_moment":
         weights = [n for n in case.bad_state if not n.startswith("optimizer.")]
         also = f" and restore {', '.join(weights[:3])}" if weights else ""
-        text, change = (
-            f"reset the optimizer's moments{also}: '{finding.parameter}' spoils every update",
-            {"tensor": finding.parameter},
-        )
+        text = f"reset the optimizer's moments{also}: '{finding.parameter}' makes every update NaN or Inf"
+        change = {"tensor": finding.parameter}
         if weights:
             return [*fixes, attempt(case, text, "restore", change, edit=repaired(case, weights))]
-        return [
-            *fixes,
-            recommendation(text, "restore", change, None, f"the next update reads it, not this step: {case.base}"),
-        ]
+        outcome = f"not testable: the step before the update does not read it ({case.base})"
+        return [*fixes, recommendation(text, "restore", change, None, outcome)]
     names = [finding.parameter] if finding.detail in ("outlier", "negative_variance") else case.bad_state
     repair = repaired(case, names)
     text = f"restore {', '.join(repr(n) for n in names[:3])}{', ...' if len(names) > 3 else ''} from a sound checkpoint"
@@ -372,31 +368,33 @@ def for_state(case, finding) -> list[dict]:
 
 
 def for_optimizer(case, finding) -> list[dict]:
-    """The setting that the fault hangs on, tried by taking the steps again."""
+    """Try the setting that the fault depends on, by retraining."""
     config, setting = case.config, finding.setting
     if case.replay is not None and case.base.nonfinite_after_update:
-        return for_spoiled_update(case, finding)
+        return for_update_of_dump(case, finding)
     if setting == "schedule":
-        text = f"{finding.source}: the schedule returns a learning rate that is not finite; choose another or mend it"
+        text = f"{finding.source}: return a finite, smaller learning rate, or choose another schedule"
         retraining = case.retraining
         trajectory = retraining.train() if retraining else None
         verdict = None if trajectory is None else trajectory.sound
         rate = f"{retraining.learning_rate():g}" if retraining else "the last finite one"
         change = {"source": finding.source}
-        fixes = [recommendation(text, "fix_code", change, verdict, f"steps with lr {rate} throughout: {trajectory}")]
+        fixes = [
+            recommendation(text, "fix_code", change, verdict, f"retrained with lr {rate} throughout: {trajectory}")
+        ]
         change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
-        text = f"choose another schedule: {change['scheduler']} (now {config.get('scheduler')})"
+        text = f"set scheduler to {change['scheduler']} (now {config.get('scheduler')})"
         if retraining is None:
             return [*fixes, recommendation(text, "set", change, None, case.refusal)]
         trajectory = retraining.train(**change)
         now = retraining.train(scheduler=config["scheduler"])
-        outcome = f"steps along it: {trajectory}; along the present one: {now}"
+        outcome = f"retrained with it: {trajectory}; with the present one: {now}"
         return [*fixes, recommendation(text, "set", change, trajectory.sound, outcome)]
     if setting is None:
         return for_update(case, finding)
     retraining = case.retraining
     if retraining is None:
-        text = f"set {setting} back to an ordinary value"
+        text = f"set {setting} to an ordinary value"
         return [recommendation(text, "set", {setting: 1e-8} if setting == "eps" else None, None, case.refusal)]
     if setting == "eps":
         changes = [{"eps": 1e-8}]
@@ -411,61 +409,71 @@ def for_optimizer(case, finding) -> list[dict]:
     for change in changes:
         trajectory = retraining.train(**change)
         ((key, value),) = change.items()
-        text = f"{key}: {value:g} (now {config.get(key)})"
+        text = f"set {key} to {value:g} (now {_shown(config.get(key))})"
         verdict = trajectory.sound if not control.sound else None
-        outcome = f"steps from {retraining.start}: {trajectory}; as it was: {control}"
+        outcome = f"retrained from {retraining.start}: {trajectory}; unchanged: {control}"
         fixes.append(recommendation(text, "set", change, verdict, outcome))
         if trajectory.sound:
             break
     return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
 
 
-def for_spoiled_update(case, finding) -> list[dict]:
-    """Options of the optimizer, its line, and another optimizer, each tried on the dump's own update."""
+def for_update_of_dump(case, finding) -> list[dict]:
+    """Try options of the optimizer, a guard of its line, and another optimizer on the dump's own update."""
     fixes = []
     for change in sound_update_settings(case):
         ((key, value),) = change.items()
-        fixes.append(attempt(case, f"{key}: {value:g} (now {case.config.get(key)})", "set", change, settings=change))
+        text = f"set {key} to {value:g} (now {_shown(case.config.get(key))})"
+        fixes.append(attempt(case, text, "set", change, settings=change))
     guard = LineGuard(finding.source or "")
     outcome = case.replay.run(around=guard)
     if guard.applied:
         text, change = f"{finding.source}: {', '.join(guard.applied)}", {"source": finding.source}
-        fixes.append(recommendation(text, "fix_code", change, outcome.finite, f"the step with it: {outcome}"))
+        fixes.append(recommendation(text, "fix_code", change, outcome.finite, f"with it: {outcome}"))
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
-    return [*fixes, attempt(case, f"optimizer: {other['optimizer']}", "set", other, settings=other)]
+    return [*fixes, attempt(case, f"set optimizer to {other['optimizer']}", "set", other, settings=other)]
 
 
 def for_update(case, finding) -> list[dict]:
-    """An optimizer whose own code makes NaN: guard its line, or take another."""
+    """Try a guard of the optimizer's line, or another optimizer, by retraining."""
     retraining, change = case.retraining, {"source": finding.source}
     guard = LineGuard(finding.source or "")
     trajectory = retraining.train(guard)
-    text = f"{finding.source}: {', '.join(guard.applied) or f'mend {finding.op or chr(39) + chr(39)}'}"
+    text = f"{finding.source}: {', '.join(guard.applied) or 'keep the update finite'}"
     fixes = [
         recommendation(
-            text, "fix_code", change, trajectory.sound or None, f"steps from {retraining.start}: {trajectory}"
+            text, "fix_code", change, trajectory.sound or None, f"retrained from {retraining.start}: {trajectory}"
         )
     ]
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     trajectory = retraining.train(**other)
-    outcome = f"steps from {retraining.start}: {trajectory}"
-    return [*fixes, recommendation(f"optimizer: {other['optimizer']}", "set", other, trajectory.sound, outcome)]
+    outcome = f"retrained from {retraining.start}: {trajectory}"
+    return [*fixes, recommendation(f"set optimizer to {other['optimizer']}", "set", other, trajectory.sound, outcome)]
 
 
 def for_environment(case, finding) -> list[dict]:
-    """Nothing to change in code or data."""
+    """Recommend to change nothing in code or data."""
     if finding.detail == "injected" and case.replay is not None:
-        outcome = f"the step without it: {case.base}"
-        return [recommendation("take nan_inject out: this was a rehearsal", "set", {"nan_inject": ""}, True, outcome)]
-    text = "go on: nothing to change; if it happens again, check memory, disk and the loader's processes"
+        return [recommendation(REHEARSAL, "set", {"nan_inject": ""}, True, f"without it: {case.base}")]
+    text = "change nothing; if it recurs, test this machine's memory and disk"
+    if finding.cause == "distributed":
+        text = "change nothing here; read the dump of the rank that sent the gradient"
     if case.replay is None or not case.base.finite:
         return [recommendation(text, "none", None, None, case.refusal or "see the evidence")]
-    return [recommendation(text, "none", None, True, f"the same step, unchanged, replayed: {case.base}")]
+    return [recommendation(text, "none", None, True, f"replayed unchanged: {case.base}")]
 
 
 CAUSES = {
-    **{"input": for_input, "augmentation": for_augmentation, "label": for_label, "precision": for_precision},
-    **dict.fromkeys(("frontend", "model_forward", "model_backward", "loss"), for_code),
-    **{"state": for_state, "optimizer": for_optimizer},
-    **dict.fromkeys(("environment", "distributed"), for_environment),
+    "input": for_input,
+    "augmentation": for_augmentation,
+    "label": for_label,
+    "frontend": for_code,
+    "model_forward": for_code,
+    "model_backward": for_code,
+    "loss": for_code,
+    "precision": for_precision,
+    "optimizer": for_optimizer,
+    "state": for_state,
+    "distributed": for_environment,
+    "environment": for_environment,
 }

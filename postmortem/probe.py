@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from postmortem.patches import call_site
 
-UNWRITTEN = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # what these return is no computed value
+UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
+LEAST_GAIN = 1e6  # of a backward operation that is blamed for an overflow of the gradient norm
 FRONT_END = ("frontend", "spectrogram", "melspec", "torchfb", "fbank", "mfcc", "preemphasis", "mel_scale")
 
 
@@ -23,6 +24,32 @@ class Site:
     source: str = ""
     learned: bool = False  # a parameter was used at or before this point
     spectral: bool = False  # a Fourier transform was taken at or before this point
+
+
+@dataclass(frozen=True)
+class Range:
+    """Extremes of the finite values of a tensor; NaN if it has none. Of complex numbers the magnitudes."""
+
+    smallest: float
+    largest: float
+    nearest_to_zero: float
+    zeros: int
+
+    @classmethod
+    def of(cls, tensor) -> "Range":
+        tensor = tensor.detach()
+        values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
+        values = values[values.isfinite()]
+        if not values.numel():
+            return cls(math.nan, math.nan, math.nan, 0)
+        nearest = float(values[values.abs().argmin()])
+        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()))
+
+    def __str__(self):
+        if math.isnan(self.smallest):
+            return "no finite value"
+        zeros = f" ({self.zeros} zero{'s' if self.zeros > 1 else ''})" if self.zeros else ""
+        return f"{self.smallest:.4g} to {self.largest:.4g}{zeros}"
 
 
 @dataclass
@@ -39,40 +66,43 @@ class Record:
     size: int  # of the first dimension
     dtype: str
     parents: list = field(default_factory=list)  # records that made its non-finite inputs
-    nonfinite_inputs: list = field(default_factory=list)  # names of data, weights and buffers among them
-    known: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
+    nonfinite_inputs: list = field(default_factory=list)  # names of data, weights and buffers that are non-finite
+    finite_inputs: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
-    operands: str = ""
+    operands: list = field(default_factory=list)  # a Range for each tensor that it read
 
     @property
     def op_name(self) -> str:
-        """The operation as people call it: 'sqrt' for SqrtBackward0 and for _softmax 'softmax'."""
+        """The name of the operation in code: 'sqrt' for SqrtBackward0, 'softmax' for _softmax."""
         name = re.sub(r"Backward\d*$", "", self.node) or self.op
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_")
 
     @property
-    def masks(self) -> bool:
-        """An infinity that code puts in place on purpose, as a mask does."""
+    def is_mask(self) -> bool:
+        """Whether it writes an infinity that stands in the code, as a mask does."""
         return self.constant and not self.nan and not self.parents and not self.nonfinite_inputs
 
 
 class Probe(TorchDispatchMode):
     """Watches every operation of a step below autograd. Use as a mode of ``Replay.run``; then ask ``origin``.
 
-    An operation is an origin where its output is not finite although all its inputs are, or where a non-finite input
-    is one that no operation made: data, a weight, a buffer, a number in the code.
+    An operation is an origin if its output is not finite although all its inputs are, or if no operation made its
+    non-finite input: data, a weight, a buffer, a number in the code.
     """
 
-    def __init__(self, network, data, steep: bool = False):
+    def __init__(self, network, data, find_largest_gain: bool = False):
         super().__init__()
-        self.steep, self.steepest, self.ratio = steep, None, 1e6
+        self.find_largest_gain = find_largest_gain
+        self.largest_gain_record = None
+        self.largest_gain = LEAST_GAIN
         self.names = {id(m): name for name, m in network.named_modules()}
-        self.known = {data.untyped_storage().data_ptr(): "data"}
+        self.names_by_pointer = {data.untyped_storage().data_ptr(): "data"}
         tensors = [*network.named_parameters(), *network.named_buffers()]
-        self.known |= {t.untyped_storage().data_ptr(): name for name, t in tensors}
+        self.names_by_pointer |= {t.untyped_storage().data_ptr(): name for name, t in tensors}
         self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
         self.statistics = {b.untyped_storage().data_ptr() for b in network.buffers() if b.is_floating_point()}
-        self.records, self.made = [], {}
+        self.records = []
+        self.producers = {}  # storage -> the record that made it non-finite
         self.sites, self.sequence = {}, -1
         self.stack, self.learned, self.spectral = [], False, False
         self.activations, self.hooks = [], []
@@ -124,41 +154,41 @@ class Probe(TorchDispatchMode):
             now = torch.autograd._get_sequence_nr()
             if now != self.sequence:
                 self.sequence = now
-                self.sites[now - 1] = self.here()
-        if name.startswith(UNWRITTEN):
+                self.sites[now - 1] = self.current_site()
+        if name.startswith(UNCOMPUTED):
             return out
         written = [t for t in _tensors([out]) if _numeric(t)]
         written += statistics if node is None else []
         bad = [t for t in written if t.numel() and not bool(t.isfinite().all())]
-        if self.steep and node is not None and written and not bad:
-            self.measure(name, node, written, inputs, (args, kwargs))
+        if self.find_largest_gain and node is not None and written and not bad:
+            self.measure_gain(name, node, written, inputs, (args, kwargs))
         if bad:
             self.record(name, node, bad, inputs if copies is None else copies, inputs, (args, kwargs))
         bad_pointers = {_pointer(t) for t in bad}
         for t in written:
             if _pointer(t) not in bad_pointers and t.numel() * t.element_size() == t.untyped_storage().nbytes():
-                self.made.pop(_pointer(t), None)  # a part that is written does not clear the rest
+                self.producers.pop(_pointer(t), None)  # a part that is written does not clear the rest
         return out
 
-    def measure(self, name, node, written, inputs, arguments):
-        """Keep the backward operation that multiplies the gradient most: where it is steep though finite."""
+    def measure_gain(self, name, node, written, inputs, arguments):
+        """Keep the backward operation that multiplies the gradient most, if its result is still finite."""
         size = max(float(t.abs().max()) for t in written if t.numel()) if any(t.numel() for t in written) else 0.0
-        given = max([float(t.abs().max()) for t in inputs if t.numel()], default=0.0)
-        if size / max(given, 1e-3) > self.ratio:
-            self.ratio = size / max(given, 1e-3)
-            self.steepest = self.record(name, node, written, inputs, inputs, arguments)
+        before = max([float(t.abs().max()) for t in inputs if t.numel()], default=0.0)
+        if size / max(before, 1e-3) > self.largest_gain:
+            self.largest_gain = size / max(before, 1e-3)
+            self.largest_gain_record = self.record(name, node, written, inputs, inputs, arguments)
             self.records.pop()
             for tensor in written:
-                self.made.pop(_pointer(tensor), None)
+                self.producers.pop(_pointer(tensor), None)
 
-    def here(self) -> Site:
-        """The site of the operation that is running in the forward pass."""
+    def current_site(self) -> Site:
+        """Return the site of the running operation of the forward pass."""
         return Site(self.stack[-1] if self.stack else "", call_site(3), self.learned, self.spectral)
 
     def record(self, name, node, bad, inputs, originals, arguments):
         """Note an operation with a non-finite output; ``inputs`` as they were before it, ``originals`` for identity."""
         if node is None:
-            site = self.here()
+            site = self.current_site()
         else:
             site = self.sites.get(node._sequence_nr(), Site())
             own = call_site(2)  # of a hand-written backward function
@@ -184,43 +214,43 @@ class Probe(TorchDispatchMode):
         for tensor, original in zip(inputs, originals):
             if tensor.numel() and not bool(tensor.isfinite().all()):
                 pointer = _pointer(original)
-                if pointer in self.made:
-                    record.parents.append(self.made[pointer])
-                elif pointer in self.known:
-                    record.nonfinite_inputs.append(self.known[pointer])
+                if pointer in self.producers:
+                    record.parents.append(self.producers[pointer])
+                elif pointer in self.names_by_pointer:
+                    record.nonfinite_inputs.append(self.names_by_pointer[pointer])
                 else:
                     record.constant = True
-            elif _pointer(original) in self.known:
-                record.known.append(self.known[_pointer(original)])
+            elif _pointer(original) in self.names_by_pointer:
+                record.finite_inputs.append(self.names_by_pointer[_pointer(original)])
         if not record.parents:
-            record.operands = ", ".join(_range(t) for t in inputs[:3])
+            record.operands = [Range.of(t) for t in inputs[:3]]
         self.records.append(record)
         for tensor in bad:
-            self.made[_pointer(tensor)] = record
+            self.producers[_pointer(tensor)] = record
         return record
 
     def origin(self) -> Record | None:
-        """The earliest origin of what is not finite at the end of the pass that failed first.
+        """Return the earliest origin of what is not finite at the end of the pass that failed first.
 
-        An infinity put in place on purpose (a mask) counts only through the first operation that makes a NaN of it. In
-        the backward pass, what the forward pass made does not count: it ended finite all the same.
+        A mask's infinity counts only through the first operation that makes NaN of it. In the backward pass the records
+        of the forward pass do not count: it ended finite.
         """
         forward = [r for r in self.records if not r.backward]
         backward = [r for r in self.records if r.backward]
-        for records in (self.reaching(forward), self.reaching(backward), self.records):
+        for records in (self.ancestors_of_last(forward), self.ancestors_of_last(backward), self.records):
             for record in records:
                 parents = [p for p in record.parents if p.backward or not record.backward]
-                masked = any(p.masks for p in parents)
-                if not record.masks and all(p.masks for p in parents) and (record.nan or not masked):
+                masked = any(p.is_mask for p in parents)
+                if not record.is_mask and all(p.is_mask for p in parents) and (record.nan or not masked):
                     return record
         return None
 
     def first(self) -> Record | None:
-        """The first operation that made something non-finite of what was finite, for code that is no network's step."""
-        return next((r for r in self.records if not r.parents and not r.masks), None)
+        """Return the first operation with a non-finite result of finite inputs, for an optimizer's update."""
+        return next((r for r in self.records if not r.parents and not r.is_mask), None)
 
-    def reaching(self, records: list) -> list:
-        """Those of the records that the last of them stems from; none where the pass ended finite."""
+    def ancestors_of_last(self, records: list) -> list:
+        """Return the records that the last one stems from; none if the pass ended finite."""
         if not records or not self.failed(records):
             return []
         wanted, queue = set(), [records[-1]]
@@ -239,8 +269,8 @@ class Probe(TorchDispatchMode):
 
     forward_failed = False
 
-    def ended(self, network, loss_finite: bool):
-        """Tell the probe how the forward pass ended."""
+    def end_forward(self, network, loss_finite: bool):
+        """Note whether the forward pass ended with a non-finite loss or buffer."""
         bad_statistics = any(not bool(b.isfinite().all()) for b in network.buffers() if b.is_floating_point())
         self.forward_failed = not loss_finite or bad_statistics
 
@@ -292,14 +322,3 @@ def _written_arguments(function, args, kwargs) -> list:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written += _tensors([value])
     return written
-
-
-def _range(tensor) -> str:
-    tensor = tensor.detach()
-    values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
-    values = values[values.isfinite()]
-    if not values.numel():
-        return "nothing finite"
-    zeros = int((values == 0).sum())
-    text = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
-    return text + (f" with {zeros} zeros" if zeros else "")

@@ -1,4 +1,4 @@
-"""Make a row of a dump again from its files: tells whether file, augmentation or neither brought what is wrong."""
+"""Rebuild a row of a dump from its files: shows whether file, augmentation or neither brought the bad samples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,12 @@ from corpus.augmentation import apply_draws
 from corpus.crop import Crop
 from storage.dump import rows_of
 
-ABSURD = 1e4  # |sample| that no recording in [-1, 1] has, integer samples of 16 bit apart
-INTEGER = 2.0**15
+ABSURD = 1e4  # |sample| that no recording in [-1, 1] has
 
 
 @dataclass
 class Origin:
-    """Who brought a row's bad samples: 'input', 'augmentation', 'environment', or 'unknown' without the files."""
+    """What brought a row's bad samples: 'input', 'augmentation', 'environment', or 'unknown' without the files."""
 
     cause: str
     path: str
@@ -40,27 +39,30 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
         clean, mixed = crop.load(len(row))
     except (AudioError, KeyError, OSError, ValueError) as error:
         sample = None if any(d.get("kind") == "reverb" for d in draws) else guess
-        return Origin("unknown", info["path"], sample, f"{info['path']} is not at hand ({error}): not made again")
+        return Origin(
+            "unknown", info["path"], sample, f"{info['path']} cannot be read here ({error}), so its row was not rebuilt"
+        )
     own = bad_samples(clean, limit)
     if len(own):
         sample, value = first_in_file(info["path"], int(info["start"]), limit)
         sample = crop.sample_in_file(int(own[0])) if sample is None else sample
         value = clean[own[0]] if value is None else value
-        return Origin("input", info["path"], sample, f"{info['path']} holds {value:.4g} at sample {sample}")
+        shown = f"{value:.4g}".replace("nan", "NaN").replace("inf", "Inf")
+        return Origin("input", info["path"], sample, f"{info['path']} has {shown} at sample {sample}")
     for draw in draws:
         with np.errstate(over="ignore", invalid="ignore"):
             if len(bad_samples(apply_draws(clean, [draw]), limit)):
-                text = f"{info['path']} is sound; {draw['kind']} with {draw['path']} spoils it"
+                text = f"{info['path']} is fine; the {draw['kind']} augmentation {draw['path']} brings the bad samples"
                 return Origin("augmentation", draw["path"], first_bad_sample(draw), text)
     if len(bad_samples(mixed, limit)):
-        text = f"{info['path']} and each augmentation alone are sound, together they are not"
+        text = f"{info['path']} and each augmentation alone are fine; mixed, they give bad samples"
         return Origin("augmentation", draws[0]["path"], None, text)
-    text = f"{info['path']}, read again with the same augmentation, gives a sound row: not what the step was given"
+    text = f"{info['path']}, rebuilt with the same augmentation, is fine; the row in the batch is not"
     return Origin("environment", info["path"], guess, text)
 
 
 def same_as_files(data, files: list[dict], rows) -> bool | None:
-    """Whether rows equal what their files give, None where one of them is not at hand."""
+    """Whether rows equal what their files give; None if one of the files cannot be read here."""
     flat = rows_of(data)
     if not files:
         return None
@@ -75,7 +77,7 @@ def same_as_files(data, files: list[dict], rows) -> bool | None:
 
 
 def first_bad_sample(entry: dict) -> int | None:
-    """The first sample of an entry's file that is not finite; None where there is none, or no file."""
+    """The first sample of an entry's file that is not finite; None if there is none, or no file."""
     return first_in_file(entry["path"])[0]
 
 

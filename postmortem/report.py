@@ -1,19 +1,25 @@
-"""The analysis as text, in the words of the NaN debugging guide."""
+"""Write the analysis as text, in the sections of the NaN debugging guide."""
 
 import collections
 import linecache
 
 from errors import ROOT
+from postmortem.fixes import FAILS_LATER
 from storage.dump_statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
 from storage.restricted import printable
 from utils import plain_names
 
 WIDTH = 80
-MARKS = {"verified": "VERIFIED", "refuted": "refuted ", "untested": "untested"}
+MARKS = {"verified": "VERIFIED", "untested": "untested"}
+REPLAYED = {
+    "bit_equal": "bit for bit the step of the run",
+    "same_fault": "the same fault, but not bit for bit",
+    "vanished": "finite: the fault did not recur",
+}
 
 
 def text_report(analysis) -> list[str]:
-    """The report of one dump: verdict first, then what it rests on."""
+    """Return the report of one dump: the verdict, then the numbers."""
     a = analysis
     lines = ["=" * WIDTH, f"NaN debug analysis: {a.path}", "=" * WIDTH, *verdict_lines(a)]
     sections = {
@@ -22,7 +28,7 @@ def text_report(analysis) -> list[str]:
         "LABEL ANALYSIS": label_lines(a.dump, a.classes),
         "GRADIENTS AND PARAMETERS": gradient_lines(a.dump) if a.dump.get("format_version") else [],
         "HISTORY": history_lines(a.dump) if a.dump.get("format_version") else [],
-        "POTENTIAL ISSUES": [f"- {issue}" for issue in a.issues] or ["none in the numbers alone"],
+        "POTENTIAL ISSUES": [f"- {issue}" for issue in a.issues] or ["none found in the numbers alone"],
         "RECOMMENDATIONS": recommendation_lines(a.verdict["recommendations"]),
     }
     for title, content in sections.items():
@@ -32,14 +38,14 @@ def text_report(analysis) -> list[str]:
 
 
 def verdict_lines(a) -> list[str]:
-    """Cause, place and replay."""
+    """Return the lines on cause, place, replay and evidence."""
     v, place = a.verdict, a.verdict["location"]
     lines = [f"Cause: {v['cause']} ({v['detail']})", a.summary]
     parts = {
         "Module": place["module"],
         "Operation": place["op"] and f"{place['op']} ({place['phase']})",
         "Source": place["source"],
-        "State": place["parameter"],
+        parameter_title(place, a.dump): place["parameter"],
     }
     lines += [f"{name + ':':11}{value}" for name, value in parts.items() if value]
     code = code_at(place["source"])
@@ -52,40 +58,69 @@ def verdict_lines(a) -> list[str]:
         lines.append(f"{'File:':11}{file['path']}{at}")
     if len(place["files"]) > 5:
         lines.append(f"{'':11}... and {len(place['files']) - 5} more files")
-    replayed = {"bit_equal": "the step was replayed bit for bit", "same_fault": "the step was replayed, the same fault"}
-    replayed["vanished"] = "the step was replayed and is finite"
-    how = replayed.get(v["replay"]["reproduced"], a.refusal)
+    how = REPLAYED.get(v["replay"]["reproduced"], a.refusal)
     lines.append(f"{'Replay:':11}{how} ({v['replay']['seconds']:.1f} s)")
     return lines + ["Evidence:", *(f"- {text}" for text in v["evidence"])]
 
 
+def parameter_title(place: dict, dump: dict) -> str:
+    """Name what ``parameter`` of a location is: a bad tensor, a key of the configuration, or a tensor used there."""
+    if place["phase"] in ("state", "update"):
+        return "Bad state"
+    return "Setting" if place["parameter"] in dump.get("config", {}) else "Reads"
+
+
 def code_at(source: str | None) -> str:
-    """The line of code at 'loss/x.py:42', a file of this checkout; '' if it has none."""
+    """The line of code at 'loss/x.py:42', a file of this checkout; '' if there is none."""
     file, _, line = (source or "").rpartition(":")
     path = (ROOT / file).resolve()
     return linecache.getline(str(path), int(line)).strip() if line.isdigit() and path.is_relative_to(ROOT) else ""
 
 
 def recommendation_lines(advice: list[dict]) -> list[str]:
-    """Each fix with what came of it: verified first."""
-    lines = []
-    for number, fix in enumerate(advice, 1):
+    """Return each fix with its outcome, verified first; refuted ones share a line, and so do untested settings."""
+    lines, refuted, untested = [], [], collections.defaultdict(list)  # untested: outcome -> short names
+    number = 0
+    for fix in advice:
+        if fix["verdict"] == "refuted":
+            refuted.append(short_name(fix) + (" (this step only)" if fix["outcome"] == FAILS_LATER else ""))
+            continue
+        if fix["verdict"] == "untested" and fix["action"] == "set":
+            untested[fix["outcome"]].append(short_name(fix))
+            continue
+        number += 1
         lines.append(f"{number}. {MARKS[fix['verdict']]}  {fix['text']}")
         lines.append(f"             {fix['outcome']}")
         if fix["action"] == "set" and fix["change"] and fix["verdict"] == "verified":
             lines += [f"             YAML: {key}: {yaml_value(value)}" for key, value in fix["change"].items()]
+    lines += [f"tried, no effect: {', '.join(refuted)}"] if refuted else []
+    lines += [f"untested: {', '.join(names)} ({outcome})" for outcome, names in untested.items()]
     return lines or ["Nothing to recommend."]
 
 
+def short_name(fix: dict) -> str:
+    """Name a fix in a word or two: 'lr 0.0005', 'clip 1', 'fp32'; a fix that is no setting by its text."""
+    if fix["action"] == "fix_code":
+        source, _, words = fix["text"].partition(": ")
+        return f"{words} ({source})"
+    if fix["action"] != "set" or not fix["change"]:
+        return fix["text"]
+    ((key, value),) = fix["change"].items()
+    if key in ("mixedprec", "amp_dtype", "nan_inject"):
+        return {"mixedprec": "fp32", "amp_dtype": value, "nan_inject": "no nan_inject"}[key]
+    key = {"grad_clip": "clip", "weight_decay": "weight decay"}.get(key, key)
+    return f"{key} {value:g}" if isinstance(value, (int, float)) else f"{key} {value}"
+
+
 def yaml_value(value) -> str:
-    """A value as it is written in YAML."""
+    """Return a value as it is written in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     return '""' if value == "" else str(value)
 
 
 def summary_lines(analyses: list) -> list[str]:
-    """Several dumps grouped by cause: does it always happen at the same epoch, batch or file?"""
+    """Group several dumps by cause, with the epochs and batches of each and its first verified fix."""
     groups = collections.defaultdict(list)
     for a in analyses:
         place = a.verdict["location"]

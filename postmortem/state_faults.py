@@ -1,16 +1,16 @@
-"""Faults that were there before the batch came: bad weights, buffers, moments, scaler, and updates that run away."""
+"""Faults that do not depend on the batch: bad weights, buffers, moments or scaler, and updates that diverge."""
 
 import math
 
 import torch
 
-from postmortem.finding import Finding, detail_of
+from postmortem.finding import Finding, detail_of, first_result, plural, result_of
 from postmortem.retraining import DIVERGENT_GROWTH
 from storage.dump_statistics import SETTINGS, number
 
 
 def bad_state_before_step(case):
-    """A weight, buffer or moment that was not finite before the step."""
+    """Check for a weight, buffer or moment that was not finite before the step."""
     names = case.bad_state
     if not case.dump.get("format_version"):
         return None
@@ -20,21 +20,22 @@ def bad_state_before_step(case):
     weights = [n for n in names if not n.startswith("optimizer.")]
     tried = case.replay is not None and not case.base.finite  # the step that failed reads no moments
     if tried and not (weights and case.replay.run(edit=repaired(case, weights)).finite):
-        case.evidence.append(f"not finite before the step, but not the cause of it: {', '.join(names[:5])}")
+        case.evidence.append(f"NaN or Inf before the step, but not the cause: {', '.join(names[:5])}")
         return None
     moments = [n for n in names if n.startswith("optimizer.")]
-    name = (moments or weights)[0]  # a moment spoils its weight, no weight spoils a moment while gradients are checked
+    # A bad moment makes its weight bad. A bad weight makes no moment bad, for gradients are checked.
+    name = (moments or weights)[0]
     kind = "optimizer moment"
     if not moments:
         kind = "weight" if name in (case.dump.get("param_stats") or {}) else "buffer"
     listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    text = f"The {kind} '{name}' was not finite before this step: the batch is innocent."
-    evidence = [f"{len(names)} state tensors are not finite: {listing}"]
+    text = f"The {kind} '{name}' was NaN or Inf before this step. The batch is not at fault."
+    evidence = [f"{plural(len(names), 'state tensor')} with NaN or Inf before the step: {listing}"]
     return Finding("state", kind.replace(" ", "_"), text, evidence, phase="state", parameter=name)
 
 
 def repaired(case, names):
-    """An edit that puts the values of the start of the run where the state is bad."""
+    """Return an edit of a network that sets the named tensors to their values at the start of the run."""
     initial = case.retraining.initial_network().state_dict() if case.retraining is not None else {}
 
     def edit(network):
@@ -48,49 +49,49 @@ def repaired(case, names):
 
 
 def bad_scaler(case):
-    """A loss scale that is zero or not finite."""
+    """Check for a loss scale that is zero or not finite."""
     scale = case.dump.get("scaler_scale", 1.0)
     if case.dump.get("amp_dtype") != "float16" or (scale > 0 and math.isfinite(scale)):
         return None
-    text = f"The loss scale is {scale}: every gradient is lost, whatever the batch."
+    text = f"The loss scale is {scale}: no gradient can be computed. The batch is not at fault."
     return Finding("state", "scaler", text, [f"scaler_scale {scale}"], phase="state", parameter="scaler")
 
 
 def groups_of(case) -> list[dict]:
-    """The optimizer's parameter groups as saved."""
+    """Return the optimizer's parameter groups as saved."""
     return (case.state or {}).get("optimizer_state_dict", {}).get("param_groups", [])
 
 
 def update_at_fault(case, names) -> Finding | None:
-    """Whether the last updates made the weights what they are: a rate, eps, or steps that run away again."""
+    """Check whether the last updates made the weights bad: a learning rate, eps, or steps that diverge again."""
     groups = groups_of(case)
     rates = [case.dump["lr"], *(number(h, "lr") for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
     source = f"optimizer/{case.config.get('optimizer', '?')}.py"
     wrong = next((r for r in rates if not math.isfinite(r)), None)
     if wrong is not None:
         schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
-        text = f"The learning rate itself became {wrong}: the schedule gave it."
+        text = f"{schedule} set the learning rate to {wrong}."
         return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
     for key in SETTINGS:
         if not all(math.isfinite(number(g, key)) for g in groups):
-            text = f"The optimizer's {key} is not finite: it would spoil every weight."
+            text = f"The optimizer's {key} is NaN or Inf: every update makes the weights NaN or Inf."
             return Finding("optimizer", key, text, phase="update", source=source, parameter=key, setting=key)
     if not names or case.state is None:
         return None
     moments = eps_at_zero(case, groups)
     if moments:
-        text = f"eps is 0: the update of '{moments}' divides zero by zero where its gradient has always been zero."
+        text = f"eps is 0: the update of '{moments}' divides 0 by 0, for part of its gradient has always been 0."
         return Finding("optimizer", "eps", text, phase="update", source=source, parameter=moments, setting="eps")
     if any(not n.startswith("optimizer.") for n in names):
         return divergence(case, math.inf, source)
     return None
 
 
-SQUARES = ("exp_avg_sq", "square_avg", "sum", "v")  # what optimizers call their sums of squared gradients
+SQUARES = ("exp_avg_sq", "square_avg", "sum", "v")  # names of the sums of squared gradients in optimizers
 
 
 def eps_at_zero(case, groups) -> str:
-    """The parameter whose elements are not finite just where Adam's second moment is zero, with eps 0."""
+    """Return a parameter with non-finite elements whose second moment is 0 and whose eps is 0; '' if there is none."""
     optimizer = (case.state or {}).get("optimizer_state_dict", {})
     weights, names = case.state["model_state_dict"], case.dump.get("trainable") or list(case.dump["param_stats"])
     for group in groups:
@@ -109,7 +110,7 @@ def eps_at_zero(case, groups) -> str:
 
 
 def diverged(case):
-    """Weights that are finite but ran away, so that no batch would survive."""
+    """Check for weights that are finite but diverged, so that any batch fails."""
     if case.replay is None or case.bad_state:
         return None
     history = case.dump["history"]
@@ -128,19 +129,19 @@ def diverged(case):
 
 
 def fails_on_noise(case) -> bool:
-    """Whether the dump's weights fail on other data too: noise at the level of the batch."""
+    """Whether the dump's weights also fail on noise at the level of the batch."""
     data = case.replay.data
     level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
     noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
     return not case.replay.run(data=noise).finite
 
 
-HOPELESS_GROWTH = 1e6  # growth of the weights at which any batch is on the verge
+HOPELESS_GROWTH = 1e6  # growth of the weights' norm at which any batch may fail
 SETTING_NAMES = {"lr": "learning rate", "weight_decay": "weight decay", "momentum": "momentum"}
 
 
 def sound_settings(case, retraining) -> dict:
-    """Configuration keys that an optimizer fault may hang on, each with a sound value."""
+    """Return the configuration keys that an optimizer fault may depend on, each with a sound value."""
     lr, config, groups = retraining.learning_rate(), case.config, groups_of(case)
     decay = max([number(g, "weight_decay") for g in groups], default=0.0)
     momentum = max([number(g, "momentum") for g in groups], default=0.0)
@@ -155,64 +156,63 @@ def sound_settings(case, retraining) -> dict:
 
 
 def divergence(case, growth: float, source: str) -> Finding | None:
-    """Take the steps again: it is the optimizer's fault where they run away as they were and do not with one change."""
+    """Retrain: the optimizer is at fault if the steps diverge as they were and do not with one change."""
     retraining = case.retraining
     if retraining is None:
         return None
     control = retraining.train()
     if control.error or not (control.nonfinite_after_update or control.growth >= DIVERGENT_GROWTH):
-        return None  # where a step fails with ordinary weights, the fault is not the update's
+        return None  # a step that fails with ordinary weights is not the update's fault
     bad = [n for n in case.bad_state if not n.startswith("optimizer.")]
     few = 2 * len(bad) < len(case.dump["param_stats"]) and control.nonfinite_after_update not in bad
     if bad and few and not retraining.growth_of_finite() >= DIVERGENT_GROWTH:
-        return None  # a few bad weights among ordinary ones are no divergence
-    evidence = [f"from {retraining.start}, with the dump's batch and lr {retraining.learning_rate():g}: {control}"]
+        return None  # a few bad weights among ordinary ones are not a divergence
+    rate = retraining.learning_rate()
+    evidence = [f"retrained on this batch from {retraining.start}, lr {rate:g}: {control}"]
     if math.isfinite(growth) and growth > 2:
-        evidence.append(f"the norm of the weights is {growth:.3g} times that of {retraining.start}")
-    configured = float(case.config.get("lr") or retraining.learning_rate())
-    if retraining.learning_rate() > 2 * configured and retraining.train(lr=configured).sound:
+        evidence.append(f"the dump's weight norm is {growth:.3g} times that of {retraining.start}")
+    configured = float(case.config.get("lr") or rate)
+    if rate > 2 * configured and retraining.train(lr=configured).sound:
         schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
-        evidence.append(f"the same steps with the configured lr {configured:g}: {retraining.train(lr=configured)}")
-        text = (
-            f"The schedule raises the learning rate to {retraining.learning_rate():g}, which drives the weights away."
-        )
+        evidence.append(f"the same with the configured lr {configured:g}: {retraining.train(lr=configured)}")
+        text = f"{schedule} raises the learning rate to {rate:g}; the weights diverge."
         return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, setting="schedule")
     for key, change in sound_settings(case, retraining).items():
         trajectory = retraining.train(**change)
         if trajectory.sound:
             setting = key.split(",")[0]
-            evidence.append(f"the same steps with {', '.join(f'{k} {v:g}' for k, v in change.items())}: {trajectory}")
-            text = f"The {SETTING_NAMES[setting]} drives the weights away; the batch is innocent."
+            evidence.append(f"the same with {setting} {change[setting]:g}: {trajectory}")
+            value = rate if setting == "lr" else case.config[setting]
+            text = f"The {SETTING_NAMES[setting]} ({value:g}) makes the weights diverge. The batch is not at fault."
             return Finding("optimizer", setting, text, evidence, phase="update", source=source, setting=setting)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     if not control.nonfinite_after_update and retraining.train(**other).sound:
-        evidence.append(f"the same steps with {other['optimizer']}: {retraining.train(**other)}")
-        text = f"The updates of {source} drive the weights away; those of {other['optimizer']} do not."
+        evidence.append(f"the same with {other['optimizer']}: {retraining.train(**other)}")
+        text = f"{source} makes the weights diverge; {other['optimizer']} does not."
         return Finding("optimizer", "diverges", text, evidence, phase="update", source=source)
-    arithmetic = control.record is None or not control.record.constant  # else something was put there, not computed
-    return (
-        update_itself(control.nonfinite_after_update, control.record, evidence, source)
-        if control.nonfinite_after_update and arithmetic
-        else None
-    )
+    written = control.record is not None and control.record.constant  # a value from the code, not a computed one
+    if written or not control.nonfinite_after_update:
+        return None
+    return update_itself(control.nonfinite_after_update, control.record, evidence, source)
 
 
 def update_itself(parameter: str, record, evidence, source) -> Finding:
-    """An update that makes NaN of finite gradients whatever its settings: the optimizer's own code.
+    """Return the finding of an update that makes NaN of finite gradients with any setting: the optimizer's code.
 
-    ``record``: the probe's, of the first operation with a non-finite result.
+    ``record`` is the probe's, of the first operation with a non-finite result.
     """
     finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=parameter)
     if record is not None:
         finding.op, finding.source = record.op, record.site.source or source
         finding.detail = detail_of(record)
-        finding.evidence.append(f"first: {finding.op} at {finding.source}, operands {record.operands}")
-    finding.summary = f"The update of '{parameter}' makes NaN or Inf of a finite gradient, at {finding.source}."
+        finding.evidence.append(first_result(record, finding.source))
+    what = f"{result_of(record)}. It" if record is not None else "the update"
+    finding.summary = f"{finding.source} (optimizer): {what} makes '{parameter}' NaN or Inf; its gradient is finite."
     return finding
 
 
-def spoiled_update(case):
-    """The step's own update makes a weight or a moment non-finite; it was undone, so the state is that before it."""
+def nonfinite_update(case):
+    """Check for an update of this step that makes a weight or a moment non-finite; the trainer undid it."""
     if case.replay is None or not case.base.nonfinite_after_update:
         return None
     source = f"optimizer/{case.config.get('optimizer', '?')}.py"
@@ -228,7 +228,7 @@ def spoiled_update(case):
 
 
 def sound_update_settings(case) -> list[dict]:
-    """Options of the optimizer that its update may fail by, each with a sound value: one change at a time."""
+    """Return options of the optimizer that may make its update fail, each with a sound value: one change each."""
     groups, config = groups_of(case), case.config
     given = [key for key in ("eps", "weight_decay", "momentum") if any(key in group for group in groups)]
     worst = {key: max(number(g, key) for g in groups) for key in given if key != "eps"}
@@ -244,7 +244,7 @@ def sound_update_settings(case) -> list[dict]:
 
 
 def set_elements(name: str, where, value: float):
-    """An edit of a network: the elements of a tensor that ``where`` marks, at a value."""
+    """Return an edit of a network that sets the elements of a tensor that ``where`` marks to a value."""
 
     def edit(network):
         with torch.no_grad():
@@ -254,7 +254,7 @@ def set_elements(name: str, where, value: float):
 
 
 def outlier(case):
-    """One weight or buffer with a few elements of another order than all others: a flipped bit, a bad restore."""
+    """Check for a weight or buffer with a few elements far above all others: a flipped bit, a bad restore."""
     if case.replay is None:
         return None
     for name, tensor in case.state["model_state_dict"].items():
@@ -268,16 +268,15 @@ def outlier(case):
 
         if case.replay.run(edit=set_elements(name, few.view(tensor.shape), usual)).finite:
             places = few.nonzero().flatten().tolist()
-            text = f"'{name}' holds {largest:.3g} where its elements are about {usual:.3g}: no update makes that."
-            evidence = [
-                f"{len(places)} element(s) of '{name}', at {places[:5]}; with them at {usual:.3g} the step is finite"
-            ]
+            text = f"'{name}' has an element of {largest:.3g}; the others are about {usual:.3g}. No update does that."
+            changed = f"{plural(len(places), 'element')} of '{name}' (at {places[:5]})"
+            evidence = [f"with {changed} set to {usual:.3g} the step is finite"]
             return Finding("state", "outlier", text, evidence, phase="state", parameter=name)
     return None
 
 
 def impossible_statistic(case):
-    """A BatchNorm variance below zero: no batch gives one, and its root is NaN wherever it is used."""
+    """Check for a BatchNorm variance below zero; its square root is NaN."""
     if case.replay is None:
         return None
     for name, tensor in case.state["model_state_dict"].items():
@@ -285,7 +284,7 @@ def impossible_statistic(case):
         if not name.endswith("running_var") or not bool(wrong.any()):
             continue
         if case.replay.run(edit=set_elements(name, wrong, 1.0)).finite:
-            text = f"'{name}' holds {float(tensor.min()):.4g}: a variance below zero, which no batch gives."
-            evidence = [f"with {int(wrong.sum())} element(s) of '{name}' at 1 the step is finite"]
+            text = f"'{name}' has the value {float(tensor.min()):.4g}: a variance cannot be negative."
+            evidence = [f"with {plural(int(wrong.sum()), 'element')} of '{name}' set to 1 the step is finite"]
             return Finding("state", "negative_variance", text, evidence, phase="state", parameter=name)
     return None

@@ -15,10 +15,13 @@ import torch
 from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
+from postmortem.finding import result_of
+from postmortem.fixes import FAILS_LATER, recommendation
 from postmortem.patches import CudaCasts, LineGuard
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
 from postmortem.replay import Replay
+from postmortem.report import recommendation_lines, text_report
 from storage.dump import read_dump, read_state
 from storage.files import save_atomically
 from training.precision import BufferSnapshot
@@ -103,7 +106,8 @@ def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, s
             trainer.train_step([batch])
     trainer.close()
     (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
-    verdict = analyse(path).verdict
+    analysis = analyse(path)
+    verdict = analysis.verdict
     assert (verdict["cause"], verdict["location"]["phase"]) == ("input", "data")
     (file,) = verdict["location"]["files"]
     assert os.path.samefile(file["path"], bad)
@@ -113,6 +117,9 @@ def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, s
     assert best["action"] == "exclude_file" and best["verdict"] == "verified" and "remove line 5" in best["text"]
     seed = [r for r in verdict["recommendations"] if r["action"] == "set"]
     assert len(seed) >= 4 and all(r["verdict"] == "refuted" for r in seed)
+    assert f"{file['path']} has NaN or Inf at sample {file['sample']}." in analysis.summary
+    (folded,) = [line for line in text_report(analysis) if line.startswith("tried, no effect: ")]
+    assert folded == "tried, no effect: lr 0.005, lr 0.001, scale 20, scale 10, fp32, clip 1"
 
 
 def test_a_label_out_of_range(dump_of):
@@ -225,17 +232,48 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind, op", [("forward", "sqrt"), ("backward", "SqrtBackward0"), ("masked", None), ("fully masked", "_softmax")]
+    "kind, op, sentence",
+    [
+        ("forward", "sqrt", "sqrt gave NaN; its smallest input was -1"),
+        (
+            "backward",
+            "SqrtBackward0",
+            "the gradient of sqrt is Inf (the slope of sqrt at 0 is infinite); the forward pass is finite",
+        ),
+        ("masked", None, None),
+        ("fully masked", "_softmax", "softmax gave NaN: every value of a row is -inf"),
+    ],
 )
-def test_the_probe_names_the_first_bad_operation(kind, op):
+def test_the_probe_names_the_first_bad_operation(kind, op, sentence):
     network, x = Net(kind), torch.randn(3, 4)
     probe = Probe(network, x)
     with probe:
         loss = network(x)
         loss.backward()
-    probe.ended(network, math.isfinite(float(loss)))
+    probe.end_forward(network, math.isfinite(float(loss)))
     origin = probe.origin()
     assert (origin and (origin.node or origin.op)) == op
+    assert (origin and result_of(origin)) == sentence
+
+
+def test_refuted_fixes_share_a_line_and_verified_ones_keep_theirs():
+    advice = [
+        recommendation("lower the scale", "set", {"scale": 20}, True, "with it: loss 1.5"),
+        recommendation("a.py:3: clamp the operand of sqrt", "fix_code", {"source": "a.py:3"}, False, "loss nan"),
+        recommendation("lower lr", "set", {"lr": 0.0005}, False, "no effect"),
+        recommendation("another margin", "set", {"margin": 0.1}, False, FAILS_LATER),
+        recommendation("no mixed precision", "set", {"mixedprec": False}, False, "not applicable"),
+        recommendation("clip harder", "set", {"grad_clip": 1.0}, None, "no time"),
+        recommendation("other", "set", {"optimizer": "sgd"}, None, "no time"),
+    ]
+    assert recommendation_lines(advice) == [
+        "1. VERIFIED  lower the scale",
+        "             with it: loss 1.5",
+        "             YAML: scale: 20",
+        "tried, no effect: clamp the operand of sqrt (a.py:3), lr 0.0005, margin 0.1 (this step only), fp32",
+        "untested: clip 1, optimizer sgd (no time)",
+    ]
+    assert recommendation_lines([]) == ["Nothing to recommend."]
 
 
 def test_a_line_guard_touches_its_own_line_only():
@@ -274,7 +312,7 @@ def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_p
     (found,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
     assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
-    assert "1 file(s) account for all of them" in analyser(settings["save_path"]).stdout
+    assert "1 file accounts for all of them" in analyser(settings["save_path"]).stdout
 
 
 def edit(path, **values):
@@ -332,7 +370,7 @@ def test_a_step_that_is_finite_with_changed_code_is_not_called_transient(dump_of
     assert analyse(path).verdict["cause"] == "environment"
 
 
-def test_an_infinite_mask_is_meant_to_be_so():
+def test_an_infinite_mask_is_no_fault():
     module = torch.nn.BatchNorm1d(2)
     module.register_buffer("mask", torch.full((2, 2), -math.inf))
     snapshot = BufferSnapshot(module)
@@ -371,7 +409,7 @@ def test_an_update_that_makes_nan_is_the_optimizers(dump_of):
     assert (verdict["cause"], verdict["detail"]) == ("optimizer", "weight_decay")
 
 
-def test_an_update_that_makes_nan_is_replayed_and_its_cures_are_tried(dump_of):
+def test_an_update_that_makes_nan_is_replayed_and_its_fixes_are_tried(dump_of):
     path = dump_of(nan_inject="1:loss", optimizer="sgd", lr=100, weight_decay=3e38)  # together beyond fp32
     edit(path, reason="state_nonfinite", injected="")  # the injected step was sound; its own update is not
     verdict = analyse(path).verdict
