@@ -252,7 +252,8 @@ def failing_operation(case):
         finding.cause = "frontend"
     else:
         finding.cause = "model_backward" if record.backward else "model_forward"
-    finding.summary = f"{place_of(finding)}: {result_of(record)}."
+    silent = " The audio of its rows is silent." if finding.detail.endswith("_of_silence") else ""
+    finding.summary = f"{place_of(finding)}: {result_of(record)}.{silent}"
     finding.evidence += in_other_precisions(case)
     return finding
 
@@ -301,7 +302,7 @@ def finding_at_origin(case) -> Finding:
         flat = rows_of(case.dump["data"])
         silent = [row for row in finding.rows if float(np.abs(flat[row].float().numpy()).max()) < SILENT]
         if silent:
-            finding.evidence.append(f"rows {silent[:16]} are silent")
+            finding.evidence.append(f"silent rows: {silent[:16]}")
             if finding.phase == "forward":
                 finding.detail = f"{finding.detail}_of_silence"
     return finding

@@ -60,7 +60,8 @@ def attempt(case, text, action, change, always: bool = False, **how) -> dict:
         outcome = case.replay.run(**how)
     except ReplayError as error:
         return recommendation(text, action, change, None, str(error))
-    return recommendation(text, action, change, outcome.finite, f"with it: {outcome}")
+    how_tried = "without it" if action == "exclude_file" else "with it"
+    return recommendation(text, action, change, outcome.finite, f"{how_tried}: {outcome}")
 
 
 # ------------------------------------------------------------------------------------------- the four quick fixes
@@ -86,7 +87,7 @@ def quick_fixes(case, finding) -> list[dict]:
         fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
     clip = number(config, "grad_clip")
     harder = 1.0 if not clip or clip > 1.0 else clip / 5
-    text = f"clip gradients harder, at {harder:g} (now {clip:g})"
+    text = f"clip gradients harder, at {harder:g} (now {_shown(clip or 'off')})"
     fixes.append(try_update_setting(case, finding, text, {"grad_clip": harder}, "grad_clip"))
     return fixes
 

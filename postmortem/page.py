@@ -23,6 +23,7 @@ from postmortem.panels import (
     section,
     terms,
 )
+from postmortem.report import REPLAYED, parameter_title
 from utils import plain_names
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -38,9 +39,9 @@ CAUSES = {
     "optimizer": "learning rate, schedule or another setting of the optimizer",
     "state": "a weight, buffer or moment that was bad before the step",
     "distributed": "another rank",
-    "environment": "the machine; the replay is finite",
+    "environment": "a rehearsal or the machine; the replay is finite",
     "evaluation": "evaluation only",
-    "unknown": "none of the known causes survives",
+    "unknown": "no known cause fits",
 }
 
 SCRIPT = """
@@ -56,7 +57,7 @@ for (const button of document.querySelectorAll("button")) {
 
 
 def render(analyses) -> str:
-    """One HTML page that shows what happened in each dump, where, and what mends it."""
+    """Return one HTML page that shows for each dump what happened, where, and which fix works."""
     analyses = list(analyses)
     runs = sorted({_run(a) for a in analyses})
     title = "NaN report: " + (", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "") if runs else "no dump")
@@ -138,15 +139,20 @@ def _verdict(a) -> str:
     lead = f'<p class="lead">{escape(a.summary)}</p>'
     evidence = "".join(f"<li>{escape(line)}</li>" for line in as_list(a.verdict.get("evidence"))[:50])
     evidence = f"<ul>{evidence}</ul>" if evidence else '<p class="quiet">None.</p>'
-    place = f"<div><h3>Where</h3>{_place(a.verdict)}</div>"
+    place = f"<div><h3>Where</h3>{_place(a)}</div>"
     fix = f"<div>{_fix(a)}</div>"
     return f'<section>{tag}{lead}<div class="two">{place}{fix}</div></section>' + section("Evidence", evidence)
 
 
-def _place(verdict) -> str:
-    location = as_dict(verdict.get("location"))
+def _place(a) -> str:
+    location, config = as_dict(a.verdict.get("location")), as_dict(a.dump.get("config"))
     code = {k: f"<code>{escape(location[k])}</code>" for k in location if location[k] not in (None, "", [])}
-    names = (("Module", "module"), ("Operation", "op"), ("Source", "source"), ("Parameter", "parameter"))
+    names = (
+        ("Module", "module"),
+        ("Operation", "op"),
+        ("Source", "source"),
+        (parameter_title(location, config), "parameter"),
+    )
     shown = [(term, code.get(key, "")) for term, key in names]
     rows = as_list(location.get("rows"))
     files = [as_dict(f) for f in as_list(location.get("files"))]
@@ -155,10 +161,10 @@ def _place(verdict) -> str:
     shown.append(("File" if len(files) == 1 else "Files", "<br>".join(lines)))
     shown.append(("Rows", escape(", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else ""))))
     shown += [(key.title(), escape(location[key])) for key in ("phase", "rank") if location.get(key) is not None]
-    replay = as_dict(verdict.get("replay"))
+    replay = as_dict(a.verdict.get("replay"))
     if replay.get("reproduced"):
-        words = str(replay["reproduced"]).replace("_", " ")
-        shown.append(("Replay", escape(f"{words}, {number_text(replay.get('seconds'))} s")))
+        words = REPLAYED.get(str(replay["reproduced"]), replay["reproduced"])
+        shown.append(("Replay", escape(f"{words} ({number_text(replay.get('seconds'))} s)")))
     empty = '<p class="quiet">The analysis names no place.</p>'
     return terms(shown, "place") if any(d for _, d in shown) else empty
 
@@ -222,7 +228,7 @@ def _fixes(verdict) -> str:
         rows.append(f'<tr>{text}<td><span class="tag {mark}">{mark}</span></td><td>{outcome}</td></tr>')
     heads = "".join(f'<th scope="col">{h}</th>' for h in ("Fix", "Verdict", "Outcome"))
     caption = "<caption>Each alone, in a replay of this batch. Verified: the fault is gone.</caption>"
-    table = f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f'<table class="fixes">{caption}<thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return section("Fixes", table if rows else "")
 
 

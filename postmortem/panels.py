@@ -87,7 +87,7 @@ def rows_at_fault(dump, verdict) -> str:
     chosen = guilty[:PICTURES] or [0]
     rest = len(guilty) - len(chosen)
     title = ("Rows at fault" if len(guilty) > 1 else "Row at fault") if guilty else "First row of the batch"
-    note = "No row stands out before the model." if not guilty else f"{rest} more are not drawn." if rest > 0 else ""
+    note = "No row is known to be at fault." if not guilty else f"{rest} more are not drawn." if rest > 0 else ""
     return section(title, _quiet(note) + "".join(_crop(dump, verdict, data[row], row) for row in chosen))
 
 

@@ -45,7 +45,7 @@ def verdict_lines(a) -> list[str]:
         "Module": place["module"],
         "Operation": place["op"] and f"{place['op']} ({place['phase']})",
         "Source": place["source"],
-        parameter_title(place, a.dump): place["parameter"],
+        parameter_title(place, a.dump.get("config", {})): place["parameter"],
     }
     lines += [f"{name + ':':11}{value}" for name, value in parts.items() if value]
     code = code_at(place["source"])
@@ -63,11 +63,11 @@ def verdict_lines(a) -> list[str]:
     return lines + ["Evidence:", *(f"- {text}" for text in v["evidence"])]
 
 
-def parameter_title(place: dict, dump: dict) -> str:
+def parameter_title(place: dict, config: dict) -> str:
     """Name what ``parameter`` of a location is: a bad tensor, a key of the configuration, or a tensor used there."""
-    if place["phase"] in ("state", "update"):
+    if place.get("phase") in ("state", "update"):
         return "Bad state"
-    return "Setting" if place["parameter"] in dump.get("config", {}) else "Reads"
+    return "Setting" if str(place.get("parameter")) in config else "Reads"
 
 
 def code_at(source: str | None) -> str:
