@@ -46,12 +46,13 @@ class Trajectory:
         if self.error:
             return self.error
         if self.nonfinite_after_update:
-            end = f"the update of step {self.steps} makes '{self.nonfinite_after_update}' non-finite"
-        elif self.failed:
-            end = f"step {self.steps} is not finite"
-        else:
-            end = f"{self.steps} steps are finite, loss {self.loss:.4g}"
-        return f"{end}, weight norm {self.growth:.3g} times that at the start"
+            return f"the update of step {self.steps} makes '{self.nonfinite_after_update}' NaN or Inf"
+        if self.failed:
+            return f"step {self.steps} is not finite"
+        norm = f"weight norm {self.growth:.3g} times that at the start"
+        if self.growth >= DIVERGENT_GROWTH:
+            return f"diverges ({norm} after {self.steps} steps)"
+        return f"stays finite for {self.steps} steps (loss {self.loss:.4g}, {norm})"
 
 
 class Retraining:
