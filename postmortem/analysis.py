@@ -9,7 +9,7 @@ import torch
 
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
-from postmortem.fixes import recommendations
+from postmortem.fixes import recommendations, shown
 from storage.dump import DumpError, read_dump, read_state
 from storage.dump_statistics import issues
 
@@ -74,7 +74,8 @@ def name_setting(finding, advice, config: dict):
         for fix in advice:
             if fix["action"] == "set" and fix["verdict"] == "verified" and not {"mixedprec", "lr"} & set(fix["change"]):
                 key = finding.parameter = next(iter(fix["change"]))
-                finding.summary += f" With {key} {fix['change'][key]} (now {config.get(key)}) the step is finite."
+                value, now = shown(fix["change"][key]), shown(config.get(key))
+                finding.summary += f" With {key} {value} (now {now}) the step is finite."
                 return
 
 

@@ -44,7 +44,8 @@ def _key(rec):
     return (rec["action"], repr(rec["change"]))
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
+    """Return a setting as text, a number without superfluous digits."""
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
@@ -87,7 +88,7 @@ def quick_fixes(case, finding) -> list[dict]:
         fixes.append(attempt(case, "switch mixed precision off", "set", {"mixedprec": False}, dtype="float32"))
     clip = number(config, "grad_clip")
     harder = 1.0 if not clip or clip > 1.0 else clip / 5
-    text = f"clip gradients harder, at {harder:g} (now {_shown(clip or 'off')})"
+    text = f"clip gradients harder, at {harder:g} (now {shown(clip or 'off')})"
     fixes.append(try_update_setting(case, finding, text, {"grad_clip": harder}, "grad_clip"))
     return fixes
 
@@ -278,7 +279,7 @@ def settings_of_plugins(case, finding) -> list[dict]:
     fixes = []
     for change in trials:
         ((key, value),) = change.items()
-        text = f"set {key} to {_shown(value)} (now {_shown(config[key])})"
+        text = f"set {key} to {shown(value)} (now {shown(config[key])})"
         fixes.append(lasting(case, attempt(case, text, "set", change, settings=change)))
     return fixes
 
@@ -410,7 +411,7 @@ def for_optimizer(case, finding) -> list[dict]:
     for change in changes:
         trajectory = retraining.train(**change)
         ((key, value),) = change.items()
-        text = f"set {key} to {value:g} (now {_shown(config.get(key))})"
+        text = f"set {key} to {value:g} (now {shown(config.get(key))})"
         verdict = trajectory.sound if not control.sound else None
         outcome = f"retrained from {retraining.start}: {trajectory}; unchanged: {control}"
         fixes.append(recommendation(text, "set", change, verdict, outcome))
@@ -424,7 +425,7 @@ def for_update_of_dump(case, finding) -> list[dict]:
     fixes = []
     for change in sound_update_settings(case):
         ((key, value),) = change.items()
-        text = f"set {key} to {value:g} (now {_shown(case.config.get(key))})"
+        text = f"set {key} to {value:g} (now {shown(case.config.get(key))})"
         fixes.append(attempt(case, text, "set", change, settings=change))
     guard = LineGuard(finding.source or "")
     outcome = case.replay.run(around=guard)
