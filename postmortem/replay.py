@@ -215,10 +215,11 @@ class Replay:
                 network.double()
                 step.renew_buffers()
             restore_generators(self.dump["rng_state"], self.device)
-            step.begin(self.dump.get("moment"))
+            step.begin()
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
                     stack.enter_context(mode)
+                step.set_epoch(self.dump.get("moment"))  # a fault of the schedule is seen by the modes too
                 results = step.forward_backward(window, scale)
             attempt = step.measure(results, scale)  # no mode sees this
             outcome.loss, outcome.accuracy, outcome.norm = attempt.loss, attempt.accuracy, attempt.norm

@@ -67,11 +67,15 @@ class Step:
 
     def begin(self, epoch: float | None = None):
         """Remember everything that a forward pass may change."""
-        if epoch is not None and hasattr(self.network.loss, "set_epoch"):
-            self.network.loss.set_epoch(epoch)
+        self.set_epoch(epoch)
         self.generators = generator_state(self.device, torch_only=True)
         self.buffers.take()
         self.updating = False
+
+    def set_epoch(self, epoch: float | None):
+        """Tell a loss whose margin follows a schedule how far the run is."""
+        if epoch is not None and hasattr(self.network.loss, "set_epoch"):
+            self.network.loss.set_epoch(epoch)
 
     def attempt(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> Attempt:
         """Forward and backward over a window of batches; leaves unscaled gradients and reads the device once.
