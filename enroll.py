@@ -11,7 +11,7 @@ from pathlib import Path
 
 from corpus.folders import find_recordings
 from errors import UsageError
-from scoring.verification import add_store_argument, hear
+from scoring.verification import add_store_argument, embed_recording
 from settings.command_line import Parser, existing_file, run
 
 
@@ -63,7 +63,7 @@ def change(args) -> int:
         for name, rows in SpeakerStore.open(args.store, *of_model).speakers.items():
             print(f"{name}  {len(rows)} recording(s)")
         return 0
-    utterances = [hear(model, file) for file in args.files]  # before the lock: it may take a while
+    utterances = [embed_recording(model, file) for file in args.files]  # before the lock: it may take a while
     with locked(args.store):
         store = SpeakerStore.open(args.store, *of_model, create=not args.remove)
         if args.remove:

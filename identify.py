@@ -8,7 +8,14 @@ import json
 import sys
 
 from errors import UsageError
-from scoring.verification import NO_DECISION, add_store_argument, add_verifier_arguments, hear, percent, verifier_from
+from scoring.verification import (
+    NO_DECISION,
+    add_store_argument,
+    add_verifier_arguments,
+    embed_recording,
+    percent,
+    verifier_from,
+)
 from settings.command_line import Parser, existing_file, run
 from speaker_model import add_model_arguments, model_from
 
@@ -33,7 +40,7 @@ def main(argv) -> int:
     store = SpeakerStore.open(args.store, model.identity, model.dimension)
     if not len(store):
         raise UsageError(f"{args.store}: nobody is enrolled; enroll.py does that")
-    found = verifier.identify(store, hear(model, args.file), args.top)
+    found = verifier.identify(store, embed_recording(model, args.file), args.top)
     name, best = found[0]
     if args.json:
         who = name if best.same else None

@@ -57,7 +57,12 @@ def parser() -> Parser:
     add("--form", choices=("voxceleb", "kaldi", "wespeaker"), default="voxceleb", help="form of the score file")
     add("--out", default="", metavar="FOLDER", help="write scores.txt, result.json and the pictures there")
     add("--save_backend", default="", metavar="FILE", help="write the chain as one .npz, for verify.py and --backend")
-    add("--false_accept", type=float, metavar="RATE", help="its threshold: so many false accepts (held-out trials)")
+    add(
+        "--false_accept",
+        type=float,
+        metavar="RATE",
+        help="store the threshold that accepts this share of held-out nontarget trials",
+    )
     add("--pictures", nargs="+", default=[], choices=("png", "pdf", "svg"), help="pictures in these forms beside png")
     add = p.add_argument_group("compare two systems").add_argument
     add("--compare", nargs=2, default=[], metavar=("A", "B"), help="score files of the same trials: is one better?")
@@ -254,9 +259,7 @@ def learn(a, backend, scored, models, say):
         backend.caution = caution
     for name, weight in zip(found.names, found.weights):
         if weight < 0 and (name == "score" or name.startswith("system")):
-            say(
-                f"WARNING: {a.calibrate}: the calibration turns {name} round (weight {weight:.3g}): are labels swapped?"
-            )
+            say(f"WARNING: {a.calibrate}: the calibration inverts {name} (weight {weight:.3g}): are labels swapped?")
     return found
 
 

@@ -115,7 +115,7 @@ async def answer(send, scope, status: int, text: str):
     await JSONResponse({"detail": text}, status)(scope, None, send)
 
 
-class Desk:
+class VerificationService:
     """A verifier and the file of enrolled speakers, as the requests use them."""
 
     def __init__(self, verifier, store_path: str):
@@ -128,7 +128,7 @@ class Desk:
 
         return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create=True)
 
-    def hear(self, upload):
+    def embed_upload(self, upload):
         """Embed an upload -> (Utterance, what the page draws); HTTPException 422 if it gives no embedding."""
         from fastapi import HTTPException
 
@@ -167,10 +167,10 @@ def build_app(verifier, store_path: str, hosts: set[str], max_mb: float):
         text = str(error).encode("utf-8", "backslashreplace").decode()  # it may name a file whose name is not UTF-8
         return JSONResponse({"detail": text}, 400)
 
-    desk = Desk(verifier, store_path)
+    service = VerificationService(verifier, store_path)
     add_page(app, verifier, max_mb)
-    add_comparisons(app, desk)
-    add_speakers(app, desk)
+    add_comparisons(app, service)
+    add_speakers(app, service)
     app.add_middleware(Guard, hosts=hosts, limit=int(max_mb * (1 << 20)))
     return app
 
@@ -198,47 +198,47 @@ def add_page(app, verifier, max_mb: float):
         return {**says, "cautions": verifier.backend.cautions, "max_mb": max_mb}
 
 
-def add_comparisons(app, desk: Desk):
+def add_comparisons(app, service: VerificationService):
     """Two recordings, or a recording and everybody who is enrolled."""
     from fastapi import File, HTTPException, UploadFile
 
     @app.post("/api/compare")
     def compare(first: UploadFile = File(), second: UploadFile = File()):  # noqa: B008 (FastAPI's way to declare fields)
-        (a, drawn_a), (b, drawn_b) = desk.hear(first), desk.hear(second)
-        return {"verdict": desk.verifier.compare([a], b).values(), "recordings": [drawn_a, drawn_b]}
+        (a, drawn_a), (b, drawn_b) = service.embed_upload(first), service.embed_upload(second)
+        return {"verdict": service.verifier.compare([a], b).values(), "recordings": [drawn_a, drawn_b]}
 
     @app.post("/api/identify")
     def identify(recording: UploadFile = File()):  # noqa: B008
-        store = desk.store()
+        store = service.store()
         if not len(store):
             raise HTTPException(400, "nobody is enrolled yet")
-        utterance, drawn = desk.hear(recording)
-        found = [{"name": name, **verdict.values()} for name, verdict in desk.verifier.identify(store, utterance)]
+        utterance, drawn = service.embed_upload(recording)
+        found = [{"name": name, **verdict.values()} for name, verdict in service.verifier.identify(store, utterance)]
         return {"speakers": found, "enrolled": len(store), "recordings": [drawn]}
 
 
-def add_speakers(app, desk: Desk):
+def add_speakers(app, service: VerificationService):
     """List, enroll and remove speakers."""
     from fastapi import File, Form, UploadFile
 
     @app.get("/api/speakers")
     def speakers():
-        return [{"name": name, "recordings": len(rows)} for name, rows in sorted(desk.store().speakers.items())]
+        return [{"name": name, "recordings": len(rows)} for name, rows in sorted(service.store().speakers.items())]
 
     @app.post("/api/speakers")
     def enroll(name: str = Form(), recordings: list[UploadFile] = File()):  # noqa: B008
-        name, heard = name.strip(), [desk.hear(upload) for upload in recordings]
+        name, heard = name.strip(), [service.embed_upload(upload) for upload in recordings]
 
         def add(store):
             known = {utterance.source for utterance in store.speakers.get(name, [])}
             store.add(name, [replace(u, source=unused(u.source, known)) for u, _ in heard])
 
-        desk.change(add)
+        service.change(add)
         return {"name": name, "recordings": [drawn for _, drawn in heard]}
 
     @app.delete("/api/speakers/{name:path}")  # a name may hold a slash
     def forget(name: str):
-        desk.change(lambda store: store.remove(name))
+        service.change(lambda store: store.remove(name))
         return {"name": name}
 
 

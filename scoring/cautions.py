@@ -54,5 +54,5 @@ def wrong_way_round(eer: float, low: float | None) -> str:
         return ""
     return (
         f"WARNING: EER {eer:.2f} %: the scores are the wrong way round (higher must mean more alike), or the labels "
-        f"are swapped; turned round, it is {100 - eer:.2f} %"
+        f"are swapped; with the scores negated it is {100 - eer:.2f} %"
     )

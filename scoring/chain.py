@@ -73,8 +73,8 @@ def without_trial_speakers(names, speakers, trial_names, say):
     """Leave speakers of the trials out of a cohort: against itself a voice scores like no impostor."""
     own = [speaker_of(name) for name in names] if speakers is None else speakers
     used = set(trial_names)
-    heard = {speaker_of(name) for name in used} - {None}
-    keep = [i for i, name in enumerate(names) if name not in used and own[i] not in heard]
+    used_speakers = {speaker_of(name) for name in used} - {None}
+    keep = [i for i, name in enumerate(names) if name not in used and own[i] not in used_speakers]
     if len(keep) < len(names):
         say(f"cohort: {len(names) - len(keep)} of {len(names)} utterances are of speakers of the trials: left out")
     if not keep:

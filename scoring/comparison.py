@@ -39,7 +39,7 @@ def compare(labels, first, second, scores, priors, draws: int = 0, seed: int = 0
 
     scores (2, N). Trials without a finite score of either are left out of both. Returns ``trials``, ``targets``,
     ``nan_scores``, ``interval`` (over what), ``A`` and ``B`` {figure: {value, low, high}} and ``difference``
-    {figure: {value, low, high, p}}: B less A, and the two-sided share of draws that turn it round.
+    {figure: {value, low, high, p}}: B less A, and the two-sided share of draws with the opposite sign.
     """
     good = np.isfinite(scores).all(axis=0)
     labels, scores = np.asarray(labels)[good], scores[:, good]
@@ -62,8 +62,8 @@ def compare(labels, first, second, scores, priors, draws: int = 0, seed: int = 0
         value = found["B"][key]["value"] - found["A"][key]["value"]
         draw = drawn[1][key] - drawn[0][key]
         draw = draw[np.isfinite(draw)]
-        opposite = 2 * min(np.mean(draw <= 0), np.mean(draw >= 0))
-        p = float(np.clip(opposite, 1 / len(draw), 1))
+        two_sided = 2 * min(np.mean(draw <= 0), np.mean(draw >= 0))
+        p = float(np.clip(two_sided, 1 / len(draw), 1))
         differences[key] = {**_with_ends(value, percentiles(draw, share)), "p": p}
     over = f"trials as if independent, too narrow: {why}" if speakers is None else "speakers, the same for both"
     counts = {"trials": len(labels), "targets": int(labels.sum()), "nan_scores": int((~good).sum())}

@@ -161,7 +161,7 @@ def without_errors(scores, labels, speakers, llrs, costs, level: float) -> dict:
     if targets.min() > nontargets.max():
         found["eer"] = (0.0, min(100 * max(bounds), 50.0))
         found.update({f"min_dcf_{cost[0]:g}": (0.0, float(min(_cost(*bounds, *cost), 1))) for cost in costs})
-    elif targets.max() < nontargets.min():  # the same of the scores turned round
+    elif targets.max() < nontargets.min():  # every trial is on the wrong side
         found["eer"] = (max(100 - 100 * max(bounds), 50.0), 100.0)
     for cost in costs:
         if not ((llrs >= bayes_threshold(*cost)) != (labels == 1)).any():

@@ -1,4 +1,4 @@
-"""What can be said of a scored trial list: figures with intervals, a table, one JSON, pictures."""
+"""Report a scored trial list: figures with intervals, a table, one JSON, pictures."""
 
 import json
 import sys

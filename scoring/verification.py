@@ -24,7 +24,7 @@ NO_DECISION = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a pair. ``llr`` (natural logarithm) and ``probability`` need a calibrated back-end."""
+    """The result of a comparison. ``llr`` (natural logarithm) and ``probability`` need a calibrated back-end."""
 
     score: float
     llr: float | None
@@ -36,11 +36,11 @@ class Verdict:
     threshold_moves: bool = False  # with the prior
 
     def values(self) -> dict:
-        """As a dict for JSON."""
+        """Return the fields as a dict for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """As lines for a terminal: the decision and how sure it is, what another prior makes of it, the figures."""
+        """Return lines for a terminal: decision and probability, the decision with another prior, the figures."""
         if self.same is None:
             return [f"score {self.score:.4f} (not calibrated)", NO_DECISION]
         sign = ">=" if self.same else "<"
@@ -66,7 +66,7 @@ class Verdict:
         return f"{'only ' * (sure < 0.5)}{percent(sure)} sure"
 
     def at(self, prior: float) -> "Verdict":
-        """The verdict on the same pair if another share of the comparisons is of one speaker."""
+        """Return the verdict on the same pair with another prior."""
         threshold = bayes_threshold(prior) if self.threshold_moves else self.threshold
         probability = Backend().probability(self.llr, prior)
         changed = {"probability": probability, "prior": prior, "threshold": threshold, "same": self.llr >= threshold}
@@ -74,13 +74,13 @@ class Verdict:
 
 
 def percent(share: float) -> str:
-    """A share as a person says it: whole percent, finer near none and all, and never quite none or all."""
+    """Return a share in whole percent, with decimals below 1 % and above 99 %, never as 0 or 100 %."""
     if not 1e-4 <= share <= 1 - 1e-4:
         return "less than 0.01 %" if share < 0.5 else "more than 99.99 %"
     return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.2f} %"
 
 
-def hear(model, path) -> Utterance:
+def embed_recording(model, path) -> Utterance:
     """Embed a file to enroll or to decide on; UsageError for one that is too short, silent or gives no embedding."""
     try:
         seconds = audio_length(path) / SAMPLE_RATE
