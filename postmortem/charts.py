@@ -68,7 +68,7 @@ class Scale:
 
     @classmethod
     def fit(cls, values, log: bool | None = None) -> "Scale":
-        """The axis of finite values; logarithmic, unless told, where they are positive and span a factor of 50."""
+        """The axis of finite values; logarithmic by default if they are positive and span a factor of 50."""
         values = [min(max(v, -HUGE), HUGE) for v in values if math.isfinite(v)]
         positive = [max(v, TINY) for v in values if v > 0]
         if log is None:
@@ -290,7 +290,7 @@ def mel_filters(bands: int, bins: int) -> torch.Tensor:
 
 
 def log_mel(x: torch.Tensor, bands: int = 48) -> torch.Tensor:
-    """Log-mel energies of a waveform in dB below its maximum, for the eye: (bands, frames), NaN where a sample is."""
+    """Log-mel energies of a waveform in dB below its maximum, for the eye: (bands, frames), NaN if a sample is."""
     hop = max(160, math.ceil(len(x) / COLUMNS))
     bad = ~x.isfinite()
     x = x.nan_to_num(0.0, 0.0, 0.0)
@@ -307,7 +307,7 @@ def log_mel(x: torch.Tensor, bands: int = 48) -> torch.Tensor:
 def crop_chart(title: str, x: torch.Tensor, start: float | None, speed: float, marks: list[tuple[int, str]]) -> str:
     """Waveform over log-mel of a crop (samples,), bad samples as bands through both.
 
-    ``start`` is the second of the file where the crop begins, where that is known; ``marks`` are (sample, words).
+    ``start`` is the second of the file where the crop begins, if that is known; ``marks`` are (sample, words).
     """
     x, tall, mel_top, mel_tall = x.float(), 110, 118, 100
     seconds = len(x) / SAMPLE_RATE

@@ -108,7 +108,7 @@ class Origin:
 
     @classmethod
     def of(cls, info: dict) -> "Origin":
-        """Read it from a row's provenance; ``first`` is NaN where that is unknown."""
+        """Read it from a row's provenance; ``first`` is NaN if that is unknown."""
         first, rate, speed = (number(info.get(key)) for key in ("start", "rate", "speed"))
         usable = [value if 0 < value < math.inf else usual for value, usual in ((rate, SAMPLE_RATE), (speed, 1.0))]
         return cls(first if math.isfinite(first) else math.nan, *map(float, usable))
@@ -123,7 +123,7 @@ class Origin:
         return round(self.first + sample / SAMPLE_RATE * self.speed * self.rate)
 
     def crop_sample(self, sample: float) -> float:
-        """The inverse; NaN where the origin is unknown."""
+        """The inverse; NaN if the origin is unknown."""
         return (sample - self.first) / self.rate / self.speed * SAMPLE_RATE
 
 

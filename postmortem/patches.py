@@ -36,7 +36,7 @@ def _place(filename: str) -> str:
 
 
 def call_site(skip: int = 1) -> str:
-    """'loss/x.py:31' of the innermost frame in plug-ins or what they import, '' where there is none."""
+    """'loss/x.py:31' of the innermost frame in plug-ins or what they import, '' if there is none."""
     frame = sys._getframe(skip)
     while frame is not None:
         place = _place(frame.f_code.co_filename)
@@ -104,7 +104,7 @@ def _finite_scores(x):
     return torch.where(x == -torch.inf, torch.full_like(x, -1e4), x)
 
 
-# Operation -> (which operand, how it is kept where the operation and its slope are finite, the words of the sketch).
+# Operation -> (which operand, a change after which the operation and its slope are finite, the change in words).
 GUARDS = {
     **dict.fromkeys(("sqrt", "rsqrt"), (0, _positive, "clamp the operand of {} to at least 1e-7")),
     **dict.fromkeys(("log", "log2", "log10"), (0, _positive, "clamp the operand of {} to at least 1e-7")),
@@ -145,7 +145,7 @@ class LineGuard(TorchFunctionMode):
         if not args or not isinstance(args[0], torch.Tensor) or call_site() != self.source:
             return function(*args, **kwargs)
         infinite = [a for a in args if isinstance(a, float) and not math.isfinite(a)]
-        if infinite:  # softmax and max want it so; multiplied, or where all are masked, it becomes NaN
+        if infinite:  # softmax and max accept it; multiplied, or if all are masked, it becomes NaN
             args = tuple(math.copysign(1e4, a) if isinstance(a, float) and a in infinite else a for a in args)
             self.noted(args, f"write a large finite number in the place of {infinite[0]}")
         if name in ("std", "var", "std_mean", "var_mean"):
@@ -166,7 +166,7 @@ class LineGuard(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def guarded(self, name, args):
-        """The operands with the one that is singular kept away from where it is; a plain number too."""
+        """Return the operands, the singular one (a tensor or a plain number) moved away from its singularity."""
         operand, keep, words = GUARDS[name]
         value = args[operand] if operand < len(args) else None
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -176,13 +176,13 @@ class LineGuard(TorchFunctionMode):
         return (*args[:operand], value, *args[operand + 1 :])
 
     def noted(self, value, words, before=None):
-        """``value``, with the change taken down in words unless it is what stood there ``before``."""
+        """Return ``value``; record the change in words, unless ``value`` equals ``before``."""
         if words not in self.applied and not (before is not None and torch.equal(value, before)):
             self.applied.append(words)
         return value
 
     def power(self, name, args):
-        """Operands of a power: above zero where the exponent is no whole number above 0, bounded where it is."""
+        """Return the operands of a power, its base bounded for a whole exponent above 0, else above zero."""
         base, exponent = (args[1], args[0]) if name == "__rpow__" else args[:2]
         if isinstance(base, torch.Tensor) and base.is_floating_point():
             if isinstance(exponent, torch.Tensor) or exponent < 1 or exponent != int(exponent):
@@ -193,7 +193,7 @@ class LineGuard(TorchFunctionMode):
         return (exponent, base, *args[2:]) if name == "__rpow__" else (base, *args[1:])
 
     def deviation(self, name, args, kwargs):
-        """Variance with the biased estimate and a floor: finite for one frame and for constant features."""
+        """Return the biased variance plus a floor: finite for one frame and for constant features."""
         dims = kwargs.get("dim", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None)
         keep = kwargs.get("keepdim", False)
         x = args[0]
@@ -208,7 +208,7 @@ def _all_ignored(label, kwargs) -> bool:
 
 
 class _FiniteGradient(torch.autograd.Function):
-    """Identity whose gradient is bounded and zero where it is not finite."""
+    """Identity whose gradient is bounded, with 0 in place of NaN and Inf."""
 
     @staticmethod
     def forward(ctx, x, bound):
@@ -223,8 +223,8 @@ class _FiniteGradient(torch.autograd.Function):
 class LineBound(TorchFunctionMode):
     """Keeps what the operations of one source line return, and the gradients that leave it, within finite bounds.
 
-    As if the elements for which an operation is not defined were masked before it. ``share`` is the largest part of
-    an operation's result that was not finite.
+    This shows what a mask of the elements for which an operation is not defined would do. ``share`` is the largest
+    share of an operation's result that was not finite.
     """
 
     def __init__(self, source: str, bound: float = 1e4):

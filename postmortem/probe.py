@@ -279,7 +279,7 @@ def is_front_end(record: Record, network: nn.Module) -> bool:
     """Whether an operation belongs to the features: in a module of that name, or before anything learned.
 
     What a model's own ``forward`` does to the waveform is counted among the features; a layer in front of the first
-    learned one only where a Fourier transform came before it.
+    learned one only if a Fourier transform came before it.
     """
     path, site = record.site.module.lower(), record.site
     modules = dict(network.named_modules())
