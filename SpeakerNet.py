@@ -76,6 +76,7 @@ class ModelTrainer:
         self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
         amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
+        self.step.rechecks = config.nan_recheck
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
@@ -172,6 +173,9 @@ class ModelTrainer:
         poison = self.incidents.injections.pop(progress.window_number, "")
         try:
             result = self.step.take(window, progress.fractional_epoch, poison)
+            if isinstance(result, Fault) and result.transient:
+                self.incidents.handle(self.record(), window, result)
+                result = self.step.take(window, progress.fractional_epoch, poison)
         except Exception:  # a plug-in may raise anything
             self.save_before_step()
             raise
@@ -261,6 +265,7 @@ class ModelTrainer:
             network=self.network,
             optimizer=self.optimizer,
             parameters=step.parameters,
+            module_state=step.module_state.state_dict(),
         )
 
     # ------------------------------------------------------------------------------------- around the epochs

@@ -215,6 +215,7 @@ class Replay:
                 network.double()
                 step.renew_buffers()
             restore_generators(self.dump["rng_state"], self.device)
+            step.module_state.load_state_dict(self.dump.get("module_state", {}))
             step.begin()
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:

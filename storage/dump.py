@@ -161,6 +161,8 @@ OPTIONAL_KEYS = {
     # what an update made non-finite, and plain values that the optimizer keeps in attributes, as before the step
     "update_stats": {str: STATISTICS},
     "optimizer_attributes": {str: SCALAR},
+    "module_state": {str: {str: anything}},  # plain attributes of modules, as before the step
+    "recheck": {str: SCALAR},  # what the same step gave, computed once more
 }
 STATE_KEYS = {
     "model_state_dict": {str: TENSOR},
@@ -211,6 +213,8 @@ class DumpWriter:
     def __init__(self, folder, max_dumps: int, max_gb: float, say):
         self.folder, self.max_dumps, self.max_bytes, self.say = Path(folder), max_dumps, max_gb * 1e9, say
         self.written, self.lost = 0, set()  # lost: names of dumps that could not be written
+        self.pending: dict[str, int] = {}  # bytes of dumps that are being written
+        self.last_state = ""  # file of the newest state
         self._pool = ThreadPoolExecutor(1)
 
     def refusal(self, size: int) -> str | None:
@@ -221,27 +225,38 @@ class DumpWriter:
             there = sum(f.stat().st_size for f in self.folder.glob("*.pt"))
         except OSError as error:
             return f"{self.folder} cannot be read: {error.strerror}"
-        if there + size > self.max_bytes:
+        if there + sum(self.pending.copy().values()) + size > self.max_bytes:
             return f"debug_nan/ would pass {self.max_bytes / 1e9:g} GB (nan_max_gb)"
         return None
 
-    def submit(self, name: str, dump: dict, state: dict):
-        """Write a dump and, unless None or there already, the state it shares; both must be CPU copies."""
-        self.written += 1
-        return self._pool.submit(self._write, name, dump, state)
+    def submit(self, name: str, dump: dict, state: dict | None, size: int = 0, shared: bool = False):
+        """Write a dump of ``size`` bytes and the state that belongs to it; both must be CPU copies.
 
-    def _write(self, name, dump, state):
+        ``shared``: its state is the one that was submitted last.
+        """
+        self.written += 1
+        self.pending[name] = size
+        return self._pool.submit(self._write, name, dump, state, shared)
+
+    def _write(self, name, dump, state, shared):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            dump["state"] = f"state_{content_hash(state)}.pt" if state else ""
-            if state and not (self.folder / dump["state"]).exists():
-                save_atomically(state, self.folder / dump["state"], 0o600)
+            if state:
+                self.last_state = ""
+                dump["state"] = f"state_{content_hash(state)}.pt"
+                if not (self.folder / dump["state"]).exists():
+                    save_atomically(state, self.folder / dump["state"], 0o600)
+                self.last_state = dump["state"]
+            else:
+                dump["state"] = self.last_state if shared else ""
             save_atomically(dump, self.folder / name, 0o600)
         except OSError as error:
             self.written -= 1
             self.lost.add(name)
             reason = error.reason if isinstance(error, WriteError) else error.strerror
             self.say(f"the debug data could not be written to {self.folder / name}: {reason}; training goes on")
+        finally:
+            del self.pending[name]
 
     def close(self):
         """Wait for what is being written."""

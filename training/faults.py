@@ -27,7 +27,13 @@ class Fault:
     phase: str = "step"  # or 'setting' or 'update', if the optimizer is at fault and not the batch
     update: dict = field(default_factory=dict)  # statistics of what the update made non-finite, by name
     undone: bool = True  # whether the state is as before
+    recheck: dict = field(default_factory=dict)  # what the same step gave, computed once more: see Step.recheck
     at_fault: bool = True  # whether this process is the one to report it
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same step was finite when it was computed once more: a fault of the moment."""
+        return bool(self.recheck.get("finite"))
 
 
 def check_batch(batch: dict, classes: int) -> Fault | None:

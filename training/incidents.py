@@ -42,6 +42,7 @@ class StepRecord:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
+    module_state: dict  # what modules keep in plain attributes: see ModuleState
 
     @property
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -54,10 +55,12 @@ class StepRecord:
         trained = {id(p) for p in self.parameters}
         return [name for name, p in self.network.named_parameters() if id(p) in trained]
 
-    def state(self) -> dict:
-        """Weights, buffers and moments, copied to the CPU."""
-        state = {"model_state_dict": self.network.state_dict(), "optimizer_state_dict": self.optimizer.state_dict()}
-        return to_cpu(state)
+    def state(self, moments: bool = True) -> dict:
+        """Weights, buffers and, if wanted, the optimizer's ``moments``, copied to the CPU."""
+        optimizer = self.optimizer.state_dict()
+        if not moments:
+            optimizer = {**optimizer, "state": {}}
+        return to_cpu({"model_state_dict": self.network.state_dict(), "optimizer_state_dict": optimizer})
 
 
 def concatenate_window(window: list[dict]) -> dict:
@@ -82,6 +85,18 @@ def to_cpu(value):
     return [to_cpu(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def outcome_of(fault: Fault) -> str:
+    """What becomes of the run after a fault, in a line."""
+    if not fault.undone:
+        return "The update could not be taken back: the weights are spoilt, and the run ends."
+    if fault.transient:
+        return "Computed once more it is finite: a fault of the moment (device, race). The step is taken."
+    again = ""
+    if fault.recheck:
+        again = f"Computed once more it gives {'the same' if fault.recheck['same'] else 'other'} values. "
+    return f"{again}Training goes on; weights, buffers and optimizer are as before this batch."
+
+
 class Incidents:
     """Reports, dumps and counts the faults of a run. ``classes``: of the loss."""
 
@@ -93,6 +108,7 @@ class Incidents:
         self.seen = {}  # signature -> [name of its dump, how often]
         self.file_dumps = 0
         self.last_name: str | None = None
+        self.saved_state: tuple[int, bool] | None = None  # (step, with moments) of the newest state that was submitted
         self.injections = parse_injections(config.nan_inject, ranks.rank)
 
     def print(self, text: str):
@@ -139,7 +155,7 @@ class Incidents:
         rows = [row for row, info in enumerate(batch["files"]) if concerned(info)]
         what = "; ".join(f"{path}: {reason}" for path, reason in unusable.items())
         fault = Fault("data_error", what, rows)
-        saved = self.save(record, self.content(record, concatenate_window([batch]), fault, {}), None)
+        saved = self.save(record, self.content(record, concatenate_window([batch]), fault, {}))
         return {
             "saved": saved,
             "epoch": record.epoch,
@@ -152,42 +168,57 @@ class Incidents:
             "dump": self.last_name,
         }
 
-    def save(self, record: StepRecord, content: dict, state: dict | None) -> str:
-        """Hand a dump to the writer unless a budget refuses it; returns the line to print."""
+    def save(self, record: StepRecord, content: dict, fault: Fault | None = None) -> str:
+        """Hand a dump to the writer unless a budget refuses it; returns the line to print.
+
+        With a ``fault`` the state that the step began with goes along, once for all faults of the same state.
+        """
         rank = f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
         self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{rank}.pt"
-        size = content["data"].numel() * 4 + (3 * sum(p.numel() for p in record.parameters) * 4 if state else 0)
+        # After an update that could not be taken back, what is there now is not what the step began with.
+        with_state = fault is not None and fault.undone
+        suspect = fault is not None and fault.reason == "state_nonfinite"
+        shared = with_state and self.saved_state in ((record.step, True), (record.step, suspect))
+        moments = suspect or self.saved_state is None  # of other faults the weights tell enough
+        size = content["data"].numel() * 4
+        if with_state and not shared:
+            size += sum(p.numel() for p in record.parameters) * 4 * (3 if moments else 1)
         refusal = self.writer.refusal(size)
         if refusal:
             self.last_name = None
             return f"Not saved: {refusal}"
-        self.writer.submit(self.last_name, content, state)
+        state = record.state(moments) if with_state and not shared else None
+        if state:
+            self.saved_state = (record.step, moments)
+        self.writer.submit(self.last_name, content, state, size, shared)
         return f"{picture(DISK)}Saved debug data to: {self.writer.folder / self.last_name}"
 
     def dump(self, record: StepRecord, batch, fault: Fault, paths: list[str]) -> str | None:
-        """Write a new fault's dump and report; count one seen before. Returns the dump's name."""
+        """Write a fault's dump and report; count one seen before. Returns the dump's name.
+
+        A fault whose place is not known may be another one each time: it is dumped until the budget is used.
+        """
         kind = "inf" if math.isinf(fault.loss) else "nan" if math.isnan(fault.loss) else ""
         signature = "|".join([fault.reason, kind, fault.module, *sorted(set(paths))])
-        if signature in self.seen and self.seen[signature][0] not in self.writer.lost:
-            self.seen[signature][1] += 1
-            name, count = self.seen[signature]
-            self.print(
-                f"skipped batch {record.batch} of epoch {record.epoch}: {fault.what} (seen {count} times, the first: "
-                f"{name}); weights, buffers and optimizer are unchanged"
-            )
+        first, count = self.seen.get(signature, ("", 0))
+        skipped = f"skipped batch {record.batch} of epoch {record.epoch}: {fault.what}"
+        unchanged = "weights, buffers and optimizer are unchanged"
+        if count and (fault.module or paths) and first not in self.writer.lost:
+            self.seen[signature] = [first, count + 1]
+            self.print(f"{skipped} (seen {count + 1} times, the first: {first}); {unchanged}")
+            return None
+        refusal = self.writer.refusal(0)
+        if refusal and self.seen and fault.undone:
+            self.seen[signature] = [first or "not saved", count + 1]
+            self.print(f"{skipped}. Not saved: {refusal}; {unchanged}")
             return None
         content = self.content(record, batch, fault, tensor_stats(record.gradients))
         lines = report(content, fault, self.classes)
-        # After an update that could not be taken back, what is there now is not what the step began with.
-        lines.append(self.save(record, content, record.state() if fault.undone else None))
-        self.seen[signature] = [self.last_name or "not saved", 1]
+        lines.append(self.save(record, content, fault))
+        self.seen[signature] = [first or self.last_name or "not saved", count + 1]
         if self.last_name:
             lines.append(f"To find out why: python analyze_nan_debug.py {self.writer.folder / self.last_name}")
-        lines.append(
-            "Training goes on; weights, buffers and optimizer are as before this batch."
-            if fault.undone
-            else "The update could not be taken back: the weights are spoilt, and the run ends."
-        )
+        lines.append(outcome_of(fault))
         self.print("\n".join(lines))
         return self.last_name
 
@@ -224,11 +255,14 @@ class Incidents:
             "config": self.config.values(),
             "versions": versions(),
             "source_hashes": self.sources(),
+            "module_state": record.module_state,
             "optimizer_attributes": {k: v for k, v in vars(record.optimizer).items() if type(v) in SCALAR},
             "state": "",
         }
         if fault.update:
             dump["update_stats"] = fault.update
+        if fault.recheck:
+            dump["recheck"] = fault.recheck
         return dump
 
     def state_dict(self) -> dict:

@@ -59,6 +59,7 @@ class RunState:
             **state,
             **self.progress.state_dict(),
             "rng_state": self.ranks.gather(generator_state(self.step.device)),
+            "module_state": self.ranks.gather(self.step.module_state.state_dict()),
             "incidents": self.ranks.gather(self.incidents.state_dict()),
             "file_events": self.file_events.state_dict(),
             "file_sizes": self.files.sizes(),
@@ -103,6 +104,7 @@ class RunState:
         self.step.scaler.load_state_dict(state["scaler_state_dict"])
         self.average.load_state_dict(state.get("ema_state_dict", {}))
         self.file_events.load_state_dict(state.get("file_events", {"known": {}, "reported": []}))
+        self.step.module_state.load_state_dict(own_part(state.get("module_state", {}), self.ranks))
         self.incidents.load_state_dict(own_part(state["incidents"], self.ranks))
         same_world = len(state["rng_state"]) == self.ranks.world
         if same_world:

@@ -10,6 +10,7 @@ from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
+from training.module_state import ModuleState
 from training.update import UpdateGuard
 from utils import total_norm
 
@@ -32,6 +33,8 @@ class Step:
         self.amp_dtype = amp_dtype
         self.scaler = precision.LossScaler(amp_dtype is torch.float16)
         self.buffers = precision.BufferSnapshot(network)
+        self.module_state = ModuleState(network)
+        self.rechecks = True  # whether a step that fails is computed once more
         self.optimizer: torch.optim.Optimizer | None = None
         self.guard: UpdateGuard | None = None
         if optimizer is not None:
@@ -58,6 +61,7 @@ class Step:
             fault = self.update(window, scale, attempt, poison)
         else:
             fault = self.fault_of(attempt, window, scale, poison)
+            fault.recheck = self.recheck(attempt, window, scale, poison) if self.rechecks else {}
         if fault is None:
             self.scaler.stepped(scale)
             return attempt
@@ -70,6 +74,7 @@ class Step:
         self.set_epoch(epoch)
         self.generators = generator_state(self.device, torch_only=True)
         self.buffers.take()
+        self.module_state.take()
         self.updating = False
 
     def set_epoch(self, epoch: float | None):
@@ -161,8 +166,9 @@ class Step:
         self.buffers = precision.BufferSnapshot(self.network, self.buffers.nonfinite_by_design)
 
     def rewind(self):
-        """Put buffers and torch's generators back to where they were before the forward pass."""
+        """Put buffers, torch's generators and plain attributes back to where they were before the forward pass."""
         self.buffers.restore()
+        self.module_state.restore()
         restore_generators(self.generators, self.device)
 
     def undo(self) -> bool:
@@ -179,6 +185,30 @@ class Step:
         fault = classify(attempt, self.network, self.buffers, self.scaler)
         fault.at_fault = at_fault
         return fault
+
+    def recheck(self, attempt: Attempt, window, scale: float, poison: str) -> dict:
+        """Compute a failed attempt once more in place: is it ``finite`` now, does it give the ``same`` values?
+
+        A fault of the moment, as of a broken device, is told from a lasting one. {} if there is no memory for it.
+        """
+        gradients = [(p, p.grad) for p in self.parameters]
+        first = [attempt.loss, attempt.accuracy, attempt.norm, *self.count_nonfinite()]
+        self.rewind()
+        try:
+            again = self.attempt(window, scale, poison)
+            second = [again.loss, again.accuracy, again.norm, *self.count_nonfinite()]
+        except torch.cuda.OutOfMemoryError:
+            return {}
+        finally:
+            self.rewind()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+        return {"finite": again.finite, "same": [repr(x) for x in first] == [repr(x) for x in second]}
+
+    def count_nonfinite(self) -> list[int]:
+        """How many gradient values are NaN, and how many are infinite."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return [sum(int(count(g).sum()) for g in gradients) for count in (torch.isnan, torch.isinf)]
 
     def own_gradients_nonfinite(self, window, scale: float, poison: str) -> bool:
         """Whether this process's own gradients are at fault: those of a failed step are already summed over all.

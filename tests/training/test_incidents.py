@@ -4,6 +4,7 @@ import json
 import math
 import re
 import stat
+import threading
 
 import numpy as np
 import programs
@@ -14,7 +15,7 @@ import yaml
 
 from errors import Finished, UsageError
 from storage import checkpoint
-from storage.dump import KEYS, DumpError, read_dump, validate
+from storage.dump import KEYS, DumpError, read_dump, read_state, validate
 from storage.dump_statistics import issues
 from storage.files import save_atomically
 from training.faults import check_batch, inject_batch, parse_injections
@@ -105,12 +106,50 @@ def test_the_report_names_row_file_and_sample(settings, tools, capsys):
 
 def test_a_fault_seen_before_is_counted_not_dumped(settings, tools, capsys):
     trainer = tools.build(settings, nan_patience=1000)
-    trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
+    weight = next(trainer.network.__L__.parameters())
+    weight.register_hook(lambda gradient: gradient * math.nan)
     train(trainer, tools.batches(trainer)[:6])
     trainer.close()
     assert len(list(trainer.incidents.writer.folder.glob("nan_*.pt"))) == 1
     assert "seen 6 times, the first: nan_batch_1_epoch_1.pt" in capsys.readouterr().out
     assert trainer.progress.totals["skipped"] == 6
+
+
+def test_a_loss_that_fails_in_two_places_is_dumped_each_time(settings, tools, capsys):
+    trainer = tools.build(settings, nan_patience=1000, nan_max_dumps=4)
+    trainer.network.loss.register_forward_hook(lambda m, i, o: (o[0] * math.nan, o[1]))
+    train(trainer, tools.batches(trainer)[:6])
+    trainer.close()
+    folder = trainer.incidents.writer.folder
+    assert len(list(folder.glob("nan_*.pt"))) == 4 and len(list(folder.glob("state_*.pt"))) == 1  # weights once
+    assert len({read_dump(path)["state"] for path in folder.glob("nan_*.pt")}) == 1
+    out = capsys.readouterr().out
+    assert out.count("Not saved: 4 dumps are written (nan_max_dumps); weights") == 2 and out.count("DETECTED") == 4
+
+
+def test_a_later_state_holds_moments_only_if_they_are_suspect(settings, tools):
+    trainer = tools.build(settings, nan_inject="2:loss,4:loss,6:buffer", nan_patience=1000)
+    train(trainer, tools.batches(trainer)[:6])
+    trainer.close()
+    folder = trainer.incidents.writer.folder
+    moments = [
+        bool(read_state(path, read_dump(path)["state"])["optimizer_state_dict"]["state"])
+        for path in sorted(folder.glob("nan_*.pt"))
+    ]
+    assert moments == [True, False, True]
+
+
+def test_dumps_that_are_being_written_count_for_the_budget(settings, tools, monkeypatch):
+    trainer = tools.build(settings, nan_max_gb=0.0009, nan_inject="1:loss,2:loss", nan_patience=1000)
+    release = threading.Event()
+    monkeypatch.setattr("storage.dump.save_atomically", lambda *arguments: release.wait(20))
+    train(trainer, tools.batches(trainer)[:1])
+    size = sum(trainer.incidents.writer.pending.values())
+    trainer.incidents.writer.max_bytes = 1.5 * size
+    assert size > 0 and "nan_max_gb" in trainer.incidents.writer.refusal(size)
+    release.set()
+    trainer.close()
+    assert not trainer.incidents.writer.pending
 
 
 def test_budgets(settings, tools, capsys):

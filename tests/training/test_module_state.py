@@ -1,0 +1,128 @@
+"""What a plug-in keeps in plain attributes: a refused step leaves no trace in it, and a replay has it."""
+
+import collections
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from storage.dump import read_dump
+from training.module_state import MOST_ELEMENTS, ModuleState
+
+
+class Counter(nn.Module):
+    """Keeps every kind of state that ``state_dict`` does not hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.calls, self.rate, self.name = 0, 0.5, "counter"
+        self.seen = collections.deque([1, 2], maxlen=4)
+        self.sums = torch.zeros(3)
+        self.table = torch.zeros(MOST_ELEMENTS + 1)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def advance(self):
+        self.calls += 1
+        self.seen.append(self.calls)
+        self.sums += 1
+        self.late = 7
+        return torch.rand(2, generator=self.generator)
+
+
+def test_plain_attributes_are_put_back_as_they_were():
+    module = Counter()
+    state = ModuleState(module)
+    state.take()
+    drawn = module.advance()
+    state.restore()
+    assert module.calls == 0 and list(module.seen) == [1, 2] and module.seen.maxlen == 4
+    assert module.sums.tolist() == [0, 0, 0] and not hasattr(module, "late")
+    assert torch.equal(module.advance(), drawn)
+
+
+def test_a_saved_state_goes_on_in_another_process(tmp_path):
+    module, other = Counter(), Counter()
+    module.advance()
+    torch.save(ModuleState(module).state_dict(), tmp_path / "state.pt")
+    ModuleState(other).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(module.advance(), other.advance())
+    assert (other.calls, list(other.seen), other.seen.maxlen) == (2, list(module.seen), 4)
+
+
+def test_a_dump_sets_no_method_and_nothing_of_torch():
+    module = Counter()
+    hostile = {"": {"advance": 1, "_parameters": {}, "training": False, "generator": 5}, "layer": {"in_features": 9}}
+    with pytest.raises(TypeError):  # a generator takes a state only
+        ModuleState(module).load_state_dict(hostile)
+    assert callable(module.advance) and module.training and module.layer.in_features == 2
+
+
+class Failing(nn.Module):
+    """A loss whose ``step_number``-th call is NaN; it draws from a generator of its own."""
+
+    def __init__(self, inner, at):
+        super().__init__()
+        self.inner, self.at, self.calls = inner, at, 0
+        self.test_normalize = True
+        self.generator = torch.Generator().manual_seed(1)
+
+    def forward(self, x, label):
+        self.calls += 1
+        loss, accuracy = self.inner(x, label)
+        noise = torch.rand((), generator=self.generator)
+        return loss * (math.nan if self.calls == self.at else 1.0) + 0.01 * noise, accuracy
+
+
+def with_failing_loss(trainer, at):
+    trainer.network.__L__ = Failing(trainer.network.__L__, at)
+    trainer.step.module_state = ModuleState(trainer.network)
+    return trainer
+
+
+def test_a_refused_step_leaves_no_trace_in_counters_and_generators(settings, tools):
+    trainer, other = (with_failing_loss(tools.build(settings, nan_recheck=False), at) for at in (2, 0))
+    batches = tools.batches(trainer)[:3]
+    for index, batch in enumerate(batches):
+        trainer.progress.batch += 1
+        taken = trainer.train_step([batch])
+        assert (taken is None) == (index > 0)  # the counter stands at 1 after a refused step: it fails for ever
+    other.train_step(batches[:1])
+    loss, expected = trainer.network.loss, other.network.loss
+    assert loss.calls == expected.calls == 1
+    assert torch.equal(loss.generator.get_state(), expected.generator.get_state())
+    trainer.close()
+    dump = read_dump(trainer.incidents.writer.folder / "nan_batch_2_epoch_1.pt")
+    assert dump["module_state"]["__L__"]["calls"] == 1 and "recheck" not in dump
+
+
+def test_a_fault_of_the_moment_is_told_from_a_lasting_one(settings, tools, capsys):
+    trainer, quiet = (tools.build(settings, nan_patience=1000) for _ in range(2))
+    batches = tools.batches(trainer)[:3]
+    broken = [False, True]  # the second call of all is NaN, and that one only
+
+    def flicker(module, inputs, output):
+        return (output[0] * math.nan, output[1]) if broken and broken.pop(0) else None
+
+    trainer.network.loss.register_forward_hook(flicker)
+    for batch in batches:
+        for run in (trainer, quiet):
+            run.progress.batch += 1
+            assert run.train_step([batch]) is not None  # the step is taken all the same
+    trainer.close()
+    tools.assert_same(tools.snapshot(trainer), tools.snapshot(quiet))
+    out = capsys.readouterr().out
+    assert "Computed once more it is finite" in out and trainer.progress.totals["skipped"] == 0
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["recheck"] == {"finite": True, "same": False}
+
+
+def test_a_lasting_fault_gives_the_same_values_again(settings, tools, capsys):
+    trainer = tools.build(settings, nan_inject="1:grad")
+    trainer.progress.batch = 1
+    assert trainer.train_step(tools.batches(trainer)[:1]) is None
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["recheck"] == {"finite": False, "same": True}
+    assert "Computed once more it gives the same values" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""What modules keep beside parameters and buffers: generators, counters, small tensors in plain attributes."""
+
+import collections
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = (bool, int, float, str, type(None))
+CONTAINERS = (list, tuple, dict, set, collections.deque)
+MOST_ELEMENTS = 4096  # of a tensor or a container that is kept; a larger one is a constant, not a state
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class ModuleState:
+    """Copies the plain attributes of a network's modules, and puts them back after a step that is refused.
+
+    Modules of torch itself keep all their state in parameters and buffers, so only those of plug-ins are looked at.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.modules = [(n, m) for n, m in network.named_modules() if not type(m).__module__.startswith("torch.")]
+        self.copies: dict[tuple[str, str], Any] = {}
+
+    def take(self):
+        """Copy every attribute that may be a state."""
+        self.copies = {}
+        for name, module in self.modules:
+            for key, value in vars(module).items():
+                if key not in OF_EVERY_MODULE and is_state(value):
+                    self.copies[name, key] = copied(value)
+
+    def restore(self):
+        """Put the copies back; an attribute that was not there is removed again."""
+        for name, module in self.modules:
+            own = vars(module)
+            for key in [key for key, value in own.items() if key not in OF_EVERY_MODULE and is_state(value)]:
+                if (name, key) not in self.copies:
+                    del own[key]
+        modules = dict(self.modules)
+        for (name, key), value in self.copies.items():
+            put_back(modules[name].__dict__, key, value)
+
+    def state_dict(self) -> dict[str, dict]:
+        """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
+        found: dict[str, dict] = {}
+        for name, module in self.modules:
+            for key, value in vars(module).items():
+                if key not in OF_EVERY_MODULE and is_state(value) and not isinstance(value, set):
+                    found.setdefault(name, {})[key] = storable(copied(value))
+        return found
+
+    def load_state_dict(self, state: dict[str, dict]):
+        """Put saved attributes back into modules; names of methods are left alone."""
+        for name, module in self.modules:
+            for key, value in state.get(name, {}).items():
+                if key not in OF_EVERY_MODULE and not hasattr(type(module), key) and is_state(vars(module).get(key)):
+                    put_back(module.__dict__, key, value)
+
+
+def is_state(value) -> bool:
+    """Whether an attribute may change from step to step and is small enough to be copied at each."""
+    if isinstance(value, torch.Tensor):
+        return not isinstance(value, nn.Parameter) and value.numel() <= MOST_ELEMENTS and value.is_leaf
+    if isinstance(value, CONTAINERS):
+        items = value.values() if isinstance(value, dict) else value
+        return len(value) <= MOST_ELEMENTS and all(isinstance(item, PLAIN) for item in items)
+    return isinstance(value, (*PLAIN, torch.Generator))
+
+
+def copied(value):
+    """A copy that later changes of the original leave alone."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return copy.copy(value)
+
+
+def put_back(own: dict, key: str, value):
+    """Set the attribute ``key`` of a module's ``own`` ones to a copy of ``value``."""
+    now = own.get(key)
+    if isinstance(now, torch.Generator):
+        now.set_state(value)
+    elif isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor) and now.shape == value.shape:
+        with torch.no_grad():
+            now.copy_(value)
+    elif isinstance(now, collections.deque):
+        own[key] = collections.deque(value, now.maxlen)
+    else:
+        own[key] = copied(value)
+
+
+def storable(value):
+    """A value in a type that restricted loading accepts."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    return list(value) if isinstance(value, collections.deque) else value
