@@ -29,6 +29,7 @@ from training.progress import Progress, plan_of
 from training.protocol import protocol_of
 from training.saving import Saver
 from training.signals import StopSignal
+from training.spikes import QUIET_STEPS, describe_spike, row_losses, spike_in
 from training.state import RunState
 from training.step import Step
 
@@ -90,6 +91,7 @@ class ModelTrainer:
         self.endings = Endings(config, files, self.step, self.incidents.writer)
         self.display = display.Display(config, self.progress, files, ranks.world, self.log)
         self.stop_signal = StopSignal()
+        self.spoke_of_spike: int | None = None
         self.profiler, self.profiling = None, config.enable_profiling
         self.state = RunState(
             config=config,
@@ -182,6 +184,7 @@ class ModelTrainer:
         if isinstance(result, Fault):
             self.refuse(window, result)
             return None
+        self.report_spike(window, result)
         self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
         self.average.update()
         if self.scheduler_unit == "iteration":
@@ -248,6 +251,18 @@ class ModelTrainer:
             in_a_row, progress.nonfinite_in_a_row = progress.nonfinite_in_a_row, 0  # the next call counts anew
             self.saver.last()
             raise self.endings.patience_is_over(in_a_row, progress.last_fault)
+
+    def report_spike(self, window: list[dict], attempt: Attempt):
+        """Say and write down a step that is finite and far above those before it; it is trained on."""
+        spike = spike_in(self.incidents.history, attempt.loss, attempt.norm)
+        if not spike or not self.ranks.main:
+            return
+        rows = row_losses(self.step, window)[:3] if self.ranks.world == 1 else []
+        step = self.progress.step + 1  # this one
+        self.files.event("spike", epoch=self.progress.epoch, step=step, batch=self.progress.batch, rows=rows, **spike)
+        if self.spoke_of_spike is None or step - self.spoke_of_spike > QUIET_STEPS:
+            self.spoke_of_spike = step
+            self.log(f"spike at step {step}: {describe_spike(spike, rows)}; it is trained on")
 
     def record(self) -> StepRecord:
         """What a dump tells of the step at hand."""

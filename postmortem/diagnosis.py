@@ -174,6 +174,17 @@ def vanished(case):
         "Replayed twice, the step was finite both times. The cause is not in the dump: a hardware error, another"
         " process, or state outside the dump (a hook, a Python attribute)."
     )
+    recheck = case.dump.get("recheck") or {}
+    if recheck:
+        result = (
+            "finite" if recheck.get("finite") else "the same" if recheck.get("same") else "not finite with other values"
+        )
+        evidence.append(f"computed once more in the run, the step was {result}")
+    if recheck.get("finite"):
+        text = (
+            "The run computed this step once more at once, and it was finite: a fault of the moment. Check the device"
+            " (memory errors, temperature) and threads that write to shared tensors."
+        )
     return Finding("environment", "transient", text, evidence)
 
 

@@ -1,8 +1,10 @@
 """What a plug-in keeps in plain attributes: a refused step leaves no trace in it, and a replay has it."""
 
 import collections
+import json
 import math
 
+import programs
 import pytest
 import torch
 from torch import nn
@@ -116,6 +118,11 @@ def test_a_fault_of_the_moment_is_told_from_a_lasting_one(settings, tools, capsy
     assert "Computed once more it is finite" in out and trainer.progress.totals["skipped"] == 0
     (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
     assert read_dump(path)["recheck"] == {"finite": True, "same": False}
+    report = tools.root / "analyze_nan_debug.py"
+    done = programs.run(report, path, "--json")
+    found = json.loads(done.stdout)
+    assert (found["cause"], found["detail"]) == ("environment", "transient"), done.stdout
+    assert "computed once more in the run, the step was finite" in found["evidence"]
 
 
 def test_a_lasting_fault_gives_the_same_values_again(settings, tools, capsys):

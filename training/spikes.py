@@ -1,0 +1,73 @@
+"""Steps that are finite but far out: they are seen, written to metrics.jsonl and trained on; they are no incidents."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+
+WINDOW = 200  # steps before this one that it is held against
+LEAST = 100  # without as many nothing is called far out
+DEVIATIONS = 10.0  # from the median, in units of the standard deviation that the MAD stands for
+LEAST_RATIO = 2.0  # to the median: a loss that hardly moves has a MAD near 0
+QUIET_STEPS = 50  # after a line on the terminal
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution (Rousseeuw and Croux 1993)
+
+
+def spike_in(history, loss: float, norm: float) -> dict:
+    """How far a step lies above those of the ``history`` before it; {} if it does not stand out.
+
+    ``history`` has dicts with ``loss`` and ``grad_norm``. Both are compared by their logarithms if all are positive.
+    """
+    if len(history) < LEAST:
+        return {}
+    recent = list(itertools.islice(reversed(history), WINDOW))
+    found = {}
+    for name, value in (("loss", loss), ("grad_norm", norm)):
+        values = np.array([step[name] for step in recent])
+        if value <= 0 or (values <= 0).any():
+            continue
+        logs = np.log(values)
+        median = float(np.median(logs))
+        deviation = MAD_TO_DEVIATION * float(np.median(np.abs(logs - median)))
+        if math.log(value) - median > max(DEVIATIONS * deviation, math.log(LEAST_RATIO)):
+            found[f"{name}_median"] = math.exp(median)
+    return {"loss": loss, "grad_norm": norm, **found} if found else {}
+
+
+@torch.no_grad()
+def row_losses(step, window: list[dict]) -> list[dict]:
+    """The loss of each row alone, largest first: [{path, line, label, loss}]; nothing of this forward pass stays.
+
+    [] of losses that compare rows with each other.
+    """
+    found = []
+    step.begin()
+    try:
+        for batch in window:
+            data, label = batch["data"].to(step.device), batch["label"].to(step.device)
+            if data.shape[0] > 1:
+                return []
+            embeddings = step.network(data)
+            for row, info in enumerate(batch["files"]):
+                loss, _ = step.network.loss(embeddings[row : row + 1], label[row : row + 1])
+                found.append(
+                    {"path": info["path"], "line": info["line"], "label": int(label[row]), "loss": float(loss)}
+                )
+    except Exception:  # a plug-in that takes no single row may raise anything: then no row can be named
+        return []
+    finally:
+        step.rewind()
+    return sorted(found, key=lambda row: -row["loss"])
+
+
+def describe_spike(spike: dict, rows: list[dict]) -> str:
+    """A spike in one line."""
+    names = {"loss": "loss", "grad_norm": "gradient norm"}
+    parts = []
+    for key, name in names.items():
+        median = spike.get(f"{key}_median")
+        parts.append(f"{name} {spike[key]:.4g}" + (f" (median {median:.4g})" if median else ""))
+    if rows:
+        parts.append(f"most of it from {rows[0]['path']} (list line {rows[0]['line']}, loss {rows[0]['loss']:.4g})")
+    return ", ".join(parts)
