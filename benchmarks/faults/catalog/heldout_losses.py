@@ -199,6 +199,7 @@ FAULTS = (
         settings={"trainfunc": "unseen", "nan_patience": 1000},
         plugins={"loss/unseen.py": TEMPERATURE},
         truths=(Truth(FORWARD, LOSS, (marked("div"),), (CODE,)),),
+        status=3,
     ),
     Fault(
         id="H24",
@@ -253,6 +254,7 @@ FAULTS = (
                 (CODE, put("epsilon", lambda v: v >= 0.0115)),
             ),
         ),
+        status=3,
     ),
     Fault(
         id="H29",
@@ -298,6 +300,7 @@ FAULTS = (
         settings={"trainfunc": "unseen", "nan_patience": 1000, "scale": 64.0},
         plugins={"loss/unseen.py": BINARY},
         truths=(Truth(ANY, LOSS, (marked("log", "mul"),), (CODE, put("scale", lambda v: 0 < v <= 20))),),
+        status=3,
     ),
     Fault(
         id="H33",

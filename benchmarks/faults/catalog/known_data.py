@@ -291,6 +291,7 @@ FAULTS = (
         settings={"trainfunc": "bad", "nan_patience": 1000},
         plugins={"loss/bad.py": MIXUP},
         truths=(Truth(("loss_nonfinite",), ("loss", "label"), (marked("div"),), (CODE,)),),
+        status=3,
     ),
     Fault(
         id="F60",

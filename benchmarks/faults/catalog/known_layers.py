@@ -191,6 +191,7 @@ FAULTS = (
         settings={"model": "bad", "nan_patience": 1000, **HALF},
         plugins={"models/bad.py": TINY_EPS},
         truths=(Truth(FORWARD, ("precision",), (marked("div", "add"),), (CODE, *FULL_PRECISION)),),
+        status=3,
     ),
     Fault(
         id="F49",

@@ -97,6 +97,7 @@ FAULTS = (
         settings={"trainfunc": "bad", "nan_patience": 1000, "scale": 400.0},
         plugins={"loss/bad.py": HAND_LOG},
         truths=(Truth(FORWARD, LOSS, (marked("log", "softmax"),), (CODE, put("scale", below(90)))),),
+        status=3,
     ),
     Fault(
         id="F24",
