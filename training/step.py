@@ -70,11 +70,13 @@ class Step:
         return fault
 
     def begin(self, epoch: float | None = None):
-        """Remember everything that a forward pass may change."""
+        """Remember everything that the step may change."""
         self.set_epoch(epoch)
         self.generators = generator_state(self.device, torch_only=True)
         self.buffers.take()
         self.module_state.take()
+        if self.guard is not None:
+            self.guard.take()
         self.updating = False
 
     def set_epoch(self, epoch: float | None):
@@ -146,12 +148,11 @@ class Step:
     def apply(self, norm: float, mode=None):
         """Scale the gradients down to ``grad_clip`` if their ``norm`` is larger, and take the optimizer's step.
 
-        ``mode``: a context manager around the optimizer's step. ``undo`` puts back what it changes.
+        ``mode``: a context manager around the optimizer's step.
         """
         if self.grad_clip and norm > self.grad_clip:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self.grad_clip / norm)
-        self.guard.take()
         self.updating = True
         with mode or contextlib.nullcontext():
             self.optimizer.step()
@@ -166,7 +167,9 @@ class Step:
         self.buffers = precision.BufferSnapshot(self.network, self.buffers.nonfinite_by_design)
 
     def rewind(self):
-        """Put buffers, torch's generators and plain attributes back to where they were before the forward pass."""
+        """Put back what a forward pass may change: buffers, generators, plain attributes, weights that it wrote."""
+        if self.guard is not None and not self.updating:
+            self.guard.undo()
         self.buffers.restore()
         self.module_state.restore()
         restore_generators(self.generators, self.device)
@@ -174,6 +177,7 @@ class Step:
     def undo(self) -> bool:
         """Put back everything that the step has changed so far; returns whether all is as before it."""
         undone = self.guard.undo() if self.updating else True
+        self.updating = False
         self.rewind()
         return undone
 

@@ -99,6 +99,21 @@ def test_a_refused_step_leaves_no_trace_in_counters_and_generators(settings, too
     assert dump["module_state"]["__L__"]["calls"] == 1 and "recheck" not in dump
 
 
+def test_weights_that_a_forward_pass_writes_are_put_back(settings, tools):
+    trainer = tools.build(settings)
+    (batch,) = tools.batches(trainer)[:1]
+
+    def write(module, inputs, output):  # as losses do that begin their centres with the first batch
+        next(module.parameters()).data.add_(1.0)
+        return output[0] * math.nan, output[1]
+
+    before = tools.snapshot(trainer)
+    trainer.network.loss.register_forward_hook(write)
+    trainer.progress.batch = 1
+    assert trainer.train_step([batch]) is None
+    tools.assert_same(before, tools.snapshot(trainer))
+
+
 def test_a_fault_of_the_moment_is_told_from_a_lasting_one(settings, tools, capsys):
     trainer, quiet = (tools.build(settings, nan_patience=1000) for _ in range(2))
     batches = tools.batches(trainer)[:3]

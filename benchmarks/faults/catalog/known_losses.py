@@ -119,6 +119,7 @@ FAULTS = (
         settings={"trainfunc": "bad", "nan_patience": 1000},
         plugins={"loss/bad.py": UNCLAMPED},
         truths=(Truth((*FORWARD, *BACKWARD), LOSS, (marked("sqrt"),), (CODE,)),),
+        status=3,
     ),
     Fault(
         id="F32",
