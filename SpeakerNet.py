@@ -40,6 +40,7 @@ class SpeakerNet(nn.Module):
     def __init__(self, values: dict):
         super().__init__()
         self.per_row = values["nPerSpeaker"]
+        self.trainfunc = values["trainfunc"]
         self.__S__ = plugins.build("models", values["model"], values)
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
 
@@ -55,7 +56,15 @@ class SpeakerNet(nn.Module):
             return embeddings
         embeddings = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
         embeddings = embeddings[0] if self.per_row == 1 else embeddings.transpose(0, 1)  # (B, D) or (B, M, D)
-        return self.__L__(embeddings, label)
+        result = self.__L__(embeddings, label)
+        if not isinstance(result, (tuple, list)) or len(result) != 2 or result[0].numel() != 1:
+            parts = result if isinstance(result, (tuple, list)) else [result]
+            shapes = ", ".join(str(tuple(getattr(part, "shape", ()))) for part in parts)
+            raise UsageError(
+                f"loss/{self.trainfunc}.py: forward must return (loss, accuracy in %), the loss a single number; "
+                f"it returns {shapes}"
+            )
+        return result
 
 
 class Interrupted(Exception):

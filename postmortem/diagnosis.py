@@ -162,7 +162,7 @@ def vanished(case):
         return Finding("unknown", "other_device", text, [f"on the CPU: {case.base}"])
     evidence = [f"replay in {case.dump['amp_dtype']}, same state and generators: {case.base}"]
     if injected:
-        text = f"nan_inject wrote a NaN into the {injected} of this step: a rehearsal, not a fault."
+        text = f"nan_inject spoiled this step (kind: {injected}): a rehearsal, not a fault."
         return Finding("environment", "injected", text, evidence)
     if case.dump.get("world", 1) > 1 and case.dump["reason"].startswith("grad"):
         text = "This rank's own step is finite: another rank sent a NaN or Inf gradient. Read that rank's dump."

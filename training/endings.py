@@ -4,6 +4,7 @@ from config import Config
 from corpus.loader import LoaderFailed
 from errors import Finished
 from training.faults import nonfinite_before
+from utils import plain_names
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
 NO_EER = 1  # exit status of a run that went to its end without an evaluation that gave an EER
@@ -32,13 +33,13 @@ class Endings:
     def patience_is_over(self, in_a_row: int, fault: dict) -> Finished:
         """The end after ``nan_patience`` steps in a row that were not finite."""
         head = f"{in_a_row} non-finite steps in a row (nan_patience), the last: {fault['what']}"
-        return Finished([head, self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
+        return Finished([plain_names(head), self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
 
     def no_step_in_epoch(self, epoch: int, skipped: int, fault: dict | None) -> Finished:
         """The end after an epoch in which no step was taken."""
         fault = fault or {"what": "see above", "reason": ""}
         head = f"epoch {epoch} had no finite step: {skipped} batches were left out, the last: {fault['what']}"
-        return Finished([head, self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
+        return Finished([plain_names(head), self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
 
     def spoilt_by_an_update(self, fault, saved_step: int) -> Finished:
         """The end after an update that could not be taken back: nothing is saved, for the weights are lost."""
@@ -63,7 +64,7 @@ class Endings:
         find = f"python analyze_nan_debug.py {self.writer.folder}"
         if not self.writer.written:
             find = "raise nan_max_dumps, for no dump was written"
-        advice = ADVICE.get(fault.get("phase") or "") or ADVICE.get(fault["reason"], "mend it")
+        advice = ADVICE.get(fault.get("phase") or "") or ADVICE.get(fault["reason"], "mend the cause")
         advice = advice.format(**self.config.values())
         return f"to find out why: {find}; {advice}, then run the same command again"
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from corpus.audio import read_audio
-from errors import Finished
+from errors import Finished, UsageError
 from postmortem.analysis import analyse
 from training.precision import LossScaler
 from training.progress import new_totals
@@ -337,3 +337,31 @@ def test_an_impossible_value_of_a_schedule_names_the_key(settings, tools, schedu
     with pytest.raises(UsageError, match=rf"{place}.* {name}: must be") as caught:
         tools.build({**settings, "scheduler": scheduler, name: value})
     assert "math domain" not in str(caught.value)
+
+
+class Returning(torch.nn.Module):
+    """A loss of the wrong form."""
+
+    def __init__(self, result):
+        super().__init__()
+        self.result = result
+
+    def forward(self, x, label):
+        return self.result(x.square().sum(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda rows: rows.mean(), "it returns ()"),
+        (lambda rows: (rows, torch.zeros(())), "it returns (4,), ()"),
+        (lambda rows: (rows.mean(), 0.0, 1.0), "must return (loss, accuracy in %)"),
+    ],
+    ids=["no accuracy", "a loss for each row", "three values"],
+)
+def test_a_loss_of_the_wrong_form_is_named_with_what_it_must_return(settings, tools, result, words):
+    trainer = tools.build(settings)
+    trainer.network.__L__ = Returning(result)
+    with pytest.raises(UsageError, match=r"loss/aamsoftmax\.py: forward must return") as caught:
+        trainer.train_step(tools.batches(trainer)[:1])
+    assert words in str(caught.value)
