@@ -4,7 +4,6 @@ from config import Config
 from corpus.loader import LoaderFailed
 from errors import Finished
 from training.faults import nonfinite_before
-from utils import plain_names
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
 NO_EER = 1  # exit status of a run that went to its end without an evaluation that gave an EER
@@ -33,13 +32,13 @@ class Endings:
     def patience_is_over(self, in_a_row: int, fault: dict) -> Finished:
         """The end after ``nan_patience`` steps in a row that were not finite."""
         head = f"{in_a_row} non-finite steps in a row (nan_patience), the last: {fault['what']}"
-        return Finished([plain_names(head), self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
+        return Finished([head, self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
 
     def no_step_in_epoch(self, epoch: int, skipped: int, fault: dict | None) -> Finished:
         """The end after an epoch in which no step was taken."""
         fault = fault or {"what": "see above", "reason": ""}
         head = f"epoch {epoch} had no finite step: {skipped} batches were left out, the last: {fault['what']}"
-        return Finished([plain_names(head), self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
+        return Finished([head, self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
 
     def spoilt_by_an_update(self, fault, saved_step: int) -> Finished:
         """The end after an update that could not be taken back: nothing is saved, for the weights are lost."""
