@@ -91,7 +91,6 @@ class ModelTrainer:
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
             self.network.__S__.compile()
-        self.parallel = None  # the network of several processes, made when training begins and all are ready
         pin = config.pin_memory and self.device.type == "cuda"
         workers = config.nDataLoaderThread
         self.loader = Loader(dataset, sampler, collate, config, workers, pin, config.persistent_workers)
@@ -298,13 +297,12 @@ class ModelTrainer:
         """Freeze or free the backbone, and share the gradients of what trains now between several processes."""
         self.network.train()
         changed = self.backbone.enter(self.progress.epoch)
-        if self.ranks.world > 1 and (changed or self.parallel is None):
-            self.parallel = nn.parallel.DistributedDataParallel(
+        if self.ranks.world > 1 and (changed or self.step.parallel is self.network):
+            self.step.parallel = nn.parallel.DistributedDataParallel(
                 self.network,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 find_unused_parameters=self.config.find_unused_parameters,
             )
-            self.step.parallel = self.parallel
         if changed:
             self.log(str(self.backbone))
 

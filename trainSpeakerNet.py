@@ -74,7 +74,6 @@ def train(config, written, ranks) -> int:
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from SpeakerNet import ModelTrainer
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
-    from training.endings import NO_EER
     from training.evaluation import Evaluator
     from training.run_files import RunFiles
 
@@ -100,7 +99,7 @@ def train(config, written, ranks) -> int:
         text = "not saved as the run ended; make room and run the same command again: it goes on from the last save"
         print(f"{unsaved}: {text}", file=sys.stderr)
     if not status:
-        status = report_end(trainer, NO_EER, bool(unsaved))
+        status = report_end(trainer, bool(unsaved))
     return 4 if unsaved else status
 
 
@@ -130,8 +129,10 @@ def run_to_the_end(trainer) -> int:
     return status
 
 
-def report_end(trainer, no_eer: int, unsaved: bool) -> int:
-    """Say what a run that reached its end has brought; returns the exit status, ``no_eer`` without an EER."""
+def report_end(trainer, unsaved: bool) -> int:
+    """Say what a run that reached its end has brought; returns the exit status."""
+    from training.endings import NO_EER
+
     files, best = trainer.files, trainer.progress.best
     if trainer.incidents.seen:
         count = sum(times for _, times in trainer.incidents.seen.values())
@@ -147,7 +148,7 @@ def report_end(trainer, no_eer: int, unsaved: bool) -> int:
     elif trainer.progress.step and not unsaved:
         for line in trainer.endings.without_a_best() if trainer.ranks.main else ():
             print(line, file=sys.stderr)
-        return no_eer
+        return NO_EER
     return 0
 
 

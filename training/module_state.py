@@ -27,17 +27,15 @@ class ModuleState:
         """Copy every attribute that may be a state."""
         self.copies = {}
         for name, module in self.modules:
-            for key, value in vars(module).items():
-                if key not in OF_EVERY_MODULE and is_state(value):
-                    self.copies[name, key] = copied(value)
+            for key, value in states_of(module).items():
+                self.copies[name, key] = copied(value)
 
     def restore(self):
         """Put the copies back; an attribute that was not there is removed again."""
         for name, module in self.modules:
-            own = vars(module)
-            for key in [key for key, value in own.items() if key not in OF_EVERY_MODULE and is_state(value)]:
+            for key in states_of(module):
                 if (name, key) not in self.copies:
-                    del own[key]
+                    del module.__dict__[key]
         modules = dict(self.modules)
         for (name, key), value in self.copies.items():
             put_back(modules[name].__dict__, key, value)
@@ -46,8 +44,8 @@ class ModuleState:
         """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
         found: dict[str, dict] = {}
         for name, module in self.modules:
-            for key, value in vars(module).items():
-                if key not in OF_EVERY_MODULE and is_state(value) and not isinstance(value, set):
+            for key, value in states_of(module).items():
+                if not isinstance(value, set):
                     found.setdefault(name, {})[key] = storable(copied(value))
         return found
 
@@ -57,6 +55,11 @@ class ModuleState:
             for key, value in state.get(name, {}).items():
                 if key not in OF_EVERY_MODULE and not hasattr(type(module), key) and is_state(vars(module).get(key)):
                     put_back(module.__dict__, key, value)
+
+
+def states_of(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that may be a state."""
+    return {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}
 
 
 def is_state(value) -> bool:

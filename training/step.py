@@ -107,12 +107,16 @@ class Step:
             results.append((loss.detach(), accuracy))
         return results
 
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients that there are, in the order of the parameters."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
     def measure(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Attempt:
         """Unscale the gradients, take one norm over all of them, and read the device once."""
         results = [torch.stack([loss.float(), as_scalar(accuracy, loss)]) for loss, accuracy in results]
         if poison == "buffer":
             self.buffers.floating[0].view(-1)[0] = math.inf
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = self.gradients()
         if poison == "grad":
             gradients[0].view(-1)[0] = math.nan
         if scale != 1.0:
@@ -151,8 +155,7 @@ class Step:
         ``mode``: a context manager around the optimizer's step.
         """
         if self.grad_clip and norm > self.grad_clip:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self.grad_clip / norm)
+            torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
         self.updating = True
         with mode or contextlib.nullcontext():
             self.optimizer.step()
@@ -211,19 +214,16 @@ class Step:
 
     def count_nonfinite(self) -> list[int]:
         """How many gradient values are NaN, and how many are infinite."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return [sum(int(count(g).sum()) for g in gradients) for count in (torch.isnan, torch.isinf)]
+        return [sum(int(count(g).sum()) for g in self.gradients()) for count in (torch.isnan, torch.isinf)]
 
     def own_gradients_nonfinite(self, window, scale: float, poison: str) -> bool:
         """Whether this process's own gradients are at fault: those of a failed step are already summed over all.
 
         Leaves a guilty process's own gradients, for its report.
         """
-        generators = generator_state(self.device, torch_only=True)
         shared = {p: p.grad for p in self.parameters}
         mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
-        self.buffers.restore()
-        restore_generators(generators, self.device)
+        self.rewind()
         if not mine:
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
