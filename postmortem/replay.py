@@ -16,6 +16,7 @@ from settings import plugins
 from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
 from storage.dump_statistics import bad_state, number
+from training.attempt import gradients_of
 from training.finetuning import FrozenBackbone
 from training.generators import restore_generators
 from training.precision import LossScaler
@@ -292,11 +293,6 @@ class Replay:
         equal = _same(outcome.loss, self.dump["loss"]) and _same(outcome.norm, self.dump["grad_norm"])
         named = not self.dump.get("update_stats") or outcome.nonfinite_after_update in self.dump["update_stats"]
         return "bit_equal" if recorded and same and equal and named else "same_fault"
-
-
-def gradients_of(network) -> dict:
-    """Return the gradients by parameter name."""
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
 def fp32_islands(network, names):

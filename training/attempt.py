@@ -41,3 +41,8 @@ def read_attempt(results: list, norm, buffers, ranks) -> Attempt:
 def as_scalar(value, like) -> torch.Tensor:
     """Accuracy as plug-ins return it (0-dim or (1,) tensor, or a number) -> 0-dim float tensor beside the loss."""
     return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())
+
+
+def gradients_of(network) -> dict[str, torch.Tensor]:
+    """Gradients by the names of their parameters."""
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

@@ -8,6 +8,7 @@ import torch
 from errors import UsageError
 from storage.checkpoint import nonfinite_tensors
 from storage.dump_statistics import SETTINGS, number
+from training.attempt import gradients_of
 
 INJECTIONS = ("data", "loss", "grad", "buffer", "label", "update")
 
@@ -76,7 +77,7 @@ def classify(attempt, network, buffers, scaler) -> Fault:
         return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
     if not attempt.buffers_finite and math.isfinite(attempt.norm):
         return Fault("state_nonfinite", f"buffer '{attempt.buffer}' became non-finite", **common)
-    gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    gradients = gradients_of(network)
     first = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
     if not first:
         return Fault("grad_norm_overflow", "the gradient norm overflows, no gradient does", **common)

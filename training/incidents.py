@@ -16,6 +16,7 @@ from config import Config
 from settings import plugins
 from settings.command_line import picture
 from storage.dump import SCALAR, DumpWriter, tensor_stats
+from training.attempt import gradients_of
 from training.fault_report import report
 from training.faults import Fault, parse_injections
 from training.generators import generator_state
@@ -43,11 +44,6 @@ class StepRecord:
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
     module_state: dict  # what modules keep in plain attributes: see ModuleState
-
-    @property
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """Gradients by the names of their parameters."""
-        return {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
 
     @property
     def trainable(self) -> list[str]:
@@ -212,7 +208,7 @@ class Incidents:
             self.seen[signature] = [first or "not saved", count + 1]
             self.print(f"{skipped}. Not saved: {refusal}; {unchanged}")
             return None
-        content = self.content(record, batch, fault, tensor_stats(record.gradients))
+        content = self.content(record, batch, fault, tensor_stats(gradients_of(record.network)))
         lines = report(content, fault, self.classes)
         lines.append(self.save(record, content, fault))
         self.seen[signature] = [first or self.last_name or "not saved", count + 1]
