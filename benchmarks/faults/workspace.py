@@ -137,6 +137,7 @@ class Workspace:
         copy_checkout(self.code)
         shutil.copytree(voices, self.data)
         for name, source in {"models/Tiny.py": model(), **plugins}.items():
+            (self.code / name).parent.mkdir(parents=True, exist_ok=True)
             (self.code / name).write_text(source, encoding="utf-8")
         return self
 

@@ -1,8 +1,9 @@
 """The faults, controls and compounds of the bench, in the order of their numbers.
 
 ``known_*`` holds the faults that the analysis was built on (F), ``heldout_*`` those it was not tuned on (H), each by
-the part of a run in which they are. ``controls`` (C) are runs of which nothing may be said, ``compounds`` (K) several
-faults at once. `python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
+the part of a run in which they are, and ``unseen_*`` those written by somebody who had not read it (N). ``controls``
+(C) are runs of which nothing may be said, ``compounds`` (K) several faults at once.
+`python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
 """
 
 import re
@@ -21,13 +22,15 @@ from catalog import (
     known_layers,
     known_losses,
     known_training,
+    unseen_features,
+    unseen_pooling,
 )
 
 
 def order(fault):
-    """F before C before K before H, then by number and letter."""
-    kind, number, letter = re.fullmatch(r"([FCKH])(\d+)([a-z]?)", fault.id).groups()
-    return "FCKH".index(kind), int(number), letter
+    """F before C before K before H before N, then by number and letter."""
+    kind, number, letter = re.fullmatch(r"([FCKHN])(\d+)([a-z]?)", fault.id).groups()
+    return "FCKHN".index(kind), int(number), letter
 
 
 FILES = (
@@ -42,6 +45,8 @@ FILES = (
     heldout_losses,
     heldout_precision,
     heldout_training,
+    unseen_features,
+    unseen_pooling,
     controls,
     compounds,
 )
