@@ -22,8 +22,13 @@ from catalog import (
     known_layers,
     known_losses,
     known_training,
+    unseen_controls,
     unseen_features,
+    unseen_layers,
+    unseen_losses,
     unseen_pooling,
+    unseen_precision,
+    unseen_training,
 )
 
 
@@ -47,7 +52,12 @@ FILES = (
     heldout_training,
     unseen_features,
     unseen_pooling,
+    unseen_layers,
+    unseen_losses,
+    unseen_precision,
+    unseen_training,
     controls,
+    unseen_controls,
     compounds,
 )
 FAULTS = tuple(sorted((fault for file in FILES for fault in file.FAULTS), key=order))

@@ -1,4 +1,4 @@
-"""Features of models that nobody had seen: logs in place, phases, vmap, learned constants."""
+"""More features: logs in place, phases, vmap, learned constants."""
 
 from fault import CODE, Fault, Place, Truth, exclude, marked
 from sources import model, xvector

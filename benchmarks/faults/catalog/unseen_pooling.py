@@ -1,4 +1,4 @@
-"""Pooling over time that nobody had seen: masks, attention, generators, counters, matrices."""
+"""More pooling over time: masks, attention, generators, counters, matrices."""
 
 from fault import CODE, Fault, Place, Truth, exclude, marked
 from sources import block, model
@@ -43,13 +43,12 @@ VOICED = model(
     """,
     pool="""
     total = torch.einsum("bct,bt->bc", x, mask)
-    x = torch.div(
+    x = torch.div(  #!
         total,
         torch.einsum("bt->b", mask).unsqueeze(1),
     )  #!
     """,
 )
-VOICED = VOICED.replace("    x = torch.div(\n", "    x = torch.div(  # FAULT\n")
 LOUD_FRAMES = "loud = x.unfold(1, 400, 160).abs().amax(dim=2) > 0.002  # (B, frames)"
 SDPA = model(
     init="self.qkv = nn.Linear(channels, 3 * channels)",
@@ -220,6 +219,6 @@ FAULTS = (
         settings={"model": "unseen", "nan_patience": 1000},
         plugins={"models/unseen.py": PRINCIPAL},
         prepare=spoil(FIRST, times(0.0)),
-        truths=(Truth(BACKWARD, SLOPE, (marked(),), (CODE, exclude(WAV))),),
+        truths=(Truth(BACKWARD, SLOPE, (marked(), Place(files=(WAV,))), (CODE, exclude(WAV))),),
     ),
 )
