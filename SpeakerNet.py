@@ -33,6 +33,8 @@ from training.spikes import QUIET_STEPS, describe_spike, row_losses, spike_in
 from training.state import RunState
 from training.step import Step
 
+SAME_DRAWS = 3  # steps in a row that are refused with the same random numbers; after that others are drawn
+
 
 class SpeakerNet(nn.Module):
     """Model and loss as one module: (data, label) -> (loss, accuracy in %); (data) -> embeddings."""
@@ -253,6 +255,8 @@ class ModelTrainer:
         progress.nonfinite_in_a_row += 1
         if whole:
             progress.window.close()
+            if progress.nonfinite_in_a_row >= SAME_DRAWS:
+                self.step.keep_draws()
         else:
             progress.window.refuse(progress.batch)
         if progress.nonfinite_in_a_row >= self.config.nan_patience:

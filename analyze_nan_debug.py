@@ -23,6 +23,7 @@ def arguments(argv) -> argparse.Namespace:
     parser.add_argument("paths", nargs="*", metavar="FILE|DIR", help="dumps, or folders that hold some")
     parser.add_argument("--json", action="store_true", help="one JSON object a dump, a line each")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page")
+    parser.add_argument("--patch", metavar="FILE", help="write the first verified change of code as a diff")
     parser.add_argument("--no-replay", action="store_true", help="statistics only: no plug-in is imported")
     parser.add_argument(
         "--trust-changed-code", action="store_true", help="replay with plug-ins that have changed since"
@@ -96,6 +97,8 @@ def analyse_all(paths, args) -> int:
         print(json.dumps(analysis.verdict) if args.json else "\n".join([*text_report(analysis), ""]), flush=True)
     if len(analyses) > 1 and not args.json:
         print("\n".join(summary_lines(analyses)))
+    if args.patch:
+        status = max(status, write_patch(analyses, args.patch))
     if args.html and analyses:
         from postmortem.page import render
 
@@ -106,6 +109,22 @@ def analyse_all(paths, args) -> int:
             return 2
         print(f"page: {args.html}", file=sys.stderr if args.json else sys.stdout)
     return status
+
+
+def write_patch(analyses: list, path: str) -> int:
+    """Write the first verified diff of the analyses; returns 2 if the file cannot be written."""
+    advice = [fix for a in analyses for fix in a.verdict["recommendations"] if fix["action"] == "fix_code"]
+    diff = next((fix["change"]["diff"] for fix in advice if fix["verdict"] == "verified"), None)
+    if diff is None:
+        print("--patch: no change of code was verified; nothing was written", file=sys.stderr)
+        return 0
+    try:
+        write_atomically(path, diff.encode(), 0o644)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"patch: {path} (git apply {path})", file=sys.stderr)
+    return 0
 
 
 def command() -> int:

@@ -117,14 +117,6 @@ class Case:
             self.replay.run(modes=[probe], scale=self.base.scale, **changes)
             self.origin = probe.largest_gain_record
 
-    def next_bad_line(self, guards: list) -> str:
-        """The source line of the first bad operation while other lines are guarded; '' if there is none."""
-        probe = Probe(self.replay.network(), self.replay.data)
-        outcome = self.replay.run(modes=[*guards, probe], scale=self.base.scale)
-        probe.end_forward(self.replay.network(), math.isfinite(outcome.loss) and not outcome.error)
-        record = None if outcome.finite else probe.origin()
-        return record.site.source if record is not None else ""
-
     def fails(self, columns) -> bool:
         """Whether the step fails with these labelled rows alone; an error that the step did not raise is no answer."""
         outcome = self.replay.run(columns=sorted(columns))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from postmortem.finding import Finding, detail_of, first_result, plural, result_of
-from postmortem.patches import Casts
+from postmortem.modes import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
 from postmortem.state_faults import (

@@ -3,18 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-# Operation -> short id of its fault.
-DETAILS = {
-    **dict.fromkeys(("sqrt", "rsqrt"), "sqrt_at_zero"),
-    **dict.fromkeys(("log", "log2", "log10", "log1p"), "log_at_zero"),
-    **dict.fromkeys(("div", "reciprocal"), "divide_by_zero"),
-    **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), "acos_at_one"),
-    **dict.fromkeys(("exp", "expm1", "sinh", "cosh"), "exp_overflow"),
-    **dict.fromkeys(("_softmax", "_log_softmax", "softmax"), "softmax_of_minus_inf"),
-    **dict.fromkeys(("var", "std", "var_mean"), "variance_of_one"),
-    "pow": "power",
-    "mean": "mean_of_nothing",
-}
+LARGE = 1e9  # a finite operand of this size makes an overflow more likely than a singularity
 
 
 @dataclass
@@ -38,13 +27,73 @@ class Finding:
 
 
 def detail_of(record) -> str:
-    """Return the short id of what an operation did."""
-    names = [record.op, record.node.removesuffix("0").removesuffix("Backward").lower()]
+    """Return the short id of what an operation did, from its name and the numbers that it read."""
     if record.constant:
         return "nonfinite_constant"
     if not record.nan and not record.infinite:
         return "steep_gradient"
-    return next((DETAILS[n] for n in names[::-1] if n in DETAILS), "overflow" if not record.nan else "nonfinite")
+    name = next((n for n in (record.op_name, record.op.strip("_")) if n in SINGULAR), None)
+    read = record.operands if not record.backward else []
+    found = SINGULAR[name](read, record) if name else None
+    return found or ("nonfinite" if record.nan else "overflow")
+
+
+def _root(read, record):
+    return "sqrt_of_negative" if read and read[0].smallest < 0 else "sqrt_at_zero"
+
+
+def _logarithm(read, record):
+    return "log_of_negative" if read and read[0].smallest < 0 else "log_at_zero"
+
+
+def _division(read, record):
+    divisor = read[-1] if read and "reciprocal" in record.op_name else read[1] if len(read) > 1 else None
+    if divisor is not None and not divisor.zeros and abs(divisor.nearest_to_zero) > 1e-30:
+        return "overflow" if not record.nan else "nonfinite"
+    return "divide_by_zero"
+
+
+def _arc(read, record):
+    outside = read and max(abs(read[0].smallest), abs(read[0].largest)) > 1
+    return "acos_outside_one" if outside else "acos_at_one"
+
+
+def _exponential(read, record):
+    return "exp_overflow"
+
+
+def _softmax(read, record):
+    return "softmax_of_minus_inf"
+
+
+def _variance(read, record):
+    if not record.nan or (read and max(abs(read[0].smallest), abs(read[0].largest)) > LARGE):
+        return "overflow"
+    return "variance_of_one" if not record.backward else "variance_of_a_constant"
+
+
+def _power(read, record):
+    if read and max(abs(read[0].smallest), abs(read[0].largest)) > LARGE and not record.nan:
+        return "overflow"
+    return "power_of_negative" if read and read[0].smallest < 0 and record.nan else "power"
+
+
+def _mean(read, record):
+    return "mean_of_nothing" if not read or read[0].count == 0 else None
+
+
+# Operation -> what it did, from the ranges that it read.
+SINGULAR = {
+    **dict.fromkeys(("sqrt", "rsqrt"), _root),
+    **dict.fromkeys(("log", "log2", "log10", "log1p"), _logarithm),
+    **dict.fromkeys(("div", "true_divide", "reciprocal"), _division),
+    **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), _arc),
+    **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), _exponential),
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _variance),
+    "pow": _power,
+    "mean": _mean,
+}
 
 
 # Operation -> (which operand explains its result, which of its extremes, in words).
@@ -66,6 +115,7 @@ SLOPES = {
     "acos_at_one": "the slope of acos and asin at 1 and -1 is infinite",
     "divide_by_zero": "the divisor is 0 or close to it",
     "power": "the slope of a power below 1 is infinite at 0",
+    "variance_of_a_constant": "the slope of a deviation of equal values is infinite",
 }
 
 

@@ -6,18 +6,23 @@ import torch
 
 from corpus.audio import AudioError
 from corpus.crop import Crop
-from postmortem.patches import Casts, LineBound, LineGuard
+from postmortem.code_fixes import (
+    FAILS_LATER,
+    CodeSearch,
+    RetrainingSearch,
+    UpdateSearch,
+    advice_for,
+    bounded_evidence,
+    survives,
+)
+from postmortem.finding import plural
 from postmortem.replay import ReplayError
 from postmortem.state_faults import repaired, sound_update_settings
 from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
-from utils import total_norm
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")
-LINES = 4  # source lines that are guarded together
-FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a changed setting
-FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
 REHEARSAL = "remove nan_inject: this was a rehearsal"
 
 
@@ -232,31 +237,31 @@ def for_label(case, finding) -> list[dict]:
 
 
 def for_code(case, finding) -> list[dict]:
-    """Try a guard of the operation at its line, and settings of the plug-in."""
-    fixes = guard_lines(case, finding, finding.source) if finding.source else []
+    """Try a change of the line at fault, and settings of the plug-in."""
+    fixes = changes_of_code(case, finding, CodeSearch)
     if "silence" in finding.detail and finding.columns:
         fixes += for_input(case, finding)
     return [*fixes, *settings_of_plugins(case, finding)]
 
 
-def guard_lines(case, finding, source: str) -> list[dict]:
-    """Guard a line, and the next line that fails then, up to LINES; else bound the results of the first line."""
-    guards = []
-    while source and len(guards) < LINES and source not in [g.source for g in guards]:
-        guards.append(LineGuard(source))
-        fix = attempt(case, "", "fix_code", {"source": finding.source}, always=True, modes=list(guards))
-        applied = [g for g in guards if g.applied]
-        if fix["verdict"] == "verified" and applied:
-            fix["text"] = "; ".join(f"{g.source}: {', '.join(g.applied)}" for g in applied)
-            return [fix]
-        source = case.next_bad_line(guards)
-    bound = LineBound(finding.source)
-    text = f"{finding.source}: mask the elements for which {case.origin.op_name} is not finite"
-    fix = attempt(case, text, "fix_code", {"source": finding.source}, always=True, modes=[bound])
-    if fix["verdict"] == "refuted" or bound.share > 0.5:  # a result that is mostly bad is replaced, not guarded
-        tried = f"no guard of {case.origin.op_name} is known to work; with its result bounded instead: {fix['outcome']}"
-        fix.update(verdict="untested", outcome=tried)
-    return [fix]
+def changes_of_code(case, finding, kind, record=None, *more) -> list[dict]:
+    """Look for a change of the source; without one say what a person can do there. ``kind``: a CodeSearch."""
+    record = record or case.origin
+    if case.replay is None or record is None or not finding.source:
+        return []
+    search = CodeSearch(case, finding.columns) if kind is CodeSearch else kind(case, *more)
+    found = search.run(finding.source, record)
+    if found is not None:
+        text = f"{finding.source}: {'; '.join(found.words)}"
+        return [recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
+    if kind is CodeSearch:
+        bounded = bounded_evidence(case, finding.source)
+        finding.evidence += [bounded] if bounded else []
+    tried = (
+        f"{plural(search.tried, 'change')} of the line tried, none verified" if search.tried else "no change is known"
+    )
+    outcome = "; ".join([tried, *search.objections[:3]])
+    return [recommendation(f"{finding.source}: {advice_for(record)}", "fix_code", None, None, outcome)]
 
 
 def settings_of_plugins(case, finding) -> list[dict]:
@@ -291,46 +296,12 @@ def lasting(case, fix: dict) -> dict:
     return fix
 
 
-def survives(case, change: dict) -> bool:
-    """Whether gradient steps on the same batch, from the dump's weights, stay finite with a changed setting."""
-    weights = {}
-
-    def start(network):
-        if weights:
-            network.load_state_dict(weights)
-
-    def descend(network):
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        factor = 0.01 / max(1.0, float(total_norm(gradients)))
-        with torch.no_grad():
-            for parameter in network.parameters():
-                if parameter.grad is not None:
-                    parameter -= factor * parameter.grad
-        weights.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
-
-    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(FOLLOWING_STEPS))
-
-
 def for_precision(case, finding) -> list[dict]:
-    """Try bfloat16, one module in float32, a guard of the line, or settings of plug-ins."""
+    """Try bfloat16, a change of the line, and settings of plug-ins."""
     fixes = []
     if case.dump["amp_dtype"] == "float16":
         fixes.append(attempt(case, "compute in bfloat16", "set", {"amp_dtype": "bfloat16"}, dtype="bfloat16"))
-    if finding.module:
-        text = (
-            f"{finding.source or finding.module}: compute {finding.module} in float32 (torch.autocast(enabled=False))"
-        )
-        fixes.append(attempt(case, text, "fix_code", {"source": finding.source}, islands=(finding.module,)))
-    if finding.source:
-        guard = LineGuard(finding.source)
-        fix = attempt(case, "", "fix_code", {"source": finding.source, "guard": True}, modes=[guard])
-        if guard.applied and fix["verdict"] == "verified":
-            fix["text"] = f"{finding.source}: {'; '.join(guard.applied)}"
-            fixes.append(fix)
-    if not any(f["verdict"] == "verified" for f in fixes) and finding.source:
-        text = f"{finding.source}: remove the cast to 16 bit"
-        change = {"source": finding.source}
-        fixes.append(attempt(case, text, "fix_code", change, dtype="float32", modes=[Casts(torch.float32)]))
+    fixes += changes_of_code(case, finding, CodeSearch)
     return [*fixes, *settings_of_plugins(case, finding)]
 
 
@@ -378,20 +349,16 @@ def for_optimizer(case, finding) -> list[dict]:
         text = f"{finding.source}: return a finite, smaller learning rate, or choose another schedule"
         retraining = case.retraining
         trajectory = retraining.train() if retraining else None
-        verdict = None if trajectory is None else trajectory.sound
         rate = f"{retraining.learning_rate():g}" if retraining else "the last finite one"
-        change = {"source": finding.source}
-        fixes = [
-            recommendation(text, "fix_code", change, verdict, f"retrained with lr {rate} throughout: {trajectory}")
-        ]
-        change = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
-        text = f"set scheduler to {change['scheduler']} (now {config.get('scheduler')})"
+        fixes = [recommendation(text, "fix_code", None, None, f"retrained with lr {rate} throughout: {trajectory}")]
+        other = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
+        text = f"set scheduler to {other['scheduler']} (now {config.get('scheduler')})"
         if retraining is None:
-            return [*fixes, recommendation(text, "set", change, None, case.refusal)]
-        trajectory = retraining.train(**change)
+            return [*fixes, recommendation(text, "set", other, None, case.refusal)]
+        trajectory = retraining.train(**other)
         now = retraining.train(scheduler=config["scheduler"])
         outcome = f"retrained with it: {trajectory}; with the present one: {now}"
-        return [*fixes, recommendation(text, "set", change, trajectory.sound, outcome)]
+        return [*fixes, recommendation(text, "set", other, trajectory.sound, outcome)]
     if setting is None:
         return for_update(case, finding)
     retraining = case.retraining
@@ -421,32 +388,21 @@ def for_optimizer(case, finding) -> list[dict]:
 
 
 def for_update_of_dump(case, finding) -> list[dict]:
-    """Try options of the optimizer, a guard of its line, and another optimizer on the dump's own update."""
+    """Try options of the optimizer, a change of its line, and another optimizer on the dump's own update."""
     fixes = []
     for change in sound_update_settings(case):
         ((key, value),) = change.items()
         text = f"set {key} to {value:g} (now {shown(case.config.get(key))})"
         fixes.append(attempt(case, text, "set", change, settings=change))
-    guard = LineGuard(finding.source or "")
-    outcome = case.replay.run(around=guard)
-    if guard.applied:
-        text, change = f"{finding.source}: {', '.join(guard.applied)}", {"source": finding.source}
-        fixes.append(recommendation(text, "fix_code", change, outcome.finite, f"with it: {outcome}"))
+    fixes += changes_of_code(case, finding, UpdateSearch, case.update_site)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     return [*fixes, attempt(case, f"set optimizer to {other['optimizer']}", "set", other, settings=other)]
 
 
 def for_update(case, finding) -> list[dict]:
-    """Try a guard of the optimizer's line, or another optimizer, by retraining."""
-    retraining, change = case.retraining, {"source": finding.source}
-    guard = LineGuard(finding.source or "")
-    trajectory = retraining.train(guard)
-    text = f"{finding.source}: {', '.join(guard.applied) or 'keep the update finite'}"
-    fixes = [
-        recommendation(
-            text, "fix_code", change, trajectory.sound or None, f"retrained from {retraining.start}: {trajectory}"
-        )
-    ]
+    """Try a change of the optimizer's line, or another optimizer, by retraining."""
+    retraining = case.retraining
+    fixes = changes_of_code(case, finding, RetrainingSearch, retraining.train().record, retraining)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     trajectory = retraining.train(**other)
     outcome = f"retrained from {retraining.start}: {trajectory}"

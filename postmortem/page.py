@@ -202,8 +202,11 @@ def _change(a, fix: dict) -> tuple[str, str]:
         listed = [f"{config.get('train_list') or 'train list'}:{lines[p]}\n{p}" for p in guilty if lines.get(p)]
         others = [p for p in guilty if not lines.get(p)]
         return ("Remove from the train list:" if listed else "Remove this file:"), "\n".join((listed + others)[:10])
-    if action == "fix_code" and location.get("source"):
-        return "Edit:", str(location["source"])
+    if action == "fix_code":
+        diff = as_dict(change).get("diff")
+        return (
+            ("Apply with git apply, or patch -p1:", str(diff)) if diff else ("Edit:", str(location.get("source") or ""))
+        )
     written = [f"{key}: {_yaml(value)}" for key, value in as_dict(change).items()]
     for i, key in enumerate(as_dict(change)):
         written[i] += f"  # was {_yaml(config[key])}" if key in config else ""

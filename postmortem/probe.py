@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from postmortem.patches import call_site
+from postmortem.modes import call_site
 
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
 LEAST_GAIN = 1e6  # of a backward operation that is blamed for an overflow of the gradient norm
@@ -34,18 +34,22 @@ class Range:
     largest: float
     nearest_to_zero: float
     zeros: int
+    count: int = 1  # of all values, finite or not
 
     @classmethod
     def of(cls, tensor) -> "Range":
         tensor = tensor.detach()
         values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
+        count = values.numel()
         values = values[values.isfinite()]
         if not values.numel():
-            return cls(math.nan, math.nan, math.nan, 0)
+            return cls(math.nan, math.nan, math.nan, 0, count)
         nearest = float(values[values.abs().argmin()])
-        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()))
+        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()), count)
 
     def __str__(self):
+        if not self.count:
+            return "nothing"
         if math.isnan(self.smallest):
             return "no finite value"
         zeros = f" ({self.zeros} zero{'s' if self.zeros > 1 else ''})" if self.zeros else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from errors import first_line
-from postmortem.patches import Casts, CudaCasts
+from postmortem.modes import Casts, CudaCasts
 from settings import plugins
 from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
@@ -147,6 +147,16 @@ class Replay:
     def network(self, settings: dict | None = None) -> SpeakerNet:
         """The network of ``step``."""
         return self.step(settings).network
+
+    @contextlib.contextmanager
+    def patched(self, patch):
+        """Replay with a change of a source file in force: the networks are built anew, those from before kept aside."""
+        steps, self.steps = self.steps, {}
+        try:
+            with patch.applied():
+                yield
+        finally:
+            self.steps = steps
 
     @property
     def nonfinite_by_design(self) -> set[str]:

@@ -4,7 +4,7 @@ import collections
 import linecache
 
 from errors import ROOT
-from postmortem.fixes import FAILS_LATER
+from postmortem.code_fixes import FAILS_LATER
 from storage.dump_statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
 from storage.restricted import printable
 from utils import plain_names
@@ -93,9 +93,16 @@ def recommendation_lines(advice: list[dict]) -> list[str]:
         lines.append(f"             {fix['outcome']}")
         if fix["action"] == "set" and fix["change"] and fix["verdict"] == "verified":
             lines += [f"             YAML: {key}: {yaml_value(value)}" for key, value in fix["change"].items()]
+        if fix["action"] == "fix_code" and fix["change"]:
+            lines += [f"             {line}" for line in changed_lines(fix["change"]["diff"])]
     lines += [f"tried, no effect: {', '.join(refuted)}"] if refuted else []
     lines += [f"untested: {', '.join(names)} ({outcome})" for outcome, names in untested.items()]
     return lines or ["Nothing to recommend."]
+
+
+def changed_lines(diff: str) -> list[str]:
+    """The lines that a unified diff takes out and puts in, without its heads and what stands around them."""
+    return [line for line in diff.splitlines() if line[:1] in ("-", "+") and line[:3] not in ("---", "+++")]
 
 
 def short_name(fix: dict) -> str:

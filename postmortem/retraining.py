@@ -38,6 +38,11 @@ class Trajectory:
     record: object = None  # the probe's record of the operation that made it non-finite
 
     @property
+    def finite(self) -> bool:
+        """Whether it is sound: the name that a replayed step has for it."""
+        return self.sound
+
+    @property
     def sound(self) -> bool:
         """Whether everything stayed finite and the weights did not diverge."""
         return not self.failed and not self.error and self.growth < DIVERGENT_GROWTH
@@ -106,23 +111,23 @@ class Retraining:
         start = total_norm([initial[n].detach().float() for n in names])
         return float(total_norm([state[n].float() for n in names]) / start)
 
-    def train(self, guard=None, **changes) -> Trajectory:
+    def train(self, **changes) -> Trajectory:
         """Train with configuration keys changed, at the last learning rate of the history unless ``lr`` is given.
 
-        With ``scheduler`` the learning rate follows its schedule from step 1. ``guard`` is a mode around the updates.
+        With ``scheduler`` the learning rate follows its schedule from step 1.
         """
-        key = repr(sorted(changes.items())) + (guard.source if guard else "")
+        key = repr(sorted(changes.items()))
         if key not in self.trajectories:
             try:
-                self.trajectories[key] = self.take(changes, guard)
-                if self.trajectories[key].nonfinite_after_update and not changes and not guard:
-                    probed = self.take(changes, None, self.trajectories[key].steps)
+                self.trajectories[key] = self.take(changes)
+                if self.trajectories[key].nonfinite_after_update and not changes:
+                    probed = self.take(changes, self.trajectories[key].steps)
                     self.trajectories[key].record = probed.record
             except Exception as error:  # a plug-in may raise anything
                 self.trajectories[key] = Trajectory(0, math.nan, 1.0, True, first_line(error))
         return self.trajectories[key]
 
-    def take(self, changes: dict, guard=None, probed: int = 0) -> Trajectory:
+    def take(self, changes: dict, probed: int = 0) -> Trajectory:
         """``train`` without its cache; the probe watches the update of step ``probed``."""
         epochs = max(1, int(number(self.replay.config, "max_epoch", 1)))
         config = {**self.replay.config, "steps_per_epoch": max(1, STEPS // epochs), **changes}
@@ -149,7 +154,7 @@ class Retraining:
             if not attempt.finite:
                 return Trajectory(taken, loss, norm / first, True)
             probe = Probe(network, window[0]["data"]) if taken == probed else None
-            step.apply(attempt.norm, probe or guard)
+            step.apply(attempt.norm, probe)
             if schedule is not None and (unit == "iteration" or taken % config["steps_per_epoch"] == 0):
                 schedule.step()
             norm = float(total_norm([p.detach() for p in parameters]))

@@ -40,6 +40,9 @@ class Step:
         if optimizer is not None:
             self.set_optimizer(optimizer, grad_clip, log)
         self.generators: dict | None = None  # of torch, as before the forward pass
+        self.drawn: tuple[dict, ModuleState] | None = (
+            None  # generators and plain attributes after a failed forward pass
+        )
         self.updating = False
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
@@ -54,6 +57,7 @@ class Step:
             if attempt.finite:
                 break
             attempt.buffer = "" if attempt.buffers_finite else self.buffers.first_bad()
+            self.remember_draws()
             self.rewind()
             if not attempt.only_gradients_overflow:
                 break
@@ -77,7 +81,7 @@ class Step:
         self.module_state.take()
         if self.guard is not None:
             self.guard.take()
-        self.updating = False
+        self.updating, self.drawn = False, None
 
     def set_epoch(self, epoch: float | None):
         """Tell a loss whose margin follows a schedule how far the run is."""
@@ -176,6 +180,23 @@ class Step:
         self.buffers.restore()
         self.module_state.restore()
         restore_generators(self.generators, self.device)
+
+    def remember_draws(self):
+        """Keep generators and plain attributes as a failed attempt has left them."""
+        later = ModuleState(self.network)
+        later.take()
+        self.drawn = generator_state(self.device, torch_only=True), later
+
+    def keep_draws(self):
+        """Let generators and plain attributes go on as if the last failed step had been taken.
+
+        A step is refused without a trace, so that the next one draws the same numbers. If those are at fault, as a mask
+        that drops every frame, all steps to come would fail.
+        """
+        if self.drawn is not None:
+            generators, attributes = self.drawn
+            restore_generators(generators, self.device)
+            attributes.restore()
 
     def undo(self) -> bool:
         """Put back everything that the step has changed so far; returns whether all is as before it."""

@@ -82,7 +82,7 @@ def right_place(place, report: dict, workspace, lines) -> bool:
     return bool(checks) and all(checks)
 
 
-def right_fix(fix, report, recommendation, workspace, lines) -> bool:
+def right_fix(fix, recommendation, workspace) -> bool:
     """Whether a recommendation is this true fix."""
     if recommendation.get("action") != fix.action:
         return False
@@ -91,22 +91,24 @@ def right_fix(fix, report, recommendation, workspace, lines) -> bool:
         return any(str(workspace.data / name) in text for name in fix.files)
     if fix.action == "set":
         return fix.key in change and fix.good(change[fix.key])
-    if fix.action == "fix_code":
-        source = (report.get("location") or {}).get("source")
-        return source in lines or any(line in text for line in lines)
+    if fix.action == "fix_code":  # on which line it stands does not matter: it has been applied and trained with
+        return bool(change.get("diff"))
     return True
 
 
-def judge(truth, report: dict, workspace, plugins) -> dict:
-    """Score one report against one truth: cause, place, fix, and what was said."""
+def judge(truth, report: dict, workspace, plugins, failed) -> dict:
+    """Score one report against one truth: cause, place, fix, and what was said.
+
+    ``failed``: the recommendations with which the fault came again when they were applied and trained with.
+    """
     lines = marked_lines(plugins)
     where = report.get("location") or {}
-    verified = [r for r in report.get("recommendations") or [] if r.get("verdict") == "verified"]
+    verified = [r for r in report.get("recommendations") or [] if r.get("verdict") == "verified" and r not in failed]
     cause = report.get("cause") in truth.causes
     place = any(right_place(p, report, workspace, lines) for p in truth.places) if truth.places else None
     if truth.bit_equal:
         place = bool(place) and (report.get("replay") or {}).get("reproduced") == "bit_equal"
-    fix = any(right_fix(f, report, r, workspace, lines) for f in truth.fixes for r in verified) if truth.fixes else None
+    fix = any(right_fix(f, r, workspace) for f in truth.fixes for r in verified) if truth.fixes else None
     said = []
     if not cause:
         said.append(f"cause {report.get('cause')}/{report.get('detail')}, not {' or '.join(truth.causes)}")
@@ -115,7 +117,7 @@ def judge(truth, report: dict, workspace, plugins) -> dict:
         shown["replay"] = (report.get("replay") or {}).get("reproduced")
         said.append(f"place {json.dumps(shown)[:300]}, not {lines or [p.files or p.parameters for p in truth.places]}")
     if fix is False:
-        said.append(f"verified {[(r.get('action'), r.get('change')) for r in verified]}")
+        said.append(f"verified {[(r.get('action'), str(r.get('change'))[:100]) for r in verified]}")
     return {"cause": cause, "place": place, "fix": fix, "said": said}
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -78,6 +79,13 @@ def rerun(fault, workspace, voices, recommendation, number: int, incident) -> st
     """Train anew with a verified fix alone; returns what is wrong with it, or None."""
     again = Workspace.make(workspace.folder / f"rerun{number}", voices, fault.plugins)
     change, text = recommendation.get("change") or {}, f"{recommendation['action']} {recommendation.get('change')}"
+    if recommendation["action"] == "fix_code":
+        change, text = {}, recommendation["text"]
+        words = ["patch", "-p1", "--no-backup-if-mismatch"]
+        diff = (recommendation.get("change") or {}).get("diff", "")
+        done = subprocess.run(words, cwd=again.code, input=diff, text=True, capture_output=True)
+        if done.returncode or not diff:
+            return f"{text}: the diff does not apply: {(done.stdout + done.stderr).strip()}"
     if recommendation["action"] == "exclude_file":
         inside = [os.path.relpath(path, workspace.data) for path in mentioned_files(recommendation, workspace)]
         prepare = fault.prepare
@@ -98,26 +106,24 @@ def rerun(fault, workspace, voices, recommendation, number: int, incident) -> st
     return f"{text}: {left[0]['reason']} again when trained with it" if left else None
 
 
-def check_fixes(fault, workspace, voices, reports) -> list[str]:
-    """Train again with each verified fix that a user can apply without an editor."""
-    wrong, tried = [], set()
+def check_fixes(fault, workspace, voices, reports) -> list[tuple[dict, str]]:
+    """Train again with each verified setting, exclusion and diff: (recommendation, what is wrong with it)."""
+    found = {}
     by_dump = {incident.get("dump"): incident for incident in workspace.incidents()}
     for dump, report in reports:
         for recommendation in report.get("recommendations") or []:
             key = json.dumps([recommendation.get("action"), recommendation.get("change"), recommendation.get("text")])
-            actions = ("set", "exclude_file")
+            actions = ("set", "exclude_file", "fix_code")
             if recommendation.get("verdict") != "verified" or recommendation.get("action") not in actions:
                 continue
-            if key not in tried:
-                tried.add(key)
+            if key not in found:
                 incident = by_dump.get(dump.name, {"files": []})
-                found = rerun(fault, workspace, voices, recommendation, len(tried), incident)
-                wrong += [f"verified but wrong: {found}"] if found else []
-    return wrong
+                found[key] = recommendation, rerun(fault, workspace, voices, recommendation, len(found), incident)
+    return [(recommendation, wrong) for recommendation, wrong in found.values() if wrong]
 
 
-def analyse(fault, workspace, score) -> list:
-    """Analyse the dumps and score each truth by the dump that agrees best; returns (dump, report) pairs."""
+def read_reports(fault, workspace, score) -> list:
+    """Analyse the dumps; returns (dump, report) pairs."""
     reports = []
     for dump in workspace.dumps()[: MOST_DUMPS if len(fault.truths) > 1 else 1]:
         status, report, error = workspace.analyse(dump, ANALYSIS_SECONDS)
@@ -126,9 +132,14 @@ def analyse(fault, workspace, score) -> list:
             score.problems.append(f"analysis of {dump.name}: status {status}, {last[:200]}")
         else:
             reports.append((dump, report))
+    return reports
+
+
+def judge_reports(fault, workspace, score, reports, failed):
+    """Score each truth by the dump whose report agrees best."""
     verdicts = []
     for truth in fault.truths:
-        judged = [judge(truth, report, workspace, fault.plugins) for _, report in reports]
+        judged = [judge(truth, report, workspace, fault.plugins, failed) for _, report in reports]
         best = max(judged, key=lambda v: [v["cause"], v["place"] or False, v["fix"] or False], default=None)
         none = {"cause": False, "place": False if truth.places else None, "fix": False if truth.fixes else None}
         verdicts.append(best or {**none, "said": []})
@@ -136,7 +147,6 @@ def analyse(fault, workspace, score) -> list:
         values = [v[name] for v in verdicts if v[name] is not None]
         setattr(score, name, all(values) if values else None)
     score.problems += [text for verdict in verdicts for text in verdict["said"]]
-    return reports
 
 
 def reason_of(dump: Path) -> str:
@@ -170,10 +180,16 @@ def train_and_analyse(fault, folder, voices, score):
     score.problems = detection_problems(fault, workspace, statuses, score.reasons)
     score.detected = not score.problems
     if (ROOT / "analyze_nan_debug.py").is_file() and fault.truths:
-        reports = analyse(fault, workspace, score)
-        wrong = check_fixes(fault, workspace, voices, reports)
-        score.wrong_fixes = len(wrong)
-        score.problems += wrong
+        analyse(fault, workspace, voices, score)
+
+
+def analyse(fault, workspace, voices, score):
+    """Analyse the dumps, train again with the verified fixes, and score."""
+    reports = read_reports(fault, workspace, score)
+    wrong = check_fixes(fault, workspace, voices, reports)
+    score.wrong_fixes = len(wrong)
+    judge_reports(fault, workspace, score, reports, [recommendation for recommendation, _ in wrong])
+    score.problems += [f"verified but wrong: {text}" for _, text in wrong]
 
 
 def chosen_faults(only: str):

@@ -17,7 +17,7 @@ from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.finding import result_of
 from postmortem.fixes import FAILS_LATER, recommendation
-from postmortem.patches import CudaCasts, LineGuard
+from postmortem.modes import CudaCasts
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
 from postmortem.replay import Replay
@@ -35,24 +35,6 @@ OLD = {"batch_idx": 3, "epoch": 2, "label": torch.tensor([0, 1, 2, 3]), "loss": 
 def analyser(*words, **more):
     """Run analyze_nan_debug.py as a user does."""
     return programs.run(programs.ROOT / "analyze_nan_debug.py", *words, **more)
-
-
-@pytest.fixture
-def dump_of(settings, tools):
-    """Train until a step fails and return its dump's path; ``spoil(trainer)`` puts the fault in."""
-
-    def make(spoil=None, **keys):
-        trainer = tools.build(settings, **keys)
-        if spoil:
-            spoil(trainer)
-        for batch in tools.batches(trainer)[:3]:
-            trainer.progress.batch += 1
-            if trainer.accept(batch):
-                trainer.train_step([batch])
-        trainer.close()
-        return sorted(trainer.incidents.writer.folder.glob("nan_*.pt"))[0]
-
-    return make
 
 
 def poison_weight(name, value):
@@ -259,7 +241,7 @@ def test_the_probe_names_the_first_bad_operation(kind, op, sentence):
 def test_refuted_fixes_share_a_line_and_verified_ones_keep_theirs():
     advice = [
         recommendation("lower the scale", "set", {"scale": 20}, True, "with it: loss 1.5"),
-        recommendation("a.py:3: clamp the operand of sqrt", "fix_code", {"source": "a.py:3"}, False, "loss nan"),
+        recommendation("a.py:3: clamp the operand of sqrt", "fix_code", None, False, "loss nan"),
         recommendation("lower lr", "set", {"lr": 0.0005}, False, "no effect"),
         recommendation("another margin", "set", {"margin": 0.1}, False, FAILS_LATER),
         recommendation("no mixed precision", "set", {"mixedprec": False}, False, "not applicable"),
@@ -274,11 +256,6 @@ def test_refuted_fixes_share_a_line_and_verified_ones_keep_theirs():
         "untested: clip 1, optimizer sgd (no time)",
     ]
     assert recommendation_lines([]) == ["Nothing to recommend."]
-
-
-def test_a_line_guard_touches_its_own_line_only():
-    with LineGuard("loss/aamsoftmax.py:1"):
-        assert float(torch.zeros(1).sqrt()) == 0.0
 
 
 def test_guilty_rows_by_halving(dump_of):

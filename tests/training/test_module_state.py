@@ -99,6 +99,25 @@ def test_a_refused_step_leaves_no_trace_in_counters_and_generators(settings, too
     assert dump["module_state"]["__L__"]["calls"] == 1 and "recheck" not in dump
 
 
+def test_an_unlucky_draw_does_not_end_the_run(settings, tools):
+    """Refused steps draw the same numbers again; from the third in a row on others are drawn."""
+    trainer = tools.build(settings, nan_recheck=False)
+    draws = []
+
+    def unlucky(module, inputs, output):
+        draws.append(float(torch.rand(())))
+        return (output[0] * math.nan, output[1]) if draws[-1] == draws[0] else None
+
+    trainer.network.loss.register_forward_hook(unlucky)
+    (batch,) = tools.batches(trainer)[:1]
+    taken = []
+    for _ in range(4):
+        trainer.progress.batch += 1
+        taken.append(trainer.train_step([batch]) is not None)
+    trainer.close()
+    assert taken == [False, False, False, True] and draws[0] == draws[1] == draws[2] != draws[3]
+
+
 def test_weights_that_a_forward_pass_writes_are_put_back(settings, tools):
     trainer = tools.build(settings)
     (batch,) = tools.batches(trainer)[:1]

@@ -1,0 +1,322 @@
+"""Look for a change of the code that removes a fault: written as source, tried on the step, compared with the original.
+
+A change is verified if the step is finite with it, rows that were sound keep loss and gradient, no gradient is merely
+silenced, and the next steps on the batch are finite too.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+import torch
+
+from errors import ROOT
+from postmortem.modes import LineBound
+from postmortem.probe import Probe, Record
+from postmortem.replay import ReplayError
+from postmortem.rewrites import rewrites
+from postmortem.source_patch import SourcePatch
+from training.attempt import gradients_of
+from utils import total_norm
+
+TRIALS = 24  # changes of the code that are tried for one fault
+LINES = 4  # changes that are combined, if the step fails at another line after the first
+TOLERANCE = 1e-4  # relative difference of loss and gradient that a change may make for sound rows
+STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
+FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a change
+FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
+# What to do about operations that no change of their line alone mends.
+ADVICE = {
+    "linalg_svd": "split equal singular values with a small diagonal before svd, or take no gradient of its vectors",
+    "linalg_eigh": "split equal eigenvalues with a small diagonal before eigh, or take no gradient of its vectors",
+    "linalg_qr": "add a small diagonal before qr: two columns depend on each other",
+    "pow": "normalise or bound what is raised to a power",
+    "mul": "normalise or bound the factors before they are multiplied",
+    "mm": "normalise or bound the factors before they are multiplied",
+    "bmm": "normalise or bound the factors before they are multiplied",
+    "sum": "take the mean, or divide before the sum",
+    "cumprod": "add logarithms in the place of a product of many factors",
+    "prod": "add logarithms in the place of a product of many factors",
+}
+
+
+@dataclass
+class Sound:
+    """What the unchanged step gives where it is finite: on the sound rows, or on noise. ``words`` names it."""
+
+    words: str
+    how: dict  # what of the replay gives it
+    loss: float
+    gradients: dict = field(default_factory=dict)
+
+
+@dataclass
+class Trial:
+    """One change, tried: whether the step is finite with it, and then what speaks against it, else what fails now."""
+
+    finite: bool
+    outcome: str
+    objection: str = ""
+    record: Record | None = None
+
+
+@dataclass
+class CodeFix:
+    """A verified change, what it does in words, and what came of it."""
+
+    patch: SourcePatch
+    words: list
+    outcome: str
+
+
+class CodeSearch:
+    """Tries changes of one line, and of the lines that fail after it, on the step of a case."""
+
+    def __init__(self, case, columns=()):
+        self.case, self.replay = case, case.replay
+        self.columns = list(columns)  # rows at fault
+        self.tried, self.objections = 0, []
+        self.sound = self.sound_part()
+
+    # ------------------------------------------------------------------------------------------ the unchanged step
+
+    def sound_part(self) -> Sound | None:
+        """Find a part of the batch, else noise at its level, on which the unchanged step is finite."""
+        left = [c for c in range(self.replay.columns) if c not in self.columns]
+        if self.columns and len(left) > 1:
+            found = self.measured("the sound rows keep", {"columns": left})
+            if found:
+                return found
+        data = self.replay.data
+        level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
+        noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
+        return self.measured("a batch of noise keeps", {"data": noise})
+
+    def measured(self, words: str, how: dict) -> Sound | None:
+        """Loss and gradients of a finite step; None if it is not finite."""
+        gradients = {}
+        outcome = self.replay.run(**how, after=lambda network: gradients.update(gradients_of(network)))
+        return Sound(words, how, outcome.loss, gradients) if outcome.finite else None
+
+    # --------------------------------------------------------------------------------------------------- the search
+
+    def run(self, source: str, record) -> CodeFix | None:
+        """Return the first change, or chain of changes, that is verified; None if there is none."""
+        path, _, number = source.rpartition(":")
+        file = ROOT / path
+        if not number.isdigit() or not file.is_file():
+            return None
+        before = file.read_text(encoding="utf-8")
+        text, words, line = before, [], int(number)
+        for _ in range(LINES):
+            following = None  # the first change after which another operation of the file fails
+            for change, after in rewrites(text, line, record):
+                if self.tried >= TRIALS or self.case.time_left() < 0:
+                    return None
+                patch = SourcePatch(path, before, after)
+                trial = self.attempt(patch, look_further=following is None)
+                if trial.finite and not trial.objection:
+                    return CodeFix(patch, [*words, change], trial.outcome)
+                if trial.objection:
+                    self.objections.append(f"{change}: {trial.objection}")
+                if following is None and trial.record is not None and self.moved(trial.record, path, line, record):
+                    following = after, change, trial.record
+            if following is None:
+                return None
+            text, change, record = following
+            words, line = [*words, change], int(record.site.source.rpartition(":")[2])
+        return None
+
+    def attempt(self, patch: SourcePatch, look_further: bool) -> Trial:
+        """Try a change; ``look_further`` finds the operation that fails then."""
+        self.tried += 1
+        try:
+            with self.replay.patched(patch):
+                outcome = self.trial()
+                if not outcome.finite:
+                    record = self.next_record() if look_further and not outcome.error else None
+                    return Trial(False, str(outcome), record=record)
+                objection, compared = self.judge(outcome)
+                return Trial(True, f"with it: {outcome}{compared}", objection)
+        except ReplayError as error:
+            return Trial(False, str(error))
+
+    @staticmethod
+    def moved(record, path: str, line: int, before) -> bool:
+        """Whether another operation of the same file fails now."""
+        place, _, number = record.site.source.rpartition(":")
+        return place == path and number.isdigit() and (int(number) != line or record.op_name != before.op_name)
+
+    def trial(self):
+        """Replay the step with the changed code."""
+        return self.replay.run()
+
+    def next_record(self):
+        """The first bad operation of the changed step."""
+        network = self.replay.network()
+        probe = Probe(network, self.replay.data)
+        outcome = self.replay.run(modes=[probe], scale=self.case.base.scale)
+        probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
+        return probe.origin()
+
+    # -------------------------------------------------------------------------------------------------- the verdict
+
+    def judge(self, outcome) -> tuple[str, str]:
+        """(objection, what was compared) of a change with which the step is finite; '' if there is no objection."""
+        changed = self.difference()
+        if changed:
+            return changed, ""
+        silenced = self.silenced()
+        if silenced:
+            return silenced, ""
+        if not survives(self.case, {}):
+            return FAILS_LATER, ""
+        parts = [f"{self.sound.words} loss and gradient" if self.sound else "no sound row to compare with"]
+        if math.isfinite(self.case.base.loss):
+            parts.append("the loss, which was finite, is the same")
+        norms = [h["grad_norm"] for h in self.case.dump["history"] if math.isfinite(h.get("grad_norm", math.nan))]
+        usual = statistics.median(norms) if norms else math.inf
+        if outcome.norm > STEEP * usual:
+            parts.append(f"the gradient is {outcome.norm / usual:.0e} times the usual one: clip it (grad_clip)")
+        parts.append(f"the next {FOLLOWING_STEPS} steps on this batch are finite")
+        return "", "".join(f"; {part}" for part in parts)
+
+    def difference(self) -> str:
+        """What the change does to loss or gradient where the unchanged step was finite; '' if nothing."""
+        base = self.case.base
+        if math.isfinite(base.loss) and not base.error and not base.bad_buffers:  # the fault is in the backward pass
+            loss = self.replay.run().loss
+            if not close(loss, base.loss):
+                return f"it changes the loss, which was finite, from {base.loss:.4g} to {loss:.4g}"
+        if self.sound is None:
+            return ""
+        now = self.measured("", self.sound.how)
+        if now is None or not close(now.loss, self.sound.loss):
+            loss = "not finite" if now is None else f"{now.loss:.4g}"
+            return f"it changes the loss of sound rows from {self.sound.loss:.4g} to {loss}"
+        usual = float(total_norm(list(self.sound.gradients.values())))
+        for name, gradient in self.sound.gradients.items():
+            other = now.gradients.get(name)
+            gap = math.inf if other is None else float((other.double() - gradient.double()).norm())
+            if gap > TOLERANCE * max(float(gradient.norm()), 1e-3 * usual):
+                return f"it changes the gradient of '{name}' for sound rows"
+        return ""
+
+    def silenced(self) -> str:
+        """Whether the change only takes a gradient away: that of a weight, or that of the rows at fault."""
+        gradients, embeddings = {}, []
+
+        def keep(module, inputs, output):
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                output.retain_grad()
+                embeddings.append(output)
+
+        model = getattr(self.replay.network(), "__S__", None)
+        hook = model.register_forward_hook(keep) if model is not None else None
+        self.replay.run(after=lambda network: gradients.update(gradients_of(network)))
+        if hook is not None:
+            hook.remove()
+        usual = self.sound.gradients if self.sound else {}
+        gone = [n for n, g in gradients.items() if not bool(g.any()) and n in usual and bool(usual[n].any())]
+        if gone or (gradients and not any(bool(g.any()) for g in gradients.values())):
+            return f"finite, but the gradient of {repr(gone[0]) if gone else 'every weight'} is 0"
+        rows = [e.grad.flatten(1).abs().amax(dim=1) for e in embeddings if e.grad is not None]
+        if not rows or not self.in_loss:
+            return ""
+        width = self.replay.columns
+        moved = torch.cat(rows).view(-1, width).amax(dim=0) > 0  # (columns,)
+        guilty = self.columns or list(range(width))
+        others = [c for c in range(width) if c not in guilty]
+        if not bool(moved[guilty].any()) and bool(moved[others].all()):
+            return "finite, but the rows at fault get no gradient"
+        return ""
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the operation at fault is the loss's."""
+        record = self.case.origin
+        return record is not None and record.site.source.startswith("loss/")
+
+
+def close(a: float, b: float) -> bool:
+    """Whether two losses agree to TOLERANCE."""
+    return math.isfinite(a) and abs(a - b) <= TOLERANCE * max(abs(b), 1e-3)
+
+
+def survives(case, change: dict) -> bool:
+    """Whether gradient steps on the same batch, from the dump's weights, stay finite with a changed setting."""
+    weights = {}
+
+    def start(network):
+        if weights:
+            network.load_state_dict(weights)
+
+    def descend(network):
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        factor = 0.01 / max(1.0, float(total_norm(gradients)))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter -= factor * parameter.grad
+        weights.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
+
+    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(FOLLOWING_STEPS))
+
+
+def advice_for(record) -> str:
+    """Words that a person can act on, for an operation that no change of its line mends."""
+    words = next((ADVICE[name] for name in (record.op_name, record.op) if name in ADVICE), "")
+    if words:
+        return words
+    read = f"; it read {' and '.join(map(str, record.operands))}" if record.operands else ""
+    return f"keep what {record.op_name} reads in the range where it and its slope are finite{read}"
+
+
+def bounded_evidence(case, source: str) -> str:
+    """Show that a line is the place: the step with what the line returns held finite; '' if it is not finite then."""
+    bound = LineBound(source)
+    outcome = case.replay.run(modes=[bound])
+    return f"with what {source} returns held finite, the step is finite" if outcome.finite else ""
+
+
+class UpdateSearch(CodeSearch):
+    """Tries changes of the optimizer's code on the update of the dump."""
+
+    def sound_part(self):
+        """No gradient is compared: the step before the update does not change."""
+        return None
+
+    def next_record(self):
+        """The first bad operation of the changed update."""
+        probe = Probe(self.replay.network(), self.replay.data)
+        self.replay.run(around=probe)
+        return probe.first()
+
+    def judge(self, outcome):
+        """A finite update of this step is all that is asked."""
+        return "", ""
+
+
+class RetrainingSearch(CodeSearch):
+    """Tries changes of the optimizer's code on training steps from an earlier state."""
+
+    def __init__(self, case, retraining):
+        self.retraining = retraining
+        super().__init__(case)
+
+    def sound_part(self):
+        """Training steps are compared by their course alone."""
+        return None
+
+    def trial(self):
+        """Train with the changed code."""
+        self.trajectory = self.retraining.take({})
+        return self.trajectory
+
+    def next_record(self):
+        """The operation that made a weight bad."""
+        return self.retraining.take({}, probed=self.trajectory.steps).record
+
+    def judge(self, outcome):
+        """Sound steps are all that is asked."""
+        return "", ""

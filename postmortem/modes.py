@@ -1,0 +1,128 @@
+"""Function modes that change how chosen operations compute during a replay, and nothing outside it."""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from errors import ROOT
+
+# What CUDA's autocast computes in fp32 (PyTorch documentation, "CUDA Ops that can autocast to float32"); the CPU's
+# autocast leaves most of these in 16 bit.
+CUDA_FP32 = frozenset(
+    "acos asin binary_cross_entropy_with_logits cosh cosine_embedding_loss cdist cosine_similarity cross_entropy"
+    " cumprod cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss kl_div l1_loss layer_norm log log10"
+    " log_softmax log1p log2 margin_ranking_loss mse_loss multilabel_margin_loss multi_margin_loss nll_loss norm"
+    " normalize pdist poisson_nll_loss pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin"
+    " softplus sum renorm tan triplet_margin_loss logsumexp vector_norm __pow__ __rpow__ arccos arcsin".split()
+)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+EPSILON = 1e-7
+VERBS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
+
+
+@functools.cache
+def _place(filename: str) -> str:
+    """'loss/x.py' of a file that belongs to plug-ins or to what they import, '' of any other."""
+    path = Path(filename)
+    if not path.is_relative_to(ROOT):
+        return ""
+    place = path.relative_to(ROOT)
+    plug_in = place.parts[0] in ("models", "loss", "optimizer", "scheduler")
+    return place.as_posix() if plug_in or (len(place.parts) == 1 and place.name not in VERBS) else ""
+
+
+def call_site(skip: int = 1) -> str:
+    """'loss/x.py:31' of the innermost frame in plug-ins or what they import, '' if there is none."""
+    frame = sys._getframe(skip)
+    while frame is not None:
+        place = _place(frame.f_code.co_filename)
+        if place:
+            return f"{place}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def _map(values, change):
+    return tuple(change(v) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values)
+
+
+class CudaCasts(TorchFunctionMode):
+    """The casts of CUDA's autocast on a CPU: reductions, roots, powers and losses of 16-bit tensors in fp32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in CUDA_FP32 and torch.is_autocast_enabled("cpu"):
+            args = _map(args, lambda x: x.float() if x.dtype is self.dtype else x)
+        return function(*args, **(kwargs or {}))
+
+
+class Casts(TorchFunctionMode):
+    """Casts to any floating type, as plug-ins write them, give one type instead."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__name__", "") in ("float", "half", "bfloat16", "double"):
+            return args[0].to(self.dtype)
+        if kwargs.get("dtype") in FLOATING:
+            kwargs["dtype"] = self.dtype
+        return function(*(self.dtype if _is_dtype(a) else a for a in args), **kwargs)
+
+
+def _is_dtype(value) -> bool:
+    return isinstance(value, torch.dtype) and value in FLOATING
+
+
+class _FiniteGradient(torch.autograd.Function):
+    """Identity whose gradient is bounded, with 0 in place of NaN and Inf."""
+
+    @staticmethod
+    def forward(ctx, x, bound):
+        ctx.bound = bound
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0).clamp(-ctx.bound, ctx.bound), None
+
+
+class LineBound(TorchFunctionMode):
+    """Keeps what the operations of one source line return, and the gradients that leave it, within finite bounds.
+
+    This shows what a mask of the elements for which an operation is not defined would do. ``share`` is the largest
+    share of an operation's result that was not finite.
+    """
+
+    def __init__(self, source: str, bound: float = 1e4):
+        super().__init__()
+        self.source, self.bound, self.share = source, bound, 0.0
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        if call_site() != self.source:
+            return function(*args, **(kwargs or {}))
+        args = tuple(_FiniteGradient.apply(a, self.bound) if _learns(a) else a for a in args)
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() and not _in_place(function):
+            self.share = max(self.share, float((~out.detach().isfinite()).float().mean()))
+            bounded = torch.nan_to_num(out, nan=0.0, posinf=self.bound, neginf=-self.bound)
+            return bounded.clamp(-self.bound, self.bound)
+        return out
+
+
+def _learns(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad and value.is_floating_point() and not value.is_leaf
+
+
+def _in_place(function) -> bool:
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")

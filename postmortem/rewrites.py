@@ -1,0 +1,403 @@
+"""Write a line of code so that its operation stays finite: the candidates, of which the replay tries each."""
+
+import ast
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from postmortem.source_tree import Edit, Operation, Source, literal
+from postmortem.stable_forms import replaced_mask, shifted_exponential, stable_logarithms, stable_softmax
+
+Change = tuple[str, list[Edit]]  # in words, and as edits
+
+
+@dataclass(frozen=True)
+class Line:
+    """The line to rewrite: its file, its statement, the floors to try, and what is known of the operands."""
+
+    source: Source
+    statement: ast.stmt
+    floors: tuple
+    half: bool = False  # it computes in float16
+    divisor_positive: bool | None = None  # None if the divisor is not a tensor of floating-point numbers
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Names of operations in the code, names of operations at fault that it mends, and the maker of its changes."""
+
+    names: frozenset
+    faults: frozenset
+    changes: Callable[[Line, Operation], Iterator[Change]]
+
+
+RULES: list[Rule] = []
+
+
+def rule(names: str, faults: str = ""):
+    """Register a maker of changes for operations of these names in the code."""
+
+    def add(changes):
+        RULES.append(Rule(frozenset(names.split()), frozenset((names + " " + faults).split()), changes))
+        return changes
+
+    return add
+
+
+def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
+    """(words, new text) of a file for each way to keep line ``number`` finite; likely ones first.
+
+    ``record``: the probe's record of the operation that went wrong there.
+    """
+    source = Source(text)
+    statement = source.statement(number)
+    if statement is None:
+        return []
+    half = record.dtype == "float16"
+    divisor = record.operands[1] if len(record.operands) > 1 and record.op_name in ("div", "true_divide") else None
+    positive = None if divisor is None or math.isnan(divisor.smallest) else divisor.smallest >= 0
+    floors = ("1e-4", "1e-3") if half else ("1e-6", "1e-8", "1e-12")
+    line = Line(source, statement, floors, half, positive)
+    found = []
+    for operation in source.operations(statement):
+        for entry in RULES:
+            if operation.name in entry.names:
+                matches = record.op_name in entry.faults or record.op in entry.faults
+                here = operation.node.lineno <= number <= operation.node.end_lineno
+                for place, (words, edits) in enumerate(entry.changes(line, operation)):
+                    found.append(((not matches, not here, place), words, source.edited(edits)))
+    if record.constant:
+        for place, (words, edits) in enumerate(finite_constants(line)):
+            found.append(((False, False, place), words, source.edited(edits)))
+    found.sort(key=lambda entry: entry[0])
+    unique = {after: words for _, words, after in reversed(found) if after != text}
+    order = list(dict.fromkeys(after for _, _, after in found if after in unique))
+    return [(unique[after], after) for after in order if compiles(after)]
+
+
+def compiles(text: str) -> bool:
+    """Whether a text is Python."""
+    try:
+        compile(text, "<rewritten>", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ parts of a change
+
+
+def at_least(line: Line, operation: Operation, node, floor: str) -> list[Edit]:
+    """Edits that keep an operand at ``floor`` or above; a bound that is there already is moved."""
+    source = line.source
+    inner = source.operation(node)
+    if inner is not None and inner.name in ("clamp", "clip", "clamp_min"):
+        bound = inner.keywords.get("min", inner.operands[1] if len(inner.operands) > 1 else None)
+        if bound is not None and literal(bound) is not None:
+            return [source.replaced(bound, floor)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        for part in (node.right, node.left):
+            value = literal(part)
+            if value is not None and 0 <= value < float(floor):
+                return [source.replaced(part, floor)]
+    return wrapped(line, operation, node, f".clamp(min={floor})", f"max({{}}, {floor})")
+
+
+def wrapped(line: Line, operation: Operation, node, method: str, of_number: str = "") -> list[Edit]:
+    """Edits that append a method call to an operand, or wrap an operand that is a plain number."""
+    source = line.source
+    start, end, text = source.operand(node)
+    after = of_number.format(source.code(node)) if operation.number and of_number else text + method
+    statement = operation.node
+    if isinstance(statement, ast.AugAssign) and node is statement.target:  # x **= p: an expression cannot be a target
+        sign = {ast.Pow: "**", ast.Div: "/"}[type(statement.op)]
+        return [source.replaced(statement, f"{text} = {after} {sign} {source.operand(statement.value)[2]}")]
+    return [Edit(start, end, after)]
+
+
+def exponent_of(operation: Operation) -> float | None:
+    """The exponent of a power if it is written as a number."""
+    exponent = operation.operands[1] if len(operation.operands) > 1 else operation.keywords.get("exponent")
+    return None if exponent is None else literal(exponent)
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+@rule("log log2 log10", "log_softmax logsumexp exp softmax sigmoid mul")
+def logarithm(line, operation):
+    """Use the stable form of a logarithm of a softmax, a sigmoid or a sum of exponentials."""
+    if not operation.number:
+        yield from stable_logarithms(line.source, operation)
+
+
+@rule("sqrt rsqrt log log2 log10", "pow")
+def positive_operand(line, operation):
+    """Keep the operand above zero."""
+    for floor in line.floors if operation.operands else ():
+        words = f"keep the operand of {operation.name} at {floor} or above"
+        yield words, at_least(line, operation, operation.operands[0], floor)
+
+
+@rule("log1p")
+def above_minus_one(line, operation):
+    """Keep the operand above -1."""
+    for floor in line.floors:
+        change = wrapped(
+            line, operation, operation.operands[0], f".clamp(min=-1 + {floor})", f"max({{}}, -1 + {floor})"
+        )
+        yield f"keep the operand of log1p above -1 by {floor}", change
+
+
+@rule("acos arccos asin arcsin atanh arctanh erfinv")
+def inside_one(line, operation):
+    """Keep the operand inside -1 and 1, where the slope is finite."""
+    for floor in ("1e-3",) if line.half else ("1e-6", "1e-7", "1e-4"):
+        node, source = operation.operands[0], line.source
+        inner = source.operation(node)
+        words = f"keep the operand of {operation.name} inside -1 + {floor} and 1 - {floor}"
+        bounds = [*inner.operands[1:3], *inner.keywords.values()] if inner and inner.name in ("clamp", "clip") else []
+        if len(bounds) == 2 and all(literal(bound) is not None for bound in bounds):
+            low, high = sorted(bounds, key=literal)
+            yield words, [source.replaced(low, f"-1 + {floor}"), source.replaced(high, f"1 - {floor}")]
+        else:
+            number = f"min(max({{}}, -1 + {floor}), 1 - {floor})"
+            yield words, wrapped(line, operation, node, f".clamp(-1 + {floor}, 1 - {floor})", number)
+
+
+@rule("acosh arccosh")
+def above_one(line, operation):
+    """Keep the operand above 1."""
+    for floor in line.floors[:2]:
+        yield (
+            f"keep the operand of acosh above 1 by {floor}",
+            at_least(line, operation, operation.operands[0], f"1 + {floor}"),
+        )
+
+
+@rule("div true_divide divide addcdiv reciprocal", "mul nonfinite")
+def divisor(line, operation):
+    """Keep a divisor away from zero: of counts at 1, of magnitudes above zero, of others with their sign."""
+    position = {"addcdiv": 2, "reciprocal": 0}.get(operation.name, 1)
+    if position >= len(operation.operands):
+        return
+    node, source = operation.operands[position], line.source
+    start, end, text = source.operand(node)
+    plain = source.code(node)
+    if literal(node) not in (None, 0.0):
+        return
+    small = [(f"{text}.clamp(min={floor})", floor) for floor in line.floors]
+    signed = [(f"torch.where({text}.abs() < {floor}, {floor}, {text})", floor) for floor in line.floors]
+    numbers = [(f"max({plain}, {floor})", floor) for floor in ("1", line.floors[0])]
+    counts = [(f"{text}.clamp(min=1)", "1")]
+    if not any(word in plain for word in ("len", "count", "num", "sum", "size", "shape", "total")):
+        numbers = numbers[::-1]
+    choices = {True: [*small, *counts, *numbers], False: [*signed, *small, *numbers]}
+    choices[None] = [*numbers[:1], *counts, *small, *numbers[1:], *signed]
+    raised = at_least(line, operation, node, line.floors[0])
+    if raised and (raised[0].start, raised[0].end) != (start, end) and line.divisor_positive is not False:
+        yield f"keep the divisor at {line.floors[0]} or above", raised
+    for after, floor in choices[line.divisor_positive]:
+        words = (
+            f"keep the divisor at least {floor} from zero"
+            if "where" in after
+            else f"keep the divisor at {floor} or above"
+        )
+        yield words, [Edit(start, end, after)]
+
+
+@rule("pow float_power", "sqrt rsqrt reciprocal")
+def power(line, operation):
+    """Keep the base of a broken or negative power above zero."""
+    exponent = exponent_of(operation)
+    if exponent is None or exponent < 1 or exponent != int(exponent):
+        for floor in line.floors:
+            yield (
+                f"keep the base of the power at {floor} or above",
+                at_least(line, operation, operation.operands[0], floor),
+            )
+
+
+@rule("exp expm1 exp2 sinh cosh", "sum div mul log log1p")
+def exponential(line, operation):
+    """Use softmax, logsumexp or softplus, take the largest exponent out, or bound the exponent."""
+    source, name = line.source, operation.name
+    if name == "exp" and not operation.number:
+        yield from stable_softmax(source, operation)
+        for node in ast.walk(source.function(operation.node)):
+            later = source.operation(node)
+            if later is not None and later.name in ("log", "log1p"):
+                yield from stable_logarithms(source, later, of=operation.node)
+        yield from shifted_exponential(source, operation)
+    for limit in ("10", "5") if line.half else ("80", "20", "5"):
+        bound = f".clamp({'-' + limit + ', ' if name in ('sinh', 'cosh') else 'max='}{limit})"
+        change = wrapped(line, operation, operation.operands[0], bound, f"min({{}}, {limit})")
+        yield f"bound the operand of {name} at {limit}", change
+
+
+@rule("softmax log_softmax logsumexp cross_entropy scaled_dot_product_attention max amax", "sub mul exp div")
+def masked_scores(line, operation):
+    """Write a large finite number in the place of the infinities of a mask."""
+    yield from replaced_mask(line.source, operation, line.statement)
+
+
+def finite_constants(line: Line) -> Iterator[Change]:
+    """Write large finite numbers in the place of infinities of the statement."""
+    for scope in (line.statement, line.source.function(line.statement)):
+        places = line.source.infinities(scope)
+        if places:
+            edits = [line.source.replaced(node, "1e4" if value > 0 else "-1e4") for node, value in places]
+            yield "write a large finite number in the place of the infinite one", edits
+
+
+@rule("std var", "std_mean var_mean sqrt")
+def deviation(line, operation):
+    """Take the root of a variance that has a floor, and divide by N so that one value has a variance."""
+    source, call = line.source, operation.node
+    options = {**operation.keywords}
+    correction = options.get("correction", options.get("unbiased"))
+    if correction is not None:
+        whole = [source.replaced(correction, "False" if "unbiased" in options else "0")]
+    else:
+        end = source.span(call)[1] - 1
+        empty = source.text[:end].rstrip().endswith("(")
+        whole = [Edit(end, end, "correction=0" if empty else ", correction=0")]
+    floors = []
+    if operation.name == "std":
+        _, end = source.span(call.func)
+        name = Edit(end - len(call.func.attr), end, "var") if isinstance(call.func, ast.Attribute) else None
+        after = source.span(call)[1]
+        floors = [(f, [name, Edit(after, after, f".clamp(min={f}).sqrt()")]) for f in line.floors] if name else []
+    for floor, edits in floors:
+        yield f"take the root of the variance, kept at {floor} or above", edits
+    yield f"use the biased {operation.name} (correction=0)", whole
+    for floor, edits in floors:
+        yield f"take the root of the biased variance, kept at {floor} or above", [*edits, *whole]
+
+
+@rule("std_mean")
+def deviation_and_mean(line, operation):
+    """Take the root of a variance that has a floor, on a line of its own."""
+    source, statement = line.source, line.statement
+    targets = getattr(statement, "targets", None)
+    if not targets or len(getattr(targets[0], "elts", ())) != 2 or statement.value is not operation.node:
+        return
+    name = source.code(targets[0].elts[0])
+    _, end = source.span(operation.node.func)
+    indent = " " * statement.col_offset
+    finish = source.span(statement)[1]
+    for floor in line.floors:
+        edits = [Edit(end - len("std_mean"), end, "var_mean")]
+        edits.append(Edit(finish, finish, f"\n{indent}{name} = {name}.clamp(min={floor}).sqrt()"))
+        yield f"take the root of the variance, kept at {floor} or above", edits
+
+
+EPS_CALLS = "normalize layer_norm batch_norm group_norm instance_norm rms_norm cosine_similarity pairwise_distance"
+
+
+@rule(EPS_CALLS, "div native_layer_norm native_batch_norm native_group_norm rsqrt linalg_vector_norm")
+def small_eps(line, operation):
+    """Give a normalisation an eps that is not vanishing."""
+    eps = operation.keywords.get("eps")
+    if eps is not None and (literal(eps) is None or literal(eps) < 1e-6):
+        for floor in line.floors[:1]:
+            yield f"give {operation.name} an eps of {floor}", [line.source.replaced(eps, floor)]
+
+
+@rule("mean nanmean", "div")
+def mean_of_nothing(line, operation):
+    """Divide a sum by a count of at least one."""
+    source, node = line.source, operation.node
+    if operation.number or not operation.operands:
+        return
+    text = source.operand(operation.operands[0])[2]
+    dim = operation.keywords.get("dim", operation.operands[1] if len(operation.operands) > 1 else None)
+    if dim is None:
+        yield (
+            "divide the sum by a count of at least 1",
+            [source.replaced(node, f"{text}.sum() / max({text}.numel(), 1)")],
+        )
+        return
+    _, end = source.span(node.func)
+    if isinstance(node.func, ast.Attribute):
+        width = len(node.func.attr)
+        count = f" / max({text}.shape[{source.code(dim)}], 1)"
+        after = source.span(node)[1]
+        yield "divide the sum by a count of at least 1", [Edit(end - width, end, "sum"), Edit(after, after, count)]
+
+
+@rule("cross_entropy nll_loss", "nll_loss_forward nll_loss nll_loss2d_forward div cross_entropy_loss")
+def loss_over_nothing(line, operation):
+    """Divide the sum of losses by a count of at least one, and keep class weights above zero."""
+    source, node = line.source, operation.node
+    weight = operation.keywords.get("weight")
+    if weight is not None:
+        start, end, text = source.operand(weight)
+        yield "keep the class weights above zero", [Edit(start, end, f"{text}.clamp(min={line.floors[0]})")]
+    if len(operation.operands) > 1 and "reduction" not in operation.keywords:
+        ignored = operation.keywords.get("ignore_index")
+        count = (
+            f"({source.code(operation.operands[1])} != {source.code(ignored) if ignored else -100}).sum().clamp(min=1)"
+        )
+        start, end = source.span(node)
+        change = f'{source.text[start : end - 1].rstrip().rstrip(",")}, reduction="sum") / {count}'
+        yield "divide the sum of the losses by a count of at least 1", [Edit(start, end, change)]
+
+
+@rule("atan2 arctan2 hypot")
+def away_from_origin(line, operation):
+    """Keep the second operand away from zero, where both being zero has no slope."""
+    for floor in line.floors[:2] if len(operation.operands) > 1 else ():
+        start, end, text = line.source.operand(operation.operands[1])
+        after = f"torch.where({text}.abs() < {floor}, {floor}, {text})"
+        yield f"keep the second operand of {operation.name} at least {floor} from zero", [Edit(start, end, after)]
+
+
+@rule("angle")
+def angle_of_zero(line, operation):
+    """Give zero a small real part, for its angle has no slope."""
+    start, end, text = line.source.operand(operation.operands[0])
+    yield "give a number that is zero a small real part", [Edit(start, end, f"torch.where({text} == 0, 1e-6, {text})")]
+
+
+@rule("norm vector_norm", "linalg_vector_norm div sqrt pow")
+def norm_of_zero(line, operation):
+    """Take the root of a sum of squares that has a floor."""
+    source, node = line.source, operation.node
+    p = operation.keywords.get("p", operation.keywords.get("ord"))
+    if not operation.operands or (p is not None and literal(p) != 2) or operation.number:
+        return
+    text = source.operand(operation.operands[0])[2]
+    given = [source.code(n) for n in operation.operands[1:] if literal(n) != 2 or operation.name != "norm"]
+    given += [f"{k}={source.code(v)}" for k, v in operation.keywords.items() if k not in ("p", "ord")]
+    for floor in ("1e-12", "1e-6"):
+        change = f"{text}.square().sum({', '.join(given)}).clamp(min={floor}).sqrt()"
+        yield f"take the root of a sum of squares, kept at {floor} or above", [source.replaced(node, change)]
+
+
+@rule("logit")
+def bounded_logit(line, operation):
+    """Give logit an eps."""
+    end = line.source.span(operation.node)[1] - 1
+    yield "give logit an eps of 1e-6", [Edit(end, end, ", eps=1e-6" if not operation.method else "1e-6")]
+
+
+@rule("eigh eigvalsh", "linalg_eigh div")
+def equal_eigenvalues(line, operation):
+    """Split equal eigenvalues, whose vectors have no slope, with a small diagonal."""
+    start, end, text = line.source.operand(operation.operands[0])
+    for width in ("1e-4", "1e-3"):
+        ramp = f"torch.linspace(0, {width}, {text}.shape[-1], dtype={text}.dtype, device={text}.device)"
+        yield (
+            f"split equal eigenvalues with a diagonal of 0 to {width}",
+            [Edit(start, end, f"{text} + torch.diag({ramp})")],
+        )
+
+
+@rule("inv inverse cholesky solve logdet slogdet det pinv", "linalg_inv_ex linalg_cholesky_ex div")
+def singular_matrix(line, operation):
+    """Add a small diagonal to a matrix that has no inverse."""
+    start, end, text = line.source.operand(operation.operands[0])
+    for size in ("1e-6", "1e-4"):
+        eye = f"torch.eye({text}.shape[-1], dtype={text}.dtype, device={text}.device)"
+        yield f"add a diagonal of {size}", [Edit(start, end, f"({text} + {size} * {eye})")]

@@ -1,0 +1,156 @@
+"""Changes of code that cure a fault: written as source, tried, compared with the original, and applied."""
+
+import math
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+from programs import ROOT
+
+from postmortem.case import Case
+from postmortem.code_fixes import CodeSearch
+from postmortem.probe import Range
+from postmortem.rewrites import rewrites
+from postmortem.source_patch import SourcePatch
+from postmortem.source_tree import Source, literal
+from storage.dump import read_dump, read_state
+
+
+def record(op: str, *operands, node: str = "", dtype: str = "float32", constant: bool = False):
+    """What the probe says of an operation at fault."""
+    ranges = [Range.of(torch.tensor(o, dtype=torch.float32)) for o in operands]
+    found = SimpleNamespace(op=op, node=node, dtype=dtype, constant=constant, operands=ranges)
+    found.op_name = node.lower().removesuffix("backward0") or op.strip("_")
+    return found
+
+
+def function(body: str) -> str:
+    """A file with one function of x, y."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"import math\nimport torch\nimport torch.nn.functional as F\n\n\ndef f(x, y=None):\n{lines}"
+
+
+# The line at fault (the last but for a return), the operation, and the line that must be among the candidates.
+CASES = [
+    ("return torch.sqrt(x)", record("sqrt", [-1.0]), "return torch.sqrt(x.clamp(min=1e-6))"),
+    ("return (x - 1).sqrt()", record("sqrt", [0.0]), "return (x - 1).clamp(min=1e-6).sqrt()"),
+    ("return x.square().mean().rsqrt()", record("rsqrt", [0.0]), "return x.square().mean().clamp(min=1e-6).rsqrt()"),
+    ("return (1 - x).clamp(0, 1).sqrt()", record("sqrt", [0.0]), "return (1 - x).clamp(1e-6, 1).sqrt()"),
+    ("return x / y.sum()", record("div", [1.0], [0.0]), "return x / y.sum().clamp(min=1e-6)"),
+    ("return x / (y + 1e-10)", record("div", [1.0], [0.0]), "return x / (y + 1e-6)"),
+    ("return x / y", record("div", [1.0], [-1.0, 0.0]), "return x / torch.where(y.abs() < 1e-6, 1e-6, y)"),
+    ("return x / len(y)", record("div", [1.0]), "return x / max(len(y), 1)"),
+    ("return x.div_(y)", record("div_", [1.0], [0.0]), "return x.div_(y.clamp(min=1e-6))"),
+    ("x /= y.norm()", record("div_", [1.0], [0.0]), "x /= y.norm().clamp(min=1e-6)"),
+    ("x **= 0.5", record("pow_", [0.0]), "x = x.clamp(min=1e-6) ** 0.5"),
+    ("return x ** 0.7", record("pow", [-1.0]), "return x.clamp(min=1e-6) ** 0.7"),
+    ("return torch.acos(x.clamp(-1, 1))", record("acos", [1.0]), "return torch.acos(x.clamp(-1 + 1e-6, 1 - 1e-6))"),
+    ("return torch.log(torch.softmax(x, dim=1))", record("log", [0.0]), "return F.log_softmax(x, dim=1)"),
+    ("return -torch.sigmoid(x)[:, 0].log().mean()", record("log", [0.0]), "return -F.logsigmoid(x)[:, 0].mean()"),
+    ("return torch.log(1 + torch.exp(x))", record("exp", [100.0]), "return F.softplus(x)"),
+    ("return torch.exp(x).sum(dim=1).log()", record("exp", [100.0]), "return torch.logsumexp(x, dim=1)"),
+    ("return x * torch.log(x)", record("mul", [0.0]), "return torch.xlogy(x, x)"),
+    ("return x.std(dim=1)", record("div", node="StdBackward0"), "return x.var(dim=1).clamp(min=1e-6).sqrt()"),
+    ("return x.var(dim=1)", record("var", [1.0]), "return x.var(dim=1, correction=0)"),
+    ("return x[y].mean()", record("mean"), "return x[y].sum() / max(x[y].numel(), 1)"),
+    ("return F.normalize(x, eps=0.0)", record("div", [0.0], [0.0]), "return F.normalize(x, eps=1e-6)"),
+    ("return torch.softmax(x.masked_fill(y, -math.inf), 1)", record("_softmax"), "x.masked_fill(y, -1e4), 1)"),
+    ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
+]
+
+
+@pytest.mark.parametrize("body, found, wanted", CASES, ids=[body for body, *_ in CASES])
+def test_a_line_is_rewritten_from_what_its_operation_read(body, found, wanted):
+    text = function(body)
+    candidates = rewrites(text, 7, found)
+    assert any(wanted in after for _, after in candidates), [after.splitlines()[6] for _, after in candidates]
+    assert all(words and after != text for words, after in candidates)
+
+
+@pytest.mark.parametrize(
+    "body, x",
+    [
+        ("return torch.log(torch.softmax(x, dim=1))", torch.randn(3, 4)),
+        ("p = torch.softmax(x, dim=1)\nreturn torch.log(p[:, :2])", torch.randn(3, 4)),
+        ("return torch.log(1 + torch.exp(x))", torch.randn(3, 4)),
+        ("e = torch.exp(x)\nreturn e / e.sum(dim=1, keepdim=True)", torch.randn(3, 4)),
+        ("return torch.log(1 - torch.sigmoid(x))", torch.randn(3, 4)),
+        ("return torch.exp(x).sum(1).log()", torch.randn(3, 4)),
+    ],
+)
+def test_a_stable_form_computes_the_same(body, x):
+    text = function(body)
+    number = 6 + len(body.splitlines())
+    original, changed = {}, {}
+    exec(text, original)
+    words, after = rewrites(text, number if "e /" not in body else 7, record("log" if "log" in body else "exp", [0.0]))[
+        0
+    ]
+    exec(after, changed)
+    assert words.startswith("use ") and torch.allclose(original["f"](x), changed["f"](x), atol=1e-6)
+    assert bool(changed["f"](x * 1000).isfinite().all())
+
+
+def test_numbers_and_names_are_read_as_they_stand():
+    source = Source(
+        "def f(x):\n    a = x + 1\n    b = a\n    b = 2\n    return [float('-inf'), -torch.inf, 1e-3, a, b]\n"
+    )
+    values = source.statement(5).value.elts
+    assert [literal(v) for v in values[:3]] == [-math.inf, -math.inf, 1e-3]
+    assert source.code(source.resolved(values[3])) == "x + 1"
+    assert source.resolved(values[4]) is values[4]  # assigned twice
+    assert [value for _, value in source.infinities(source.tree)] == [-math.inf, -math.inf]
+
+
+def test_a_patch_is_in_force_for_imports_and_only_under_it():
+    import loss.softmax as before
+
+    text = (ROOT / "loss" / "softmax.py").read_text(encoding="utf-8")
+    patch = SourcePatch("loss/softmax.py", text, text + "\nADDED = 7\n")
+    with patch.applied():
+        import loss.softmax as inside
+
+        assert inside.ADDED == 7 and inside is not before
+    import loss.softmax as after
+
+    assert after is before and not hasattr(after, "ADDED")
+    assert (ROOT / "loss" / "softmax.py").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_diff_is_what_git_applies(tmp_path, end):
+    (tmp_path / "loss").mkdir()
+    before, after = f"a = 1\nb = 2{end}", f"a = 1\nb = 3{end}"
+    (tmp_path / "loss" / "x.py").write_text(before)
+    diff = SourcePatch("loss/x.py", before, after).diff()
+    done = subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "loss" / "x.py").read_text() == after
+
+
+LOSS = "F.cross_entropy(logits, label)"
+CHANGES = {
+    "the same": (LOSS, ""),
+    "another loss": (f"1.01 * {LOSS}", "changes the loss"),
+    "another gradient": (f"1.01 * {LOSS} - 0.01 * {LOSS}.detach()", "changes the gradient of"),
+    "a silenced row": ("F.cross_entropy(logits[1:], label[1:])", "rows at fault get no gradient"),
+    "a silenced loss": (f"{LOSS}.detach() + 0.0 * {LOSS}", "conv.weight' is 0"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
+    """A finite step is not enough: sound rows keep loss and gradient, and no gradient is merely taken away."""
+    code, objection = CHANGES[kind]
+    path = dump_of(nan_inject="1:loss", trainfunc="softmax")  # the recorded step itself is sound
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    search = CodeSearch(case, columns=[0])
+    case.origin = SimpleNamespace(site=SimpleNamespace(source="loss/softmax.py:24"))
+    text = (ROOT / "loss" / "softmax.py").read_text(encoding="utf-8")
+    assert LOSS in text
+    after = text.replace(LOSS, code)
+    with case.replay.patched(SourcePatch("loss/softmax.py", text, after)):
+        found = search.silenced() if "silenced" in kind else search.difference()
+    assert objection in found and bool(found) == bool(objection)
