@@ -129,6 +129,16 @@ class Replay:
         """Rows of the batch that carry a label: B."""
         return self.data.shape[1]
 
+    @property
+    def settings(self) -> set[str]:
+        """Keys that ``run`` may be given as settings."""
+        return set(self.config) | plugins.all_keys()
+
+    def forget_networks(self):
+        """Build networks anew from now on: an edit may have replaced modules of those that there are."""
+        self.steps.clear()
+        self.step()
+
     def step(self, settings: dict | None = None) -> Step:
         """The trainer's step on the network with the dump's state in it, its configuration changed by ``settings``."""
         key = repr(sorted((settings or {}).items()))
@@ -218,15 +228,16 @@ class Replay:
         restored = fp32_islands(network, more.get("islands", ()))
         outcome = Outcome()
         try:
+            step.module_state.load_state_dict(self.dump.get("module_state", {}))
             if more.get("edit"):
                 more["edit"](network)
+                step.renew()
             window = self.window(*batch, columns, torch.float64 if dtype == "float64" else torch.float32)
             step.amp_dtype = getattr(torch, dtype) if dtype in ("float16", "bfloat16") else None
             if dtype == "float64":
                 network.double()
-                step.renew_buffers()
+                step.renew()
             restore_generators(self.dump["rng_state"], self.device)
-            step.module_state.load_state_dict(self.dump.get("module_state", {}))
             step.begin()
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
@@ -248,7 +259,7 @@ class Replay:
             restored()
             if dtype == "float64":
                 network.float()
-                step.renew_buffers()
+                step.renew()
         return outcome
 
     def window(self, data, label, columns, dtype: torch.dtype) -> list[dict]:

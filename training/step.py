@@ -169,9 +169,11 @@ class Step:
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.guard = UpdateGuard(optimizer, self.network, log)
 
-    def renew_buffers(self):
-        """Find the buffers again after the network was converted to another type, which replaces them."""
+    def renew(self):
+        """Find parameters, buffers and modules again after a change to the network that may have replaced them."""
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.buffers = precision.BufferSnapshot(self.network, self.buffers.nonfinite_by_design)
+        self.module_state = ModuleState(self.network)
 
     def rewind(self):
         """Put back what a forward pass may change: buffers, generators, plain attributes, weights that it wrote."""
