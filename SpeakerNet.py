@@ -19,12 +19,13 @@ from settings import plugins
 from training import display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
+from training.dumps import StepRecord
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, check_batch, inject_batch
 from training.file_events import FileEvents
 from training.generators import generator_state, seed_everything
-from training.incidents import Incidents, StepRecord
+from training.incidents import Incidents
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
 from training.saving import Saver

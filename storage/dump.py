@@ -1,6 +1,7 @@
 """The NaN dump, format 1: this module writes it and reads it back. It knows torch, not the trainer."""
 
 import hashlib
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -163,6 +164,19 @@ OPTIONAL_KEYS = {
     "optimizer_attributes": {str: SCALAR},
     "module_state": {str: {str: anything}},  # plain attributes of modules, as before the step
     "recheck": {str: SCALAR},  # what the same step gave, computed once more
+    # Of loops that are not the trainer's: 'module:function' that makes the network and its optimizer, the shape of a
+    # row of ``data`` (B, values), modules in evaluation mode, parameters without a gradient.
+    "build": text_of(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"),
+    "row_shape": [INT],
+    "evaluating": [TEXT],
+    "frozen": [TEXT],
+}
+# What a loop that is not the trainer's trains on may be of any type: pixels, token numbers, targets.
+FOREIGN_KEYS = {
+    **KEYS,
+    "data": tensor_of("a tensor (rows, values)", lambda t: True, (2,)),
+    "label": tensor_of("a tensor with a row for each row of the data", lambda t: t.ndim > 0),
+    "files": row_of(),
 }
 STATE_KEYS = {
     "model_state_dict": {str: TENSOR},
@@ -210,8 +224,9 @@ def content_hash(state: dict) -> str:
 class DumpWriter:
     """Writes dumps into a folder in the background, within a number and a size; training never waits or fails."""
 
-    def __init__(self, folder, max_dumps: int, max_gb: float, say):
+    def __init__(self, folder, max_dumps: int, max_gb: float, say, bounds=("nan_max_dumps", "nan_max_gb")):
         self.folder, self.max_dumps, self.max_bytes, self.say = Path(folder), max_dumps, max_gb * 1e9, say
+        self.bounds = bounds  # what the user calls the number and the size
         self.written, self.lost = 0, set()  # lost: names of dumps that could not be written
         self.pending: dict[str, int] = {}  # bytes of dumps that are being written
         self.last_state = ""  # file of the newest state
@@ -220,13 +235,13 @@ class DumpWriter:
     def refusal(self, size: int) -> str | None:
         """Why a dump of ``size`` bytes will not be written, or None."""
         if self.written >= self.max_dumps:
-            return f"{self.max_dumps} dumps are written (nan_max_dumps)"
+            return f"{self.max_dumps} dumps are written ({self.bounds[0]})"
         try:
             there = sum(f.stat().st_size for f in self.folder.glob("*.pt"))
         except OSError as error:
             return f"{self.folder} cannot be read: {error.strerror}"
         if there + sum(self.pending.copy().values()) + size > self.max_bytes:
-            return f"debug_nan/ would pass {self.max_bytes / 1e9:g} GB (nan_max_gb)"
+            return f"{self.folder.name}/ would pass {self.max_bytes / 1e9:g} GB ({self.bounds[1]})"
         return None
 
     def submit(self, name: str, dump: dict, state: dict | None, size: int = 0, shared: bool = False):
@@ -320,8 +335,12 @@ def validate(dump, path) -> dict:
             check_kind(dump, Fields(ORIGIN_KEYS), "")
             dump = {key: dump[key] for key in ORIGIN_KEYS}  # others mean nothing without a format
             return {**dump, "loss": float(dump["loss"]), "prec1": float(dump["prec1"])}
-        check_kind(dump, Fields(KEYS, OPTIONAL_KEYS), "")
-        check_rows(dump)
+        foreign = "build" in dump
+        check_kind(dump, Fields(FOREIGN_KEYS if foreign else KEYS, OPTIONAL_KEYS), "")
+        if foreign:
+            check_foreign_rows(dump)
+        else:
+            check_rows(dump)
         return dump
     except Refusal as refusal:
         raise DumpError(f"{path}: {refusal}") from refusal
@@ -368,6 +387,16 @@ def check_rows(dump: dict):
     window = dump.get("window", [batch])
     if sum(window) != batch or any(n < 1 for n in window):
         raise Refusal(f"'window' says {window}, the batch has {batch} rows")
+
+
+def check_foreign_rows(dump: dict):
+    """Raise Refusal unless data (B, values), its row shape and label (B, ...) of another loop's dump fit together."""
+    batch, values = dump["data"].shape
+    shape = dump.get("row_shape", [])
+    if any(size < 0 for size in shape) or math.prod(shape) != values:
+        raise Refusal(f"'row_shape' is {shape}, 'data' has {values} values a row")
+    if len(dump["label"]) != batch:
+        raise Refusal(f"'label' has {len(dump['label'])} rows, 'data' {batch}")
 
 
 def rows_of(data, labels: int = 0) -> torch.Tensor:

@@ -23,20 +23,24 @@ def basic_lines(dump: dict, path) -> list[str]:
             f"Computed in {dump['amp_dtype']} on {dump['device']}, loss scale {dump['scaler_scale']:g}",
             f"Learning rate: {dump['lr']:g}",
             *([f"Gradient norm: {dump['grad_norm']:.6g}"] if dump["grad_stats"] else []),
+            *([f"Built by: {dump['build']}"] if "build" in dump else []),
         ]
     else:
         lines.append("An old dump: batch, labels and loss only")
     if dump.get("reason") in ("batch_nonfinite", "label_out_of_range", "data_error"):
         return [*lines, "Loss value, precision: not computed when the dump was made"]
-    return [*lines, f"Loss value: {dump['loss']}", f"Precision (training accuracy in %): {dump['prec1']}"]
+    accuracy = [] if math.isnan(dump["prec1"]) else [f"Precision (training accuracy in %): {dump['prec1']}"]
+    return [*lines, f"Loss value: {dump['loss']}", *accuracy]
 
 
 def data_lines(dump: dict) -> list[str]:
     """Data tensor analysis: shape, statistics, extremes, percentiles, where NaN and Inf are."""
     data = dump["data"]
-    lines = [f"Shape: {tuple(data.shape)}, dtype {str(data.dtype).removeprefix('torch.')}"]
+    shape = (len(data), *dump["row_shape"]) if "row_shape" in dump else tuple(data.shape)
+    lines = [f"Shape: {shape}, dtype {str(data.dtype).removeprefix('torch.')}"]
     if not data.numel():
-        return [*lines, "No samples in the dump (nan_dump_audio: false, or an empty batch)"]
+        why = "an empty batch" if "build" in dump else "nan_dump_audio: false, or an empty batch"
+        return [*lines, f"No samples in the dump ({why})"]
     values = data.flatten()
     finite = values[values.isfinite()].double()
     lines.append(f"NaN: {int(values.isnan().sum())}, Inf: {int(values.isinf().sum())} of {values.numel()} values")
@@ -71,7 +75,8 @@ def place_lines(dump: dict, most: int = 10) -> list[str]:
     for row in rows[:most]:
         wrong = (~flat[row].isfinite()).nonzero().flatten()
         first = int(wrong[0])
-        text = f"  row {row}: {len(wrong)} of {flat.shape[1]}, the first at sample {first}"
+        unit = "value" if "build" in dump else "sample"
+        text = f"  row {row}: {len(wrong)} of {flat.shape[1]}, the first at {unit} {first}"
         if row < len(files):
             crop = Crop.from_dict(files[row])
             text += f", {crop.second_in_file(first):.3f} s into {crop.path}"
@@ -84,6 +89,9 @@ def label_lines(dump: dict, classes: int | None) -> list[str]:
     label = dump["label"].flatten()
     if not label.numel():
         return ["No labels"]
+    if "build" in dump and (dump["label"].ndim != 1 or label.is_floating_point()):
+        kind = str(label.dtype).removeprefix("torch.")
+        return [f"Shape: {tuple(dump['label'].shape)}, dtype {kind}, {label.min():.6g} to {label.max():.6g}"]
     values, counts = label.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:10]
     most = ", ".join(f"{int(values[i])}: {int(counts[i])}" for i in order)
@@ -160,7 +168,7 @@ def row_issues(rows: torch.Tensor, waveforms: bool) -> list[str]:
     """A line on the rows (rows, values) that stand out; of ``waveforms`` more can be told."""
     if not waveforms:
         silent = (rows.abs().amax(dim=1) == 0).nonzero().flatten().tolist()
-        return [f"Silent rows: {silent[:10]}"] if silent else []
+        return [f"Rows of zeros: {silent[:10]}"] if silent else []
     odd = [f"{row} ({text})" for row, text in odd_rows(rows).items()]
     return [f"Rows that stand out: {', '.join(odd[:10])}{', ...' if len(odd) > 10 else ''}"] if odd else []
 
@@ -178,8 +186,8 @@ def issues(dump: dict, classes: int | None, state: dict | None) -> list[str]:
         if peak > 100:
             found.append(f"Very large values detected (max: {peak:.2e})")
         if data.ndim > 1:
-            found += row_issues(rows_of(data), waveforms=bool(dump.get("format_version")))
-    wrong = wrong_labels(dump["label"].flatten(), classes)
+            found += row_issues(rows_of(data), waveforms=bool(dump.get("format_version")) and "build" not in dump)
+    wrong = [] if "build" in dump else wrong_labels(dump["label"].flatten(), classes)
     if wrong:
         worst = dump["label"].flatten()[wrong]
         above = int(worst.max()) >= (classes or math.inf)

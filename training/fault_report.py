@@ -1,5 +1,9 @@
 """The report of a fault on the terminal, in the words of the NaN debugging guide."""
 
+import math
+
+import torch
+
 from corpus.crop import Crop
 from settings.command_line import picture
 from storage.dump_statistics import odd_rows
@@ -18,25 +22,22 @@ BANNERS = {
 ALARM = "\U0001f6a8"
 
 
-def report(dump: dict, fault: Fault, classes: int) -> list[str]:
-    """The report on the terminal, in the words of the NaN debugging guide."""
-    data, label = dump["data"].float(), dump["label"]
+def report(dump: dict, fault: Fault, classes: int | None) -> list[str]:
+    """The report on the terminal, in the words of the NaN debugging guide; ``classes`` if they are known."""
+    data = dump["data"].float()
     finite = data[data.isfinite()]
-    values, counts = label.unique(return_counts=True)
-    common = ", ".join(f"{v}: {c}" for v, c in list(zip(values.tolist(), counts.tolist()))[:10])
-    common += ", ..." if len(values) > 10 else ""
-    spread = f"range {int(values.min())} to {int(values.max())}"
+    shape = torch.Size([len(data), *dump["row_shape"]]) if "row_shape" in dump else data.shape
     lines = [
         "=" * 80,
         f"{picture(ALARM)}{BANNERS[fault.reason]} DETECTED AT BATCH {dump['batch_idx']}",
         "=" * 80,
         f"Reason: {fault.reason}: {fault.what}",
         f"Loss value: {dump['loss']}",
-        f"Precision: {dump['prec1']}",
+        *([] if math.isnan(dump["prec1"]) else [f"Precision: {dump['prec1']}"]),
         f"Epoch {dump['epoch']}, computed in {dump['amp_dtype']}, scale {dump['scaler_scale']:g}, lr {dump['lr']:g}",
         "",
         "--- DATA STATISTICS ---",
-        f"Data shape: {data.shape}",
+        f"Data shape: {shape}",
     ]
     if finite.numel():
         lines.append(f"Data min: {finite.min():.6f}, max: {finite.max():.6f}, mean: {finite.mean():.6f}")
@@ -44,17 +45,28 @@ def report(dump: dict, fault: Fault, classes: int) -> list[str]:
         f"Data NaN: {int(data.isnan().sum())}, Inf: {int(data.isinf().sum())}",
         "",
         "--- LABEL STATISTICS ---",
-        f"Unique labels: {len(values)} of {len(label)}, {spread}, {classes} classes",
-        f"Label distribution: {common}",
+        *label_lines(dump["label"], classes),
         "",
         "--- GRADIENT STATISTICS ---",
         *gradient_lines(dump["grad_stats"]),
         "",
-        "--- ROWS AND FILES ---",
-        *row_lines(dump, fault),
-        "",
     ]
-    return lines
+    if "build" not in dump:
+        return [*lines, "--- ROWS AND FILES ---", *row_lines(dump, fault), ""]
+    wrong = (~data.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    return [*lines, f"Rows with NaN or Inf: {wrong[:10]} of {len(data)}", ""] if wrong else lines
+
+
+def label_lines(label, classes: int | None) -> list[str]:
+    """How many labels there are, their range and the most frequent; of targets of another kind the shape."""
+    if label.ndim != 1 or label.is_floating_point():
+        return [f"Label shape: {tuple(label.shape)}, {str(label.dtype).removeprefix('torch.')}"]
+    values, counts = label.unique(return_counts=True)
+    common = ", ".join(f"{v}: {c}" for v, c in list(zip(values.tolist(), counts.tolist()))[:10])
+    common += ", ..." if len(values) > 10 else ""
+    spread = f"range {int(values.min())} to {int(values.max())}"
+    known = f", {classes} classes" if classes else ""
+    return [f"Unique labels: {len(values)} of {len(label)}, {spread}{known}", f"Label distribution: {common}"]
 
 
 def gradient_lines(stats: dict) -> list[str]:

@@ -1,121 +1,24 @@
-"""What becomes of a fault: it is reported, dumped and counted."""
+"""What becomes of a fault of a run: it is reported, dumped and counted."""
 
-import collections
 import hashlib
-import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
-from tqdm import tqdm
 
 from config import Config
 from settings import plugins
-from settings.command_line import picture
-from storage.dump import SCALAR, DumpWriter, tensor_stats
-from training.attempt import gradients_of
-from training.fault_report import report
+from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault, parse_injections
-from training.generators import generator_state
-from training.run_files import versions
-from utils import plain_names
-
-HISTORY = 1000
-DISK = "\U0001f4be"
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What a dump tells of a step beside its batch: its place in the run, its settings, the state it began with."""
-
-    epoch: int
-    batch: int
-    step: int
-    fractional_epoch: float
-    lr: float
-    scale: float
-    amp_dtype: torch.dtype | None
-    device: torch.device
-    generators: dict  # the state of torch's generators before the forward pass
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    parameters: list  # those that are trained
-    module_state: dict  # what modules keep in plain attributes: see ModuleState
-
-    @property
-    def trainable(self) -> list[str]:
-        """Names of the parameters that the optimizer holds, in its order; a frozen one is among them."""
-        trained = {id(p) for p in self.parameters}
-        return [name for name, p in self.network.named_parameters() if id(p) in trained]
-
-    def state(self, moments: bool = True) -> dict:
-        """Weights, buffers and, if wanted, the optimizer's ``moments``, copied to the CPU."""
-        optimizer = self.optimizer.state_dict()
-        if not moments:
-            optimizer = {**optimizer, "state": {}}
-        return to_cpu({"model_state_dict": self.network.state_dict(), "optimizer_state_dict": optimizer})
-
-
-def concatenate_window(window: list[dict]) -> dict:
-    """The batches of a window as one: data (M, B, samples), label (B,), files in the order of (M, B)."""
-    rows = window[0]["data"].shape[0]
-    files = []
-    for utterance in range(rows):
-        for batch in window:
-            size = batch["data"].shape[1]
-            files += batch["files"][utterance * size : (utterance + 1) * size]
-    data = torch.cat([batch["data"] for batch in window], dim=1)
-    sizes = [batch["data"].shape[1] for batch in window]
-    return {"data": data, "label": torch.cat([batch["label"] for batch in window]), "files": files, "window": sizes}
-
-
-def to_cpu(value):
-    """Copy a nested state to the CPU, so that training may go on while it is written."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, dict):
-        return {k: to_cpu(v) for k, v in value.items() if not callable(v)}
-    return [to_cpu(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def outcome_of(fault: Fault) -> str:
-    """What becomes of the run after a fault, in a line."""
-    if not fault.undone:
-        return "The update could not be taken back: the weights are spoilt, and the run ends."
-    if fault.transient:
-        return "Computed once more it is finite: a fault of the moment (device, race). The step is taken."
-    again = ""
-    if fault.recheck:
-        again = f"Computed once more it gives {'the same' if fault.recheck['same'] else 'other'} values. "
-    return f"{again}Training goes on; weights, buffers and optimizer are as before this batch."
-
-
-class Incidents:
+class Incidents(FaultDumps):
     """Reports, dumps and counts the faults of a run. ``classes``: of the loss."""
 
     def __init__(self, config: Config, ranks, files, classes: int):
-        self.config, self.ranks, self.files, self.classes = config, ranks, files, classes
-        folder = Path(config.save_path, "debug_nan")
-        self.writer = DumpWriter(folder, config.nan_max_dumps, config.nan_max_gb, self.print)
-        self.history = collections.deque(maxlen=HISTORY)
-        self.seen = {}  # signature -> [name of its dump, how often]
+        super().__init__(Path(config.save_path, "debug_nan"), config.nan_max_dumps, config.nan_max_gb, ranks, classes)
+        self.config, self.files = config, files
         self.file_dumps = 0
-        self.last_name: str | None = None
-        self.saved_state: tuple[int, bool] | None = None  # (step, with moments) of the newest state that was submitted
         self.injections = parse_injections(config.nan_inject, ranks.rank)
-
-    def print(self, text: str):
-        """Print from any rank: the rank at fault speaks."""
-        tqdm.write(plain_names(text))
-        sys.stdout.flush()  # in a log, what stderr gets later stands behind it
-
-    def remember(self, step: int, lr: float, attempt):
-        """Add a step that was taken to the history that a dump carries."""
-        figures = {"step": step, "loss": attempt.loss, "accuracy": attempt.accuracy, "grad_norm": attempt.norm}
-        self.history.append({**figures, "lr": lr, "scale": attempt.scale})
 
     def handle(self, record: StepRecord, window, fault: Fault) -> dict:
         """Report and dump on the rank at fault, tell all ranks, and write one event; returns the incident."""
@@ -164,102 +67,10 @@ class Incidents:
             "dump": self.last_name,
         }
 
-    def save(self, record: StepRecord, content: dict, fault: Fault | None = None) -> str:
-        """Hand a dump to the writer unless a budget refuses it; returns the line to print.
-
-        With a ``fault`` the state that the step began with goes along, once for all faults of the same state.
-        """
-        rank = f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
-        self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{rank}.pt"
-        # After an update that could not be taken back, what is there now is not what the step began with.
-        with_state = fault is not None and fault.undone
-        suspect = fault is not None and fault.reason == "state_nonfinite"
-        shared = with_state and self.saved_state in ((record.step, True), (record.step, suspect))
-        moments = suspect or self.saved_state is None  # of other faults the weights tell enough
-        size = content["data"].numel() * 4
-        if with_state and not shared:
-            size += sum(p.numel() for p in record.parameters) * 4 * (3 if moments else 1)
-        refusal = self.writer.refusal(size)
-        if refusal:
-            self.last_name = None
-            return f"Not saved: {refusal}"
-        state = record.state(moments) if with_state and not shared else None
-        if state:
-            self.saved_state = (record.step, moments)
-        self.writer.submit(self.last_name, content, state, size, shared)
-        return f"{picture(DISK)}Saved debug data to: {self.writer.folder / self.last_name}"
-
-    def dump(self, record: StepRecord, batch, fault: Fault, paths: list[str]) -> str | None:
-        """Write a fault's dump and report; count one seen before. Returns the dump's name.
-
-        A fault whose place is not known may be another one each time: it is dumped until the budget is used.
-        """
-        kind = "inf" if math.isinf(fault.loss) else "nan" if math.isnan(fault.loss) else ""
-        signature = "|".join([fault.reason, kind, fault.module, *sorted(set(paths))])
-        first, count = self.seen.get(signature, ("", 0))
-        skipped = f"skipped batch {record.batch} of epoch {record.epoch}: {fault.what}"
-        unchanged = "weights, buffers and optimizer are unchanged"
-        if count and (fault.module or paths) and first not in self.writer.lost:
-            self.seen[signature] = [first, count + 1]
-            self.print(f"{skipped} (seen {count + 1} times, the first: {first}); {unchanged}")
-            return None
-        refusal = self.writer.refusal(0)
-        if refusal and self.seen and fault.undone:
-            self.seen[signature] = [first or "not saved", count + 1]
-            self.print(f"{skipped}. Not saved: {refusal}; {unchanged}")
-            return None
-        content = self.content(record, batch, fault, tensor_stats(gradients_of(record.network)))
-        lines = report(content, fault, self.classes)
-        lines.append(self.save(record, content, fault))
-        self.seen[signature] = [first or self.last_name or "not saved", count + 1]
-        if self.last_name:
-            lines.append(f"To find out why: python analyze_nan_debug.py {self.writer.folder / self.last_name}")
-        lines.append(outcome_of(fault))
-        self.print("\n".join(lines))
-        return self.last_name
-
-    def content(self, record: StepRecord, batch, fault: Fault, grad_stats: dict) -> dict:
-        """Everything of format 1 but the state's name."""
-        data = batch["data"] if self.config.nan_dump_audio else batch["data"][..., :0]
-        dump = {
-            "format_version": 1,
-            "reason": fault.reason,
-            "batch_idx": record.batch,
-            "epoch": record.epoch,
-            "step": record.step,
-            "rank": self.ranks.rank,
-            "world": self.ranks.world,
-            "injected": fault.injected,
-            "window": batch["window"],
-            "moment": record.fractional_epoch,
-            "loss": fault.loss,
-            "prec1": fault.accuracy,
-            "grad_norm": fault.norm,
-            "data": data.clone(),
-            "label": batch["label"].clone(),
-            "files": batch["files"],
-            "lr": record.lr,
-            "scaler_scale": record.scale,
-            "amp_dtype": "float32" if record.amp_dtype is None else str(record.amp_dtype).removeprefix("torch."),
-            "grad_stats": grad_stats,
-            "param_stats": tensor_stats(dict(record.network.named_parameters())),
-            "trainable": record.trainable,
-            "history": list(self.history),
-            "rng_state": {**generator_state(record.device), **record.generators},
-            "threads": torch.get_num_threads(),
-            "device": str(record.device),
-            "config": self.config.values(),
-            "versions": versions(),
-            "source_hashes": self.sources(),
-            "module_state": record.module_state,
-            "optimizer_attributes": {k: v for k, v in vars(record.optimizer).items() if type(v) in SCALAR},
-            "state": "",
-        }
-        if fault.update:
-            dump["update_stats"] = fault.update
-        if fault.recheck:
-            dump["recheck"] = fault.recheck
-        return dump
+    def more(self, record: StepRecord, batch: dict) -> dict:
+        """The configuration, and a batch without its samples if ``nan_dump_audio`` is off."""
+        config = {"config": self.config.values()}
+        return config if self.config.nan_dump_audio else {**config, "data": batch["data"][..., :0].clone()}
 
     def state_dict(self) -> dict:
         """What a resumed run must know."""
