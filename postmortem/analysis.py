@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from postmortem.built_report import fitting, without_audio
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
 from postmortem.fixes import recommendations, shown
@@ -42,9 +43,13 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
         case = Case(path, dump, state, replay, trust, seconds)
         finding = diagnose(case)
         advice = recommendations(case, finding)
+        advice = fitting(case, finding, advice) if case.built else advice
     finally:
         torch.set_num_threads(threads)
-    name_setting(finding, advice, case.config)
+    if case.built:
+        without_audio(finding)
+    else:
+        name_setting(finding, advice, case.config)
     found = issues(dump, case.classes, state)
     evidence = [*finding.evidence, *case.evidence, *([missing] if missing else [])]
     if case.refusal and case.refusal not in evidence:

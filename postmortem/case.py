@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from postmortem.built_replay import BuiltReplay
 from postmortem.probe import Probe, Record
 from postmortem.replay import Outcome, Replay, ReplayError
 from postmortem.retraining import Retraining
@@ -22,6 +23,7 @@ class Case:
         self.path, self.dump, self.state = path, dump, state
         self.config = dump.get("config", {})
         self.files = dump.get("files", [])
+        self.built = "build" in dump  # of a loop that is not the trainer's
         self.begin, self.seconds = time.perf_counter(), seconds
         self.replay, self.refusal = None, ""
         self.evidence, self.activations = [], []
@@ -38,7 +40,7 @@ class Case:
             self.refusal = "not replayed: the step was taken; only a file was left out"
         else:
             try:
-                self.replay = Replay(dump, state, trust)
+                self.replay = (BuiltReplay if self.built else Replay)(dump, state, trust)
             except ReplayError as error:
                 self.refusal = str(error)
         if self.replay is not None:
@@ -47,6 +49,8 @@ class Case:
     @property
     def classes(self) -> int | None:
         """Number of classes: the configuration's, else the rows of the loss's weight; None if neither is known."""
+        if self.built:
+            return None
         weights = (self.state or {}).get("model_state_dict", {})
         configured = self.config.get("nClasses") or None
         heads = {t.shape[0] for name, t in weights.items() if name.startswith("__L__") and t.ndim == 2}
@@ -70,7 +74,7 @@ class Case:
 
     def wrong_labels(self) -> list[int]:
         """Columns whose label is outside the classes."""
-        return wrong_labels(self.dump["label"].flatten(), self.classes)
+        return [] if self.built else wrong_labels(self.dump["label"].flatten(), self.classes)
 
     def bad_rows(self) -> list[int]:
         """Rows with a sample that is not finite."""
@@ -211,8 +215,14 @@ class Case:
         return columns
 
     def label(self) -> torch.Tensor:
-        """Labels of the batch (B,)."""
-        return self.dump["label"].flatten()
+        """Labels of the batch (B,); of a loop whose targets are of another shape the first of each row."""
+        label = self.dump["label"]
+        return label.flatten(1)[:, 0] if self.built and label.ndim > 1 else label.flatten()
+
+    def source_of(self, kind: str) -> str:
+        """The file of the run's 'optimizer' or 'scheduler'; of another loop its name in words."""
+        name = self.config.get(kind, "?")
+        return f"the {kind}{f' ({name})' if name != '?' else ''}" if self.built else f"{kind}/{name}.py"
 
     def outcome(self, **changes) -> Outcome:
         """Run the step with something changed."""

@@ -54,7 +54,7 @@ class Row:
     """A row of a dump's batch. ``info`` is what the loader noted of it: file, list line, first sample, draws."""
 
     index: int
-    label: int
+    label: int | torch.Tensor
     info: dict
     values: torch.Tensor = field(repr=False)  # as it was in the batch
 
@@ -71,6 +71,8 @@ class Row:
 
     def audio(self) -> np.ndarray:
         """The waveform as it was in the batch, (samples,) float32 at 16 kHz; ValueError if the dump has none."""
+        if self.values.ndim != 1 or not self.info:
+            raise ValueError(f"row {self.index} is no waveform: its 'values' are what the network got")
         if not self.values.numel():
             raise ValueError(f"row {self.index}: the dump holds no audio (nan_dump_audio: false)")
         return self.values.float().numpy().copy()
@@ -88,12 +90,22 @@ class LoadedDump:
         place = f"batch {content['batch_idx']} of epoch {content['epoch']}"
         return f"<{self.path.name}: {reason}, {place}, loss {content['loss']}, {len(self.rows)} rows>"
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the batch: (nPerSpeaker, B, samples), of another loop as it was there."""
+        data = self.content["data"]
+        return torch.Size([len(data), *self.content["row_shape"]]) if "build" in self.content else data.shape
+
     @functools.cached_property
     def rows(self) -> list[Row]:
         """The rows of the batch in the order of ``files``: with nPerSpeaker M above 1, M times the labels."""
         label, files = self.content["label"].flatten(), self.content.get("files") or []
         values = rows_of(self.content["data"], len(label)) if self.content["data"].ndim else []
         known = [int(label[i % len(label)]) if len(label) else -1 for i in range(len(values))]
+        if "build" in self.content:  # of another loop: rows of any shape, and so are their labels
+            label = self.content["label"]
+            values = self.content["data"].reshape(self.shape)
+            known = label.tolist() if label.ndim == 1 and not label.is_floating_point() else list(label)
         return [Row(i, known[i], files[i] if files else {}, row) for i, row in enumerate(values)]
 
     @functools.cached_property
@@ -184,9 +196,8 @@ class LoadedDump:
 
     def _data(self, data) -> dict:
         data = torch.as_tensor(data)
-        if data.shape != self.content["data"].shape:
-            shapes = tuple(data.shape), tuple(self.content["data"].shape)
-            raise ValueError(f"try_fix: data has the shape {shapes[0]}, the dump's is {shapes[1]}")
+        if data.shape != self.shape:
+            raise ValueError(f"try_fix: data has the shape {tuple(data.shape)}, the dump's is {tuple(self.shape)}")
         return {"data": data.reshape(self.case.replay.data.shape)}
 
     def _edit(self, edit) -> dict:

@@ -76,6 +76,8 @@ def _guilty(verdict, data: torch.Tensor) -> list[int]:
 def rows_at_fault(dump, verdict) -> str:
     """Pictures of the rows at fault, or of the first row."""
     data = _tensor(dump.get("data"))
+    if "build" in dump:  # rows of another loop are no waveforms
+        return ""
     if data is None:
         return section("Audio", _quiet("The dump holds no audio (nan_dump_audio), or none that can be drawn."))
     if not data.dim():

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from postmortem.modes import call_site
+from postmortem.built import BuiltNetwork
+from postmortem.places import call_site
 
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
 LEAST_GAIN = 1e6  # of a backward operation that is blamed for an overflow of the gradient norm
@@ -285,6 +286,8 @@ def is_front_end(record: Record, network: nn.Module) -> bool:
     What a model's own ``forward`` does to the waveform is counted among the features; a layer in front of the first
     learned one only if a Fourier transform came before it.
     """
+    if isinstance(network, BuiltNetwork):  # what it gets is no waveform
+        return False
     path, site = record.site.module.lower(), record.site
     modules = dict(network.named_modules())
     kind = type(modules[site.module]).__module__ if site.module in modules else ""

@@ -91,27 +91,20 @@ def absurd_setting(config: dict, state: dict) -> str:
 class Replay:
     """The step of a format-1 dump; runs on a GPU if the dump is from one and this machine has one."""
 
+    files = "plug-in files"  # what the dump has the hashes of
+
     def __init__(self, dump: dict, state: dict | None, trust_changed_code: bool = False):
-        changed = self.changed = changed_sources(dump)
+        self.dump, self.state = dump, state
+        changed = self.changed = self.changed_sources()
         missing = [name for name in changed if name.endswith(")")]
         if missing or (changed and not trust_changed_code):
             hint = "" if missing else "; --trust-changed-code replays with the files as they are now"
             raise ReplayError(
-                f"not replayed: plug-in files differ from the run's: {', '.join(missing or changed)}{hint}"
+                f"not replayed: {self.files} differ from the run's: {', '.join(missing or changed)}{hint}"
             )
         if state is None:
             raise ReplayError("not replayed: the weights are missing (the dump's state_*.pt)")
-        if dump["data"].ndim not in (2, 3):
-            raise ReplayError(f"not replayed: data has {dump['data'].ndim} dimensions, expected 2 or 3")
-        if not dump["data"].numel():
-            raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
-        absurd = absurd_setting(dump["config"], state)
-        if absurd:
-            raise ReplayError(f"not replayed: {absurd} in the configuration does not fit the saved weights")
-        self.dump, self.state = dump, state
-        data = dump["data"].float()
-        self.data = data if data.ndim == 3 else data.unsqueeze(0)  # (M, B, samples)
-        self.label = dump["label"]
+        self.data, self.label = self.batch(), dump["label"]
         self.config = {"nPerSpeaker": self.data.shape[0], **dump["config"]}
         cuda = dump["device"].startswith("cuda")
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
@@ -123,6 +116,45 @@ class Replay:
         if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
         self.step()
+
+    def changed_sources(self) -> list[str]:
+        """The source files that are not those of the run."""
+        return changed_sources(self.dump)
+
+    def batch(self) -> torch.Tensor:
+        """The batch (M, B, samples); ReplayError if it or the configuration cannot be used."""
+        data = self.dump["data"]
+        if data.ndim not in (2, 3):
+            raise ReplayError(f"not replayed: data has {data.ndim} dimensions, expected 2 or 3")
+        if not data.numel():
+            raise ReplayError("not replayed: the dump holds no audio (nan_dump_audio: false)")
+        absurd = absurd_setting(self.dump["config"], self.state)
+        if absurd:
+            raise ReplayError(f"not replayed: {absurd} in the configuration does not fit the saved weights")
+        return data.float() if data.ndim == 3 else data.float().unsqueeze(0)
+
+    def new_network(self, settings: dict | None = None):
+        """Build the network of the run, its configuration changed by ``settings``, with fresh weights."""
+        return SpeakerNet({**self.config, **(settings or {})})
+
+    def prepare(self, network):
+        """Put a network into the mode of the step."""
+        network.train()
+        FrozenBackbone(network, int(number(self.config, "freeze_epochs", 0))).enter(self.dump["epoch"])
+
+    def new_optimizer(self, network, settings: dict | None = None, saved: dict | None = None):
+        """Build the optimizer of the run, its configuration changed by ``settings``.
+
+        It holds the parameters of the ``saved`` state, by default all that are trained.
+        """
+        config = {**self.config, "steps_per_epoch": 1, **(settings or {})}
+        given: list = [p for p in network.parameters() if p.requires_grad]
+        if saved is not None:
+            named = dict(network.named_parameters())
+            names = self.dump.get("trainable") or list(named)
+            groups = [{"params": [named[names[i]] for i in group["params"]]} for group in saved["param_groups"]]
+            given = groups[0]["params"] if len(groups) == 1 else groups
+        return plugins.build("optimizer", config["optimizer"], config, given)
 
     @property
     def columns(self) -> int:
@@ -144,14 +176,13 @@ class Replay:
         key = repr(sorted((settings or {}).items()))
         if key not in self.steps:
             try:
-                network = SpeakerNet({**self.config, **(settings or {})})
+                network = self.new_network(settings)
             except Exception as error:  # a plug-in may raise anything
                 raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
             self.steps[key] = Step(network.to(self.device), SingleProcess(self.device))
         network = self.steps[key].network
         self.load(network, self.state["model_state_dict"], strict=not settings)
-        network.train()
-        FrozenBackbone(network, int(number(self.config, "freeze_epochs", 0))).enter(self.dump["epoch"])
+        self.prepare(network)
         return self.steps[key]
 
     def network(self, settings: dict | None = None) -> SpeakerNet:
@@ -262,7 +293,7 @@ class Replay:
                 step.renew()
         return outcome
 
-    def window(self, data, label, columns, dtype: torch.dtype) -> list[dict]:
+    def window(self, data, label, columns, dtype: torch.dtype = torch.float32) -> list[dict]:
         """The batches of the step: more than one with gradient accumulation, one if rows are chosen."""
         data = data.to(dtype)
         if columns is not None:
@@ -282,12 +313,8 @@ class Replay:
 
         ``settings`` that are options of the optimizer change it; another ``optimizer`` starts without moments.
         """
-        config, saved = {**self.config, "steps_per_epoch": 1, **(settings or {})}, self.state["optimizer_state_dict"]
-        named = dict(step.network.named_parameters())
-        names = self.dump.get("trainable") or list(named)
-        groups = [{"params": [named[names[i]] for i in group["params"]]} for group in saved["param_groups"]]
-        given = groups[0]["params"] if len(groups) == 1 else groups
-        optimizer = plugins.build("optimizer", config["optimizer"], config, given)
+        config, saved = {**self.config, **(settings or {})}, self.state["optimizer_state_dict"]
+        optimizer = self.new_optimizer(step.network, settings, saved)
         if config["optimizer"] == self.config["optimizer"]:
             optimizer.load_state_dict(saved)
             for name, value in self.dump.get("optimizer_attributes", {}).items():  # a counter, for example

@@ -11,7 +11,6 @@ from torch import nn
 from errors import first_line
 from postmortem.probe import Probe
 from settings import plugins
-from SpeakerNet import SpeakerNet
 from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
 from training.generators import restore_generators
@@ -89,7 +88,7 @@ class Retraining:
     def initial_network(self, settings: dict | None = None) -> nn.Module:
         """Build the network with the weights that the training steps start from."""
         torch.manual_seed(int(number(self.replay.config, "seed")))
-        network = SpeakerNet({**self.replay.config, **(settings or {})}).to(self.replay.device)
+        network = self.replay.new_network(settings).to(self.replay.device)
         if self.weights:
             self.replay.load(network, self.weights, strict=False)
         return network.train()
@@ -133,7 +132,7 @@ class Retraining:
         config = {**self.replay.config, "steps_per_epoch": max(1, STEPS // epochs), **changes}
         network = self.initial_network()
         parameters = [p for p in network.parameters() if p.requires_grad]
-        optimizer = plugins.build("optimizer", config["optimizer"], config, parameters)
+        optimizer = self.replay.new_optimizer(network, {"steps_per_epoch": config["steps_per_epoch"], **changes})
         schedule, unit = None, ""
         if "scheduler" in changes:
             schedule, unit = plugins.build("scheduler", config["scheduler"], config, optimizer)
@@ -142,7 +141,7 @@ class Retraining:
         clip = number(config, "grad_clip")
         step = Step(network, SingleProcess(self.replay.device), optimizer=optimizer, grad_clip=clip)
         columns = list(range(min(COLUMNS, self.replay.columns)))
-        window = [{"data": self.replay.data[:, columns], "label": self.replay.label[columns]}]
+        window = self.replay.window(self.replay.data, self.replay.label, columns)
         first = norm = float(total_norm([p.detach() for p in parameters]))
         begin = time.perf_counter()
         loss, taken = math.nan, 0

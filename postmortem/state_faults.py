@@ -66,10 +66,10 @@ def update_at_fault(case, names) -> Finding | None:
     """Check whether the last updates made the weights bad: a learning rate, eps, or steps that diverge again."""
     groups = groups_of(case)
     rates = [case.dump["lr"], *(number(h, "lr") for h in case.dump["history"]), *(number(g, "lr") for g in groups)]
-    source = f"optimizer/{case.config.get('optimizer', '?')}.py"
+    source = case.source_of("optimizer")
     wrong = next((r for r in rates if not math.isfinite(r)), None)
     if wrong is not None:
-        schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
+        schedule = case.source_of("scheduler")
         text = f"{schedule} set the learning rate to {wrong}."
         return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
     for key in SETTINGS:
@@ -125,7 +125,7 @@ def diverged(case):
         suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
     if not suspicious or not (growth > HOPELESS_GROWTH or fails_on_noise(case)):
         return None
-    return divergence(case, growth, f"optimizer/{case.config.get('optimizer', '?')}.py")
+    return divergence(case, growth, case.source_of("optimizer"))
 
 
 def fails_on_noise(case) -> bool:
@@ -173,7 +173,7 @@ def divergence(case, growth: float, source: str) -> Finding | None:
         evidence.append(f"the dump's weight norm is {growth:.3g} times that of {retraining.start}")
     configured = float(case.config.get("lr") or rate)
     if rate > 2 * configured and retraining.train(lr=configured).sound:
-        schedule = f"scheduler/{case.config.get('scheduler', '?')}.py"
+        schedule = case.source_of("scheduler")
         evidence.append(f"the same with the configured lr {configured:g}: {retraining.train(lr=configured)}")
         text = f"{schedule} raises the learning rate to {rate:g}; the weights diverge."
         return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, setting="schedule")
@@ -215,7 +215,7 @@ def nonfinite_update(case):
     """Check for an update of this step that makes a weight or a moment non-finite; the trainer undid it."""
     if case.replay is None or not case.base.nonfinite_after_update:
         return None
-    source = f"optimizer/{case.config.get('optimizer', '?')}.py"
+    source = case.source_of("optimizer")
     finding = update_itself(
         case.base.nonfinite_after_update, case.update_site, [f"replayed with its update: {case.base}"], source
     )

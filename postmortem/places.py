@@ -1,0 +1,67 @@
+"""Which source files are the user's, and how they are called: 'loss/x.py' in the checkout, else from this folder."""
+
+import functools
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from errors import ROOT
+
+PLUG_INS = ("models", "loss", "optimizer", "scheduler")
+# The product's own rooms and commands: no code of its user.
+ROOMS = ("corpus", "postmortem", "preflight", "scoring", "settings", "storage", "training")
+COMMANDS = (
+    *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export", "average_checkpoints"),
+    *("prepare_data", "make_demo_data", "analyze_nan_debug", "tuneThreshold", "speaker_model", "SpeakerNet"),
+    *("DatasetLoader", "config", "utils", "errors"),
+)
+CALLERS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
+INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+
+
+def is_product(path: Path) -> bool:
+    """Whether a file is one of the product's own, plug-ins not counted."""
+    if not path.is_relative_to(ROOT):
+        return False
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] in ROOMS or (len(parts) == 1 and parts[0] in COMMANDS)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
+
+
+@functools.cache
+def place_of(filename: str, folder: str) -> str:
+    """'loss/x.py' of a plug-in or what it imports at the root, else the name from ``folder``; '' if not the user's."""
+    path = Path(filename)
+    if path.is_relative_to(ROOT):
+        place = path.relative_to(ROOT)
+        if place.parts[0] in PLUG_INS or (len(place.parts) == 1 and place.name not in CALLERS):
+            return place.as_posix()
+    if not path.is_relative_to(folder) or is_product(path) or is_installed(path):
+        return ""
+    place = path.relative_to(folder)
+    return "" if Path(folder) == ROOT and place.parts[0] in ("tests", "benchmarks") else place.as_posix()
+
+
+def path_of(place: str) -> Path | None:
+    """The file of a place, in the current folder or in the checkout; None if there is none there."""
+    for folder in (Path.cwd(), ROOT):
+        path = (folder / place).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    return None
+
+
+def call_site(skip: int = 1) -> str:
+    """'loss/x.py:31' of the innermost frame in the user's code, '' if there is none."""
+    frame, folder = sys._getframe(skip), os.getcwd()
+    while frame is not None:
+        place = place_of(frame.f_code.co_filename, folder)
+        if place:
+            return f"{place}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
