@@ -1,6 +1,6 @@
 """Words and fixes for loops that are not the trainer's: no keys of its configuration, no audio."""
 
-from postmortem.fixes import attempt
+from postmortem.fixes import attempt, shown
 
 
 def fitting(case, finding, advice: list[dict]) -> list[dict]:
@@ -9,6 +9,8 @@ def fitting(case, finding, advice: list[dict]) -> list[dict]:
     for fix in advice:
         if fix["action"] == "set" and fix["change"]:
             ((key, value),) = fix["change"].items()
+            if key == "mixedprec" and case.dump["amp_dtype"] == "float32":
+                continue
             if key in ("mixedprec", "amp_dtype"):
                 name = f"torch.{value}" if key == "amp_dtype" else "None"
                 fix = {**fix, "text": f"NumericGuard(.., amp_dtype={name})", "action": "none", "change": None}
@@ -17,7 +19,7 @@ def fitting(case, finding, advice: list[dict]) -> list[dict]:
             elif case.replay is None or key not in case.replay.settings:
                 continue
             else:
-                fix = {**fix, "text": f"in the optimizer: {fix['text']}", "action": "none", "change": None}
+                fix = {**fix, "text": f"{key} {shown(value)} in the optimizer", "action": "none", "change": None}
         applicable.append(fix)
     left = [c for c in range(len(case.label())) if c not in finding.columns]
     if finding.columns and left and case.replay is not None:

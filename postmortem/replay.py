@@ -321,7 +321,8 @@ class Replay:
                 if type(getattr(optimizer, name, None)) is type(value):
                     setattr(optimizer, name, value)
         for group in optimizer.param_groups:
-            group["lr"] = self.dump["lr"]
+            if len(optimizer.param_groups) == 1:  # of several each has its own, in the saved state
+                group["lr"] = self.dump["lr"]
             if "lr" in (settings or {}):
                 group["lr"] *= settings["lr"] / number(self.config, "lr", self.dump["lr"])
             group.update({key: value for key, value in (settings or {}).items() if key in group and key != "lr"})

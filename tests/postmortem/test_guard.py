@@ -273,16 +273,52 @@ def test_token_numbers_and_labels_of_any_shape(folder, dtype):
 
 
 def test_an_update_that_spoils_a_weight_is_taken_back_and_replayed(folder):
-    text = CLASSIFIER.replace("lr=0.01", "lr=0.01, eps=0.0")
+    text = CLASSIFIER.replace("self.drop =", "self.idle = nn.Parameter(torch.ones(3))\n        self.drop =")
+    text = text.replace("mean(dim=(2, 3))))", "mean(dim=(2, 3)))) + (self.idle * 0).sum()")
+    text = text.replace("lr=0.01", "lr=0.01, eps=0.0")  # 0 / 0 where a gradient has always been 0
     model, optimizer, loss = classifier(folder, text)
-    model.head.weight.register_hook(lambda gradient: gradient * 0)  # 0 / 0 in Adam without eps
     guard = NumericGuard(model, optimizer, "d", build="classifier:make", loss=loss, log=lambda text: None)
     before = everything(model, optimizer)
     (result,) = train(guard, batches(1, black=None))
-    assert not result.taken and "head.weight" in result.what
+    assert not result.taken and "update made 'model.idle'" in result.what
     torch.manual_seed(7)
+    torch.set_rng_state(before["generator"])
     after = everything(model, optimizer)
-    assert all(torch.equal(before[n], after[n]) for n in before if n != "generator") and before.keys() == after.keys()
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    guard.close()
+    analysis = analyse(result.dump)
+    assert (analysis.verdict["cause"], analysis.verdict["location"]["parameter"]) == ("optimizer", "__S__.idle")
+    assert load_dump(result.dump).replay().first_bad.phase == "update"
+    assert load_dump(result.dump).try_fix(settings={"eps": 1e-8}).finite
+    verified = [fix["text"] for fix in analysis.verdict["recommendations"] if fix["verdict"] == "verified"]
+    assert verified == ["eps 1e-08 in the optimizer"]
+    assert not re.search("YAML|optimizer/|scheduler", "\n".join(text_report(analysis)))
+
+
+def test_frozen_parts_and_groups_of_parameters_are_replayed_as_they_were(folder):
+    groups = "[{'params': model.head.parameters(), 'lr': 0.1}, {'params': [*model.conv.parameters()]}]"
+    text = CLASSIFIER.replace("Adam(model.parameters()", f"Adam({groups}")
+    model, optimizer, loss = classifier(folder, text)
+    guard = NumericGuard(model, optimizer, "d", build="classifier:make", loss=loss, log=lambda text: None)
+    model.norm.eval()
+    model.head.bias.requires_grad_(False)
+    results = train(guard, batches())
+    guard.close()
+    step = load_dump(results[3].dump).replay()
+    assert step.reproduced == "bit_equal" and "__S__.head.bias" not in step.gradients
+    assert read_dump(results[3].dump)["evaluating"] == ["__S__.norm"]
+
+
+def test_a_weight_that_was_bad_before_is_named(folder):
+    model, optimizer, loss = classifier(folder)
+    guard = NumericGuard(model, optimizer, "d", build="classifier:make", loss=loss, log=lambda text: None)
+    with torch.no_grad():
+        model.head.bias[1] = math.nan
+    (result,) = train(guard, batches(1, black=None))
+    guard.close()
+    verdict = analyse(result.dump).verdict
+    assert (verdict["cause"], verdict["location"]["parameter"]) == ("state", "__S__.head.bias")
+    assert [r["action"] for r in verdict["recommendations"] if r["verdict"] == "verified"] == ["restore"]
 
 
 def test_a_fault_seen_before_is_counted_and_the_budget_is_kept(folder):
