@@ -21,10 +21,11 @@ class BuiltReplay(Replay):
         return changed_files(self.dump, self.folder)
 
     def batch(self) -> torch.Tensor:
-        """The batch (1, B, values)."""
-        if not self.dump["data"].numel():
+        """The batch (1, B, values); whole numbers as float64, which holds them exactly and can be averaged."""
+        data = self.dump["data"]
+        if not data.numel():
             raise ReplayError("not replayed: the batch is empty")
-        return self.dump["data"].unsqueeze(0)
+        return (data if data.is_floating_point() else data.double()).unsqueeze(0)
 
     @property
     def settings(self) -> set[str]:

@@ -16,6 +16,7 @@ COMMANDS = (
     *("prepare_data", "make_demo_data", "analyze_nan_debug", "tuneThreshold", "speaker_model", "SpeakerNet"),
     *("DatasetLoader", "config", "utils", "errors"),
 )
+DEVELOPERS = ("tests", "benchmarks")
 CALLERS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
@@ -35,21 +36,27 @@ def is_installed(path: Path) -> bool:
 
 @functools.cache
 def place_of(filename: str, folder: str) -> str:
-    """'loss/x.py' of a plug-in or what it imports at the root, else the name from ``folder``; '' if not the user's."""
+    """'loss/x.py' of a plug-in or of what it imports from the checkout, else the name from ``folder``.
+
+    '' of what is no code of the user; what plug-ins import from the root, as utils.py, counts.
+    """
     path = Path(filename)
     if path.is_relative_to(ROOT):
         place = path.relative_to(ROOT)
         if place.parts[0] in PLUG_INS or (len(place.parts) == 1 and place.name not in CALLERS):
             return place.as_posix()
-    if not path.is_relative_to(folder) or is_product(path) or is_installed(path):
+    if is_product(path) or is_installed(path):
         return ""
-    place = path.relative_to(folder)
-    return "" if Path(folder) == ROOT and place.parts[0] in ("tests", "benchmarks") else place.as_posix()
+    if path.is_relative_to(folder) and Path(folder) != ROOT:
+        return path.relative_to(folder).as_posix()
+    inside = path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] not in DEVELOPERS
+    return path.relative_to(ROOT).as_posix() if inside else ""
 
 
 def path_of(place: str) -> Path | None:
     """The file of a place, in the current folder or in the checkout; None if there is none there."""
-    for folder in (Path.cwd(), ROOT):
+    folders = [Path.cwd(), ROOT]
+    for folder in reversed(folders) if place.partition("/")[0] in PLUG_INS else folders:
         path = (folder / place).resolve()
         if path.is_relative_to(folder.resolve()) and path.is_file():
             return path
