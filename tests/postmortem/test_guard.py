@@ -21,7 +21,7 @@ from postmortem.analysis import analyse
 from postmortem.guard import NumericGuard
 from postmortem.places import COMMANDS, PLUG_INS, ROOMS
 from postmortem.report import text_report
-from storage.dump import read_dump
+from storage.dump import DumpError, read_dump
 from storage.files import save_atomically
 
 CLASSIFIER = '''
@@ -199,6 +199,24 @@ def test_a_dump_cannot_choose_what_is_run(folder, dumped, build, said):
         hashes = {"make_demo_data.py": hashlib.sha256(content).hexdigest()}
     save_atomically({**dump, "build": build, "source_hashes": hashes}, path)
     assert said in analyse(path).refusal
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"build": "classifier"}, "'build' is 'classifier', which is not allowed"),
+        ({"build": "__import__('os'):x"}, "'build' is"),
+        ({"row_shape": [3, 8, 9]}, "'row_shape' is [3, 8, 9], 'data' has 192 values a row"),
+        ({"label": torch.zeros(7)}, "'label' has 7 rows, 'data' 8"),
+        ({"data": torch.zeros(8, 3, 64)}, "'data' is a float32 tensor of shape (8, 3, 64)"),
+        ({"files": [{"path": "x", "line": 1}]}, "'files' has 1 values, not 0"),
+    ],
+)
+def test_a_dump_of_another_loop_is_validated(dumped, values, said):
+    path, _ = dumped
+    save_atomically({**read_dump(path), **values}, path)
+    with pytest.raises(DumpError, match=re.escape(said)):
+        load_dump(path)
 
 
 def test_what_a_module_imports_from_its_folder_is_hashed(folder):
