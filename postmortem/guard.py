@@ -88,6 +88,7 @@ class NumericGuard:
         wrong = difference(self.network, self.optimizer, made, optimizer)
         if wrong:
             raise UsageError(f"build: {self.builder.build} builds another network: {wrong}")
+        self.builder.sources()  # their hashes as they are now, when what is in memory was read
 
     def step(self, data: torch.Tensor, label: torch.Tensor) -> StepResult:
         """Train on a batch, rows of ``data`` and ``label`` in dimension 0, or leave it out without a trace and dump it.

@@ -327,6 +327,22 @@ def test_frozen_parts_and_groups_of_parameters_are_replayed_as_they_were(folder)
     assert read_dump(results[3].dump)["evaluating"] == ["__S__.norm"]
 
 
+def test_a_bad_image_is_named_and_left_out(folder):
+    model, optimizer, loss = classifier(folder)
+    guard = NumericGuard(model, optimizer, "d", build="classifier:make", loss=loss, log=lambda text: None)
+    data, label = batches(1, black=None)[0]
+    data[5, 1, 2, 3] = math.inf
+    path = guard.step(data, label).dump
+    guard.close()
+    analysis = analyse(path)
+    place, fixes = analysis.verdict["location"], analysis.verdict["recommendations"]
+    assert (analysis.verdict["cause"], place["rows"], fixes[0]["change"]) == ("input", [5], {"rows": [5]})
+    assert fixes[0]["verdict"] == "verified" and load_dump(path).try_fix(without_rows=[5]).finite
+    text = "\n".join(text_report(analysis))
+    assert "row 5: 1 of 192, the first at value 83" in text
+    assert not re.search("audio|speaker|file|YAML|waveform", text.replace("File:", "")), text
+
+
 def test_a_weight_that_was_bad_before_is_named(folder):
     model, optimizer, loss = classifier(folder)
     guard = NumericGuard(model, optimizer, "d", build="classifier:make", loss=loss, log=lambda text: None)
