@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from errors import ROOT
 from postmortem.modes import LineBound
+from postmortem.places import path_of
 from postmortem.probe import Probe, Record
 from postmortem.replay import ReplayError
 from postmortem.rewrites import rewrites
@@ -103,8 +103,8 @@ class CodeSearch:
     def run(self, source: str, record) -> CodeFix | None:
         """Return the first change, or chain of changes, that is verified; None if there is none."""
         path, _, number = source.rpartition(":")
-        file = ROOT / path
-        if not number.isdigit() or not file.is_file():
+        file = path_of(path)
+        if not number.isdigit() or file is None:
             return None
         before = file.read_text(encoding="utf-8")
         text, words, line = before, [], int(number)

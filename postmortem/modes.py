@@ -1,13 +1,9 @@
 """Function modes that change how chosen operations compute during a replay, and nothing outside it."""
 
-import functools
-import sys
-from pathlib import Path
-
 import torch
 from torch.overrides import TorchFunctionMode
 
-from errors import ROOT
+from postmortem.places import call_site
 
 # What CUDA's autocast computes in fp32 (PyTorch documentation, "CUDA Ops that can autocast to float32"); the CPU's
 # autocast leaves most of these in 16 bit.
@@ -20,29 +16,6 @@ CUDA_FP32 = frozenset(
 )
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EPSILON = 1e-7
-VERBS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
-
-
-@functools.cache
-def _place(filename: str) -> str:
-    """'loss/x.py' of a file that belongs to plug-ins or to what they import, '' of any other."""
-    path = Path(filename)
-    if not path.is_relative_to(ROOT):
-        return ""
-    place = path.relative_to(ROOT)
-    plug_in = place.parts[0] in ("models", "loss", "optimizer", "scheduler")
-    return place.as_posix() if plug_in or (len(place.parts) == 1 and place.name not in VERBS) else ""
-
-
-def call_site(skip: int = 1) -> str:
-    """'loss/x.py:31' of the innermost frame in plug-ins or what they import, '' if there is none."""
-    frame = sys._getframe(skip)
-    while frame is not None:
-        place = _place(frame.f_code.co_filename)
-        if place:
-            return f"{place}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
 
 
 def _map(values, change):

@@ -135,7 +135,8 @@ def _verdict(a) -> str:
     detail = a.verdict.get("detail")
     tag = f'<span class="tag bad">{escape(cause)}</span> '
     tag += f'<span class="tag">{escape(detail)}</span> ' if detail else ""
-    tag += f'<span class="quiet">{CAUSES.get(cause, "")}</span>'
+    meaning = "a row of the batch" if cause == "input" and "build" in a.dump else CAUSES.get(cause, "")
+    tag += f'<span class="quiet">{meaning}</span>'
     lead = f'<p class="lead">{escape(a.summary)}</p>'
     evidence = "".join(f"<li>{escape(line)}</li>" for line in as_list(a.verdict.get("evidence"))[:50])
     evidence = f"<ul>{evidence}</ul>" if evidence else '<p class="quiet">None.</p>'

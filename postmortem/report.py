@@ -3,8 +3,8 @@
 import collections
 import linecache
 
-from errors import ROOT
 from postmortem.code_fixes import FAILS_LATER
+from postmortem.places import path_of
 from storage.dump_statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
 from storage.restricted import printable
 from utils import plain_names
@@ -73,8 +73,8 @@ def parameter_title(place: dict, config: dict) -> str:
 def code_at(source: str | None) -> str:
     """The line of code at 'loss/x.py:42', a file of this checkout; '' if there is none."""
     file, _, line = (source or "").rpartition(":")
-    path = (ROOT / file).resolve()
-    return linecache.getline(str(path), int(line)).strip() if line.isdigit() and path.is_relative_to(ROOT) else ""
+    path = path_of(file)
+    return linecache.getline(str(path), int(line)).strip() if line.isdigit() and path is not None else ""
 
 
 def recommendation_lines(advice: list[dict]) -> list[str]:

@@ -5,14 +5,12 @@ import difflib
 import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import ROOT
-
-# Folders of the checkout whose modules are the product's own, not those of its user.
-OWN_ROOMS = ("settings", "corpus", "training", "storage", "preflight", "scoring", "postmortem", "tests", "benchmarks")
+from postmortem.places import is_installed, is_product, path_of, place_of
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,19 @@ class SourcePatch:
 
 
 def is_users_module(module) -> bool:
-    """Whether a module is a plug-in, or a file or package of the checkout that is not the product's own."""
+    """Whether a module is a plug-in, or one of the user's own files."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or getattr(module, "__name__", "") == "__main__":
         return False
     path = Path(file)
-    if not path.is_relative_to(ROOT) or "site-packages" in path.parts:
-        return False
-    parts = path.relative_to(ROOT).parts
-    return parts[0] in ("models", "loss", "optimizer", "scheduler") or (len(parts) > 1 and parts[0] not in OWN_ROOMS)
+    return bool(place_of(file, os.getcwd())) and not is_product(path) and not is_installed(path)
 
 
 class _PatchFinder(importlib.abc.MetaPathFinder):
     """Finds the patched file with its new text, all other modules as usual."""
 
     def __init__(self, patch: SourcePatch):
-        self.patch, self.path = patch, str(ROOT / patch.path)
+        self.patch, self.path = patch, str(path_of(patch.path))
 
     def find_spec(self, name, path=None, target=None):
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)

@@ -19,6 +19,7 @@ from errors import UsageError
 from postmortem import load_dump
 from postmortem.analysis import analyse
 from postmortem.guard import NumericGuard
+from postmortem.page import render
 from postmortem.places import COMMANDS, PLUG_INS, ROOMS
 from postmortem.report import text_report
 from storage.dump import DumpError, read_dump
@@ -155,16 +156,17 @@ def test_the_command_line_names_the_line(folder, dumped):
     assert verdict["replay"]["reproduced"] == "bit_equal"
     verified = [fix["text"] for fix in verdict["recommendations"] if fix["verdict"] == "verified"]
     assert any("row 2" in text for text in verified)
+    diffs = [(fix["change"] or {}).get("diff") for fix in verdict["recommendations"] if fix["verdict"] == "verified"]
+    assert any(diff and "+++ b/classifier.py" in diff for diff in diffs)
     keys = {key for fix in verdict["recommendations"] for key in (fix["change"] or {})}
     assert keys <= {"rows", "source", "diff"}, keys
     text = programs.run(script, path, cwd=folder).stdout
     assert f"classifier.py:{BAD_LINE}" in text and "Shape: (8, 3, 8, 8)" in text
+    assert "Code:      level = torch.sqrt(" in text
     assert not re.search("silent|audio|speaker|utterance|YAML|sample [0-9]|mixedprec|scheduler", text), text
 
 
 def test_the_page_of_such_a_dump_draws_no_waveform(dumped):
-    from postmortem.page import render
-
     page = render([analyse(dumped[0])])
     assert f"classifier.py:{BAD_LINE}" in page and "Waveform" not in page and "Audio" not in page
 
@@ -341,6 +343,7 @@ def test_a_bad_image_is_named_and_left_out(folder):
     text = "\n".join(text_report(analysis))
     assert "row 5: 1 of 192, the first at value 83" in text
     assert not re.search("audio|speaker|file|YAML|waveform", text.replace("File:", "")), text
+    assert "a row of the batch" in render([analysis]) and "an audio file" not in render([analysis])
 
 
 def test_a_weight_that_was_bad_before_is_named(folder):
