@@ -46,6 +46,8 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
         advice = fitting(case, finding, advice) if case.built else advice
     finally:
         torch.set_num_threads(threads)
+    if case.reproduced == "nondeterministic":
+        advice = [unproven(fix) for fix in advice]
     if case.built:
         without_audio(finding)
     else:
@@ -71,6 +73,13 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     return Analysis(
         Path(path), dump, plain(verdict), finding.summary, case.activations, found, case.classes, case.refusal
     )
+
+
+def unproven(fix: dict) -> dict:
+    """A fix of a step that gives different results each time: what was seen once proves nothing."""
+    if fix["verdict"] != "verified":
+        return fix
+    return {**fix, "verdict": "untested", "outcome": f"{fix['outcome']} (once; the step differs from run to run)"}
 
 
 def name_setting(finding, advice, config: dict):

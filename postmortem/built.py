@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from errors import ROOT, UsageError, first_line
-from postmortem.places import is_installed, is_product
+from settings.user_code import is_installed, is_product
 from utils import plain_names
 
 EXPECTED = "(model, optimizer) or (model, optimizer, loss)"

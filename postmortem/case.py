@@ -13,6 +13,10 @@ from postmortem.retraining import Retraining
 from storage.dump import rows_of
 from storage.dump_statistics import bad_state, wrong_labels
 
+DIFFERENT = (
+    "the step gives different results each time. Likely: a generator that is no attribute of a module, memory that is"
+    " not filled (torch.empty), state of Python outside of the modules, or atomic additions on a GPU"
+)
 SEARCH_RUNS = 28  # replays that the search for the rows at fault may take
 
 
@@ -99,8 +103,8 @@ class Case:
         if self.reproduced == "vanished":
             again = self.replay.run(stats=True)
             if not again.finite:
-                self.base, self.reproduced = again, "same_fault"
-                self.evidence.append("one of two replays was finite: the step gives different results each time")
+                self.base, self.reproduced = again, "nondeterministic"
+                self.evidence.append(f"one of two replays was finite: {DIFFERENT}")
         if self.base.nonfinite_after_update:
             watch = Probe(self.replay.network(), self.replay.data)
             self.replay.run(around=watch)
@@ -114,6 +118,9 @@ class Case:
         self.probe = Probe(network, self.replay.data)
         outcome = self.replay.run(modes=[self.probe], scale=self.base.scale, **changes)
         self.probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
+        if not changes and str(outcome) != str(self.base) and str(self.repeated) != str(self.base):
+            self.reproduced = "nondeterministic"
+            self.evidence.append(f"first {self.base}, then {self.repeated}: {DIFFERENT}")
         self.origin = self.probe.origin()
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):

@@ -172,7 +172,7 @@ class CodeSearch:
         if not survives(self.case, {}):
             return FAILS_LATER, ""
         parts = [f"{self.sound.words} loss and gradient" if self.sound else "no sound row to compare with"]
-        if math.isfinite(self.case.base.loss):
+        if not self.columns and math.isfinite(self.case.base.loss):
             parts.append("the loss, which was finite, is the same")
         norms = [h["grad_norm"] for h in self.case.dump["history"] if math.isfinite(h.get("grad_norm", math.nan))]
         usual = statistics.median(norms) if norms else math.inf
@@ -184,7 +184,7 @@ class CodeSearch:
     def difference(self) -> str:
         """What the change does to loss or gradient where the unchanged step was finite; '' if nothing."""
         base = self.case.base
-        if math.isfinite(base.loss) and not base.error and not base.bad_buffers:  # the fault is in the backward pass
+        if not self.columns and math.isfinite(base.loss) and not base.bad_buffers:  # the fault is a gradient's
             loss = self.replay.run().loss
             if not close(loss, base.loss):
                 return f"it changes the loss, which was finite, from {base.loss:.4g} to {loss:.4g}"
@@ -218,7 +218,7 @@ class CodeSearch:
             hook.remove()
         usual = self.sound.gradients if self.sound else {}
         gone = [n for n, g in gradients.items() if not bool(g.any()) and n in usual and bool(usual[n].any())]
-        if gone or (gradients and not any(bool(g.any()) for g in gradients.values())):
+        if gone or (not self.nothing_to_learn and not any(bool(g.any()) for g in gradients.values())):
             return f"finite, but the gradient of {repr(gone[0]) if gone else 'every weight'} is 0"
         rows = [e.grad.flatten(1).abs().amax(dim=1) for e in embeddings if e.grad is not None]
         if not rows or not self.in_loss:
@@ -230,6 +230,13 @@ class CodeSearch:
         if not bool(moved[guilty].any()) and bool(moved[others].all()):
             return "finite, but the rows at fault get no gradient"
         return ""
+
+    @property
+    def nothing_to_learn(self) -> bool:
+        """Whether the batch has no gradient to give: 0 is divided by 0, or the gradient is 0 without the change too."""
+        record = self.case.origin
+        read = record.operands[:1] if record is not None and record.op_name == "div" else []
+        return self.case.base.norm == 0 or (bool(read) and read[0].smallest == read[0].largest == 0)
 
     @property
     def in_loss(self) -> bool:
@@ -265,6 +272,9 @@ def survives(case, change: dict) -> bool:
 
 def advice_for(record) -> str:
     """Words that a person can act on, for an operation that no change of its line mends."""
+    if record.nonfinite_inputs:
+        names = ", ".join(f"'{name}'" for name in record.nonfinite_inputs[:3])
+        return f"{names} is NaN or Inf from the start: fill every element of it where it is made"
     words = next((ADVICE[name] for name in (record.op_name, record.op) if name in ADVICE), "")
     if words:
         return words

@@ -18,6 +18,7 @@ from postmortem.state_faults import (
     bad_state_before_step,
     diverged,
     impossible_statistic,
+    negative_moment,
     nonfinite_update,
     outlier,
 )
@@ -325,6 +326,7 @@ HYPOTHESES = (
     bad_samples,
     bad_state_before_step,
     bad_scaler,
+    negative_moment,
     nonfinite_update,
     vanished,
     absurd_amplitude,

@@ -17,7 +17,8 @@ from postmortem.code_fixes import (
 )
 from postmortem.finding import plural
 from postmortem.replay import ReplayError
-from postmortem.state_faults import repaired, sound_update_settings
+from postmortem.schedule_fixes import schedule_fix
+from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
@@ -334,6 +335,10 @@ def for_state(case, finding) -> list[dict]:
             return [*fixes, attempt(case, text, "restore", change, edit=repaired(case, weights))]
         outcome = f"not testable: the step before the update does not read it ({case.base})"
         return [*fixes, recommendation(text, "restore", change, None, outcome)]
+    if finding.detail == "negative_moment":
+        text = f"reset the moment '{finding.parameter}', or start from another checkpoint"
+        change = {"tensor": finding.parameter}
+        return [*fixes, attempt(case, text, "restore", change, moments=positive_moments)]
     names = [finding.parameter] if finding.detail in ("outlier", "negative_variance") else case.bad_state
     repair = repaired(case, names)
     text = f"restore {', '.join(repr(n) for n in names[:3])}{', ...' if len(names) > 3 else ''} from a sound checkpoint"
@@ -346,11 +351,8 @@ def for_optimizer(case, finding) -> list[dict]:
     if case.replay is not None and case.base.nonfinite_after_update:
         return for_update_of_dump(case, finding)
     if setting == "schedule":
-        text = f"{finding.source}: return a finite, smaller learning rate, or choose another schedule"
         retraining = case.retraining
-        trajectory = retraining.train() if retraining else None
-        rate = f"{retraining.learning_rate():g}" if retraining else "the last finite one"
-        fixes = [recommendation(text, "fix_code", None, None, f"retrained with lr {rate} throughout: {trajectory}")]
+        fixes = [for_schedule(case, finding)]
         other = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
         text = f"set scheduler to {other['scheduler']} (now {config.get('scheduler')})"
         if retraining is None:
@@ -385,6 +387,16 @@ def for_optimizer(case, finding) -> list[dict]:
         if trajectory.sound:
             break
     return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
+
+
+def for_schedule(case, finding) -> dict:
+    """Try changes of the schedule's code; without one, say what it must return."""
+    found = schedule_fix(case)
+    if found is not None:
+        text = f"{finding.source}: {'; '.join(found.words)}"
+        return recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)
+    text = f"{finding.source}: return a finite, smaller learning rate"
+    return recommendation(text, "fix_code", None, None, "no change of its code is known that keeps the other rates")
 
 
 def for_update_of_dump(case, finding) -> list[dict]:

@@ -3,35 +3,12 @@
 import functools
 import os
 import sys
-import sysconfig
 from pathlib import Path
 
 from errors import ROOT
+from settings.user_code import DEVELOPERS, PLUG_INS, is_installed, is_product
 
-PLUG_INS = ("models", "loss", "optimizer", "scheduler")
-# The product's own rooms and commands: no code of its user.
-ROOMS = ("corpus", "postmortem", "preflight", "scoring", "settings", "storage", "training")
-COMMANDS = (
-    *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export", "average_checkpoints"),
-    *("prepare_data", "make_demo_data", "analyze_nan_debug", "tuneThreshold", "speaker_model", "SpeakerNet"),
-    *("DatasetLoader", "config", "utils", "errors"),
-)
-DEVELOPERS = ("tests", "benchmarks")
 CALLERS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
-INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-
-
-def is_product(path: Path) -> bool:
-    """Whether a file is one of the product's own, plug-ins not counted."""
-    if not path.is_relative_to(ROOT):
-        return False
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0] in ROOMS or (len(parts) == 1 and parts[0] in COMMANDS)
-
-
-def is_installed(path: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
-    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from postmortem.built import BuiltNetwork
 from postmortem.places import call_site
 
+RECOMPUTED = "CheckpointFunctionBackward"
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
 LEAST_GAIN = 1e6  # of a backward operation that is blamed for an overflow of the gradient norm
 FRONT_END = ("frontend", "spectrogram", "melspec", "torchfb", "fbank", "mfcc", "preemphasis", "mel_scale")
@@ -111,6 +112,7 @@ class Probe(TorchDispatchMode):
         self.sites, self.sequence = {}, -1
         self.stack, self.learned, self.spectral = [], False, False
         self.activations, self.hooks = [], []
+        self.read = []  # records whose non-finite result the code read as a number
 
     def __enter__(self):
         self.hooks = [
@@ -152,7 +154,11 @@ class Probe(TorchDispatchMode):
         targets = _written_arguments(function, args, kwargs)
         copies = [t.clone() if any(t is w for w in targets) else t for t in inputs] if targets else None
         out = function(*args, **kwargs)
+        if name == "_local_scalar_dense":  # .item(): the number may come back as a constant in a later operation
+            self.read += [self.producers[_pointer(t)] for t in inputs if _pointer(t) in self.producers]
         node = torch._C._current_autograd_node()
+        if node is not None and torch.is_grad_enabled() and node.name() == RECOMPUTED:
+            node = None  # a checkpointed part of the forward pass is computed again
         if node is None:
             self.learned |= any(_pointer(t) in self.parameters for t in inputs)
             self.spectral |= "fft" in name
@@ -216,6 +222,8 @@ class Probe(TorchDispatchMode):
         )
         record.size, record.dtype = (first.shape[0] if first.ndim else 0), str(first.dtype).removeprefix("torch.")
         record.constant = any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(arguments))
+        if record.constant:
+            record.parents += self.read[-1:]
         for tensor, original in zip(inputs, originals):
             if tensor.numel() and not bool(tensor.isfinite().all()):
                 pointer = _pointer(original)
@@ -314,7 +322,14 @@ def _leaves(value):
 
 
 def _tensors(value):
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [_values_of(leaf) for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _values_of(tensor):
+    """The values that a sparse tensor holds; another tensor as it is."""
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
 
 
 def _numeric(tensor) -> bool:

@@ -64,9 +64,8 @@ def changed_sources(dump: dict) -> list[str]:
     needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in plugins.CHOSEN_BY.items()]
     changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
     for name, digest in hashes.items():
-        folder, _, file = name.partition("/")
-        path = plugins.ROOT / folder / file
-        if folder not in plugins.ENTRY or "/" in file or not path.is_file():
+        path = (plugins.ROOT / name).resolve()
+        if path.suffix != ".py" or not path.is_relative_to(plugins.ROOT) or not path.is_file():
             changed.append(f"{name} (missing)")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             changed.append(name)
@@ -112,7 +111,9 @@ class Replay:
         self.dtype = dump["amp_dtype"]
         # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
-        self.steps = {}
+        self.steps: dict[str, Step] = {}
+        self.attributes: dict[Step, dict] = {}  # what of the dump's plain attributes each step takes over
+        self.as_built: dict | None = None  # the plain attributes of the unchanged network before any step
         if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
         self.step()
@@ -180,10 +181,28 @@ class Replay:
             except Exception as error:  # a plug-in may raise anything
                 raise ReplayError(f"not replayed: the network cannot be built: {first_line(error)}") from error
             self.steps[key] = Step(network.to(self.device), SingleProcess(self.device))
+            self.attributes[self.steps[key]] = self.unchanged_attributes(self.steps[key].module_state.state_dict())
         network = self.steps[key].network
         self.load(network, self.state["model_state_dict"], strict=not settings)
         self.prepare(network)
         return self.steps[key]
+
+    def unchanged_attributes(self, fresh: dict) -> dict:
+        """The dump's plain attributes of modules, without those that a changed setting or line of code has set.
+
+        ``fresh``: the attributes of a network as it was built; the first network that is built is the unchanged one.
+        """
+        if self.as_built is None:
+            self.as_built = fresh
+        recorded = self.dump.get("module_state", {})
+        return {
+            name: {
+                key: value
+                for key, value in entries.items()
+                if repr(fresh.get(name, {}).get(key)) == repr(self.as_built.get(name, {}).get(key))
+            }
+            for name, entries in recorded.items()
+        }
 
     def network(self, settings: dict | None = None) -> SpeakerNet:
         """The network of ``step``."""
@@ -192,12 +211,13 @@ class Replay:
     @contextlib.contextmanager
     def patched(self, patch):
         """Replay with a change of a source file in force: the networks are built anew, those from before kept aside."""
-        steps, self.steps = self.steps, {}
+        steps, attributes = self.steps, self.attributes
+        self.steps, self.attributes = {}, {}
         try:
             with patch.applied():
                 yield
         finally:
-            self.steps = steps
+            self.steps, self.attributes = steps, attributes
 
     @property
     def nonfinite_by_design(self) -> set[str]:
@@ -230,7 +250,8 @@ class Replay:
         loss ``scale`` replace the dump's. Of ``more``: ``edit(network)`` is called before the step, ``modes`` are
         context managers around forward and backward, ``islands`` are names of modules that compute in fp32, ``stats``
         True collects gradient statistics, ``after(network)`` is called after the step, with its gradients there.
-        The update of a dump whose fault may be the update is taken too; ``around`` is a context manager around it.
+        The update of a dump whose fault may be the update is taken too; ``around`` is a context manager around it,
+        ``moments(optimizer)`` is called before it.
         """
         begin = time.perf_counter()
         dtype = dtype or self.dtype
@@ -259,7 +280,7 @@ class Replay:
         restored = fp32_islands(network, more.get("islands", ()))
         outcome = Outcome()
         try:
-            step.module_state.load_state_dict(self.dump.get("module_state", {}))
+            step.module_state.load_state_dict(self.attributes[step])
             if more.get("edit"):
                 more["edit"](network)
                 step.renew()
@@ -279,7 +300,7 @@ class Replay:
             outcome.loss, outcome.accuracy, outcome.norm = attempt.loss, attempt.accuracy, attempt.norm
             outcome.bad_buffers = not attempt.buffers_finite
             if self.takes_update and outcome.finite:
-                outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, more.get("around"))
+                outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, **more)
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after") and outcome.finite:
@@ -308,10 +329,11 @@ class Replay:
             return [Casts(torch.float64)]
         return [CudaCasts(getattr(torch, dtype))] if self.emulated and dtype != "float32" else []
 
-    def update(self, step: Step, settings, norm: float, around=None) -> str:
+    def update(self, step: Step, settings, norm: float, around=None, moments=None, **others) -> str:
         """Take the optimizer's step from its saved state; return the name of the first tensor it made non-finite.
 
         ``settings`` that are options of the optimizer change it; another ``optimizer`` starts without moments.
+        ``moments(optimizer)`` may change what it has saved.
         """
         config, saved = {**self.config, **(settings or {})}, self.state["optimizer_state_dict"]
         optimizer = self.new_optimizer(step.network, settings, saved)
@@ -326,15 +348,24 @@ class Replay:
             if "lr" in (settings or {}):
                 group["lr"] *= settings["lr"] / number(self.config, "lr", self.dump["lr"])
             group.update({key: value for key, value in (settings or {}).items() if key in group and key != "lr"})
+        if moments:
+            moments(optimizer)
         step.set_optimizer(optimizer, number(config, "grad_clip"))
         step.apply(norm, around)
         watched = step.guard.watched()
         return next((name for name, tensor in watched.items() if not bool(tensor.isfinite().all())), "")
 
     def reproduction(self, outcome: Outcome) -> str:
-        """Compare a replay of the unchanged step with the dump: 'bit_equal', 'same_fault' or 'vanished'."""
+        """Compare a replay of the unchanged step with the dump: bit_equal, same_fault, other_fault or vanished."""
         if outcome.finite:
             return "vanished"
+        if self.dump["reason"] in ("loss_nonfinite", "grad_nonfinite", "grad_norm_overflow") and not outcome.error:
+            if math.isfinite(outcome.loss) != math.isfinite(self.dump["loss"]):
+                return "other_fault"
+            bad = {name for name, s in outcome.gradients.items() if s["nan"] or s["inf"]}
+            recorded_bad = {name for name, s in self.dump["grad_stats"].items() if s["nan"] or s["inf"]}
+            if bad and recorded_bad and not bad & recorded_bad:
+                return "other_fault"
         recorded = self.dump["grad_stats"]
         same = {name: _bits(s) for name, s in recorded.items()} == {
             n: _bits(outcome.gradients.get(n, {})) for n in recorded

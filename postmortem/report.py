@@ -14,6 +14,8 @@ MARKS = {"verified": "VERIFIED", "untested": "untested"}
 REPLAYED = {
     "bit_equal": "bit for bit the step of the run",
     "same_fault": "the same fault, but not bit for bit",
+    "other_fault": "another fault than that of the run: what follows explains the replay only",
+    "nondeterministic": "different results each time: nothing that is tried proves anything",
     "vanished": "finite: the fault did not recur",
 }
 

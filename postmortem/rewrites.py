@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from postmortem.probe import Record, Site
 from postmortem.source_tree import Edit, Operation, Source, literal
 from postmortem.stable_forms import replaced_mask, shifted_exponential, stable_logarithms, stable_softmax
 
@@ -73,6 +74,14 @@ def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
     unique = {after: words for _, words, after in reversed(found) if after != text}
     order = list(dict.fromkeys(after for _, _, after in found if after in unique))
     return [(unique[after], after) for after in order if compiles(after)]
+
+
+def rewrites_of_file(text: str) -> list[tuple[str, str]]:
+    """(words, new text) for every line of a file, if it is not known which one is at fault."""
+    lines = {node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)}
+    unknown = Record("", "", Site(), False, True, False, [], 0, "float32")
+    found = [(f"line {n}: {words}", after) for n in sorted(lines) for words, after in rewrites(text, n, unknown)]
+    return list({after: (words, after) for words, after in found}.values())
 
 
 def compiles(text: str) -> bool:
@@ -394,10 +403,13 @@ def equal_eigenvalues(line, operation):
         )
 
 
-@rule("inv inverse cholesky solve logdet slogdet det pinv", "linalg_inv_ex linalg_cholesky_ex div")
+@rule(
+    "inv inv_ex inverse cholesky cholesky_ex solve solve_ex logdet slogdet det pinv",
+    "linalg_inv_ex linalg_cholesky_ex linalg_solve_ex div",
+)
 def singular_matrix(line, operation):
     """Add a small diagonal to a matrix that has no inverse."""
     start, end, text = line.source.operand(operation.operands[0])
-    for size in ("1e-6", "1e-4"):
+    for size in ("1e-6", "1e-4", "1e-2"):
         eye = f"torch.eye({text}.shape[-1], dtype={text}.dtype, device={text}.device)"
         yield f"add a diagonal of {size}", [Edit(start, end, f"({text} + {size} * {eye})")]

@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from postmortem.places import is_installed, is_product, path_of, place_of
+from postmortem.places import path_of, place_of
+from settings.user_code import is_installed, is_product
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,35 @@ def update_itself(parameter: str, record, evidence, source) -> Finding:
     return finding
 
 
+HALF_TINY = 6e-8  # float16 rounds what is smaller to 0
+
+
+def negative_moment(case):
+    """Check for a sum of squared gradients below zero, whose root is NaN: a bad restore, or a wrong plug-in."""
+    if case.replay is None or not case.base.nonfinite_after_update:
+        return None
+    for index, entries in case.state.get("optimizer_state_dict", {}).get("state", {}).items():
+        for key in (*SQUARES, "max_exp_avg_sq"):
+            tensor = entries.get(key)
+            if not isinstance(tensor, torch.Tensor) or not bool((tensor < 0).any()):
+                continue
+            if not case.replay.run(moments=positive_moments).finite:
+                return None
+            name, worst = f"optimizer.{index}.{key}", float(tensor.min())
+            text = f"The optimizer moment '{name}' has the value {worst:.4g}: a sum of squares cannot be negative."
+            evidence = [f"with {plural(int((tensor < 0).sum()), 'element')} of it set to 0 the update is finite"]
+            return Finding("state", "negative_moment", text, evidence, phase="state", parameter=name)
+    return None
+
+
+def positive_moments(optimizer):
+    """Set the negative elements of an optimizer's sums of squares to 0."""
+    for entries in optimizer.state.values():
+        for key in (*SQUARES, "max_exp_avg_sq"):
+            if isinstance(entries.get(key), torch.Tensor):
+                entries[key].clamp_(min=0)
+
+
 def nonfinite_update(case):
     """Check for an update of this step that makes a weight or a moment non-finite; the trainer undid it."""
     if case.replay is None or not case.base.nonfinite_after_update:
@@ -230,11 +259,15 @@ def nonfinite_update(case):
 def sound_update_settings(case) -> list[dict]:
     """Return options of the optimizer that may make its update fail, each with a sound value: one change each."""
     groups, config = groups_of(case), case.config
-    given = [key for key in ("eps", "weight_decay", "momentum") if any(key in group for group in groups)]
+    keys = [key for key in ("eps", "weight_decay", "momentum") if key in config]
+    given = [key for key in keys if any(key in group for group in groups)]
     worst = {key: max(number(g, key) for g in groups) for key in given if key != "eps"}
     cures = []
-    if "eps" in given and min(number(g, "eps") for g in groups) < 1e-12:
+    smallest = min([number(g, "eps") for g in groups if "eps" in given], default=math.inf)
+    if smallest < 1e-12:
         cures.append({"eps": 1e-8})
+    elif smallest < HALF_TINY and any(t.dtype is torch.float16 for t in case.state["model_state_dict"].values()):
+        cures.append({"eps": 1e-4})
     if worst.get("momentum", 0) >= 1:
         cures.append({"momentum": 0.9})
     if worst.get("weight_decay", 0) * case.dump["lr"] > 0.5:

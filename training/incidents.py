@@ -1,12 +1,11 @@
 """What becomes of a fault of a run: it is reported, dumped and counted."""
 
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 from config import Config
 from settings import plugins
+from settings.user_code import imported_user_code
 from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault, parse_injections
 
@@ -86,16 +85,9 @@ class Incidents(FaultDumps):
         self.file_dumps = state.get("file_dumps", 0)
 
     def sources(self) -> dict[str, str]:
-        """Hashes of the plug-in files in use."""
+        """Hashes of the plug-in files in use, and of what they import from the checkout."""
         chosen = {Path(folder, f"{getattr(self.config, key)}.py") for folder, key in plugins.CHOSEN_BY.items()}
-        return source_hashes(chosen | imported_plug_ins())
-
-
-def imported_plug_ins() -> set[Path]:
-    """Files of the plug-in folders that this process has imported: the chosen ones, and what they import."""
-    root, files = f"{plugins.ROOT}{os.sep}", (getattr(m, "__file__", None) for m in list(sys.modules.values()))
-    paths = {Path(file).relative_to(plugins.ROOT) for file in files if isinstance(file, str) and file.startswith(root)}
-    return {p for p in paths if len(p.parts) == 2 and p.parts[0] in plugins.ENTRY and p.name != "__init__.py"}
+        return source_hashes(chosen | imported_user_code())
 
 
 def source_hashes(paths) -> dict[str, str]:

@@ -147,7 +147,7 @@ def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
     dump = read_dump(path)
     case = Case(path, dump, read_state(path, dump["state"]))
     search = CodeSearch(case, columns=[0])
-    case.origin = SimpleNamespace(site=SimpleNamespace(source="loss/softmax.py:24"))
+    case.origin = SimpleNamespace(site=SimpleNamespace(source="loss/softmax.py:24"), op_name="log")
     text = (ROOT / "loss" / "softmax.py").read_text(encoding="utf-8")
     assert LOSS in text
     after = text.replace(LOSS, code)

@@ -20,8 +20,8 @@ from postmortem import load_dump
 from postmortem.analysis import analyse
 from postmortem.guard import NumericGuard
 from postmortem.page import render
-from postmortem.places import COMMANDS, PLUG_INS, ROOMS
 from postmortem.report import text_report
+from settings.user_code import COMMANDS, PLUG_INS, ROOMS
 from storage.dump import DumpError, read_dump
 from storage.files import save_atomically
 

@@ -59,6 +59,16 @@ def test_a_step_is_replayed_bit_for_bit(dump_of, mixed, dtype):
     assert Replay(dump, read_state(sound, dump["state"])).run().loss == dump["loss"]
 
 
+def test_a_setting_that_a_module_keeps_as_a_number_is_tried(dump_of):
+    """What modules keep in plain attributes is replayed, but for what a changed setting has set itself."""
+    path = dump_of(scale=1e39)
+    verdict = analyse(path).verdict
+    verified = [fix["change"] for fix in verdict["recommendations"] if fix["verdict"] == "verified"]
+    assert verdict["location"]["parameter"] == "scale" and any("scale" in change for change in verified)
+    replay = Replay(read_dump(path), read_state(path, read_dump(path)["state"]))
+    assert replay.run(settings={"scale": 10}).finite and not replay.run().finite
+
+
 def test_an_injection_is_called_a_rehearsal(dump_of):
     verdict = analyse(dump_of(nan_inject="1:grad")).verdict
     assert (verdict["cause"], verdict["detail"]) == ("environment", "injected")

@@ -213,7 +213,9 @@ FAULTS = (
         title="NaN in a moment of Adam",
         settings={"optimizer": "bad", "nan_patience": 4},
         plugins={"optimizer/bad.py": POISON_MOMENT},
-        truths=(Truth(("state_nonfinite",), ("state",), (Place(parameters=MOMENT), marked()), (RESTORE, CODE)),),
+        truths=(
+            Truth(("state_nonfinite",), ("state", "optimizer"), (Place(parameters=MOMENT), marked()), (RESTORE, CODE)),
+        ),
         status=3,
     ),
     Fault(
