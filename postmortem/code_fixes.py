@@ -221,7 +221,7 @@ class CodeSearch:
         if gone or (not self.nothing_to_learn and not any(bool(g.any()) for g in gradients.values())):
             return f"finite, but the gradient of {repr(gone[0]) if gone else 'every weight'} is 0"
         rows = [e.grad.flatten(1).abs().amax(dim=1) for e in embeddings if e.grad is not None]
-        if not rows or not self.in_loss:
+        if not rows or not self.in_loss or self.nothing_to_learn:
             return ""
         width = self.replay.columns
         moved = torch.cat(rows).view(-1, width).amax(dim=0) > 0  # (columns,)

@@ -17,7 +17,7 @@ from postmortem.code_fixes import (
 )
 from postmortem.finding import plural
 from postmortem.replay import ReplayError
-from postmortem.schedule_fixes import schedule_fix
+from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from settings import plugins
 from storage.dump import rows_of
@@ -348,11 +348,11 @@ def for_state(case, finding) -> list[dict]:
 def for_optimizer(case, finding) -> list[dict]:
     """Try the setting that the fault depends on, by retraining."""
     config, setting = case.config, finding.setting
-    if case.replay is not None and case.base.nonfinite_after_update:
+    if setting != "schedule" and case.replay is not None and case.base.nonfinite_after_update:
         return for_update_of_dump(case, finding)
     if setting == "schedule":
         retraining = case.retraining
-        fixes = [for_schedule(case, finding)]
+        fixes = for_schedule(case, finding)
         other = {"scheduler": "cosine" if config.get("scheduler") != "cosine" else "steplr"}
         text = f"set scheduler to {other['scheduler']} (now {config.get('scheduler')})"
         if retraining is None:
@@ -389,14 +389,18 @@ def for_optimizer(case, finding) -> list[dict]:
     return fixes if any(f["verdict"] == "verified" for f in fixes) else fixes + for_update(case, finding)
 
 
-def for_schedule(case, finding) -> dict:
-    """Try changes of the schedule's code; without one, say what it must return."""
+def for_schedule(case, finding) -> list[dict]:
+    """Try the schedule's settings that are 0 at 1, and changes of its code; without one, say what it must return."""
+    fixes = []
+    for key, outcome in zero_settings(case).items():
+        fixes.append(recommendation(f"set {key} to 1 (now 0)", "set", {key: 1}, True, outcome))
     found = schedule_fix(case)
     if found is not None:
         text = f"{finding.source}: {'; '.join(found.words)}"
-        return recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)
+        return [*fixes, recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
     text = f"{finding.source}: return a finite, smaller learning rate"
-    return recommendation(text, "fix_code", None, None, "no change of its code is known that keeps the other rates")
+    outcome = "no change of its code is known that keeps the other rates"
+    return [*fixes, recommendation(text, "fix_code", None, None, outcome)]
 
 
 def for_update_of_dump(case, finding) -> list[dict]:

@@ -76,17 +76,13 @@ class Record:
     finite_inputs: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
     operands: list = field(default_factory=list)  # a Range for each tensor that it read
+    is_mask: bool = False  # its infinities are those that the code writes, as a mask does, or copies and sums of them
 
     @property
     def op_name(self) -> str:
         """The name of the operation in code: 'sqrt' for SqrtBackward0, 'softmax' for _softmax."""
         name = re.sub(r"Backward\d*$", "", self.node) or self.op
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_")
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it writes an infinity that stands in the code, as a mask does."""
-        return self.constant and not self.nan and not self.parents and not self.nonfinite_inputs
 
 
 class Probe(TorchDispatchMode):
@@ -235,6 +231,9 @@ class Probe(TorchDispatchMode):
                     record.constant = True
             elif _pointer(original) in self.names_by_pointer:
                 record.finite_inputs.append(self.names_by_pointer[_pointer(original)])
+        from_masks = record.constant or bool(record.parents)
+        from_masks &= all(parent.is_mask for parent in record.parents)
+        record.is_mask = from_masks and not record.nan and not record.nonfinite_inputs
         if not record.parents:
             record.operands = [Range.of(t) for t in inputs[:3]]
         self.records.append(record)

@@ -1,6 +1,7 @@
 """Run the step of a dump again, unchanged or with one change."""
 
 import contextlib
+import copy
 import hashlib
 import math
 import os
@@ -338,7 +339,7 @@ class Replay:
         config, saved = {**self.config, **(settings or {})}, self.state["optimizer_state_dict"]
         optimizer = self.new_optimizer(step.network, settings, saved)
         if config["optimizer"] == self.config["optimizer"]:
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(copy.deepcopy(saved))  # which keeps the tensors that it is given
             for name, value in self.dump.get("optimizer_attributes", {}).items():  # a counter, for example
                 if type(getattr(optimizer, name, None)) is type(value):
                     setattr(optimizer, name, value)

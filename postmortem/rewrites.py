@@ -67,6 +67,9 @@ def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
                 here = operation.node.lineno <= number <= operation.node.end_lineno
                 for place, (words, edits) in enumerate(entry.changes(line, operation)):
                     found.append(((not matches, not here, place), words, source.edited(edits)))
+    for operation in source.operations(statement):
+        for words, edits in boolean_masks(line, operation):
+            found.append(((False, False, 0), words, source.edited(edits)))
     if record.constant:
         for place, (words, edits) in enumerate(finite_constants(line)):
             found.append(((False, False, place), words, source.edited(edits)))
@@ -250,6 +253,15 @@ def masked_scores(line, operation):
     yield from replaced_mask(line.source, operation, line.statement)
 
 
+def boolean_masks(line: Line, operation: Operation) -> Iterator[Change]:
+    """Add -1e4 where an attention has a boolean mask, which writes -inf and is NaN where all is masked."""
+    for key in ("key_padding_mask", "src_key_padding_mask"):
+        mask = operation.keywords.get(key)
+        if mask is not None:
+            start, end, text = line.source.operand(mask)
+            yield "mask with -1e4, not with -inf", [Edit(start, end, f"{text}.float() * -1e4")]
+
+
 def finite_constants(line: Line) -> Iterator[Change]:
     """Write large finite numbers in the place of infinities of the statement."""
     for scope in (line.statement, line.source.function(line.statement)):
@@ -395,7 +407,7 @@ def bounded_logit(line, operation):
 def equal_eigenvalues(line, operation):
     """Split equal eigenvalues, whose vectors have no slope, with a small diagonal."""
     start, end, text = line.source.operand(operation.operands[0])
-    for width in ("1e-4", "1e-3"):
+    for width in ("1e-6", "1e-5", "1e-4"):
         ramp = f"torch.linspace(0, {width}, {text}.shape[-1], dtype={text}.dtype, device={text}.device)"
         yield (
             f"split equal eigenvalues with a diagonal of 0 to {width}",

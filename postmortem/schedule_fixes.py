@@ -35,17 +35,29 @@ def schedule_fix(case) -> CodeFix | None:
         patch = SourcePatch(place, text, after)
         with patch.applied():
             rates = rates_of(case)
-        finite = len(rates) >= len(original) and all(math.isfinite(r) and 0 <= r <= 10 * highest for r in rates)
+        finite = len(rates) >= len(original) and all(0 <= rate <= 10 * highest for rate in rates)
         pairs = zip(original, rates)
-        if finite and all(abs(a - b) <= TOLERANCE * abs(a) for a, b in pairs if math.isfinite(a)):
+        if finite and any(rates) and all(abs(a - b) <= TOLERANCE * abs(a) for a, b in pairs if math.isfinite(a)):
             outcome = f"with it all {len(rates)} rates of the run are finite, {min(rates):.3g} to {max(rates):.3g}"
             return CodeFix(patch, [words], f"{outcome}; the {len(sound)} that were finite are the same")
     return None
 
 
-def rates_of(case) -> list[float]:
+def zero_settings(case) -> dict[str, str]:
+    """Settings of the schedule that are 0 and with which at 1 all rates are finite: {key: what came of it}."""
+    declared = plugins.declaration("scheduler", str(case.config.get("scheduler")))
+    found = {}
+    for key in declared.keys if declared and case.replay is not None else ():
+        if case.config.get(key) == 0 and not isinstance(case.config[key], bool):
+            rates = rates_of(case, {key: 1})
+            if all(math.isfinite(rate) for rate in rates) and any(rates):
+                found[key] = f"with it all {len(rates)} rates of the run are finite"
+    return found
+
+
+def rates_of(case, settings: dict | None = None) -> list[float]:
     """Return the learning rates that the schedule gives, one for each of its steps; NaN where it raises an error."""
-    config, dump = case.config, case.dump
+    config, dump = {**case.config, **(settings or {})}, case.dump
     epochs = max(1, int(config.get("max_epoch") or 1))
     done = max(1, int(dump["epoch"]))
     per_epoch = max(1, int(dump["batch_idx"]), int(dump["step"]) // max(1, done - 1))

@@ -237,7 +237,7 @@ def positive_moments(optimizer):
     for entries in optimizer.state.values():
         for key in (*SQUARES, "max_exp_avg_sq"):
             if isinstance(entries.get(key), torch.Tensor):
-                entries[key].clamp_(min=0)
+                entries[key] = entries[key].clamp(min=0)
 
 
 def nonfinite_update(case):
