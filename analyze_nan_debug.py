@@ -10,6 +10,7 @@ import contextlib
 import json
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from errors import UsageError, with_place, write_any_text
@@ -28,8 +29,17 @@ def arguments(argv) -> argparse.Namespace:
     parser.add_argument(
         "--trust-changed-code", action="store_true", help="replay with plug-ins that have changed since"
     )
+    parser.add_argument(
+        "--root", metavar="OLD=NEW", action="append", default=[], help="read files of the folder OLD in the folder NEW"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="time for the trials of one dump (default 60)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    pairs = [text.split("=", 1) for text in args.root]
+    wrong = next((text for text, pair in zip(args.root, pairs) if len(pair) < 2 or not all(pair)), None)
+    if wrong:
+        raise UsageError(f"--root {wrong}: write OLD=NEW, the folder in the dump and the folder where it is now")
+    args.root = pairs
+    return args
 
 
 def find_dumps(paths) -> list[Path]:
@@ -76,34 +86,39 @@ def analyse_all(paths, args) -> int:
     from postmortem.report import summary_lines, text_report
     from storage.dump import DumpError
 
-    analyses, status = [], 0
+    analyses, pages, status = [], [], 0
     for path in paths:
         try:
             if path.suffix == ".txt":
-                lost = analyse_trials(path)
+                lost = analyse_trials(path, args.root)
                 print(json.dumps(lost.verdict) if args.json else "\n".join([*lost.lines(), ""]), flush=True)
+                pages.append(lost)
                 continue
             with contextlib.redirect_stdout(sys.stderr):  # what plug-ins print is no part of the report
-                analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds)
+                analysis = analyse(path, not args.no_replay, args.trust_changed_code, args.seconds, args.root)
         except DumpError as error:
             print(error, file=sys.stderr)
             status = 2
             continue
         except Exception as error:  # one dump that breaks the analysis must not take the others with it
-            print(f"{path}: the analysis failed, please report it: {with_place(error)}", file=sys.stderr)
+            hint = "" if "traceback" in args else "; --traceback shows all of it"
+            print(f"{path}: the analysis failed, please report it: {with_place(error)}{hint}", file=sys.stderr)
+            if "traceback" in args:
+                traceback.print_exc()
             status = 2
             continue
         analyses.append(analysis)
+        pages.append(analysis)
         print(json.dumps(analysis.verdict) if args.json else "\n".join([*text_report(analysis), ""]), flush=True)
     if len(analyses) > 1 and not args.json:
         print("\n".join(summary_lines(analyses)))
     if args.patch:
         status = max(status, write_patch(analyses, args.patch))
-    if args.html and analyses:
+    if args.html and pages:
         from postmortem.page import render
 
         try:
-            write_atomically(args.html, render(analyses).encode(), 0o600)  # waveforms of voices
+            write_atomically(args.html, render(pages).encode(), 0o600)  # waveforms of voices
         except UsageError as error:
             print(error, file=sys.stderr)
             return 2

@@ -29,10 +29,14 @@ class Analysis:
     refusal: str = ""
 
 
-def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.0) -> Analysis:
-    """Analyse a dump file; DumpError if it cannot be read. ``seconds`` bounds the trials of the replay."""
+def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.0, roots=()) -> Analysis:
+    """Analyse a dump file; DumpError if it cannot be read.
+
+    ``seconds`` bounds the trials of the replay. ``roots``: pairs (old, new) of folders of data that were moved since.
+    """
     begin, threads = time.perf_counter(), torch.get_num_threads()
     dump = read_dump(path)
+    follow_moved_files(dump, roots)
     state, missing = None, ""
     if dump.get("state"):
         try:
@@ -73,6 +77,19 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     return Analysis(
         Path(path), dump, plain(verdict), finding.summary, case.activations, found, case.classes, case.refusal
     )
+
+
+def follow_moved_files(dump: dict, roots):
+    """Write the new folders into the paths of a dump's rows, and of what was mixed into them."""
+    entries = [
+        entry for row in dump.get("files", []) for entry in (row, *row.get("augment", []), *row.get("replaced", []))
+    ]
+    for entry in entries:
+        path = entry.get("path") if isinstance(entry, dict) else None
+        for old, new in roots:
+            if isinstance(path, str) and Path(path).is_relative_to(old):
+                entry["path"] = str(Path(new) / Path(path).relative_to(old))
+                break
 
 
 def unproven(fix: dict) -> dict:

@@ -274,7 +274,10 @@ def png(values: torch.Tensor, low: float, high: float) -> str:
 
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#e5383b")
     file = io.BytesIO()
-    rgb = colours(((values - low) / max(high - low, 1e-12)).numpy(), bytes=True)[..., :3]
+    share = (
+        (values - low) / (high - low) if high > low else torch.where(values.isfinite(), 0.0, values)
+    )  # silence: dark
+    rgb = colours(share.numpy(), bytes=True)[..., :3]
     imsave(file, rgb, origin="lower", format="png", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 

@@ -32,7 +32,8 @@ def diagnose(case) -> Finding:
     for hypothesis in HYPOTHESES:
         finding = hypothesis(case)
         if finding is not None:
-            finding.rank = case.dump.get("rank")
+            if finding.cause != "distributed":
+                finding.rank = case.dump.get("rank")
             if case.replay is not None and case.replay.emulated:
                 finding.evidence.append("the dump is from a GPU; this replay emulated its casts on the CPU")
             return finding
@@ -135,10 +136,27 @@ def trace_files(case, finding, flat, rows, limit):
         "augmentation": f"The augmentation file {first['path']}{more} has {what}{at}; the speech file is fine.",
         "environment": f"The batch has {what}, but its files do not: {first['path']}{more} reads fine.",
     }[finding.cause]
-    unknown = [o for o in chosen if o.cause == "unknown"]
-    if unknown and any(d for r in rows for d in case.files[r].get("augment", []) if "reason" not in d):
-        finding.evidence.append(
-            "the row was augmented and its files cannot be read here: the augmentation may be the cause"
+    if all(o.cause == "unknown" for o in origins):
+        not_attributed(case, finding, rows, f"{what}{at}")
+
+
+def not_attributed(case, finding, rows, what: str):
+    """List the candidates if no file can be read here: the speech files, and what was mixed in."""
+    draws = [d for row in rows for d in case.files[row].get("augment", []) if "reason" not in d and "path" in d]
+    mixed = list(dict.fromkeys(d["path"] for d in draws))
+    first = finding.files[0]["path"]
+    finding.detail = "unattributed"
+    finding.summary = (
+        f"The row of {first} has {what}. The file cannot be read here: --root OLD=NEW names its folder now."
+    )
+    if mixed:
+        finding.cause = "unknown"
+        finding.files += [
+            {"path": path, "sample": None} for path in mixed if path not in (f["path"] for f in finding.files)
+        ]
+        finding.summary = (
+            f"The row of {first}, augmented with {mixed[0]}, has {what}. Neither file can be read here, so which"
+            " of them brought it is not known: --root OLD=NEW names their folder now."
         )
 
 
@@ -166,8 +184,10 @@ def vanished(case):
         text = f"nan_inject spoiled this step (kind: {injected}): a rehearsal, not a fault."
         return Finding("environment", "injected", text, evidence)
     if case.dump.get("world", 1) > 1 and case.dump["reason"].startswith("grad"):
-        text = "This rank's own step is finite: another rank sent a NaN or Inf gradient. Read that rank's dump."
-        return Finding("distributed", "other_rank", text, evidence)
+        rank, where = guilty_rank(case)
+        other = "another rank" if rank is None else f"rank {rank}"
+        text = f"This rank's own step is finite: {other} sent a NaN or Inf gradient. Read {where}."
+        return Finding("distributed", "other_rank", text, evidence, rank=rank)
     same = same_as_files(case.dump["data"], case.files, range(len(case.files)))
     if same is not None:
         evidence.append("the batch equals its files" if same else "the batch differs from what its files give")
@@ -187,6 +207,20 @@ def vanished(case):
             " (memory errors, temperature) and threads that write to shared tensors."
         )
     return Finding("environment", "transient", text, evidence)
+
+
+def guilty_rank(case) -> tuple[int | None, str]:
+    """The other rank that wrote a dump of the same batch, or the only other one; and where to read on."""
+    own, path = case.dump.get("rank"), Path(case.path)
+    pattern = f"nan_batch_{case.dump['batch_idx']}_epoch_{case.dump['epoch']}*_rank*.pt"
+    others = {int(p.stem.rpartition("_rank")[2]): p for p in path.parent.glob(pattern) if p.stem[-1:].isdigit()}
+    others.pop(own, None)
+    if len(others) == 1:
+        ((rank, file),) = others.items()
+        return rank, str(file)
+    if case.dump.get("world") == 2 and own in (0, 1):
+        return 1 - own, f"the dump of rank {1 - own}"
+    return None, "that rank's dump"
 
 
 def absurd_amplitude(case):

@@ -1,8 +1,9 @@
-"""Explain the scores that an evaluation lost: the fewest files that account for all of them, and their faults."""
+"""Explain the scores that an evaluation lost: the files of the non-finite embeddings, and what is wrong with them."""
 
+import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from storage.restricted import DumpError, printable
 
 NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
 MAX_BYTES = 1 << 28
+LOOKED_AT = 20  # files that are read and named
+SOUND = "the file is finite"
 
 
 @dataclass
@@ -29,6 +32,8 @@ class EvaluationFault:
     verdict: dict
     summary: str
     pairs: int
+    dump: dict = field(default_factory=dict)  # there is none; the page asks for it
+    activations: list = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return the text report."""
@@ -78,45 +83,108 @@ def describe_file(root: Path, name: str) -> tuple[str, int | None]:
     wrong = np.flatnonzero(~np.isfinite(audio))
     if len(wrong):
         return f"{plural(len(wrong), 'sample')} with NaN or Inf, the first is sample {wrong[0]}", int(wrong[0])
-    return f"the file is finite (peak {np.abs(audio).max():.3g}), but the network gives NaN or Inf for it", None
+    return f"{SOUND} (peak {np.abs(audio).max():.3g}), but the network gives NaN or Inf for it", None
 
 
-def analyse_trials(path) -> EvaluationFault:
-    """Analyse a file result/nan_trials_epoch_N.txt of a run."""
+def recorded_files(path: Path, epoch: str | None) -> list[str]:
+    """The files whose embeddings were not finite, as the run's metrics.jsonl has them; [] if it does not say."""
+    metrics = path.parent / "metrics.jsonl"
+    if epoch is None or not metrics.is_file():
+        return []
+    files: list[str] = []
+    with open(metrics, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                event = json.loads(line) if '"nan_files"' in line else {}
+            except json.JSONDecodeError:  # of a run that was killed as it wrote
+                continue
+            if isinstance(event, dict) and event.get("event") == "eval" and event.get("epoch") == int(epoch):
+                files = [str(name) for name in event.get("nan_files", [])]
+    return files
+
+
+def test_folder(path: Path, roots) -> Path:
+    """The folder of the test files: test_path of the run's config.yaml, where it is now."""
+    config = path.parent / "config.yaml"
+    if not config.is_file():
+        return Path()
+    try:
+        with open(config, encoding="utf-8") as file:
+            settings = plain_yaml.load(file.read(plain_yaml.MOST_CHARACTERS + 1))
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise DumpError(f"{config}: cannot be read: {first_line(error)}") from error
+    root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else Path()
+    for old, new in roots:
+        if root.is_relative_to(old):
+            return Path(new) / root.relative_to(old)
+    return root
+
+
+def analyse_trials(path, roots=()) -> EvaluationFault:
+    """Analyse a file result/nan_trials_epoch_N.txt of a run; ``roots``: pairs (old, new) of folders that were moved."""
     path = Path(path)
     pairs = read_pairs(path)
-    config = path.parent / "config.yaml"
-    root = Path()
-    if config.is_file():
-        try:
-            with open(config, encoding="utf-8") as file:
-                settings = plain_yaml.load(file.read(plain_yaml.MOST_CHARACTERS + 1))
-        except (yaml.YAMLError, OSError, ValueError) as error:
-            raise DumpError(f"{config}: cannot be read: {first_line(error)}") from error
-        root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else root
-    files = cover(pairs)
-    found = [(name, *(describe_file(root, name) if i < 20 else ("", None))) for i, name in enumerate(files)]
+    name = NAME.fullmatch(path.name)
+    root = test_folder(path, roots)
+    recorded = recorded_files(path, name[1] if name else None)
+    files = recorded or candidates(pairs)
+    found = [(file, *(describe_file(root, file) if i < LOOKED_AT else ("", None))) for i, file in enumerate(files)]
+    bad = [file for file, text, _ in found if text and not text.startswith(SOUND)]
     counts = Counter(file for pair in pairs for file in set(pair))
-    evidence = [f"{name}: {plural(counts[name], 'trial')}; {text}" for name, text, _ in found[:20]]
-    evidence += [f"... and {len(files) - 20} more files"] if len(files) > 20 else []
-    more = ", ..." if len(files) > 5 else ""
-    text = f"repair these files, or remove their trials: {', '.join(files[:5])}{more}"
-    outcome = f"all {len(pairs)} lost scores are of trials with them"
-    advice = recommendation(text, "exclude_file", {"files": files}, True, outcome)
-    places = [{"path": str(root / name), "sample": sample} for name, _, sample in found]
-    location = dict.fromkeys(("module", "op", "source", "parameter", "rank"))
+    evidence = [f"{file}: {plural(counts[file], 'trial')}; {text}" for file, text, _ in found[:LOOKED_AT]]
+    evidence += [f"... and {len(files) - LOOKED_AT} more files"] if len(files) > LOOKED_AT else []
+    if recorded:
+        evidence.append("the embeddings of these files were not finite (metrics.jsonl)")
+    left = [pair for pair in pairs if not set(pair) & set(bad)]
+    when = f" of epoch {name[1]}" if name else ""
+    lost = f"{plural(len(pairs), 'trial')}{when} got no finite score"
+    if bad and not left:
+        blame = f"{plural(len(bad), 'file')} with bad audio account{'s' if len(bad) == 1 else ''} for all of them"
+    elif bad:
+        blame = f"{plural(len(bad), 'file')} cannot be used; {len(left)} trials are of files that read fine"
+    else:
+        blame = "the files read fine: the network gives NaN or Inf for sound audio (its weights, or a layer)"
+    places = [{"path": str(root / file), "sample": sample} for file, _, sample in found]
     verdict = {
         "file": str(path),
         "reason": None,
         "cause": "evaluation",
         "detail": "nonfinite" if any(sample is not None for *_, sample in found) else "nonfinite_embedding",
-        "location": {**location, "phase": "data", "rows": [], "files": places},
+        "location": {
+            **dict.fromkeys(("module", "op", "source", "parameter", "rank")),
+            "phase": "data",
+            "rows": [],
+            "files": places,
+        },
         "evidence": evidence,
         "replay": {"reproduced": None, "seconds": 0.0},
-        "recommendations": [advice],
+        "recommendations": advice_on(bad, left, len(pairs), path),
     }
-    epoch = NAME.fullmatch(path.name)
-    when = f" of epoch {epoch[1]}" if epoch else ""
-    blame = "1 file accounts" if len(files) == 1 else f"{len(files)} files account"
-    summary = f"{plural(len(pairs), 'trial')}{when} got no finite score; {blame} for all of them."
-    return EvaluationFault(path, verdict, summary, len(pairs))
+    return EvaluationFault(path, verdict, f"{lost}; {blame}.", len(pairs))
+
+
+def candidates(pairs) -> list[str]:
+    """The fewest files that account for all pairs; of two that stand in the same pairs both."""
+    chosen = cover(pairs)
+    members: dict[str, set] = {}
+    for index, pair in enumerate(pairs):
+        for file in pair:
+            members.setdefault(file, set()).add(index)
+    twins = [other for file in chosen for other in members if other not in chosen and members[other] == members[file]]
+    return [*chosen, *dict.fromkeys(twins)]
+
+
+def advice_on(bad: list[str], left: list, lost: int, path: Path) -> list[dict]:
+    """What to do: leave bad files out; if sound files lost scores, look at the network."""
+    advice = []
+    if bad:
+        more = ", ..." if len(bad) > 5 else ""
+        text = f"repair these files, or remove their trials: {', '.join(bad[:5])}{more}"
+        outcome = f"{lost - len(left)} of {lost} lost scores are of trials with them"
+        advice.append(recommendation(text, "exclude_file", {"files": bad}, None if left else True, outcome))
+    if left or not bad:
+        folder = path.parent.parent
+        text = f"analyse the dumps in {folder / 'debug_nan'}, or evaluate an earlier checkpoint of {folder / 'model'}"
+        outcome = f"{len(left) or lost} lost scores are of files that read fine; leaving them out would hide the fault"
+        advice.append(recommendation(text, "restore", None, None, outcome))
+    return advice

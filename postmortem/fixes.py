@@ -37,11 +37,13 @@ def recommendations(case, finding) -> list[dict]:
     """Return the fixes of the cause and the four quick fixes: verified first, the smallest change first."""
     found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
     if finding.detail == "code_changed":
-        return [recommendation("keep the changed code", "none", None, True, f"with it: {case.base}")]
+        return [recommendation("keep the code as it is now", "none", None, True, f"with it: {case.base}")]
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
     present = {_key(r) for r in found}
     found += [r for r in quick if _key(r) not in present]
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
+    if finding.cause in ("frontend", "model_forward", "model_backward", "loss"):
+        size["fix_code"] = -1  # the line itself, before settings that go round it
     rank = {"verified": 0, "untested": 1, "refuted": 2}
     return sorted(found, key=lambda r: (rank[r["verdict"]], r.get("order", size[r["action"]])))
 
@@ -434,7 +436,7 @@ def for_environment(case, finding) -> list[dict]:
         text = "change nothing here; read the dump of the rank that sent the gradient"
     if case.replay is None or not case.base.finite:
         return [recommendation(text, "none", None, None, case.refusal or "see the evidence")]
-    return [recommendation(text, "none", None, True, f"replayed unchanged: {case.base}")]
+    return [recommendation(text, "none", None, None, f"replayed unchanged: {case.base}; that proves no fix")]
 
 
 CAUSES = {

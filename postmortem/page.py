@@ -81,6 +81,8 @@ def _run(analysis) -> str:
 
 def _name(analysis) -> str:
     dump = analysis.dump
+    if not dump:
+        return f"Lost scores, {analysis.path.name}"
     rank = f", rank {dump['rank']}" if number(dump.get("rank")) > 0 else ""
     return f"Epoch {dump.get('epoch')}, batch {dump.get('batch_idx')}{rank}"
 
@@ -120,6 +122,8 @@ def _article(a, index: int) -> str:
 
 def _facts(a) -> str:
     dump, shown = a.dump, []
+    if not dump:
+        return terms([("Run", escape(_run(a))), ("List", escape(a.path.name))], "facts")
     for term, key in (("Step", "step"), ("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr")):
         shown.append((term, number_text(dump[key]) if key in dump else ""))
     shown.append(("Precision", escape(dump.get("amp_dtype", ""))))

@@ -42,7 +42,8 @@ def text_report(analysis) -> list[str]:
 def verdict_lines(a) -> list[str]:
     """Return the lines on cause, place, replay and evidence."""
     v, place = a.verdict, a.verdict["location"]
-    lines = [f"Cause: {v['cause']} ({v['detail']})", a.summary]
+    cause = "gone with the code as it is now" if v["detail"] == "code_changed" else v["cause"]
+    lines = [f"Cause: {cause} ({v['detail']})", a.summary]
     parts = {
         "Module": place["module"],
         "Operation": place["op"] and f"{place['op']} ({place['phase']})",

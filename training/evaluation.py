@@ -29,6 +29,8 @@ from storage.identity import identity_of
 from training.precision import without_tf32
 from training.writes import Writes
 
+MOST_NAMED = 1000  # files of non-finite embeddings that the event of an evaluation names
+
 
 class Evaluator:
     """A trial list ready to be scored with any state of the network."""
@@ -374,7 +376,8 @@ def write_evaluation(files, evaluator, result: dict, config: Config, step: int):
     epoch = result["epoch"]
     evaluator.write_trials(files.result, result, files.writes)
     values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs", "notes")}
-    files.event("eval", epoch=epoch, step=step, **values)
+    bad = [file["path"] for file in result["nan_files"][:MOST_NAMED]]
+    files.event("eval", epoch=epoch, step=step, **values, **({"nan_files": bad} if bad else {}))
     files.scalar("Val/NaNScores", result["nan_scores"], epoch)
     if result["failed"]:
         files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")

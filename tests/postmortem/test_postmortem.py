@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import programs
@@ -15,6 +16,7 @@ import torch
 from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
+from postmortem.evaluation_faults import candidates
 from postmortem.finding import result_of
 from postmortem.fixes import FAILS_LATER, recommendation
 from postmortem.modes import CudaCasts
@@ -299,7 +301,40 @@ def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_p
     (found,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
     assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
-    assert "1 file accounts for all of them" in analyser(settings["save_path"]).stdout
+    assert "1 file with bad audio accounts for all of them" in analyser(settings["save_path"]).stdout
+    (lost,) = (Path(settings["save_path"]) / "result").glob("nan_trials_epoch_*.txt")
+    page = tmp_path / "page.html"
+    assert analyser(lost, "--html", page).returncode == 0 and "bad.wav" in page.read_text()
+    # The same scores lost with sound files: the network is at fault, and nothing is said to be a fix.
+    soundfile.write(wav / "bad.wav", np.nan_to_num(audio), rate, subtype="FLOAT")
+    (found,) = [json.loads(line) for line in analyser(lost, "--json").stdout.splitlines()]
+    assert found["detail"] == "nonfinite_embedding"
+    assert [fix["verdict"] for fix in found["recommendations"]] == ["untested"]
+
+
+def test_a_lost_pair_alone_blames_both_files_until_one_is_shown_bad():
+    pairs = [("b.wav", "a.wav")]
+    assert sorted(candidates(pairs)) == ["a.wav", "b.wav"]
+    assert candidates([("a.wav", "b.wav"), ("c.wav", "a.wav")]) == ["a.wav"]
+
+
+def test_moved_data_is_found_again_or_both_candidates_are_named(dump_of, settings):
+    """A speech file that cannot be read here is accused of nothing that was not seen."""
+    wav, path = settings["train_path"], dump_of(nan_inject="1:data")
+    dump = edit(path, injected="")
+    files = [dict(entry) for entry in dump["files"]]
+    for entry in files:
+        entry["path"] = entry["path"].replace(str(wav), "/moved")
+        entry["augment"] = [{"kind": "noise", "path": "/moved/noise.wav", "offset": 0, "snr": 5.0}]
+    edit(path, files=files)
+    verdict = analyse(path, replay=False).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("unknown", "unattributed")
+    assert "/moved/noise.wav" in [file["path"] for file in verdict["location"]["files"]]
+    for entry in files:
+        entry["augment"] = []
+    edit(path, files=files)
+    there = analyse(path, replay=False, roots=[("/moved", str(wav))]).verdict
+    assert there["cause"] == "environment" and there["location"]["files"][0]["path"].startswith(str(wav))
 
 
 def edit(path, **values):
