@@ -2,13 +2,14 @@
 
 import functools
 import math
+import sys
 import time
 
 import torch
 
 from postmortem.built_replay import BuiltReplay
 from postmortem.probe import Probe, Record
-from postmortem.replay import Outcome, Replay, ReplayError
+from postmortem.replay import Outcome, OutOfTime, Replay, ReplayError
 from postmortem.retraining import Retraining
 from storage.dump import rows_of
 from storage.dump_statistics import bad_state, wrong_labels
@@ -17,6 +18,8 @@ DIFFERENT = (
     "the step gives different results each time. Likely: a generator that is no attribute of a module, memory that is"
     " not filled (torch.empty), state of Python outside of the modules, or atomic additions on a GPU"
 )
+FEW = 8  # rows of the smaller batch
+SLOW = 2.0  # seconds of a replay from which on signs of life are given, and between them
 SEARCH_RUNS = 28  # replays that the search for the rows at fault may take
 
 
@@ -35,6 +38,8 @@ class Case:
         self.reproduced: str | None = None
         self.probe: Probe | None = None
         self.origin: Record | None = None
+        self.small: list[int] | None = None  # a few labelled rows with which the step fails too
+        self.shown = 0.0  # when a sign of life was last given
         self.update_site: Record | None = None  # the first operation of the optimizer's update with a non-finite result
         if not replay:
             self.refusal = "not replayed: --no-replay"
@@ -48,7 +53,10 @@ class Case:
             except ReplayError as error:
                 self.refusal = str(error)
         if self.replay is not None:
+            self.replay.before_run = self.show_life
             self.run_as_it_was()
+        if self.replay is not None:
+            self.replay.deadline = self.begin + seconds
 
     @property
     def classes(self) -> int | None:
@@ -90,6 +98,17 @@ class Case:
     def time_left(self) -> float:
         """Seconds of the budget that are left."""
         return self.seconds - (time.perf_counter() - self.begin)
+
+    def show_life(self, number: int):
+        """Say on stderr which replay begins, if they are slow."""
+        now, each = time.perf_counter(), self.base.seconds if self.base is not None else 0.0
+        if each >= SLOW and now - self.shown > SLOW:
+            self.shown = now
+            left = max(0.0, self.time_left())
+            most = number + int(left / each)
+            print(
+                f"replay {number} of at most {most}, {each:.1f} s each, {left:.0f} s left (--seconds)", file=sys.stderr
+            )
 
     # ------------------------------------------------------------------------------------------------- experiments
 
@@ -143,8 +162,26 @@ class Case:
     def guilty_columns(self) -> list[int]:
         """Find the labelled rows without which the step is finite; empty if no part of the batch is to blame.
 
-        Tries the rows that the first bad operation names; if the step fails without them too, halves the batch.
+        Sets ``small`` too, on which later trials are made first.
         """
+        try:
+            guilty = self.search_rows()
+            self.small = self.few_that_fail(guilty)
+        except OutOfTime:
+            return []
+        return guilty
+
+    def few_that_fail(self, guilty: list[int]) -> list[int] | None:
+        """A few rows with which the step fails, with those at fault; None if it is finite, or the batch small."""
+        width = self.replay.columns
+        if width < 2 * FEW:
+            return None
+        others = [c for c in range(width) if c not in guilty]
+        few = sorted([*guilty[: FEW // 2], *others[: FEW - len(guilty[: FEW // 2])]])
+        return few if self.fails(few) else None
+
+    def search_rows(self) -> list[int]:
+        """Try the rows that the first bad operation names; if the step fails without them too, halve the batch."""
         everything = list(range(self.replay.columns))
         if len(everything) < 3:
             return []

@@ -13,13 +13,14 @@ import torch
 from postmortem.modes import LineBound
 from postmortem.places import path_of
 from postmortem.probe import Probe, Record
-from postmortem.replay import ReplayError
+from postmortem.replay import OutOfTime, ReplayError
 from postmortem.rewrites import rewrites
 from postmortem.source_patch import SourcePatch
 from training.attempt import gradients_of
 from utils import total_norm
 
 TRIALS = 24  # changes of the code that are tried for one fault
+MOST_SOUND = 16  # sound rows that are compared
 LINES = 4  # changes that are combined, if the step fails at another line after the first
 TOLERANCE = 1e-4  # relative difference of loss and gradient that a change may make for sound rows
 STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
@@ -76,7 +77,10 @@ class CodeSearch:
         self.case, self.replay = case, case.replay
         self.columns = list(columns)  # rows at fault
         self.tried, self.objections = 0, []
-        self.sound = self.sound_part()
+        try:
+            self.sound = self.sound_part()
+        except OutOfTime:
+            self.sound = None
 
     # ------------------------------------------------------------------------------------------ the unchanged step
 
@@ -84,7 +88,7 @@ class CodeSearch:
         """Find a part of the batch, else noise at its level, on which the unchanged step is finite."""
         left = [c for c in range(self.replay.columns) if c not in self.columns]
         if self.columns and len(left) > 1:
-            found = self.measured("the sound rows keep", {"columns": left})
+            found = self.measured("the sound rows keep", {"columns": left[:MOST_SOUND]})
             if found:
                 return found
         data = self.replay.data
@@ -94,7 +98,7 @@ class CodeSearch:
 
     def measured(self, words: str, how: dict) -> Sound | None:
         """Loss and gradients of a finite step; None if it is not finite."""
-        gradients = {}
+        gradients: dict = {}
         outcome = self.replay.run(**how, after=lambda network: gradients.update(gradients_of(network)))
         return Sound(words, how, outcome.loss, gradients) if outcome.finite else None
 
@@ -148,14 +152,15 @@ class CodeSearch:
         return place == path and number.isdigit() and (int(number) != line or record.op_name != before.op_name)
 
     def trial(self):
-        """Replay the step with the changed code."""
-        return self.replay.run()
+        """Replay the step with the changed code, of a large batch a few rows that fail first."""
+        outcome = self.replay.run(columns=self.case.small) if self.case.small else None
+        return self.replay.run() if outcome is None or outcome.finite else outcome
 
     def next_record(self):
         """The first bad operation of the changed step."""
         network = self.replay.network()
         probe = Probe(network, self.replay.data)
-        outcome = self.replay.run(modes=[probe], scale=self.case.base.scale)
+        outcome = self.replay.run(columns=self.case.small, modes=[probe], scale=self.case.base.scale)
         probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
         return probe.origin()
 
@@ -267,7 +272,8 @@ def survives(case, change: dict) -> bool:
                     parameter -= factor * parameter.grad
         weights.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
 
-    return all(case.replay.run(settings=change, edit=start, after=descend).finite for _ in range(FOLLOWING_STEPS))
+    how = {"columns": case.small, "settings": change, "edit": start, "after": descend}
+    return all(case.replay.run(**how).finite for _ in range(FOLLOWING_STEPS))
 
 
 def advice_for(record) -> str:
@@ -284,8 +290,10 @@ def advice_for(record) -> str:
 
 def bounded_evidence(case, source: str) -> str:
     """Show that a line is the place: the step with what the line returns held finite; '' if it is not finite then."""
-    bound = LineBound(source)
-    outcome = case.replay.run(modes=[bound])
+    try:
+        outcome = case.replay.run(columns=case.small, modes=[LineBound(source)])
+    except OutOfTime:
+        return ""
     return f"with what {source} returns held finite, the step is finite" if outcome.finite else ""
 
 

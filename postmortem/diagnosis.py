@@ -13,6 +13,7 @@ from postmortem.finding import Finding, detail_of, first_result, plural, result_
 from postmortem.modes import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
+from postmortem.replay import OutOfTime
 from postmortem.state_faults import (
     bad_scaler,
     bad_state_before_step,
@@ -30,7 +31,11 @@ SILENT = 1e-6  # peak of a silent row
 def diagnose(case) -> Finding:
     """Return the finding of the first hypothesis that holds, else one of cause 'unknown'."""
     for hypothesis in HYPOTHESES:
-        finding = hypothesis(case)
+        try:
+            finding = hypothesis(case)
+        except OutOfTime as error:
+            case.evidence.append(f"{hypothesis.__name__.replace('_', ' ')}: {error}")
+            continue
         if finding is not None:
             if finding.cause != "distributed":
                 finding.rank = case.dump.get("rank")

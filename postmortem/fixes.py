@@ -16,7 +16,7 @@ from postmortem.code_fixes import (
     survives,
 )
 from postmortem.finding import plural
-from postmortem.replay import ReplayError
+from postmortem.replay import OutOfTime, ReplayError
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from settings import plugins
@@ -35,7 +35,11 @@ def recommendation(text, action, change, verdict, outcome) -> dict:
 
 def recommendations(case, finding) -> list[dict]:
     """Return the fixes of the cause and the four quick fixes: verified first, the smallest change first."""
-    found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
+    try:
+        found = CAUSES.get(finding.cause, lambda case, finding: [])(case, finding)
+    except OutOfTime as error:
+        found = []
+        case.evidence.append(f"fixes: {error}")
     if finding.detail == "code_changed":
         return [recommendation("keep the code as it is now", "none", None, True, f"with it: {case.base}")]
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
@@ -57,16 +61,17 @@ def shown(value) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def attempt(case, text, action, change, always: bool = False, **how) -> dict:
-    """Replay the step with one change and report its outcome; ``always`` ignores the time limit."""
+def attempt(case, text, action, change, **how) -> dict:
+    """Replay the step with one change and report its outcome; of a large batch a few rows that fail are tried first."""
     if case.replay is None:
         return recommendation(text, action, change, None, case.refusal)
     if case.base.finite:
         return recommendation(text, action, change, None, "not needed: the replayed step is finite without it")
-    if case.time_left() < 0 and not always:
-        return recommendation(text, action, change, None, "not tried: no time left (--seconds)")
     try:
-        outcome = case.replay.run(**how)
+        whole = not case.small or {"columns", "data", "label"} & set(how)
+        outcome = case.replay.run(**how) if whole else case.replay.run(columns=case.small, **how)
+        if not whole and outcome.finite:
+            outcome = case.replay.run(**how)
     except ReplayError as error:
         return recommendation(text, action, change, None, str(error))
     how_tried = "without it" if action == "exclude_file" else "with it"
@@ -118,7 +123,7 @@ def try_update_setting(case, finding, text, change, key) -> dict:
         return recommendation(text, "set", change, trajectory.sound, f"retrained from {retraining.start}: {trajectory}")
     if case.base.finite:
         return recommendation(text, "set", change, None, "not needed: the replayed step is finite without it")
-    step = case.repeated  # neither of these settings is read before the update
+    step = case.base  # neither of these settings is read before the update
     if step.error:
         return recommendation(
             text, "set", change, False, f"no effect: the step raises an error before the update ({step.error})"
@@ -294,8 +299,11 @@ def settings_of_plugins(case, finding) -> list[dict]:
 
 def lasting(case, fix: dict) -> dict:
     """Refute a verified setting if one of the following steps fails with it."""
-    if fix["verdict"] == "verified" and not survives(case, fix["change"]):
-        fix.update(verdict="refuted", outcome=FAILS_LATER)
+    try:
+        if fix["verdict"] == "verified" and not survives(case, fix["change"]):
+            fix.update(verdict="refuted", outcome=FAILS_LATER)
+    except OutOfTime:
+        fix["outcome"] += "; the steps after it were not tried: no time left (--seconds)"
     return fix
 
 

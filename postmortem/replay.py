@@ -7,6 +7,7 @@ import math
 import os
 import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,10 @@ MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
 class ReplayError(Exception):
     """The step cannot be replayed; the message says why."""
+
+
+class OutOfTime(ReplayError):
+    """The time of the analysis is over: nothing more is replayed."""
 
 
 @dataclass
@@ -112,6 +117,8 @@ class Replay:
         self.dtype = dump["amp_dtype"]
         # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
+        self.deadline, self.runs = math.inf, 0  # of time.perf_counter; replays so far
+        self.before_run: Callable[[int], None] | None = None
         self.steps: dict[str, Step] = {}
         self.attributes: dict[Step, dict] = {}  # what of the dump's plain attributes each step takes over
         self.as_built: dict | None = None  # the plain attributes of the unchanged network before any step
@@ -255,6 +262,11 @@ class Replay:
         ``moments(optimizer)`` is called before it.
         """
         begin = time.perf_counter()
+        if begin > self.deadline:
+            raise OutOfTime("not tried: no time left (--seconds)")
+        self.runs += 1
+        if self.before_run is not None:
+            self.before_run(self.runs)
         dtype = dtype or self.dtype
         for tried in [scale] if scale else self.scales(dtype):
             outcome = self.run_once(columns, data, label, settings, dtype, tried, **more)

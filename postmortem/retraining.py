@@ -10,6 +10,7 @@ from torch import nn
 
 from errors import first_line
 from postmortem.probe import Probe
+from postmortem.replay import OutOfTime
 from settings import plugins
 from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
@@ -122,12 +123,16 @@ class Retraining:
                 if self.trajectories[key].nonfinite_after_update and not changes:
                     probed = self.take(changes, self.trajectories[key].steps)
                     self.trajectories[key].record = probed.record
+            except OutOfTime:
+                raise
             except Exception as error:  # a plug-in may raise anything
                 self.trajectories[key] = Trajectory(0, math.nan, 1.0, True, first_line(error))
         return self.trajectories[key]
 
     def take(self, changes: dict, probed: int = 0) -> Trajectory:
         """``train`` without its cache; the probe watches the update of step ``probed``."""
+        if self.case.time_left() < 0:
+            raise OutOfTime("not tried: no time left (--seconds)")
         epochs = max(1, int(number(self.replay.config, "max_epoch", 1)))
         config = {**self.replay.config, "steps_per_epoch": max(1, STEPS // epochs), **changes}
         network = self.initial_network()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from postmortem.probe import Record, Site
 from postmortem.source_tree import Edit, Operation, Source, literal
-from postmortem.stable_forms import replaced_mask, shifted_exponential, stable_logarithms, stable_softmax
+from postmortem.stable_forms import LONGEST, replaced_mask, shifted_exponential, stable_logarithms, stable_softmax
 
 Change = tuple[str, list[Edit]]  # in words, and as edits
 
@@ -122,7 +122,7 @@ def wrapped(line: Line, operation: Operation, node, method: str, of_number: str 
     after = of_number.format(source.code(node)) if operation.number and of_number else text + method
     statement = operation.node
     if isinstance(statement, ast.AugAssign) and node is statement.target:  # x **= p: an expression cannot be a target
-        sign = {ast.Pow: "**", ast.Div: "/"}[type(statement.op)]
+        sign = {ast.Pow: "**", ast.Div: "/", ast.Mult: "*"}[type(statement.op)]
         return [source.replaced(statement, f"{text} = {after} {sign} {source.operand(statement.value)[2]}")]
     return [Edit(start, end, after)]
 
@@ -145,8 +145,9 @@ def logarithm(line, operation):
 
 @rule("sqrt rsqrt log log2 log10", "pow")
 def positive_operand(line, operation):
-    """Keep the operand above zero."""
-    for floor in line.floors if operation.operands else ():
+    """Keep the operand above zero; of a logarithm far less may be needed, if what follows takes it back with exp."""
+    tiny = ("1e-20", "1e-30") if operation.name.startswith("log") and not line.half else ()
+    for floor in (*line.floors, *tiny) if operation.operands else ():
         words = f"keep the operand of {operation.name} at {floor} or above"
         yield words, at_least(line, operation, operation.operands[0], floor)
 
@@ -230,6 +231,15 @@ def power(line, operation):
             )
 
 
+@rule("mul multiply")
+def product(line, operation):
+    """Bound a product that overflows."""
+    if isinstance(operation.node, ast.BinOp) and not operation.number:
+        for limit in ("1e3",) if line.half else ("1e4", "1e8"):
+            start, end, text = line.source.operand(operation.node)
+            yield f"bound the product at {limit}", [Edit(start, end, f"{text}.clamp(-{limit}, {limit})")]
+
+
 @rule("exp expm1 exp2 sinh cosh", "sum div mul log log1p")
 def exponential(line, operation):
     """Use softmax, logsumexp or softplus, take the largest exponent out, or bound the exponent."""
@@ -291,6 +301,14 @@ def deviation(line, operation):
         floors = [(f, [name, Edit(after, after, f".clamp(min={f}).sqrt()")]) for f in line.floors] if name else []
     for floor, edits in floors:
         yield f"take the root of the variance, kept at {floor} or above", edits
+    text, dim = source.operand(operation.operands[0])[2], operation.keywords.get("dim")
+    dim = dim or (operation.operands[1] if len(operation.operands) > 1 else None)
+    if len(text) <= LONGEST:  # the same of several values, 0 of one
+        count = f"{text}.shape[{source.code(dim)}]" if dim is not None else f"{text}.numel()"
+        start, end = source.span(call)
+        biased = Source(source.text[start:end]).edited([Edit(e.start - start, e.end - start, e.text) for e in whole])
+        choice = f"({source.text[start:end]} if {count} > 1 else {biased})"
+        yield f"take the {operation.name} of a single value as 0", [Edit(start, end, choice)]
     yield f"use the biased {operation.name} (correction=0)", whole
     for floor, edits in floors:
         yield f"take the root of the biased variance, kept at {floor} or above", [*edits, *whole]

@@ -11,7 +11,7 @@ from typing import Any
 
 NAMESPACES = {"torch", "F", "functional", "linalg", "special", "fft", "nn"}
 NUMBER_NAMESPACES = {"math", "np", "numpy"}
-OPERATORS = {ast.Div: "div", ast.Pow: "pow"}
+OPERATORS = {ast.Div: "div", ast.Pow: "pow", ast.Mult: "mul"}
 ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 

@@ -259,7 +259,7 @@ def nonfinite_update(case):
 def sound_update_settings(case) -> list[dict]:
     """Return options of the optimizer that may make its update fail, each with a sound value: one change each."""
     groups, config = groups_of(case), case.config
-    keys = [key for key in ("eps", "weight_decay", "momentum") if key in config]
+    keys = [key for key in ("eps", "weight_decay", "momentum") if case.built or key in config]
     given = [key for key in keys if any(key in group for group in groups)]
     worst = {key: max(number(g, key) for g in groups) for key in given if key != "eps"}
     cures = []

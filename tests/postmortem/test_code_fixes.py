@@ -53,6 +53,11 @@ CASES = [
     ("return x * torch.log(x)", record("mul", [0.0]), "return torch.xlogy(x, x)"),
     ("return x.std(dim=1)", record("div", node="StdBackward0"), "return x.var(dim=1).clamp(min=1e-6).sqrt()"),
     ("return x.var(dim=1)", record("var", [1.0]), "return x.var(dim=1, correction=0)"),
+    (
+        "return x.std(dim=1)",
+        record("std", [1.0]),
+        "return (x.std(dim=1) if x.shape[1] > 1 else x.std(dim=1, correction=0))",
+    ),
     ("return x[y].mean()", record("mean"), "return x[y].sum() / max(x[y].numel(), 1)"),
     ("return F.normalize(x, eps=0.0)", record("div", [0.0], [0.0]), "return F.normalize(x, eps=1e-6)"),
     ("return torch.softmax(x.masked_fill(y, -math.inf), 1)", record("_softmax"), "x.masked_fill(y, -1e4), 1)"),

@@ -56,7 +56,9 @@ FAULTS = (
         settings={**ECAPA, **RANKS},
         prepare=together(spoil(FIRST, NAN), spoil(SECOND, NAN)),
         processes=2,
-        truths=(input_truth(("batch_nonfinite",), PAIR[0], SAMPLE), input_truth(("batch_nonfinite",), PAIR[1], SAMPLE)),
+        truths=tuple(  # both files may be of one batch
+            Truth(("batch_nonfinite",), ("input",), (Place(files=(f,)), Place(files=PAIR)), (exclude(f),)) for f in PAIR
+        ),
     ),
     Fault(
         id="K4",

@@ -214,7 +214,12 @@ FAULTS = (
         settings={"optimizer": "bad", "nan_patience": 4},
         plugins={"optimizer/bad.py": POISON_MOMENT},
         truths=(
-            Truth(("state_nonfinite",), ("state", "optimizer"), (Place(parameters=MOMENT), marked()), (RESTORE, CODE)),
+            Truth(
+                ("state_nonfinite",),
+                ("state", "optimizer"),
+                (Place(parameters=MOMENT), marked()),
+                (RESTORE, CODE, put("optimizer", lambda v: v != "bad")),
+            ),
         ),
         status=3,
     ),
