@@ -182,10 +182,8 @@ def inside_one(line, operation):
 def above_one(line, operation):
     """Keep the operand above 1."""
     for floor in line.floors[:2]:
-        yield (
-            f"keep the operand of acosh above 1 by {floor}",
-            at_least(line, operation, operation.operands[0], f"1 + {floor}"),
-        )
+        change = wrapped(line, operation, operation.operands[0], f".clamp(min=1 + {floor})", f"max({{}}, 1 + {floor})")
+        yield f"keep the operand of acosh above 1 by {floor}", change
 
 
 @rule("div true_divide divide addcdiv reciprocal", "mul nonfinite")
@@ -229,6 +227,17 @@ def power(line, operation):
                 f"keep the base of the power at {floor} or above",
                 at_least(line, operation, operation.operands[0], floor),
             )
+
+
+@rule("half bfloat16", "mul add matmul mm bmm einsum sum exp pow div")
+def cast_to_half(line, operation):
+    """Leave out the casts to 16 bit of a statement."""
+    casts = [o.node for o in line.source.operations(line.statement) if o.name in ("half", "bfloat16") and o.method]
+    edits = []
+    for node in casts:
+        end = line.source.span(node.func)[1]
+        edits.append(Edit(end - len(node.func.attr), end, "float"))
+    yield "compute in float32, without the cast to 16 bit", edits
 
 
 @rule("mul multiply")
@@ -301,17 +310,24 @@ def deviation(line, operation):
         floors = [(f, [name, Edit(after, after, f".clamp(min={f}).sqrt()")]) for f in line.floors] if name else []
     for floor, edits in floors:
         yield f"take the root of the variance, kept at {floor} or above", edits
-    text, dim = source.operand(operation.operands[0])[2], operation.keywords.get("dim")
-    dim = dim or (operation.operands[1] if len(operation.operands) > 1 else None)
-    if len(text) <= LONGEST:  # the same of several values, 0 of one
-        count = f"{text}.shape[{source.code(dim)}]" if dim is not None else f"{text}.numel()"
-        start, end = source.span(call)
-        biased = Source(source.text[start:end]).edited([Edit(e.start - start, e.end - start, e.text) for e in whole])
-        choice = f"({source.text[start:end]} if {count} > 1 else {biased})"
-        yield f"take the {operation.name} of a single value as 0", [Edit(start, end, choice)]
+    yield from deviation_of_one(line, operation)
     yield f"use the biased {operation.name} (correction=0)", whole
     for floor, edits in floors:
         yield f"take the root of the biased variance, kept at {floor} or above", [*edits, *whole]
+
+
+def deviation_of_one(line: Line, operation: Operation) -> Iterator[Change]:
+    """Take the deviation of a single value, or of none, as 0."""
+    source = line.source
+    text = source.operand(operation.operands[0])[2]
+    dim = operation.keywords.get("dim", operation.operands[1] if len(operation.operands) > 1 else None)
+    given = [] if dim is None else [f"dim={source.code(dim)}"]
+    given += [f"keepdim={source.code(v)}" for k, v in operation.keywords.items() if k == "keepdim"]
+    if len(text) <= LONGEST:
+        count = f"{text}.numel()" if dim is None else f"{text}.shape[{source.code(dim)}]"
+        start, end = source.span(operation.node)
+        choice = f"({source.text[start:end]} if {count} > 1 else {text}.sum({', '.join(given)}) * 0.0)"
+        yield f"take the {operation.name} of a single value as 0", [Edit(start, end, choice)]
 
 
 @rule("std_mean")

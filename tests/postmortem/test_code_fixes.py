@@ -56,11 +56,14 @@ CASES = [
     (
         "return x.std(dim=1)",
         record("std", [1.0]),
-        "return (x.std(dim=1) if x.shape[1] > 1 else x.std(dim=1, correction=0))",
+        "return (x.std(dim=1) if x.shape[1] > 1 else x.sum(dim=1) * 0.0)",
     ),
     ("return x[y].mean()", record("mean"), "return x[y].sum() / max(x[y].numel(), 1)"),
     ("return F.normalize(x, eps=0.0)", record("div", [0.0], [0.0]), "return F.normalize(x, eps=1e-6)"),
     ("return torch.softmax(x.masked_fill(y, -math.inf), 1)", record("_softmax"), "x.masked_fill(y, -1e4), 1)"),
+    ("return torch.acosh(x + 1)", record("acosh", [1.0]), "return torch.acosh((x + 1).clamp(min=1 + 1e-6))"),
+    ("return x.half() * 2e4", record("mul", [9.0], dtype="float16"), "return x.float() * 2e4"),
+    ("return x * y", record("mul", [1e30], [1e30]), "return (x * y).clamp(-1e4, 1e4)"),
     ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
 ]
 
