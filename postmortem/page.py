@@ -190,11 +190,27 @@ def _fix(a) -> str:
         words = "No fix that was tried removes the fault." if fixes else "None was tried."
         return f'<h3>Fix</h3><p class="quiet">{words}</p>'
     where, code = _change(a, found)
+    is_diff = bool(as_dict(found.get("change")).get("diff"))
+    shown = (
+        f'<pre class="diff"><code>{_diff(code)}</code></pre>'
+        if is_diff
+        else f"<pre><code>{escape(code, 2000)}</code></pre>"
+    )
     block = (
-        f'<p class="quiet">{escape(where)}</p><div class="block"><pre><code>{escape(code, 2000)}</code></pre>'
+        f'<p class="quiet">{escape(where)}</p><div class="block">{shown}'
         '<button type="button" hidden>Copy</button></div>'
     )
     return f'<div class="fix"><h3>{title}</h3><p>{escape(found.get("text"))}</p>{note}{block if code else ""}</div>'
+
+
+def _diff(text: str) -> str:
+    """A unified diff with its lines that go and come marked; read as text it is the diff."""
+    marks = {"-": "out", "+": "in"}
+    lines = []
+    for line in text.splitlines()[:200]:
+        mark = "" if line[:3] in ("---", "+++") else marks.get(line[:1], "")
+        lines.append(f'<span class="{mark}">{escape(line, 500)}</span>' if mark else escape(line, 500))
+    return "\n".join(lines)
 
 
 def _change(a, fix: dict) -> tuple[str, str]:
