@@ -119,6 +119,19 @@ NOT_TENSORS = {"math", "np", "numpy", "cmath", "scipy", "logging", "logger", "lo
 NOT_VALUES = set("size numel dim item len range int shape ndim device dtype tensor as_tensor full arange".split())
 # What yields a number that can be 0: a denominator with one of these wants a guard.
 CAN_BE_ZERO = set("sum mean norm vector_norm std var abs max min amax amin square sqrt exp prod relu pow sub".split())
+LARGEST = {"max", "amax", "logsumexp"}
+BOUNDED = {
+    "log_softmax",
+    "logsigmoid",
+    "log",
+    "tanh",
+    "sigmoid",
+    "softmax",
+    "cos",
+    "sin",
+    "normalize",
+    "cosine_similarity",
+}
 DIVISIONS = {"div", "div_", "true_divide", "divide"}
 SMALL = re.compile(r"eps|tiny|small|floor|min_|_min", re.IGNORECASE)
 
@@ -156,7 +169,9 @@ class Scope:
     def is_tensor(self, node) -> bool:
         """Whether an expression is computed from a tensor, as far as one can see."""
         return any(
-            _called(part) in CAN_BE_ZERO | set(SINGULAR) or (isinstance(part, ast.Name) and part.id in self.tensors)
+            _called(part) in CAN_BE_ZERO | set(SINGULAR)
+            or (isinstance(part, ast.Name) and part.id in self.tensors)
+            or (isinstance(part, ast.Call) and _owner(part) == "self")  # a layer
             for part in self.parts(node)
         )
 
@@ -180,6 +195,16 @@ class Scope:
         if any(_called(part) in CAN_BE_ZERO for part in methods) and not self.guarded(denominator, "/"):
             return "divides by what can be 0"
         return ""
+
+    def bounded(self, node) -> bool:
+        """Whether an exponent is kept from growing: by a clamp, by a sign, or by taking the largest one from it."""
+        for part in self.parts(node):
+            if _called(part) in CLAMPS | BOUNDED or (isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.USub)):
+                return True
+            if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub):
+                if any(_called(inner) in LARGEST for inner in self.parts(part.right)):
+                    return True
+        return not self.is_tensor(node)
 
     def _is_small_number(self, node) -> bool:
         value = self.number(node)
@@ -270,8 +295,10 @@ def hazard(node, scope: Scope) -> str:
         return scope.division(node.args[-1])
     if name in SINGULAR and any(True for _ in _value_nodes(operand)) and not scope.guarded(operand, name):
         return SINGULAR[name]
+    if name in ("exp", "expm1") and not scope.bounded(operand):
+        return "Inf above 88 (11 in float16): use softmax, logsumexp or softplus, or bound it"
     if name == "pow" and _fractional(node.args[-1] if node.args else None, scope) and not scope.guarded(operand, name):
-        return "a root or a negative power at 0"
+        return "NaN of a negative base; at 0 its slope or its value is infinite"
     if name == "std" and not _is_biased(node) and not scope.guarded(operand, name):
         return "NaN over a single frame: divides by n - 1 = 0"
     return ""
@@ -293,7 +320,7 @@ def _operator_hazard(node, scope) -> str:
         return scope.division(node.right)
     if not isinstance(node.op, ast.Pow) or not _fractional(node.right, scope) or not scope.is_tensor(node.left):
         return ""
-    return "" if scope.guarded(node.left, "pow") else "a root or a negative power at 0"
+    return "" if scope.guarded(node.left, "pow") else "NaN of a negative base; at 0 its slope or its value is infinite"
 
 
 def plugin_files(config: Config) -> list[Path]:

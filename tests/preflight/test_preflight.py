@@ -219,6 +219,9 @@ def test_nesterov_diverges_beyond_the_product_that_is_called_an_error():
 
 
 UNGUARDED = [
+    "self.layer(x) ** 0.7",
+    "torch.exp(x).sum(dim=1)",
+    "(20.0 * self.layer(x)).exp()",
     "torch.sqrt(1.0 - cosine**2)",
     "(1 - cosine * cosine).clamp(0, 1).sqrt()",
     "torch.sqrt(torch.clamp(1 - cosine.pow(2), min=0))",
@@ -246,6 +249,10 @@ GUARDED = [
     "x.std(dim=2, unbiased=False)",
     "x * x.shape[1] ** -0.5 / math.sqrt(x.shape[1]) / len(x) / label.numel() / self.temperature",
     "x * self.width ** -0.5",
+    "torch.exp(-x.abs())",
+    "torch.exp(x - x.amax(dim=1, keepdim=True))",
+    "(x.clamp(max=10.0)).exp()",
+    "self.layer(x).clamp(min=1e-6) ** 0.7",
 ]
 FUNCTION = """
 EPS = 1e-6
@@ -260,7 +267,7 @@ def forward(self, x, label):
 @pytest.mark.parametrize("text", UNGUARDED)
 def test_unguarded_operations_are_found(text):
     found = lint.hazards(ast.parse(FUNCTION.format(text)))
-    assert [line for line, _, _ in found] == [7], found
+    assert {line for line, _, _ in found} == {7}, found
 
 
 @pytest.mark.parametrize("text", GUARDED)
