@@ -201,9 +201,9 @@ class Scope:
         for part in self.parts(node):
             if _called(part) in CLAMPS | BOUNDED or (isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.USub)):
                 return True
-            if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub):
-                if any(_called(inner) in LARGEST for inner in self.parts(part.right)):
-                    return True
+            difference = isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub)
+            if difference and any(_called(inner) in LARGEST for inner in self.parts(part.right)):
+                return True
         return not self.is_tensor(node)
 
     def _is_small_number(self, node) -> bool:

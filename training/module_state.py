@@ -40,6 +40,17 @@ class ModuleState:
         for (name, key), value in self.copies.items():
             put_back(modules[name].__dict__, key, value)
 
+    def generators(self) -> dict[tuple[str, str], torch.Tensor]:
+        """The states of the generators that modules keep, as they are now."""
+        found = ((n, k, v) for n, m in self.modules for k, v in vars(m).items() if isinstance(v, torch.Generator))
+        return {(name, key): generator.get_state() for name, key, generator in found}
+
+    def set_generators(self, states: dict[tuple[str, str], torch.Tensor]):
+        """Set the generators of modules to states of ``generators``."""
+        modules = dict(self.modules)
+        for (name, key), state in states.items():
+            modules[name].__dict__[key].set_state(state)
+
     def state_dict(self) -> dict[str, dict]:
         """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
         found: dict[str, dict] = {}

@@ -184,21 +184,19 @@ class Step:
         restore_generators(self.generators, self.device)
 
     def remember_draws(self):
-        """Keep generators and plain attributes as a failed attempt has left them."""
-        later = ModuleState(self.network)
-        later.take()
-        self.drawn = generator_state(self.device, torch_only=True), later
+        """Keep the generators as a failed attempt has left them."""
+        self.drawn = generator_state(self.device, torch_only=True), self.module_state.generators()
 
     def keep_draws(self):
-        """Let generators and plain attributes go on as if the last failed step had been taken.
+        """Let the generators go on as if the last failed step had been taken.
 
         A step is refused without a trace, so that the next one draws the same numbers. If those are at fault, as a mask
         that drops every frame, all steps to come would fail.
         """
         if self.drawn is not None:
-            generators, attributes = self.drawn
+            generators, own = self.drawn
             restore_generators(generators, self.device)
-            attributes.restore()
+            self.module_state.set_generators(own)
 
     def undo(self) -> bool:
         """Put back everything that the step has changed so far; returns whether all is as before it."""

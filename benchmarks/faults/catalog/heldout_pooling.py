@@ -157,7 +157,6 @@ FAULTS = (
         settings={"model": "unseen", "nan_patience": 1000},
         plugins={"models/unseen.py": RANDOM_PART},
         truths=(Truth(FORWARD, LAYER, (marked("mean"),), (CODE,)),),
-        status=3,
     ),
     Fault(
         id="H68",

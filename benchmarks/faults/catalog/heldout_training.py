@@ -372,6 +372,7 @@ FAULTS = (
                 (Place(code=True, rank=1, ops=("div",)), Place(rank=1)),
             ),
         ),
+        status=3,  # a refused step puts the counter back, so that its number comes again
     ),
     Fault(
         id="H65",

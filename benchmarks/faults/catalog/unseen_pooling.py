@@ -195,7 +195,6 @@ FAULTS = (
         settings={"model": "unseen", "nan_patience": 1000},
         plugins={"models/unseen.py": OWN_GENERATOR},
         truths=(Truth(FORWARD, LAYER, (marked("div"),), (CODE,)),),
-        status=3,
     ),
     Fault(
         id="N13",
