@@ -40,9 +40,7 @@ class Step:
         if optimizer is not None:
             self.set_optimizer(optimizer, grad_clip, log)
         self.generators: dict | None = None  # of torch, as before the forward pass
-        self.drawn: tuple[dict, ModuleState] | None = (
-            None  # generators and plain attributes after a failed forward pass
-        )
+        self.drawn: tuple[dict, dict] | None = None  # torch's generators and the modules' own after a failed attempt
         self.updating = False
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
