@@ -10,6 +10,7 @@ say of them; without `--only` it takes all, in half an hour.
 
 The analysis was built on the faults F. It was not tuned on the faults H, whose mechanisms and code shapes differ.
 The faults N, and the controls from C30, were written by somebody who had not read the analysis.
+The faults R are reports from public trackers, made small; the address of each stands above its entry.
 Of the controls C nothing may be said. The compounds K are several faults at once.
 
 To add one, write an entry `Fault(...)` in the file of its kind: the fields in the order of `fault.py`, first how it is

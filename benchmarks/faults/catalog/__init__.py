@@ -1,8 +1,9 @@
 """The faults, controls and compounds of the bench, in the order of their numbers.
 
 ``known_*`` holds the faults that the analysis was built on (F), ``heldout_*`` those it was not tuned on (H), each by
-the part of a run in which they are, and ``unseen_*`` those written by somebody who had not read it (N). ``controls``
-(C) are runs of which nothing may be said, ``compounds`` (K) several faults at once.
+the part of a run in which they are, ``unseen_*`` those written by somebody who had not read it (N), and ``reported``
+those of public trackers (R). ``controls`` (C) are runs of which nothing may be said, ``compounds`` (K) several faults
+at once.
 `python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
 """
 
@@ -22,6 +23,7 @@ from catalog import (
     known_layers,
     known_losses,
     known_training,
+    reported,
     unseen_controls,
     unseen_features,
     unseen_layers,
@@ -33,9 +35,9 @@ from catalog import (
 
 
 def order(fault):
-    """F before C before K before H before N, then by number and letter."""
-    kind, number, letter = re.fullmatch(r"([FCKHN])(\d+)([a-z]?)", fault.id).groups()
-    return "FCKHN".index(kind), int(number), letter
+    """F before C before K before H before N before R, then by number and letter."""
+    kind, number, letter = re.fullmatch(r"([FCKHNR])(\d+)([a-z]?)", fault.id).groups()
+    return "FCKHNR".index(kind), int(number), letter
 
 
 FILES = (
@@ -56,6 +58,7 @@ FILES = (
     unseen_losses,
     unseen_precision,
     unseen_training,
+    reported,
     controls,
     unseen_controls,
     compounds,
