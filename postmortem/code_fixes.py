@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from postmortem.modes import LineBound
+from postmortem.finding import ranges_of
 from postmortem.places import path_of
 from postmortem.probe import Probe, Record
 from postmortem.replay import OutOfTime, ReplayError
@@ -35,6 +35,8 @@ ADVICE = {
     "mul": "normalise or bound the factors before they are multiplied",
     "mm": "normalise or bound the factors before they are multiplied",
     "bmm": "normalise or bound the factors before they are multiplied",
+    "addmm": "normalise or bound what the layer reads",
+    "ctc_loss": "give each row at least as many frames as it has labels, or skip the rows that are too short",
     "sum": "take the mean, or divide before the sum",
     "cumprod": "add logarithms in the place of a product of many factors",
     "prod": "add logarithms in the place of a product of many factors",
@@ -284,17 +286,8 @@ def advice_for(record) -> str:
     words = next((ADVICE[name] for name in (record.op_name, record.op) if name in ADVICE), "")
     if words:
         return words
-    read = f"; it read {' and '.join(map(str, record.operands))}" if record.operands else ""
-    return f"keep what {record.op_name} reads in the range where it and its slope are finite{read}"
-
-
-def bounded_evidence(case, source: str) -> str:
-    """Show that a line is the place: the step with what the line returns held finite; '' if it is not finite then."""
-    try:
-        outcome = case.replay.run(columns=case.small, modes=[LineBound(source)])
-    except OutOfTime:
-        return ""
-    return f"with what {source} returns held finite, the step is finite" if outcome.finite else ""
+    read = f" ({ranges_of(record)})" if record.operands else ""
+    return f"bound or normalise what {record.op_name} reads{read}"
 
 
 class UpdateSearch(CodeSearch):

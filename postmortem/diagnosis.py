@@ -317,7 +317,8 @@ def in_other_precisions(case) -> list[str]:
             outcome = case.replay.run(dtype=dtype)
             lines += [f"in {dtype}: {outcome}"] if not outcome.error else []
     if case.dump["amp_dtype"] == "float16":
-        sizes = [(a["abs_max"], a["name"]) for a in case.activations if a["abs_max"] > 0]  # also leaves out NaN
+        beyond = {a["name"] for a in case.activations if a["nonfinite"]}
+        sizes = [(a["abs_max"], a["name"]) for a in case.activations if a["abs_max"] > 0 and a["name"] not in beyond]
         tops = [f"{name} {size:.3g}" for size, name in sorted(sizes)[-3:][::-1]]
         lines += [f"largest outputs of modules (float16 ends at 65504): {', '.join(tops)}"] if tops else []
     return lines

@@ -107,7 +107,7 @@ REASONS = {
     "softmax_of_minus_inf": "every value of a row is -inf",
     "variance_of_one": "it takes the variance of a single value",
     "mean_of_nothing": "it takes the mean of no values",
-    "nonfinite_constant": "a number in the code is NaN or Inf",
+    "nonfinite_constant": "a number that enters here is NaN or Inf",
 }
 SLOPES = {
     "sqrt_at_zero": "the slope of sqrt at 0 is infinite",
@@ -115,6 +115,7 @@ SLOPES = {
     "acos_at_one": "the slope of acos and asin at 1 and -1 is infinite",
     "divide_by_zero": "the divisor is 0 or close to it",
     "power": "the slope of a power below 1 is infinite at 0",
+    "exp_overflow": "exp overflows in the forward pass, where what follows hides it: 0 times Inf",
     "variance_of_a_constant": "the slope of a deviation of equal values is infinite",
 }
 
@@ -132,12 +133,34 @@ def result_of(record) -> str:
     return f"{record.op_name} gave {kinds}{reason}"
 
 
+# Operation -> the names of what it reads.
+OPERANDS = {
+    "addmm": ("bias", "input", "weight"),
+    "div": ("dividend", "divisor"),
+    "mul": ("first factor", "second factor"),
+}
+
+
 def inputs_of(record) -> str:
     """Describe the inputs that explain a result, as the end of a sentence; '' if they are not known."""
+    read = record.operands
+    if record.op_name == "div" and len(read) == 2 and record.nan and read[0].zeros and read[1].zeros:
+        return "; 0 is divided by 0"
+    if record.op_name == "mul" and len(read) == 2 and record.nan and any(r.infinite for r in read):
+        return "; 0 is multiplied by Inf"
     operand, extreme, words = TELLING.get(record.op_name, (0, "", ""))
-    if words and operand < len(record.operands) and math.isfinite(getattr(record.operands[operand], extreme)):
-        return f"; its {words} was {getattr(record.operands[operand], extreme):.4g}"
-    return f"; its inputs were {' and '.join(map(str, record.operands))}" if record.operands else ""
+    if words and operand < len(read) and math.isfinite(getattr(read[operand], extreme)):
+        return f"; its {words} was {getattr(read[operand], extreme):.4g}"
+    return f"; its {ranges_of(record)}" if read else ""
+
+
+def ranges_of(record) -> str:
+    """The ranges of what an operation read: 'input was 1 to 5', 'bias was 0 to 1, input 9 to 70, weight 20 to 20'."""
+    names = OPERANDS.get(record.op_name, ())
+    if len(names) == len(record.operands) and names:
+        return ", ".join(f"{name}{'' if i else ' was'} {r}" for i, (name, r) in enumerate(zip(names, record.operands)))
+    plural = "input was" if len(record.operands) == 1 else "inputs were"
+    return f"{plural} {' and '.join(map(str, record.operands))}"
 
 
 def first_result(record, source: str | None) -> str:

@@ -12,7 +12,6 @@ from postmortem.code_fixes import (
     RetrainingSearch,
     UpdateSearch,
     advice_for,
-    bounded_evidence,
     survives,
 )
 from postmortem.finding import plural
@@ -262,9 +261,6 @@ def changes_of_code(case, finding, kind, record=None, *more) -> list[dict]:
     if found is not None:
         text = f"{finding.source}: {'; '.join(found.words)}"
         return [recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
-    if kind is CodeSearch:
-        bounded = bounded_evidence(case, finding.source)
-        finding.evidence += [bounded] if bounded else []
     tried = (
         f"{plural(search.tried, 'change')} of the line tried, none verified" if search.tried else "no change is known"
     )
@@ -313,6 +309,14 @@ def for_precision(case, finding) -> list[dict]:
     if case.dump["amp_dtype"] == "float16":
         fixes.append(attempt(case, "compute in bfloat16", "set", {"amp_dtype": "bfloat16"}, dtype="bfloat16"))
     fixes += changes_of_code(case, finding, CodeSearch)
+    if finding.module and not any(fix["verdict"] == "verified" and fix["action"] == "fix_code" for fix in fixes):
+        island = attempt(case, "", "fix_code", None, islands=(finding.module,))
+        if island["verdict"] == "verified":
+            how = "torch.autocast(.., enabled=False) around it, .float() on its input"
+            text = f"compute {finding.module} in float32: {how}"
+            outcome = f"{island['outcome']}; tried in the replay, not as a change of the source"
+            fixes = [fix for fix in fixes if fix["action"] != "fix_code"]
+            fixes.append(recommendation(f"{finding.source}: {text}", "fix_code", None, None, outcome))
     return [*fixes, *settings_of_plugins(case, finding)]
 
 

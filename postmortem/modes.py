@@ -3,8 +3,6 @@
 import torch
 from torch.overrides import TorchFunctionMode
 
-from postmortem.places import call_site
-
 # What CUDA's autocast computes in fp32 (PyTorch documentation, "CUDA Ops that can autocast to float32"); the CPU's
 # autocast leaves most of these in 16 bit.
 CUDA_FP32 = frozenset(
@@ -15,7 +13,6 @@ CUDA_FP32 = frozenset(
     " softplus sum renorm tan triplet_margin_loss logsumexp vector_norm __pow__ __rpow__ arccos arcsin".split()
 )
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-EPSILON = 1e-7
 
 
 def _map(values, change):
@@ -54,48 +51,3 @@ class Casts(TorchFunctionMode):
 
 def _is_dtype(value) -> bool:
     return isinstance(value, torch.dtype) and value in FLOATING
-
-
-class _FiniteGradient(torch.autograd.Function):
-    """Identity whose gradient is bounded, with 0 in place of NaN and Inf."""
-
-    @staticmethod
-    def forward(ctx, x, bound):
-        ctx.bound = bound
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0).clamp(-ctx.bound, ctx.bound), None
-
-
-class LineBound(TorchFunctionMode):
-    """Keeps what the operations of one source line return, and the gradients that leave it, within finite bounds.
-
-    This shows what a mask of the elements for which an operation is not defined would do. ``share`` is the largest
-    share of an operation's result that was not finite.
-    """
-
-    def __init__(self, source: str, bound: float = 1e4):
-        super().__init__()
-        self.source, self.bound, self.share = source, bound, 0.0
-
-    def __torch_function__(self, function, kinds, args=(), kwargs=None):
-        if call_site() != self.source:
-            return function(*args, **(kwargs or {}))
-        args = tuple(_FiniteGradient.apply(a, self.bound) if _learns(a) else a for a in args)
-        out = function(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() and not _in_place(function):
-            self.share = max(self.share, float((~out.detach().isfinite()).float().mean()))
-            bounded = torch.nan_to_num(out, nan=0.0, posinf=self.bound, neginf=-self.bound)
-            return bounded.clamp(-self.bound, self.bound)
-        return out
-
-
-def _learns(value) -> bool:
-    return isinstance(value, torch.Tensor) and value.requires_grad and value.is_floating_point() and not value.is_leaf
-
-
-def _in_place(function) -> bool:
-    name = getattr(function, "__name__", "")
-    return name.endswith("_") and not name.endswith("__")

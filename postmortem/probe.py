@@ -37,17 +37,18 @@ class Range:
     nearest_to_zero: float
     zeros: int
     count: int = 1  # of all values, finite or not
+    infinite: int = 0
 
     @classmethod
     def of(cls, tensor) -> "Range":
         tensor = tensor.detach()
         values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
-        count = values.numel()
+        count, infinite = values.numel(), int(values.isinf().sum())
         values = values[values.isfinite()]
         if not values.numel():
-            return cls(math.nan, math.nan, math.nan, 0, count)
+            return cls(math.nan, math.nan, math.nan, 0, count, infinite)
         nearest = float(values[values.abs().argmin()])
-        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()), count)
+        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()), count, infinite)
 
     def __str__(self):
         if not self.count:
@@ -55,6 +56,7 @@ class Range:
         if math.isnan(self.smallest):
             return "no finite value"
         zeros = f" ({self.zeros} zero{'s' if self.zeros > 1 else ''})" if self.zeros else ""
+        zeros += f" ({self.infinite} infinite)" if self.infinite else ""
         return f"{self.smallest:.4g} to {self.largest:.4g}{zeros}"
 
 
@@ -234,7 +236,7 @@ class Probe(TorchDispatchMode):
         from_masks = record.constant or bool(record.parents)
         from_masks &= all(parent.is_mask for parent in record.parents)
         record.is_mask = from_masks and not record.nan and not record.nonfinite_inputs
-        if not record.parents:
+        if all(parent.is_mask for parent in record.parents):
             record.operands = [Range.of(t) for t in inputs[:3]]
         self.records.append(record)
         for tensor in bad:

@@ -10,6 +10,7 @@ from storage.restricted import printable
 from utils import plain_names
 
 WIDTH = 80
+NOT_APPLICABLE = "not applicable"
 MARKS = {"verified": "VERIFIED", "untested": "untested"}
 REPLAYED = {
     "bit_equal": "bit for bit the step of the run",
@@ -82,9 +83,12 @@ def code_at(source: str | None) -> str:
 
 def recommendation_lines(advice: list[dict]) -> list[str]:
     """Return each fix with its outcome, verified first; refuted ones share a line, and so do untested settings."""
-    lines, refuted, untested = [], [], collections.defaultdict(list)  # untested: outcome -> short names
+    lines, refuted, idle, untested = [], [], [], collections.defaultdict(list)  # untested: outcome -> short names
     number = 0
     for fix in advice:
+        if fix["outcome"].startswith(NOT_APPLICABLE):
+            idle.append(short_name(fix))
+            continue
         if fix["verdict"] == "refuted":
             refuted.append(short_name(fix) + (" (this step only)" if fix["outcome"] == FAILS_LATER else ""))
             continue
@@ -99,6 +103,7 @@ def recommendation_lines(advice: list[dict]) -> list[str]:
         if fix["action"] == "fix_code" and fix["change"]:
             lines += [f"             {line}" for line in changed_lines(fix["change"]["diff"])]
     lines += [f"tried, no effect: {', '.join(refuted)}"] if refuted else []
+    lines += [f"not applicable: {', '.join(idle)} (the step ran in float32)"] if idle else []
     lines += [f"untested: {', '.join(names)} ({outcome})" for outcome, names in untested.items()]
     return lines or ["Nothing to recommend."]
 

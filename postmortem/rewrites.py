@@ -450,7 +450,7 @@ def equal_eigenvalues(line, operation):
 
 
 @rule(
-    "inv inv_ex inverse cholesky cholesky_ex solve solve_ex logdet slogdet det pinv",
+    "inv inv_ex inverse cholesky cholesky_ex solve solve_ex pinv",
     "linalg_inv_ex linalg_cholesky_ex linalg_solve_ex div",
 )
 def singular_matrix(line, operation):
@@ -459,3 +459,19 @@ def singular_matrix(line, operation):
     for size in ("1e-6", "1e-4", "1e-2"):
         eye = f"torch.eye({text}.shape[-1], dtype={text}.dtype, device={text}.device)"
         yield f"add a diagonal of {size}", [Edit(start, end, f"({text} + {size} * {eye})")]
+
+
+@rule("logdet", "scalar_tensor where log")
+def negative_determinant(line, operation):
+    """Take the logarithm of the determinant's size, whatever its sign."""
+    text = line.source.code(operation.operands[0])
+    change = f"torch.linalg.slogdet({text}).logabsdet"
+    yield "use slogdet, which takes the sign apart", [line.source.replaced(operation.node, change)]
+
+
+@rule("ctc_loss", "ctc_loss")
+def too_few_frames(line, operation):
+    """Leave out rows that have fewer frames than labels."""
+    if "zero_infinity" not in operation.keywords:
+        end = line.source.span(operation.node)[1] - 1
+        yield "leave out rows with fewer frames than labels (zero_infinity)", [Edit(end, end, ", zero_infinity=True")]

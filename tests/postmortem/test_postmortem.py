@@ -264,7 +264,8 @@ def test_refuted_fixes_share_a_line_and_verified_ones_keep_theirs():
         "1. VERIFIED  lower the scale",
         "             with it: loss 1.5",
         "             YAML: scale: 20",
-        "tried, no effect: clamp the operand of sqrt (a.py:3), lr 0.0005, margin 0.1 (this step only), fp32",
+        "tried, no effect: clamp the operand of sqrt (a.py:3), lr 0.0005, margin 0.1 (this step only)",
+        "not applicable: fp32 (the step ran in float32)",
         "untested: clip 1, optimizer sgd (no time)",
     ]
     assert recommendation_lines([]) == ["Nothing to recommend."]
