@@ -70,7 +70,7 @@ def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
     for operation in source.operations(statement):
         for words, edits in boolean_masks(line, operation):
             found.append(((False, False, 0), words, source.edited(edits)))
-    if record.constant:
+    if record.constant or any(parent.is_mask for parent in record.parents):
         for place, (words, edits) in enumerate(finite_constants(line)):
             found.append(((False, False, place), words, source.edited(edits)))
     found.sort(key=lambda entry: entry[0])

@@ -142,9 +142,8 @@ def history_lines(dump: dict, width: int = 60) -> list[str]:
         finite = [v for v in values if math.isfinite(v)]
         if not finite or (len(set(finite)) == 1 and len(finite) == len(values) and key in ("lr", "scale")):
             continue
-        lines.append(
-            f"{name:>13}: [{chart(values)}] {values[0]:.4g} to {values[-1]:.4g} in {len(values)} step{'s' if len(values) > 1 else ''}"
-        )
+        steps = f"{len(values)} step{'s' if len(values) > 1 else ''}"
+        lines.append(f"{name:>13}: [{chart(values)}] {values[0]:.4g} to {values[-1]:.4g} in {steps}")
     return lines
 
 
