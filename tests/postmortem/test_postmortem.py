@@ -16,9 +16,10 @@ import torch
 from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
+from postmortem.diagnosis import diagnose
 from postmortem.evaluation_faults import candidates
 from postmortem.finding import result_of
-from postmortem.fixes import FAILS_LATER, recommendation
+from postmortem.fixes import FAILS_LATER, attempt, recommendation, recommendations
 from postmortem.modes import CudaCasts
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
@@ -69,6 +70,35 @@ def test_a_setting_that_a_module_keeps_as_a_number_is_tried(dump_of):
     assert verdict["location"]["parameter"] == "scale" and any("scale" in change for change in verified)
     replay = Replay(read_dump(path), read_state(path, read_dump(path)["state"]))
     assert replay.run(settings={"scale": 10}).finite and not replay.run().finite
+
+
+def test_without_time_the_line_is_found_and_nothing_more_is_tried(dump_of, capsys):
+    path = dump_of(scale=1e39)
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]), seconds=0.0)
+    finding = diagnose(case)
+    advice = recommendations(case, finding)
+    assert case.replay.runs == 2 and finding.source.startswith("loss/aamsoftmax.py:")  # as it was, and under the probe
+    tried = [fix for fix in advice if fix["verdict"] != "refuted"]
+    assert tried and all("no time left" in fix["outcome"] or "no change" in fix["outcome"] for fix in tried)
+    capsys.readouterr()
+    case.base.seconds, case.shown = 5.0, 0.0
+    case.show_life(3)
+    assert "replay 3 of at most 3, 5.0 s each, 0 s left" in capsys.readouterr().err
+
+
+def test_a_few_rows_stand_for_a_large_batch(dump_of):
+    """Changes are tried on few rows that fail; one that passes there is tried on the whole batch."""
+    path = dump_of(scale=1e39)
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    sizes = []
+    run_once = case.replay.run_once
+    case.replay.run_once = lambda columns, *more, **kw: (sizes.append(columns), run_once(columns, *more, **kw))[1]
+    case.small = [0, 2]
+    assert attempt(case, "", "set", {}, settings={"scale": 20})["verdict"] == "verified"
+    assert attempt(case, "", "set", {}, settings={"margin": 0.1})["verdict"] == "refuted"
+    assert sizes == [[0, 2], None, [0, 2]]
 
 
 def test_an_injection_is_called_a_rehearsal(dump_of):
