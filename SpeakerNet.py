@@ -89,7 +89,7 @@ class ModelTrainer:
         self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
         amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
-        self.step.rechecks = config.nan_recheck
+        self.step.rechecks = self.chosen_recheck()
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
         if config.compile_model:
@@ -120,6 +120,13 @@ class ModelTrainer:
             log=self.log,
         )
         self.saver = Saver(config, ranks, files, self.state.capture, self.step.buffers.nonfinite_by_design, self.log)
+
+    def chosen_recheck(self) -> str:
+        """How a step that fails is computed once more: 'cpu' is no more than 'same' in a run on the CPU."""
+        if self.config.nan_recheck != "cpu" or self.device.type != "cpu":
+            return self.config.nan_recheck
+        self.log("nan_recheck: cpu does no more than same here: this run is on the CPU")
+        return "same"
 
     def build_optimizer(self):
         """Optimizer, schedule and the schedule's unit from their plug-ins."""

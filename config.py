@@ -15,7 +15,10 @@ Value = TypeVar("Value", bool, int, float, str)
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key. ``low`` and ``high`` are inclusive bounds, ``above`` is an exclusive one."""
+    """One configuration key. ``low`` and ``high`` are inclusive bounds, ``above`` is an exclusive one.
+
+    ``switch``: the choices that false and true stand for, of a key that was a bool once; () of others.
+    """
 
     name: str
     type: type
@@ -27,6 +30,7 @@ class Key:
     above: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    switch: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Meaning, choices, unit and default in one line."""
@@ -47,12 +51,13 @@ def key(
     above: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    switch: tuple[str, ...] = (),
 ) -> Value:
     """Make a row of the table: a ``Key`` that has its name, type and group from the place where it is written.
 
     A type checker is told that it is a value, since an instance of ``Config`` has the value in this attribute.
     """
-    return cast(Value, Key("", object, default, "", help, unit, low, above, high, choices))
+    return cast(Value, Key("", object, default, "", help, unit, low, above, high, choices, switch))
 
 
 # fmt: off
@@ -136,7 +141,7 @@ class Optimisation:
     nan_max_gb: float = key(1.0, "size of debug_nan/", unit="GB", low=0)
     nan_dump_audio: bool = key(True, "keep the waveforms in a dump; voices are biometric data")
     nan_inject: str = key("", "rehearsal: spoil steps: 1:data,2:loss,3:grad,4:buffer,5:label,6:update")
-    nan_recheck: bool = key(True, "compute a step that is not finite once more, to tell a fault of the moment from a lasting one")
+    nan_recheck: str = key("same", "compute a step that is not finite once more, to tell a fault of the moment from a lasting one; cpu: and then on the CPU, to tell a broken GPU; true is same, false is none", choices=("none", "same", "cpu"), switch=("none", "same"))
     nan_patience: int = key(50, "non-finite steps in a row that end the run (exit status 3)", low=1)
 
 

@@ -181,7 +181,9 @@ def vanished(case):
     if changed and not injected:
         text = f"The step is finite with the changed code: the change to {', '.join(changed)} fixes it."
         return Finding("unknown", "code_changed", text, [f"with the changed code: {case.base}"])
-    if case.replay.emulated and not injected:
+    recheck = case.dump.get("recheck") or {}
+    known = recheck.get("finite") or recheck.get("cpu_finite")
+    if case.replay.emulated and not injected and not known:
         text = "On this CPU, which emulates the casts of a GPU, the step is finite. Run the analysis on a GPU."
         return Finding("unknown", "other_device", text, [f"on the CPU: {case.base}"])
     evidence = [f"replay in {case.dump['amp_dtype']}, same state and generators: {case.base}"]
@@ -196,22 +198,41 @@ def vanished(case):
     same = same_as_files(case.dump["data"], case.files, range(len(case.files)))
     if same is not None:
         evidence.append("the batch equals its files" if same else "the batch differs from what its files give")
-    text = (
-        "Replayed twice, the step was finite both times. The cause is not in the dump: a hardware error, another"
-        " process, or state outside the dump (a hook, a Python attribute)."
-    )
-    recheck = case.dump.get("recheck") or {}
+    return Finding("environment", *of_the_moment(case), evidence + rechecks_of(recheck))
+
+
+def rechecks_of(recheck: dict) -> list[str]:
+    """What the run saw when it computed the step again, as evidence."""
+    lines = []
     if recheck:
         result = (
             "finite" if recheck.get("finite") else "the same" if recheck.get("same") else "not finite with other values"
         )
-        evidence.append(f"computed once more in the run, the step was {result}")
+        lines.append(f"computed once more in the run, the step was {result}")
+    if "cpu_finite" in recheck:
+        lines.append(f"computed on the CPU in the run, it was {'' if recheck['cpu_finite'] else 'not '}finite")
+    if recheck.get("cpu_error"):
+        lines.append(f"on the CPU the run could not compute it: {recheck['cpu_error']}")
+    return lines
+
+
+def of_the_moment(case) -> tuple[str, str]:
+    """(detail, summary) of a step whose replay is finite."""
+    recheck = case.dump.get("recheck") or {}
     if recheck.get("finite"):
-        text = (
+        return "transient", (
             "The run computed this step once more at once, and it was finite: a fault of the moment. Check the device"
             " (memory errors, temperature) and threads that write to shared tensors."
         )
-    return Finding("environment", "transient", text, evidence)
+    if recheck.get("cpu_finite"):
+        return "device", (
+            f"On {case.dump['device']} this step failed twice, on the CPU it was finite, and the replay is finite too:"
+            " the device is broken, or an operation of it is at fault. Run the batch on another device of its kind."
+        )
+    return "transient", (
+        "Replayed twice, the step was finite both times. The cause is not in the dump: a hardware error, another"
+        " process, or state outside the dump (a hook, a Python attribute)."
+    )
 
 
 def guilty_rank(case) -> tuple[int | None, str]:

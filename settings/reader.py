@@ -43,6 +43,8 @@ def coerce(key: Key, setting: Setting):
     """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
     place = key_text(setting, key.name)
     value = to_type(key.type, setting.value, place)
+    if key.switch and str(value).lower() in TRUE + FALSE:
+        value = key.switch[str(value).lower() in TRUE]
     if key.choices and value not in key.choices:
         raise UsageError(f"{place}: must be one of {', '.join(map(str, key.choices))}; got '{value}'")
     if key.low is not None and value < key.low:
@@ -149,8 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
     for key in KEYS.values():
         group = groups.setdefault(key.group, parser.add_argument_group(key.group))
         text = key.describe().replace("%", "%%")
-        if key.type is bool:
-            group.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=text)
+        if key.type is bool or key.switch:
+            kind = "BOOL" if key.type is bool else key.type.__name__.upper()
+            group.add_argument(f"--{key.name}", nargs="?", const="true", metavar=kind, help=text)
             group.add_argument(
                 f"--no-{key.name}", dest=key.name, action="store_const", const="false", help=argparse.SUPPRESS
             )

@@ -163,7 +163,8 @@ OPTIONAL_KEYS = {
     "update_stats": {str: STATISTICS},
     "optimizer_attributes": {str: SCALAR},
     "module_state": {str: {str: anything}},  # plain attributes of modules, as before the step
-    "recheck": {str: SCALAR},  # what the same step gave, computed once more
+    # What the same step gave, computed once more, and then on the CPU: whether it was finite, or why it cannot be told.
+    "recheck": Fields({"finite": (bool,), "same": (bool,)}, {"cpu_finite": (bool,), "cpu_error": TEXT}),
     # Of loops that are not the trainer's: 'module:function' that makes the network and its optimizer, the shape of a
     # row of ``data`` (B, values), modules in evaluation mode, parameters without a gradient.
     "build": text_of(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"),

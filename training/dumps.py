@@ -85,6 +85,11 @@ def outcome_of(fault: Fault) -> str:
     again = ""
     if fault.recheck:
         again = f"Computed once more it gives {'the same' if fault.recheck['same'] else 'other'} values. "
+    if "cpu_finite" in fault.recheck:
+        told = "finite: is the GPU broken?" if fault.recheck["cpu_finite"] else "not finite either."
+        again += f"On the CPU it is {told} "
+    elif "cpu_error" in fault.recheck:
+        again += f"On the CPU it cannot be computed: {fault.recheck['cpu_error']}. "
     return f"{again}Training goes on; weights, buffers and optimizer are as before this batch."
 
 

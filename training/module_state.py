@@ -68,6 +68,28 @@ class ModuleState:
                     put_back(module.__dict__, key, value)
 
 
+def cpu_copy(network: nn.Module) -> nn.Module:
+    """Copy a network to the CPU, tensors and generators in plain attributes too; needs no memory of its device."""
+    made: dict[int, Any] = {}
+    for module in network.modules():
+        kept = vars(module)
+        for value in [*kept["_parameters"].values(), *kept["_buffers"].values(), *kept.values()]:
+            if id(value) in made:
+                continue
+            if isinstance(value, torch.Tensor):
+                tensor = value.detach().to("cpu", copy=True)
+                learns = isinstance(value, nn.Parameter)
+                made[id(value)] = nn.Parameter(tensor, value.requires_grad) if learns else tensor
+            elif isinstance(value, torch.Generator):
+                made[id(value)] = torch.Generator()
+                if value.device.type == "cpu":
+                    made[id(value)].set_state(value.get_state())
+    copy_of = copy.deepcopy(network, made)
+    for module in copy_of.modules():
+        vars(module).update({k: torch.device("cpu") for k, v in vars(module).items() if isinstance(v, torch.device)})
+    return copy_of
+
+
 def states_of(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that may be a state."""
     return {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}

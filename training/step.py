@@ -10,7 +10,8 @@ from training import precision
 from training.attempt import Attempt, as_scalar, read_attempt
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
-from training.module_state import ModuleState
+from training.module_state import ModuleState, cpu_copy
+from training.ranks import SingleProcess
 from training.update import UpdateGuard
 from utils import total_norm
 
@@ -34,7 +35,7 @@ class Step:
         self.scaler = precision.LossScaler(amp_dtype is torch.float16)
         self.buffers = precision.BufferSnapshot(network)
         self.module_state = ModuleState(network)
-        self.rechecks = True  # whether a step that fails is computed once more
+        self.rechecks = "same"  # how a step that fails is computed once more: 'none', 'same', or then on the 'cpu' too
         self.optimizer: torch.optim.Optimizer | None = None
         self.guard: UpdateGuard | None = None
         if optimizer is not None:
@@ -63,7 +64,9 @@ class Step:
             fault = self.update(window, scale, attempt, poison)
         else:
             fault = self.fault_of(attempt, window, scale, poison)
-            fault.recheck = self.recheck(attempt, window, scale, poison) if self.rechecks else {}
+            fault.recheck = self.recheck(attempt, window, scale, poison) if self.rechecks != "none" else {}
+            if self.rechecks == "cpu" and fault.recheck and fault.at_fault and not fault.transient:
+                fault.recheck |= self.recheck_on_cpu(window, scale, poison)
         if fault is None:
             self.scaler.stepped(scale)
             return attempt
@@ -230,6 +233,19 @@ class Step:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
         return {"finite": again.finite, "same": [repr(x) for x in first] == [repr(x) for x in second]}
+
+    def recheck_on_cpu(self, window, scale: float, poison: str) -> dict:
+        """Compute a failed attempt on the CPU, with a copy of the network: {'cpu_finite': bool}, or {'cpu_error': why}.
+
+        A device that is broken is told from a fault of the numbers. Random numbers on the device are drawn anew.
+        """
+        try:
+            step = Step(cpu_copy(self.network), SingleProcess(torch.device("cpu")), self.amp_dtype)
+            return {"cpu_finite": step.attempt(window, scale, poison).finite}
+        except Exception as error:  # code of a plug-in that knows one device only may raise anything
+            return {"cpu_error": f"{type(error).__name__}: {error}"[:200]}
+        finally:
+            self.rewind()
 
     def count_nonfinite(self) -> list[int]:
         """How many gradient values are NaN, and how many are infinite."""

@@ -244,3 +244,20 @@ def test_another_model_on_the_command_line_passes_over_the_keys_of_the_one_it_re
     path.write_text("model: ECAPA_TDNN\nchanels: 8\ntrainfunc: aamsoftmax\n")
     with pytest.raises(UsageError, match="unknown key 'chanels'"):
         load_config(["--config", str(path), "--model", "ResNetSE34L"])
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    [("true", "same"), ("false", "none"), ("off", "none"), ("none", "none"), ("same", "same"), ("cpu", "cpu")],
+)
+def test_a_key_of_words_that_was_a_bool_once_understands_both(written, meant, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"model: ResNetSE34L\ntrainfunc: aamsoftmax\nnan_recheck: {written}\n")
+    assert load_config(["--config", str(path)])[0].nan_recheck == meant
+    assert load_config([*BASE, "--nan_recheck", written])[0].nan_recheck == meant
+
+
+def test_the_flags_of_a_key_that_was_a_bool_once_go_on():
+    assert load_config([*BASE, "--nan_recheck"])[0].nan_recheck == "same"
+    assert load_config([*BASE, "--no-nan_recheck"])[0].nan_recheck == "none"
+    assert "nan_recheck: must be one of none, same, cpu; got 'gpu'" in error_of([*BASE, "--nan_recheck", "gpu"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from storage.dump import read_dump
-from training.module_state import MOST_ELEMENTS, ModuleState
+from training.module_state import MOST_ELEMENTS, ModuleState, cpu_copy
 
 
 class Counter(nn.Module):
@@ -84,7 +84,7 @@ def with_failing_loss(trainer, at):
 
 
 def test_a_refused_step_leaves_no_trace_in_counters_and_generators(settings, tools):
-    trainer, other = (with_failing_loss(tools.build(settings, nan_recheck=False), at) for at in (2, 0))
+    trainer, other = (with_failing_loss(tools.build(settings, nan_recheck="none"), at) for at in (2, 0))
     batches = tools.batches(trainer)[:3]
     for index, batch in enumerate(batches):
         trainer.progress.batch += 1
@@ -101,7 +101,7 @@ def test_a_refused_step_leaves_no_trace_in_counters_and_generators(settings, too
 
 def test_an_unlucky_draw_does_not_end_the_run(settings, tools):
     """Refused steps draw the same numbers again; from the third in a row on others are drawn."""
-    trainer = tools.build(settings, nan_recheck=False)
+    trainer = tools.build(settings, nan_recheck="none")
     trainer.network.loss.generator = torch.Generator().manual_seed(5)
     trainer.step.module_state = ModuleState(trainer.network)
     draws = []
@@ -170,3 +170,81 @@ def test_a_lasting_fault_gives_the_same_values_again(settings, tools, capsys):
     (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
     assert read_dump(path)["recheck"] == {"finite": False, "same": True}
     assert "Computed once more it gives the same values" in capsys.readouterr().out
+
+
+def test_a_step_that_is_finite_on_the_cpu_alone_points_to_the_device(settings, tools, capsys):
+    """The trainer's own network stands for one on a broken GPU: it fails, its copy does not."""
+    trainer = tools.build(settings)
+    trainer.step.rechecks = "cpu"
+    network = trainer.network
+
+    def broken(module, inputs, output):
+        return (output[0] * math.nan, output[1]) if module is network.loss else None
+
+    network.loss.register_forward_hook(broken)
+    before = tools.snapshot(trainer)
+    trainer.progress.batch = 1
+    assert trainer.train_step(tools.batches(trainer)[:1]) is None
+    trainer.close()
+    tools.assert_same(before, tools.snapshot(trainer))
+    assert "On the CPU it is finite: is the GPU broken?" in capsys.readouterr().out
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["recheck"] == {"finite": False, "same": True, "cpu_finite": True}
+    found = json.loads(programs.run(tools.root / "analyze_nan_debug.py", path, "--json").stdout)
+    assert (found["cause"], found["detail"]) == ("environment", "device"), found
+    assert "computed on the CPU in the run, it was finite" in found["evidence"]
+    dump = torch.load(path, weights_only=True)
+    torch.save({**dump, "device": "cuda:0"}, path)  # what a GPU would have written, analysed without one
+    found = json.loads(programs.run(tools.root / "analyze_nan_debug.py", path, "--json").stdout)
+    assert (found["cause"], found["detail"]) == ("environment", "device"), found
+    text = programs.run(tools.root / "analyze_nan_debug.py", path).stdout
+    assert "On cuda:0 this step failed twice, on the CPU it was finite" in text
+
+
+def test_a_step_that_fails_on_the_cpu_too_is_no_fault_of_the_device(settings, tools, capsys):
+    trainer = tools.build(settings, nan_inject="1:loss,2:grad")
+    trainer.step.rechecks = "cpu"
+    first, second = tools.batches(trainer)[:2]
+    trainer.progress.batch = 1
+    assert trainer.train_step([first]) is None
+    assert "On the CPU it is not finite either." in capsys.readouterr().out
+
+    def refuse(module, inputs):
+        if module is not trainer.network.loss:
+            raise RuntimeError("knows one device only")
+
+    trainer.network.loss.register_forward_pre_hook(refuse)
+    trainer.progress.batch = 2
+    assert trainer.train_step([second]) is None
+    trainer.close()
+    assert "On the CPU it cannot be computed: RuntimeError: knows one device only." in capsys.readouterr().out
+    one, two = sorted(trainer.incidents.writer.folder.glob("nan_*.pt"))
+    assert read_dump(one)["recheck"] == {"finite": False, "same": True, "cpu_finite": False}
+    assert read_dump(two)["recheck"]["cpu_error"] == "RuntimeError: knows one device only"
+
+
+def test_a_run_on_the_cpu_says_once_that_a_third_time_brings_nothing(settings, tools, capsys):
+    trainer = tools.build(settings, nan_recheck="cpu", nan_inject="1:loss")
+    trainer.progress.batch = 1
+    assert trainer.train_step(tools.batches(trainer)[:1]) is None
+    trainer.close()
+    assert capsys.readouterr().out.count("nan_recheck: cpu does no more than same here") == 1
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["recheck"] == {"finite": False, "same": True}
+
+
+def test_a_copy_on_the_cpu_shares_nothing_and_keeps_ties():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.GRU(4, 4))
+    network[0].bias.requires_grad_(False)
+    network[0].generator, network[0].device = torch.Generator().manual_seed(3), torch.device("meta")
+    network[0].centre = torch.arange(3.0, requires_grad=True) * 2  # no leaf: copy.deepcopy alone refuses it
+    network[1].weight = network[0].bias
+    copied = cpu_copy(network.eval())
+    for (name, value), other in zip(network.state_dict().items(), copied.state_dict().values(), strict=True):
+        assert torch.equal(value, other) and value.data_ptr() != other.data_ptr(), name
+    assert copied[1].weight is copied[0].bias and not copied[0].bias.requires_grad and not copied.training
+    assert torch.equal(copied[0].centre, network[0].centre) and copied[0].device.type == "cpu"
+    assert torch.equal(copied[0].generator.get_state(), network[0].generator.get_state())
+    assert copied[0].generator is not network[0].generator
+    x = torch.rand(2, 5, 4)
+    assert torch.equal(network[2](x)[0], copied[2](x)[0])
