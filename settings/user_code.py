@@ -18,11 +18,11 @@ DEVELOPERS = ("tests", "benchmarks")
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
-def is_product(path: Path) -> bool:
+def is_product(path: Path, root: Path = ROOT) -> bool:
     """Whether a file is one of the product's own, plug-ins not counted."""
-    if not path.is_relative_to(ROOT):
+    if not path.is_relative_to(root):
         return False
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = path.relative_to(root).with_suffix("").parts
     return parts[0] in ROOMS or (len(parts) == 1 and parts[0] in COMMANDS)
 
 
@@ -31,10 +31,10 @@ def is_installed(path: Path) -> bool:
     return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
-def imported_user_code() -> set[Path]:
-    """The user's files of the checkout that this process has imported: plug-ins, and the packages that they use."""
+def imported_user_code(root: Path = ROOT) -> set[Path]:
+    """The user's files of the checkout ``root`` that this process has imported: plug-ins, and the packages that they use."""
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     paths = {Path(file) for file in files if isinstance(file, str) and file.endswith(".py")}
-    paths = {p for p in paths if p.is_relative_to(ROOT) and not is_product(p) and not is_installed(p)}
-    inside = {p.relative_to(ROOT) for p in paths if not p.name.startswith("__")}
+    paths = {p for p in paths if p.is_relative_to(root) and not is_product(p, root) and not is_installed(p)}
+    inside = {p.relative_to(root) for p in paths if not p.name.startswith("__")}
     return {p for p in inside if p.parts[0] not in DEVELOPERS}

@@ -9,6 +9,7 @@ import torch
 from config import Config
 from corpus.lists import list_hash
 from errors import SharedError, UsageError, rank_prefix
+from settings import plugins
 from settings.user_code import imported_user_code
 from training.incidents import source_hashes
 from training.ranks import in_one_text
@@ -63,7 +64,7 @@ def facts_of(config: Config, dataset=None) -> dict:
     facts["test_list"] = list_hash(config.test_list)
     if dataset is not None:
         facts.update(train_list=list_hash(config.train_list), speakers=dataset.speakers_hash())
-    facts.update(source_hashes(imported_user_code()))
+    facts.update(source_hashes(imported_user_code(plugins.ROOT)))
     return {**facts, "torch": torch.__version__, "python": platform.python_version()}
 
 

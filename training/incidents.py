@@ -87,7 +87,7 @@ class Incidents(FaultDumps):
     def sources(self) -> dict[str, str]:
         """Hashes of the plug-in files in use, and of what they import from the checkout."""
         chosen = {Path(folder, f"{getattr(self.config, key)}.py") for folder, key in plugins.CHOSEN_BY.items()}
-        return source_hashes(chosen | imported_user_code())
+        return source_hashes(chosen | imported_user_code(plugins.ROOT))
 
 
 def source_hashes(paths) -> dict[str, str]:

@@ -6,7 +6,7 @@ HEAD = """# Faults of the bench
 
 Made by `python benchmarks/faults/contents.py > benchmarks/faults/README.md`.
 `python benchmarks/faults/run.py --only F03,C2` puts faults into runs of the trainer and scores what it and the analysis
-say of them; without `--only` it takes all, in half an hour.
+say of them; without `--only` it takes all, in less than an hour on two cores.
 
 The analysis was built on the faults F. It was not tuned on the faults H, whose mechanisms and code shapes differ.
 The faults N, and the controls from C30, were written by somebody who had not read the analysis.

@@ -143,7 +143,7 @@ def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, s
     assert len(seed) >= 4 and all(r["verdict"] == "refuted" for r in seed)
     assert f"{file['path']} has NaN or Inf at sample {file['sample']}." in analysis.summary
     (folded,) = [line for line in text_report(analysis) if line.startswith("tried, no effect: ")]
-    assert folded == "tried, no effect: lr 0.005, lr 0.001, scale 20, scale 10, fp32, clip 1"
+    assert folded == "tried, no effect: lr 0.005, lr 0.001, scale 20, scale 10, clip 1"
 
 
 def test_a_label_out_of_range(dump_of):
