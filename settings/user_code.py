@@ -32,7 +32,7 @@ def is_installed(path: Path) -> bool:
 
 
 def imported_user_code(root: Path = ROOT) -> set[Path]:
-    """The user's files of the checkout ``root`` that this process has imported: plug-ins, and the packages that they use."""
+    """The user's files of the checkout ``root`` that this process has imported: plug-ins, and what they use."""
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     paths = {Path(file) for file in files if isinstance(file, str) and file.endswith(".py")}
     paths = {p for p in paths if p.is_relative_to(root) and not is_product(p, root) and not is_installed(p)}
