@@ -7,6 +7,7 @@ torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml       
 
 import sys
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from settings import plugins
 from training import display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
-from training.dumps import StepRecord
+from training.dumps import StepRecord, concatenate_window
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, check_batch, inject_batch
@@ -277,12 +278,26 @@ class ModelTrainer:
         spike = spike_in(self.incidents.history, attempt.loss, attempt.norm)
         if not spike or not self.ranks.main:
             return
-        rows = row_losses(self.step, window)[:3] if self.ranks.world == 1 else []
+        before = (
+            self.before_step(attempt) if self.config.nan_dump_spikes else None
+        )  # which the losses of rows overwrite
+        rows = row_losses(self.step, window) if self.ranks.world == 1 else []
         step = self.progress.step + 1  # this one
-        self.files.event("spike", epoch=self.progress.epoch, step=step, batch=self.progress.batch, rows=rows, **spike)
+        place = {"epoch": self.progress.epoch, "step": step, "batch": self.progress.batch}
+        self.files.event("spike", **place, rows=rows[:3], **spike)
         if self.spoke_of_spike is None or step - self.spoke_of_spike > QUIET_STEPS:
             self.spoke_of_spike = step
             self.log(f"spike at step {step}: {describe_spike(spike, rows)}; it is trained on")
+        if before is not None:
+            losses = [{"row": row["row"], "loss": row["loss"]} for row in rows]
+            figures = {**spike, "accuracy": attempt.accuracy, "rows": losses}
+            told = self.incidents.save_spike(before[0], concatenate_window(window), figures, before[1])
+            self.log(f"spike at step {step}: {told}")
+
+    def before_step(self, attempt: Attempt) -> tuple[StepRecord, dict]:
+        """What a dump tells of the step that was taken last, and the weights, as they were before it."""
+        before = {"generators": self.step.generators, "module_state": self.step.module_state.kept()}
+        return replace(self.record(), scale=attempt.scale, **before), self.step.state_before()
 
     def record(self) -> StepRecord:
         """What a dump tells of the step at hand."""

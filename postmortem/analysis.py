@@ -11,6 +11,7 @@ from postmortem.built_report import fitting, without_audio
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
 from postmortem.fixes import recommendations, shown
+from postmortem.spikes import spike_fixes
 from storage.dump import DumpError, read_dump, read_state
 from storage.dump_statistics import issues
 
@@ -46,7 +47,7 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     try:
         case = Case(path, dump, state, replay, trust, seconds)
         finding = diagnose(case)
-        advice = recommendations(case, finding)
+        advice = (spike_fixes if dump.get("reason") == "spike" else recommendations)(case, finding)
         advice = fitting(case, finding, advice) if case.built else advice
     finally:
         torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ from postmortem.modes import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
 from postmortem.replay import OutOfTime
+from postmortem.spikes import spike
 from postmortem.state_faults import (
     bad_scaler,
     bad_state_before_step,
@@ -383,6 +384,7 @@ def finding_at_origin(case) -> Finding:
 
 HYPOTHESES = (
     unusable_file,
+    spike,
     label_outside,
     bad_samples,
     bad_state_before_step,

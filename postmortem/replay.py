@@ -25,6 +25,7 @@ from training.precision import LossScaler
 from training.ranks import SingleProcess
 from training.step import Step
 
+CLOSE = 1e-3  # relative difference of a spike that is replayed on another device
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
 
@@ -370,6 +371,11 @@ class Replay:
 
     def reproduction(self, outcome: Outcome) -> str:
         """Compare a replay of the unchanged step with the dump: bit_equal, same_fault, other_fault or vanished."""
+        if self.dump["reason"] == "spike":
+            pairs = [(outcome.loss, self.dump["loss"]), (outcome.norm, self.dump["grad_norm"])]
+            if all(_same(*pair) for pair in pairs):
+                return "bit_equal"
+            return "same_fault" if all(math.isclose(*pair, rel_tol=CLOSE) for pair in pairs) else "vanished"
         if outcome.finite:
             return "vanished"
         if self.dump["reason"] in ("loss_nonfinite", "grad_nonfinite", "grad_norm_overflow") and not outcome.error:

@@ -22,6 +22,7 @@ REASONS = (
     "label_out_of_range",
     "state_nonfinite",
     "data_error",
+    "spike",
 )
 STATE_NAME = re.compile(r"state_[0-9a-f]{8,64}\.pt")
 MAX_THREADS = 4096
@@ -165,6 +166,15 @@ OPTIONAL_KEYS = {
     "module_state": {str: {str: anything}},  # plain attributes of modules, as before the step
     # What the same step gave, computed once more, and then on the CPU: whether it was finite, or why it cannot be told.
     "recheck": Fields({"finite": (bool,), "same": (bool,)}, {"cpu_finite": (bool,), "cpu_error": TEXT}),
+    # Of a step that is finite and far above those before it: its figures, their medians, the loss of each row alone.
+    "spike": Fields(
+        {"loss": NUMBER, "grad_norm": NUMBER},
+        {
+            "loss_median": NUMBER,
+            "grad_norm_median": NUMBER,
+            "rows": [Fields({"row": between(0, 1 << 30), "loss": NUMBER})],
+        },
+    ),
     # Of loops that are not the trainer's: 'module:function' that makes the network and its optimizer, the shape of a
     # row of ``data`` (B, values), modules in evaluation mode, parameters without a gradient.
     "build": text_of(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"),
@@ -233,28 +243,31 @@ class DumpWriter:
         self.last_state = ""  # file of the newest state
         self._pool = ThreadPoolExecutor(1)
 
-    def refusal(self, size: int) -> str | None:
-        """Why a dump of ``size`` bytes will not be written, or None."""
-        if self.written >= self.max_dumps:
+    def refusal(self, size: int, share: float = 1.0, counted: bool = True) -> str | None:
+        """Why a dump of ``size`` bytes will not be written, or None.
+
+        ``share``: of the folder's size that may be filled. ``counted``: whether it is one of ``max_dumps``.
+        """
+        if counted and self.written >= self.max_dumps:
             return f"{self.max_dumps} dumps are written ({self.bounds[0]})"
         try:
             there = sum(f.stat().st_size for f in self.folder.glob("*.pt"))
         except OSError as error:
             return f"{self.folder} cannot be read: {error.strerror}"
-        if there + sum(self.pending.copy().values()) + size > self.max_bytes:
+        if there + sum(self.pending.copy().values()) + size > share * self.max_bytes:
             return f"{self.folder.name}/ would pass {self.max_bytes / 1e9:g} GB ({self.bounds[1]})"
         return None
 
-    def submit(self, name: str, dump: dict, state: dict | None, size: int = 0, shared: bool = False):
+    def submit(self, name: str, dump: dict, state: dict | None, size: int = 0, shared=False, counted=True):
         """Write a dump of ``size`` bytes and the state that belongs to it; both must be CPU copies.
 
-        ``shared``: its state is the one that was submitted last.
+        ``shared``: its state is the one that was submitted last. ``counted``: whether it is one of ``max_dumps``.
         """
-        self.written += 1
+        self.written += counted
         self.pending[name] = size
-        return self._pool.submit(self._write, name, dump, state, shared)
+        return self._pool.submit(self._write, name, dump, state, shared, counted)
 
-    def _write(self, name, dump, state, shared):
+    def _write(self, name, dump, state, shared, counted):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if state:
@@ -267,7 +280,7 @@ class DumpWriter:
                 dump["state"] = self.last_state if shared else ""
             save_atomically(dump, self.folder / name, 0o600)
         except OSError as error:
-            self.written -= 1
+            self.written -= counted
             self.lost.add(name)
             reason = error.reason if isinstance(error, WriteError) else error.strerror
             self.say(f"the debug data could not be written to {self.folder / name}: {reason}; training goes on")

@@ -19,6 +19,8 @@ from training.run_files import versions
 from utils import plain_names
 
 HISTORY = 1000
+SPIKES = 3  # dumps of a run
+SPIKE_SHARE = 0.5  # of the folder's size: what dumps of spikes leave is for faults
 DISK = "\U0001f4be"
 
 
@@ -107,6 +109,7 @@ class FaultDumps:
         self.writer = DumpWriter(folder, max_dumps, max_gb, self.print, self.budget)
         self.history = collections.deque(maxlen=HISTORY)
         self.seen = {}  # signature -> [name of its dump, how often]
+        self.spikes = 0  # that were dumped
         self.last_name: str | None = None
         self.saved_state: tuple[int, bool] | None = None  # (step, with moments) of the newest state that was submitted
 
@@ -136,8 +139,7 @@ class FaultDumps:
 
         With a ``fault`` the state that the step began with goes along, once for all faults of the same state.
         """
-        rank = f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
-        self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{rank}.pt"
+        self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{self.suffix}.pt"
         # After an update that could not be taken back, what is there now is not what the step began with.
         with_state = fault is not None and fault.undone
         suspect = fault is not None and fault.reason == "state_nonfinite"
@@ -184,6 +186,41 @@ class FaultDumps:
         lines.append(outcome_of(fault))
         self.print("\n".join(lines))
         return self.last_name
+
+    def save_spike(self, record: StepRecord, batch, spike: dict, weights: dict) -> str:
+        """Hand the dump of a step that was finite and far out to the writer; returns what became of it, in a few words.
+
+        ``record`` and ``weights`` {name: tensor} are as before the step. The weights are left out where there is no
+        room; the moments are no part of it.
+        """
+        if self.spikes >= SPIKES:
+            return f"not dumped: {SPIKES} spikes are"
+        fault = Fault("spike", "", loss=spike["loss"], norm=spike["grad_norm"], accuracy=spike["accuracy"])
+        content = self.content(record, batch, fault, {})
+        content["spike"] = {key: value for key, value in spike.items() if key != "accuracy"}
+        trained = {name for name, _ in record.network.named_parameters()}
+        if weights:
+            content["param_stats"] = tensor_stats({name: t for name, t in weights.items() if name in trained})
+        size = content["data"].numel() * 4
+        refusal = self.writer.refusal(size, SPIKE_SHARE, counted=False)
+        if refusal:
+            return f"not dumped: {refusal}, half of it for spikes"
+        whole = size + sum(t.numel() * t.element_size() for t in weights.values())
+        state = None
+        if weights and not self.writer.refusal(whole, SPIKE_SHARE, counted=False):
+            optimizer = {**to_cpu(record.optimizer.state_dict()), "state": {}}
+            state, size = {"model_state_dict": weights, "optimizer_state_dict": optimizer}, whole
+        self.spikes += 1
+        name = f"spike_batch_{record.batch}_epoch_{record.epoch}{self.suffix}.pt"
+        self.writer.submit(name, content, state, size, counted=False)
+        if state is not None and self.saved_state is not None:
+            self.saved_state = (record.step, False)
+        return f"to find out why: python {self.analyser} {self.writer.folder / name}"
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this process's dumps end in: '_rank1', '' of a single process."""
+        return f"_rank{self.ranks.rank}" if self.ranks.world > 1 else ""
 
     def content(self, record: StepRecord, batch, fault: Fault, grad_stats: dict) -> dict:
         """Everything of format 1 but the state's name."""

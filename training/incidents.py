@@ -73,7 +73,7 @@ class Incidents(FaultDumps):
 
     def state_dict(self) -> dict:
         """What a resumed run must know."""
-        counts = {"written": self.writer.written, "file_dumps": self.file_dumps}
+        counts = {"written": self.writer.written, "file_dumps": self.file_dumps, "spikes": self.spikes}
         return {"history": list(self.history), "seen": self.seen, "sources": self.sources(), **counts}
 
     def load_state_dict(self, state: dict):
@@ -82,7 +82,7 @@ class Incidents(FaultDumps):
         # A fault of code that has changed since is another fault.
         self.seen = state["seen"] if state.get("sources") == self.sources() else {}
         self.writer.written = state["written"]
-        self.file_dumps = state.get("file_dumps", 0)
+        self.file_dumps, self.spikes = state.get("file_dumps", 0), state.get("spikes", 0)
 
     def sources(self) -> dict[str, str]:
         """Hashes of the plug-in files in use, and of what they import from the checkout."""

@@ -60,6 +60,14 @@ class ModuleState:
                     found.setdefault(name, {})[key] = storable(copied(value))
         return found
 
+    def kept(self) -> dict[str, dict]:
+        """``state_dict`` as it was when the copies were taken."""
+        found: dict[str, dict] = {}
+        for (name, key), value in self.copies.items():
+            if not isinstance(value, set):
+                found.setdefault(name, {})[key] = storable(copied(value))
+        return found
+
     def load_state_dict(self, state: dict[str, dict]):
         """Put saved attributes back into modules; names of methods are left alone."""
         for name, module in self.modules:

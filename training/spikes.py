@@ -37,7 +37,7 @@ def spike_in(history, loss: float, norm: float) -> dict:
 
 @torch.no_grad()
 def row_losses(step, window: list[dict]) -> list[dict]:
-    """The loss of each row alone, largest first: [{path, line, label, loss}]; nothing of this forward pass stays.
+    """The loss of each row alone, largest first: [{row, path, line, label, loss}]; nothing of this pass stays.
 
     [] of losses that compare rows with each other.
     """
@@ -51,9 +51,8 @@ def row_losses(step, window: list[dict]) -> list[dict]:
             embeddings = step.network(data)
             for row, info in enumerate(batch["files"]):
                 loss, _ = step.network.loss(embeddings[row : row + 1], label[row : row + 1])
-                found.append(
-                    {"path": info["path"], "line": info["line"], "label": int(label[row]), "loss": float(loss)}
-                )
+                place = {"row": len(found), "path": info["path"], "line": info["line"]}
+                found.append({**place, "label": int(label[row]), "loss": float(loss)})
     except Exception:  # a plug-in that takes no single row may raise anything: then no row can be named
         return []
     finally:

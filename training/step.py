@@ -188,6 +188,17 @@ class Step:
         """Keep the generators as a failed attempt has left them."""
         self.drawn = generator_state(self.device, torch_only=True), self.module_state.generators()
 
+    def state_before(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers as before the step that was taken last, on the CPU; {} if there is no copy of them."""
+        if self.guard is None or not self.guard.copies:
+            return {}
+        groups = [*self.guard.copies, *self.buffers.groups]
+        before = {id(now): copy for tensors, copies in groups for now, copy in zip(tensors, copies)}
+        owned = [*self.network.named_parameters(remove_duplicate=False)]
+        owned += self.network.named_buffers(remove_duplicate=False)
+        kept = self.network.state_dict().keys()
+        return {n: before.get(id(t), t).detach().cpu().clone() for n, t in owned if n in kept}
+
     def keep_draws(self):
         """Let the generators go on as if the last failed step had been taken.
 
