@@ -25,7 +25,7 @@ from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, check_batch, inject_batch
 from training.file_events import FileEvents
-from training.generators import generator_state, seed_everything
+from training.generators import seed_everything
 from training.incidents import Incidents
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
@@ -278,9 +278,8 @@ class ModelTrainer:
         spike = spike_in(self.incidents.history, attempt.loss, attempt.norm)
         if not spike or not self.ranks.main:
             return
-        before = (
-            self.before_step(attempt) if self.config.nan_dump_spikes else None
-        )  # which the losses of rows overwrite
+        # The losses of rows overwrite what is kept of the step.
+        before = self.before_step(attempt) if self.config.nan_dump_spikes else None
         rows = row_losses(self.step, window) if self.ranks.world == 1 else []
         step = self.progress.step + 1  # this one
         place = {"epoch": self.progress.epoch, "step": step, "batch": self.progress.batch}
@@ -301,21 +300,14 @@ class ModelTrainer:
 
     def record(self) -> StepRecord:
         """What a dump tells of the step at hand."""
-        step, progress = self.step, self.progress
-        return StepRecord(
+        progress = self.progress
+        return StepRecord.of(
+            self.step,
             epoch=progress.epoch,
             batch=progress.batch,
-            step=progress.step,
+            number=progress.step,
             fractional_epoch=progress.fractional_epoch,
             lr=float(self.optimizer.param_groups[0]["lr"]),
-            scale=float(step.scaler.scale),
-            amp_dtype=step.amp_dtype,
-            device=self.device,
-            generators=generator_state(self.device, torch_only=True),
-            network=self.network,
-            optimizer=self.optimizer,
-            parameters=step.parameters,
-            module_state=step.module_state.state_dict(),
         )
 
     # ------------------------------------------------------------------------------------- around the epochs

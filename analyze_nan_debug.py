@@ -47,9 +47,8 @@ def find_dumps(paths) -> list[Path]:
     found = []
     for path in map(Path, paths or ["exps"]):
         if path.is_dir():
-            patterns = ("nan_*.pt", "spike_*.pt", "nan_trials_epoch_*.txt")
-            folders = ("**", "**", "**") if paths else ("*/debug_nan", "*/debug_nan", "*/result")
-            patterns = tuple(f"{folder}/{pattern}" for folder, pattern in zip(folders, patterns))
+            names = {"nan_*.pt": "debug_nan", "spike_*.pt": "debug_nan", "nan_trials_epoch_*.txt": "result"}
+            patterns = [f"{'**' if paths else f'*/{folder}'}/{name}" for name, folder in names.items()]
             inside = [file for pattern in patterns for file in path.glob(pattern)]
             found += sorted(inside, key=lambda p: p.stat().st_mtime)
         elif path.exists():

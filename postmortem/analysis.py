@@ -73,7 +73,7 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
             "reproduced": case.reproduced if case.replay is not None else None,
             "seconds": round(time.perf_counter() - begin, 2),
         },
-        "recommendations": [{k: v for k, v in r.items() if k != "order"} for r in advice],
+        "recommendations": advice,
     }
     return Analysis(
         Path(path), dump, plain(verdict), finding.summary, case.activations, found, case.classes, case.refusal

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from errors import ROOT, UsageError, first_line
-from settings.user_code import is_installed, is_product
+from settings.user_code import changed_since, is_installed, is_product, source_hash
 from utils import plain_names
 
 EXPECTED = "(model, optimizer) or (model, optimizer, loss)"
@@ -139,7 +138,7 @@ class Builder:
                 if users and path.is_file():  # torch names modules after files that there are not
                     files.add(path)
         for path in files - self.known.keys():
-            self.known[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.known[path] = source_hash(path)
         return {path.relative_to(self.folder).as_posix(): digest for path, digest in sorted(self.known.items())}
 
 
@@ -192,11 +191,4 @@ def changed_files(dump: dict, folder: Path) -> list[str]:
     needed = [name for name in packages if (folder / name).is_file()]
     if packages[-1] not in needed:
         needed.append("/".join(parts) + ".py")
-    changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
-    for name, digest in hashes.items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
-            changed.append(f"{name} (missing)")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            changed.append(name)
-    return changed
+    return changed_since(hashes, needed, folder)

@@ -1,6 +1,6 @@
 """Words and fixes for loops that are not the trainer's: no keys of its configuration, no audio."""
 
-from postmortem.fixes import attempt, shown
+from postmortem.fixes import VERDICTS, attempt, shown
 
 
 def fitting(case, finding, advice: list[dict]) -> list[dict]:
@@ -27,8 +27,7 @@ def fitting(case, finding, advice: list[dict]) -> list[dict]:
         change = {"rows": finding.rows}
         text = f"repair or leave out what is in row {rows} of the batch"
         applicable.append(attempt(case, text, "exclude_file", change, columns=left))
-    order = {"verified": 0, "untested": 1, "refuted": 2}
-    return sorted(applicable, key=lambda fix: order[fix["verdict"]])
+    return sorted(applicable, key=lambda fix: VERDICTS.index(fix["verdict"]))
 
 
 def without_audio(finding):

@@ -125,27 +125,41 @@ class Case:
                 self.base, self.reproduced = again, "nondeterministic"
                 self.evidence.append(f"one of two replays was finite: {DIFFERENT}")
         if self.base.nonfinite_after_update:
-            watch = Probe(self.replay.network(), self.replay.data)
-            self.replay.run(around=watch)
-            self.update_site = watch.first()
+            self.update_site = self.first_of_update()
         elif not self.base.finite:
             self.probe_step()
 
     def probe_step(self, **changes) -> None:
         """Run the step under the probe; sets ``origin`` and the activations of every module."""
-        network = self.replay.network(changes.get("settings"))
-        self.probe = Probe(network, self.replay.data)
-        outcome = self.replay.run(modes=[self.probe], scale=self.base.scale, **changes)
-        self.probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
+        self.probe, outcome = self.probed(**changes)
         if not changes and str(outcome) != str(self.base) and str(self.repeated) != str(self.base):
             self.reproduced = "nondeterministic"
             self.evidence.append(f"first {self.base}, then {self.repeated}: {DIFFERENT}")
         self.origin = self.probe.origin()
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
-            probe = Probe(network, self.replay.data, find_largest_gain=True)
-            self.replay.run(modes=[probe], scale=self.base.scale, **changes)
+            probe, _ = self.probed(find_largest_gain=True, **changes)
             self.origin = probe.largest_gain_record
+
+    def probed(self, find_largest_gain: bool = False, **changes) -> tuple[Probe, Outcome]:
+        """Run the step under a probe of its own, at the loss scale of the first replay."""
+        network = self.replay.network(changes.get("settings"))
+        probe = Probe(network, self.replay.data, find_largest_gain)
+        outcome = self.replay.run(modes=[probe], scale=self.base.scale, **changes)
+        probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
+        return probe, outcome
+
+    def first_of_update(self) -> Record | None:
+        """Run the step, and its update under a probe: the first operation of it with a non-finite result."""
+        probe = Probe(self.replay.network(), self.replay.data)
+        self.replay.run(around=probe)
+        return probe.first()
+
+    def noise(self) -> torch.Tensor:
+        """A batch of noise at the level of the dump's."""
+        data = self.replay.data
+        level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
+        return torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
 
     def fails(self, columns) -> bool:
         """Whether the step fails with these labelled rows alone; an error that the step did not raise is no answer."""

@@ -12,7 +12,7 @@ import torch
 
 from postmortem.finding import ranges_of
 from postmortem.places import path_of
-from postmortem.probe import Probe, Record
+from postmortem.probe import Record
 from postmortem.replay import OutOfTime, ReplayError
 from postmortem.rewrites import rewrites
 from postmortem.source_patch import SourcePatch
@@ -93,10 +93,7 @@ class CodeSearch:
             found = self.measured("the sound rows keep", {"columns": left[:MOST_SOUND]})
             if found:
                 return found
-        data = self.replay.data
-        level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
-        noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
-        return self.measured("a batch of noise keeps", {"data": noise})
+        return self.measured("a batch of noise keeps", {"data": self.case.noise()})
 
     def measured(self, words: str, how: dict) -> Sound | None:
         """Loss and gradients of a finite step; None if it is not finite."""
@@ -160,17 +157,14 @@ class CodeSearch:
 
     def next_record(self):
         """The first bad operation of the changed step."""
-        network = self.replay.network()
-        probe = Probe(network, self.replay.data)
-        outcome = self.replay.run(columns=self.case.small, modes=[probe], scale=self.case.base.scale)
-        probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
+        probe, _ = self.case.probed(columns=self.case.small)
         return probe.origin()
 
     # -------------------------------------------------------------------------------------------------- the verdict
 
     def judge(self, outcome) -> tuple[str, str]:
         """(objection, what was compared) of a change with which the step is finite; '' if there is no objection."""
-        changed = self.difference()
+        changed = self.difference(outcome)
         if changed:
             return changed, ""
         silenced = self.silenced()
@@ -188,13 +182,15 @@ class CodeSearch:
         parts.append(f"the next {FOLLOWING_STEPS} steps on this batch are finite")
         return "", "".join(f"; {part}" for part in parts)
 
-    def difference(self) -> str:
-        """What the change does to loss or gradient where the unchanged step was finite; '' if nothing."""
+    def difference(self, outcome) -> str:
+        """What the change does to loss or gradient where the unchanged step was finite; '' if nothing.
+
+        ``outcome``: of the whole batch with the change.
+        """
         base = self.case.base
-        if not self.columns and math.isfinite(base.loss) and not base.bad_buffers:  # the fault is a gradient's
-            loss = self.replay.run().loss
-            if not close(loss, base.loss):
-                return f"it changes the loss, which was finite, from {base.loss:.4g} to {loss:.4g}"
+        only_gradients_fail = not self.columns and math.isfinite(base.loss) and not base.bad_buffers
+        if only_gradients_fail and not close(outcome.loss, base.loss):
+            return f"it changes the loss, which was finite, from {base.loss:.4g} to {outcome.loss:.4g}"
         if self.sound is None:
             return ""
         now = self.measured("", self.sound.how)
@@ -299,9 +295,7 @@ class UpdateSearch(CodeSearch):
 
     def next_record(self):
         """The first bad operation of the changed update."""
-        probe = Probe(self.replay.network(), self.replay.data)
-        self.replay.run(around=probe)
-        return probe.first()
+        return self.case.first_of_update()
 
     def judge(self, outcome):
         """A finite update of this step is all that is asked."""
@@ -311,9 +305,9 @@ class UpdateSearch(CodeSearch):
 class RetrainingSearch(CodeSearch):
     """Tries changes of the optimizer's code on training steps from an earlier state."""
 
-    def __init__(self, case, retraining):
-        self.retraining = retraining
-        super().__init__(case)
+    def __init__(self, case, columns=()):
+        self.retraining = case.retraining
+        super().__init__(case, columns)
 
     def sound_part(self):
         """Training steps are compared by their course alone."""

@@ -23,6 +23,7 @@ from storage.dump import rows_of
 from storage.dump_statistics import number
 
 COUNTS = ("nOut", "nClasses", "nPerSpeaker")
+VERDICTS = ("verified", "untested", "refuted")  # in the order in which they are listed
 REHEARSAL = "remove nan_inject: this was a rehearsal"
 
 
@@ -47,8 +48,7 @@ def recommendations(case, finding) -> list[dict]:
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
     if finding.cause in ("frontend", "model_forward", "model_backward", "loss"):
         size["fix_code"] = -1  # the line itself, before settings that go round it
-    rank = {"verified": 0, "untested": 1, "refuted": 2}
-    return sorted(found, key=lambda r: (rank[r["verdict"]], r.get("order", size[r["action"]])))
+    return sorted(found, key=lambda r: (VERDICTS.index(r["verdict"]), size[r["action"]]))
 
 
 def _key(rec):
@@ -251,12 +251,12 @@ def for_code(case, finding) -> list[dict]:
     return [*fixes, *settings_of_plugins(case, finding)]
 
 
-def changes_of_code(case, finding, kind, record=None, *more) -> list[dict]:
+def changes_of_code(case, finding, kind, record=None) -> list[dict]:
     """Look for a change of the source; without one say what a person can do there. ``kind``: a CodeSearch."""
     record = record or case.origin
     if case.replay is None or record is None or not finding.source:
         return []
-    search = CodeSearch(case, finding.columns) if kind is CodeSearch else kind(case, *more)
+    search = kind(case, finding.columns)
     found = search.run(finding.source, record)
     if found is not None:
         text = f"{finding.source}: {'; '.join(found.words)}"
@@ -432,7 +432,7 @@ def for_update_of_dump(case, finding) -> list[dict]:
 def for_update(case, finding) -> list[dict]:
     """Try a change of the optimizer's line, or another optimizer, by retraining."""
     retraining = case.retraining
-    fixes = changes_of_code(case, finding, RetrainingSearch, retraining.train().record, retraining)
+    fixes = changes_of_code(case, finding, RetrainingSearch, retraining.train().record)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     trajectory = retraining.train(**other)
     outcome = f"retrained from {retraining.start}: {trajectory}"

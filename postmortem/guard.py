@@ -163,21 +163,9 @@ class GuardDumps(FaultDumps):
 
     def record(self) -> StepRecord:
         """What a dump tells of the step at hand."""
-        guard, step = self.guard, self.guard.guarded
-        return StepRecord(
-            epoch=1,
-            batch=guard.batches,
-            step=guard.steps,
-            fractional_epoch=0.0,
-            lr=guard.lr,
-            scale=float(step.scaler.scale),
-            amp_dtype=step.amp_dtype,
-            device=guard.device,
-            generators=generator_state(guard.device, torch_only=True),
-            network=guard.network,
-            optimizer=guard.optimizer,
-            parameters=step.parameters,
-            module_state=step.module_state.state_dict(),
+        guard = self.guard
+        return StepRecord.of(
+            guard.guarded, epoch=1, batch=guard.batches, number=guard.steps, fractional_epoch=0.0, lr=guard.lr
         )
 
     def sources(self) -> dict[str, str]:

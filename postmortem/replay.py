@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import math
 import os
 import time
@@ -15,6 +14,7 @@ import torch
 from errors import first_line
 from postmortem.modes import Casts, CudaCasts
 from settings import plugins
+from settings.user_code import changed_since
 from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
 from storage.dump_statistics import bad_state, number
@@ -69,14 +69,7 @@ def changed_sources(dump: dict) -> list[str]:
     """List the plug-in files that differ from the run's: changed, missing, or without a hash in the dump."""
     hashes, config = dump["source_hashes"], dump["config"]
     needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in plugins.CHOSEN_BY.items()]
-    changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
-    for name, digest in hashes.items():
-        path = (plugins.ROOT / name).resolve()
-        if path.suffix != ".py" or not path.is_relative_to(plugins.ROOT) or not path.is_file():
-            changed.append(f"{name} (missing)")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            changed.append(name)
-    return changed
+    return changed_since(hashes, needed, plugins.ROOT)
 
 
 def absurd_setting(config: dict, state: dict) -> str:

@@ -130,10 +130,7 @@ def diverged(case):
 
 def fails_on_noise(case) -> bool:
     """Whether the dump's weights also fail on noise at the level of the batch."""
-    data = case.replay.data
-    level = float(data[data.isfinite()].std()) if bool(data.isfinite().any()) else 0.1
-    noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)) * level
-    return not case.replay.run(data=noise).finite
+    return not case.replay.run(data=case.noise()).finite
 
 
 HOPELESS_GROWTH = 1e6  # growth of the weights' norm at which any batch may fail

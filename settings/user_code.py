@@ -1,12 +1,15 @@
 """Which source files are the user's: plug-ins, and what stands in the checkout and is not the product's own."""
 
+import hashlib
+import os
 import sys
 import sysconfig
 from pathlib import Path
 
 from errors import ROOT
+from settings.plugins import ENTRY
 
-PLUG_INS = ("models", "loss", "optimizer", "scheduler")
+PLUG_INS = tuple(ENTRY)
 # The product's own rooms and commands: no code of its user.
 ROOMS = ("corpus", "postmortem", "preflight", "scoring", "settings", "storage", "training")
 COMMANDS = (
@@ -33,8 +36,28 @@ def is_installed(path: Path) -> bool:
 
 def imported_user_code(root: Path = ROOT) -> set[Path]:
     """The user's files of the checkout ``root`` that this process has imported: plug-ins, and what they use."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    paths = {Path(file) for file in files if isinstance(file, str) and file.endswith(".py")}
-    paths = {p for p in paths if p.is_relative_to(root) and not is_product(p, root) and not is_installed(p)}
-    inside = {p.relative_to(root) for p in paths if not p.name.startswith("__")}
-    return {p for p in inside if p.parts[0] not in DEVELOPERS}
+    inside, files = f"{root}{os.sep}", (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    # Thousands of modules are installed ones: their names tell it before a path is made of them.
+    paths = {Path(f) for f in files if isinstance(f, str) and f.startswith(inside) and f.endswith(".py")}
+    users = {p for p in paths if not is_product(p, root) and not is_installed(p) and not p.name.startswith("__")}
+    return {p.relative_to(root) for p in users if p.relative_to(root).parts[0] not in DEVELOPERS}
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of a source file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changed_since(hashes: dict[str, str], needed: list[str], root: Path) -> list[str]:
+    """List the source files below ``root`` that differ from recorded hashes: changed, missing, or without a hash.
+
+    ``needed`` must have a hash. The names may come from anyone: none outside of ``root`` is read.
+    """
+    changed = [f"{name} (no hash in the dump)" for name in needed if name not in hashes]
+    for name, digest in hashes.items():
+        path = (root / name).resolve()
+        if path.suffix != ".py" or not path.is_relative_to(root) or not path.is_file():
+            changed.append(f"{name} (missing)")
+        elif source_hash(path) != digest:
+            changed.append(name)
+    return changed

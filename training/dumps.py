@@ -1,5 +1,6 @@
 """Turns a fault into a report and a dump, within a budget: for the trainer and for loops of other people."""
 
+import abc
 import collections
 import math
 import sys
@@ -41,6 +42,25 @@ class StepRecord:
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
     module_state: dict  # what modules keep in plain attributes: see ModuleState
+
+    @classmethod
+    def of(cls, step, *, epoch: int, batch: int, number: int, fractional_epoch: float, lr: float) -> "StepRecord":
+        """What ``step``, a training.step.Step, tells of itself, and its place in the run; ``number`` counts steps."""
+        return cls(
+            epoch=epoch,
+            batch=batch,
+            step=number,
+            fractional_epoch=fractional_epoch,
+            lr=lr,
+            scale=float(step.scaler.scale),
+            amp_dtype=step.amp_dtype,
+            device=step.device,
+            generators=generator_state(step.device, torch_only=True),
+            network=step.network,
+            optimizer=step.optimizer,
+            parameters=step.parameters,
+            module_state=step.module_state.state_dict(),
+        )
 
     @property
     def trainable(self) -> list[str]:
@@ -95,7 +115,7 @@ def outcome_of(fault: Fault) -> str:
     return f"{again}Training goes on; weights, buffers and optimizer are as before this batch."
 
 
-class FaultDumps:
+class FaultDumps(abc.ABC):
     """Reports faults and writes their dumps into ``folder``, ``max_dumps`` and ``max_gb`` at most.
 
     ``classes``: of the loss, None if they are not known. ``log(text)`` prints a line.
@@ -113,13 +133,13 @@ class FaultDumps:
         self.last_name: str | None = None
         self.saved_state: tuple[int, bool] | None = None  # (step, with moments) of the newest state that was submitted
 
+    @abc.abstractmethod
     def sources(self) -> dict[str, str]:
         """Hashes of the source files that the step depends on."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def more(self, record: StepRecord, batch: dict) -> dict:
         """What a dump holds of a run's own: its ``config`` at least."""
-        raise NotImplementedError
 
     def print(self, text: str):
         """Print from any rank: the rank at fault speaks."""

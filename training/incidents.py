@@ -1,11 +1,10 @@
 """What becomes of a fault of a run: it is reported, dumped and counted."""
 
-import hashlib
 from pathlib import Path
 
 from config import Config
 from settings import plugins
-from settings.user_code import imported_user_code
+from settings.user_code import imported_user_code, source_hash
 from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault, parse_injections
 
@@ -92,4 +91,4 @@ class Incidents(FaultDumps):
 
 def source_hashes(paths) -> dict[str, str]:
     """SHA-256 of plug-in files: 'loss/aamsoftmax.py' -> hash."""
-    return {p.as_posix(): hashlib.sha256((plugins.ROOT / p).read_bytes()).hexdigest() for p in sorted(paths)}
+    return {p.as_posix(): source_hash(plugins.ROOT / p) for p in sorted(paths)}

@@ -53,20 +53,11 @@ class ModuleState:
 
     def state_dict(self) -> dict[str, dict]:
         """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
-        found: dict[str, dict] = {}
-        for name, module in self.modules:
-            for key, value in states_of(module).items():
-                if not isinstance(value, set):
-                    found.setdefault(name, {})[key] = storable(copied(value))
-        return found
+        return storables((n, k, v) for n, module in self.modules for k, v in states_of(module).items())
 
     def kept(self) -> dict[str, dict]:
         """``state_dict`` as it was when the copies were taken."""
-        found: dict[str, dict] = {}
-        for (name, key), value in self.copies.items():
-            if not isinstance(value, set):
-                found.setdefault(name, {})[key] = storable(copied(value))
-        return found
+        return storables((name, key, value) for (name, key), value in self.copies.items())
 
     def load_state_dict(self, state: dict[str, dict]):
         """Put saved attributes back into modules; names of methods are left alone."""
@@ -134,6 +125,15 @@ def put_back(own: dict, key: str, value):
         own[key] = collections.deque(value, now.maxlen)
     else:
         own[key] = copied(value)
+
+
+def storables(entries) -> dict[str, dict]:
+    """Copies of (module, attribute, value) as a dump or a checkpoint holds them; no set, which is none of its types."""
+    found: dict[str, dict] = {}
+    for name, key, value in entries:
+        if not isinstance(value, set):
+            found.setdefault(name, {})[key] = storable(copied(value))
+    return found
 
 
 def storable(value):

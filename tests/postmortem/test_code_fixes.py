@@ -160,5 +160,5 @@ def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
     assert LOSS in text
     after = text.replace(LOSS, code)
     with case.replay.patched(SourcePatch("loss/softmax.py", text, after)):
-        found = search.silenced() if "silenced" in kind else search.difference()
+        found = search.silenced() if "silenced" in kind else search.difference(search.trial())
     assert objection in found and bool(found) == bool(objection)
