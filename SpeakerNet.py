@@ -146,7 +146,6 @@ class ModelTrainer:
 
     def run(self):
         """Train to ``max_epoch``; raises Finished or Interrupted if it stops before."""
-        self.stop_signal.catch()
         progress = self.progress
         while progress.epoch <= self.config.max_epoch:
             if not progress.trained:

@@ -155,7 +155,7 @@ class EvaluationAndSaving:
     eval_batch_size: int = key(32, "files in an evaluation batch; cannot change a score", low=1)
     max_test_pairs: int = key(0, "evaluate so many random trials, half targets, of every speaker its share; 0 is all", low=0)
     score_mode: str = key("cosine", "cosine, or minus the mean distance of crops", choices=("cosine", "euclidean"))
-    picture_format: str = key("png", "pictures of the evaluation in this form too, beside png", choices=("png", "pdf", "svg"))
+    picture_format: str = key("png", "pictures of the evaluation in this form too, beside png; none draws no pictures", choices=("png", "pdf", "svg", "none"))
     dcf_p_target: float = key(0.05, "prior of a target trial in minDCF and actDCF", above=0, high=0.999999)
     dcf_c_miss: float = key(1.0, "cost of a miss", above=0)
     dcf_c_fa: float = key(1.0, "cost of a false alarm", above=0)

@@ -46,7 +46,8 @@ def main(argv=None) -> int:
 
 def run(config, argv, written) -> int:
     """Train, evaluate, or only look at everything, with a checked configuration."""
-    need("trainSpeakerNet.py", "matplotlib", *([] if config.eval else ["tensorboard"]))
+    drawn = [] if config.picture_format == "none" else ["matplotlib"]
+    need("trainSpeakerNet.py", *drawn, *([] if config.eval else ["tensorboard"]))
     import torch
 
     from training.ranks import Ranks, launch_all_gpus
@@ -84,6 +85,7 @@ def train(config, written, ranks) -> int:
         files = RunFiles(config, ranks.main)
         trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
     refuse_differences(ranks, facts_of(config, dataset))
+    trainer.stop_signal.catch()
     describe_run(trainer, written)
     with failing_together(ranks):  # all begin with the one collective of ``resume``
         trainer.begin()
@@ -140,9 +142,9 @@ def report_end(trainer, unsaved: bool) -> int:
         trainer.log(f"{count} step(s) were left out; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:
         trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
-        names = ("det.png", "roc.png", "scores.png", "calibration.png")
-        pictures = ", ".join(str(files.result / name) for name in names)
-        trainer.log(f"pictures: {pictures}")
+        if trainer.config.picture_format != "none":
+            names = ("det.png", "roc.png", "scores.png", "calibration.png")
+            trainer.log(f"pictures: {', '.join(str(files.result / name) for name in names)}")
         if trainer.evaluator.caution:
             trainer.log(f"WARNING: {trainer.evaluator.caution}")
     elif trainer.progress.step and not unsaved:
@@ -241,7 +243,9 @@ def evaluate(config, ranks) -> int:
         result["settings"] = {name: getattr(config, name) for name in names}
         write_evaluation(files, evaluator, result, config, step)
         if not result["failed"]:
-            print("pictures: " + ", ".join(map(str, evaluator.draw(files.result, result, files.writes))))
+            pictures = evaluator.draw(files.result, result, files.writes)
+            if pictures:
+                print("pictures: " + ", ".join(map(str, pictures)))
             for line in leave_calibration(evaluator, files, network, result):
                 print(line)
     files.close()

@@ -67,8 +67,8 @@ def _save(figure, folder, name, formats, write) -> list[Path]:
     """Write a picture as PNG and in other formats."""
     from matplotlib import rc_context
 
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once for all formats
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)  # laid out once for all formats; with an engine each draws twice
     paths = []
     for ending in dict.fromkeys(["png", *formats]):
         picture = io.BytesIO()

@@ -1,5 +1,6 @@
 """Shared by the tests: a tiny set of synthetic voices, a tiny configuration, and the real command line."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,12 @@ from trainers import assert_same, batches_of, build_trainer, command, snapshot
 import make_demo_data
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: many tests wait for a script, a signal or a timeout."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +63,7 @@ def settings(data, tmp_path):
         "max_epoch": 2,
         "test_interval": 2,
         "eval_frames": 0,
+        "picture_format": "none",
         "nDataLoaderThread": 0,
         "threads": 1,
         "seed": 3,

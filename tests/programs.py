@@ -20,6 +20,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+BYTECODE = ROOT / ".pytest_cache" / "bytecode"  # kept, as Python does by default, in one place
 HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
 IMPORTED = ["torch", "torch._dynamo", "torch.utils.data", "scipy.signal", "scipy.stats", "sklearn.linear_model", "yaml"]
 IMPORTED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm"]
@@ -108,6 +109,7 @@ def run_script(words, environment, folder, output, complaint, start_method):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(BYTECODE)
     script = Path(folder, words[0])
     mine = {str(ROOT), str(ROOT / "tests"), ""}
     sys.path[:] = [str(script.parent), *(path for path in sys.path if path not in mine)]

@@ -254,7 +254,9 @@ class Evaluator:
         return {**backend.header(), "score": c.score_mode, **made}
 
     def draw(self, folder, result, writes=None) -> list[Path]:
-        """Write the pictures of a result."""
+        """Write the pictures of a result, if ``picture_format`` wants any."""
+        if self.config.picture_format == "none":
+            return []
         finite = np.isfinite(result["scores"])
         costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
         scores, labels, formats = result["scores"][finite], self.labels[finite], (self.config.picture_format,)

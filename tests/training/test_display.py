@@ -87,7 +87,7 @@ def points_of(run) -> list[dict]:
 def test_steps_are_logged_at_an_interval_on_both_sides(settings, tools, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    keys = {**settings, "log_interval": 3, "max_epoch": 1, "device": "cpu"}
+    keys = {**settings, "log_interval": 3, "max_epoch": 1, "device": "cpu", "picture_format": "png"}
     done = tools.command(*(f"--{k}={v}" for k, v in keys.items()))
     assert done.returncode == 0, done.stderr
     points = points_of(tmp_path / "run")

@@ -125,6 +125,7 @@ def test_a_collapsed_model_is_evaluated_and_drawn(evaluator, tmp_path):
     evaluator.embed = lambda *a: (torch.ones_like(embed(*a)[0]), {})
     result = evaluator.run(trainer.network, 1)
     assert result["eer"] == pytest.approx(50) and result["min_dcf_0.05"] == pytest.approx(1)
+    evaluator.config.picture_format = "png"
     assert len(evaluator.draw(tmp_path, result)) == 4
     result["scores"] = 1 - 1e-16 * np.arange(len(result["scores"]))
     assert len(evaluator.draw(tmp_path, result)) == 4

@@ -43,6 +43,7 @@ def played(monkeypatch):
 @pytest.fixture
 def words(settings):
     keys = {**settings, "max_epoch": 1, "test_interval": 1, "log_interval": 4, "device": "cpu"}
+    keys["picture_format"] = "png"
     return [f"--{key}={value}" for key, value in keys.items()]
 
 

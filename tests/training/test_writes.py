@@ -133,7 +133,7 @@ def test_a_limit_on_the_size_of_files_is_no_traceback(settings, write, tools, tm
 
 
 def test_the_best_model_of_a_full_disk_is_written_when_there_is_room(settings, disk, tools):
-    trainer = tools.build(settings, max_epoch=1, test_interval=1)
+    trainer = tools.build(settings, max_epoch=1, test_interval=1, picture_format="png")
     trainer.train_epoch()
     disk.full = True
     trainer.evaluate()
