@@ -85,7 +85,9 @@ def analyse_all(paths, args) -> int:
     from postmortem.evaluation_faults import analyse_trials
     from postmortem.report import summary_lines, text_report
     from storage.dump import DumpError
+    from training.allocator import keep_freed_memory
 
+    keep_freed_memory()
     analyses, pages, status = [], [], 0
     for path in paths:
         try:

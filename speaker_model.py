@@ -312,6 +312,9 @@ def model_from(args) -> SpeakerModel:
         raise UsageError(f"--embed_window_seconds: must be at least 0, got {seconds:g}")
     import torch
 
+    from training.allocator import keep_freed_memory
+
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(Path(args.initial_model), args.config, args.device)

@@ -50,6 +50,7 @@ def run(config, argv, written) -> int:
     need("trainSpeakerNet.py", *drawn, *([] if config.eval else ["tensorboard"]))
     import torch
 
+    from training.allocator import keep_freed_memory
     from training.ranks import Ranks, launch_all_gpus
     from training.run_lock import held
 
@@ -57,6 +58,7 @@ def run(config, argv, written) -> int:
         launch_all_gpus(config, [__file__, *argv])
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         raise SharedError("preflight: runs in one process, without torchrun")
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.

@@ -24,6 +24,7 @@ from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.checks import check_paths
 from settings.reader import load_config
 from SpeakerNet import ModelTrainer
+from training.allocator import keep_freed_memory
 from training.ranks import Ranks
 from training.run_files import RunFiles
 
@@ -38,6 +39,7 @@ def build(words, folder):
     """Build a trainer as trainSpeakerNet.py does, writing into ``folder``."""
     config, written, _, _ = load_config([*words, "--save_path", folder])
     check_paths(config, written)
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     ranks = Ranks(config)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 MIN_VARIANCE = 1e-7
@@ -143,12 +144,19 @@ class AttentiveStatistics(nn.Module):
         self.linear2 = nn.Conv1d(bottleneck, channels, 1)
 
     def forward(self, x):
-        attended = x = x.flatten(1, -2)
-        if self.global_context:
-            context = self.context(x).to(x.dtype).unsqueeze(2).expand(-1, -1, x.shape[2])
-            attended = torch.cat([x, context], dim=1)
-        weights = softmax_over_time(self.linear2(torch.tanh(self.norm(self.linear1(attended)))))
+        x = x.flatten(1, -2)
+        hidden = self.with_context(x) if self.global_context else self.linear1(x)
+        weights = softmax_over_time(self.linear2(torch.tanh(self.norm(hidden))))
         return torch.cat(weighted_statistics(x, weights, self.min_variance), dim=1)
+
+    def with_context(self, x):
+        """``linear1`` of frames (B, C, T) with the context appended to each: (B, bottleneck, T).
+
+        The context is the same in all frames, so its two thirds of the product are computed once an utterance.
+        """
+        channels, weight = self.linear2.out_channels, self.linear1.weight
+        context = F.linear(self.context(x).to(x.dtype), weight[:, channels:, 0])
+        return F.conv1d(x, weight[:, :channels], self.linear1.bias) + context.unsqueeze(2)
 
     def context(self, x):
         """Mean and deviation of the whole utterance, (B, C, T) -> (B, 2 C) in fp32."""

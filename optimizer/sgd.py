@@ -3,7 +3,8 @@
 import torch
 
 
-def Optimizer(parameters, lr=0.001, weight_decay=0.0, momentum=0.9, nesterov=True):
-    """Build torch's SGD."""
+def Optimizer(parameters, lr=0.001, weight_decay=0.0, momentum=0.9, nesterov=True, fused=True):
+    """Build torch's SGD; ``fused`` updates all weights in one pass over memory, which takes no sparse gradients."""
     nesterov = nesterov and momentum > 0
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
+    options = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "fused": fused}
+    return torch.optim.SGD(parameters, **options)

@@ -14,7 +14,7 @@ from storage.dump import rows_of
 from storage.dump_statistics import number, odd_rows
 from training.generators import restore_generators
 from training.ranks import SingleProcess
-from training.spikes import LEAST_RATIO, spike_in
+from training.spikes import LEAST_RATIO
 from training.step import Step
 
 LOSSES_OF_LOGITS = ("cross_entropy", "nll_loss")
@@ -23,6 +23,7 @@ FEW = 8  # rows that are tried one by one
 CARRIES = 0.5  # share of a row in the sum of the losses of all rows, where the run alone tells them
 ODD_LEVEL = 20.0  # dB between a row and the others
 ODD_CROSSINGS = 4.0  # ratio of the zero crossings of a row to those of the others
+FLAT = 0.6  # flatness of a spectrum from which on it is one of noise; speech has 0.02
 GROWN = 3.0  # times the growth of the other weights
 NEW_WEIGHT = 3.0  # largest element of a weight that was 0 at first
 SUSPECTS = 3  # weights that are tried
@@ -89,8 +90,11 @@ def medians(case) -> list[tuple[str, str, float]]:
 
 
 def ordinary(case, outcome) -> bool:
-    """Whether a replayed step would be no spike, and lies nearer to the median than to the step as it was."""
-    if not outcome.finite or spike_in(case.dump["history"], outcome.loss, outcome.norm):
+    """Whether a replayed step lies nearer to the median than to the step as it was.
+
+    It need not be as close to the median as most steps are: a batch without a row has other statistics in BN.
+    """
+    if not outcome.finite:
         return False
     values, recorded = {"loss": outcome.loss, "grad_norm": outcome.norm}, case.dump["spike"]
     return all(values[key] ** 2 < recorded[key] * m for key, _, m in medians(case))  # by their logarithms
@@ -194,14 +198,14 @@ def recorded_row(case) -> Finding | None:
 
 
 def oddities(case, rows: list[int]) -> list[str]:
-    """What tells the audio of a row from that of the others: level, zero crossings, clipping, silence."""
+    """What tells the audio of a row from that of the others: level, zero crossings, clipping, silence, spectrum."""
     flat = rows_of(case.dump["data"], len(case.label())).float()
     if not flat.numel() or len(flat) < 3:
         return []
     others = [row for row in range(len(flat)) if row not in rows]
     levels = flat.square().mean(dim=1).sqrt().clamp(min=1e-12)
     crossings = (flat[:, 1:].sign() != flat[:, :-1].sign()).float().mean(dim=1).clamp(min=1e-6)
-    found = []
+    flat_spectrum, found = flatness(flat), []
     for row in rows:
         text = odd_rows(flat[row : row + 1]).get(0)
         found += [f"row {row} is {text}"] if text else []
@@ -213,7 +217,17 @@ def oddities(case, rows: list[int]) -> list[str]:
         ratio = float(crossings[row] / crossings[others].median())
         if not 1 / ODD_CROSSINGS < ratio < ODD_CROSSINGS:
             found.append(f"row {row} crosses zero {ratio:.2g} times as often as the others: noise, or a hum")
+        if flat_spectrum[row] > FLAT > 2 * flat_spectrum[others].median():
+            found.append(f"row {row} has as much power at all frequencies as white noise, the others have not")
     return found
+
+
+def flatness(waveforms) -> torch.Tensor:
+    """Geometric over arithmetic mean of the power spectrum of each waveform (N, samples): (N,), 1 is white noise."""
+    size = min(512, waveforms.shape[1])
+    frames = waveforms.unfold(1, size, size // 2 or 1) * torch.hann_window(size)
+    power = torch.fft.rfft(frames).abs().square().mean(dim=1).clamp(min=1e-20)  # (N, bins)
+    return power.log().mean(dim=1).exp() / power.mean(dim=1)
 
 
 def bad_label(case, finding, logits) -> Finding | None:

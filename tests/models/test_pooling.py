@@ -110,3 +110,16 @@ def test_an_unknown_pooling_is_refused():
         make_pooling("MEAN", 4)
     with pytest.raises(ValueError, match="10 channels do not divide into 8 heads"):
         make_pooling("MQMHASTP", 10)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_context_that_is_projected_once_is_the_one_that_is_appended_to_each_frame(norm):
+    torch.manual_seed(0)
+    pool = AttentiveStatistics(CHANNELS, 4, norm=norm).double()
+    x = torch.randn(3, CHANNELS, 20, dtype=torch.float64, requires_grad=True)
+    context = pool.context(x).double().unsqueeze(2).expand(-1, -1, 20)
+    plain = pool.linear1(torch.cat([x, context], dim=1))
+    once = pool.with_context(x)
+    assert torch.allclose(once, plain, rtol=1e-6, atol=1e-6)
+    (wanted,), (found,) = (torch.autograd.grad(y.square().sum(), x) for y in (plain, once))
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)

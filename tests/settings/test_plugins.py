@@ -155,6 +155,24 @@ def test_optimizer_steps_downhill_and_uses_lr(name):
     assert weight.abs().max() < 2
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_fused_update_is_the_plain_one(name):
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((7, 5), (33,), ())]
+        values = {**VALUES, "weight_decay": 0.1, "fused": fused}
+        optimizer = plugins.call(plugins.load("optimizer", name), values, weights)
+        assert optimizer.param_groups[0]["fused"] is fused
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape)
+            optimizer.step()
+        results.append(weights)
+    for one, other in zip(*results):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def build_scheduler(name, optimizer):
     return plugins.call(plugins.load("scheduler", name), VALUES, optimizer)
 
