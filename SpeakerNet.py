@@ -20,6 +20,7 @@ from settings import plugins
 from training import display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
+from training.compilation import as_it_is, compile_model
 from training.dumps import StepRecord, concatenate_window
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
@@ -93,8 +94,6 @@ class ModelTrainer:
         self.step.rechecks = self.chosen_recheck()
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
-        if config.compile_model:
-            self.network.__S__.compile()
         pin = config.pin_memory and self.device.type == "cuda"
         workers = config.nDataLoaderThread
         self.loader = Loader(dataset, sampler, collate, config, workers, pin, config.persistent_workers)
@@ -147,6 +146,8 @@ class ModelTrainer:
     def run(self):
         """Train to ``max_epoch``; raises Finished or Interrupted if it stops before."""
         progress = self.progress
+        if progress.epoch <= self.config.max_epoch:
+            compile_model(self.step, self.config, self.log)
         while progress.epoch <= self.config.max_epoch:
             if not progress.trained:
                 with self.files.profiler(self.profiled_steps()) as self.profiler:
@@ -364,7 +365,7 @@ class ModelTrainer:
         progress = self.progress
         self.step.guard.release()
         try:
-            with self.average.applied():
+            with self.average.applied(), as_it_is(self.network.__S__):
                 asked = self.stop_signal
                 result = self.evaluator.run(self.network, progress.epoch, lambda: asked.number is not None)
         except LoaderFailed as error:

@@ -133,7 +133,7 @@ class Optimisation:
     grad_clip: float = key(5.0, "largest gradient norm, 0 is off", low=0)
     mixedprec: bool = key(False, "compute in 16 bit where it is safe (autocast)")
     amp_dtype: str = key("auto", "type of mixedprec; auto: bfloat16 if the device has instructions for it, else float16 (GPU) or none", choices=("auto", "float16", "bfloat16"))
-    compile_model: bool = key(False, "compile the model with torch.compile")
+    compile_model: str = key("off", "compile the model with torch.compile, which takes minutes once; auto goes on without if that fails; true is on, false is off", choices=("off", "on", "auto"), switch=("off", "on"))
     log_interval: int = key(100, "steps between points (loss, gradient norm, rate, speed) in TensorBoard and metrics.jsonl, 0 is none", low=0)
     tracker: str = key("", "send points, figures and pictures there too", choices=("", "wandb", "mlflow"))
     enable_profiling: bool = key(False, "profile steps 10 to 20 into logs/")

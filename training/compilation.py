@@ -1,0 +1,59 @@
+"""torch.compile for the model, tried before the first step so that a failure costs no run."""
+
+import contextlib
+import time
+
+import torch
+
+from corpus.audio import samples_of
+from errors import UsageError, first_line
+
+
+def compile_model(step, config, log=print):
+    """Compile the model of a step's network as ``compile_model`` says, and pass noise through it both ways.
+
+    UsageError if that fails and the key is 'on'; with 'auto' the model then stays as it is, on all ranks. Nothing of
+    the trial stays: buffers and generators are those from before.
+    """
+    if config.compile_model == "off":
+        return
+    model, begin = step.network.__S__, time.perf_counter()
+    model.compile()
+    reason = try_compiled(step, model, config)
+    if step.ranks.any(bool(reason)):
+        model._compiled_call_impl = None
+        reason = next(filter(None, step.ranks.gather(reason)))
+        if config.compile_model == "on":
+            raise UsageError(f"compile_model: torch.compile fails: {reason}; auto goes on without")
+        log(f"compile_model: the model is not compiled: {reason}")
+        return
+    log(f"compile_model: compiled in {time.perf_counter() - begin:.0f} s")
+
+
+def try_compiled(step, model, config) -> str:
+    """Pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
+    rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames)
+    step.network.train()
+    step.begin()
+    try:
+        noise = torch.randn(rows, samples, device=step.device) * 0.1
+        with torch.autocast(step.device.type, dtype=step.amp_dtype, enabled=step.amp_dtype is not None):
+            output = model(noise).float().sum()
+        if output.requires_grad:  # not of a frozen model
+            output.backward()
+    except Exception as error:  # of a compiler, or of what it compiles, anything
+        return f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        step.network.zero_grad(set_to_none=True)
+        step.rewind()
+    return ""
+
+
+@contextlib.contextmanager
+def as_it_is(model):
+    """Context in which a compiled model computes as its source says, so that what is evaluated is exact."""
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled
