@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -371,8 +370,7 @@ class ModelTrainer:
         except LoaderFailed as error:
             raise self.endings.no_batches(error) from error
         if result.get("stopped"):
-            number = torch.tensor(float(self.stop_signal.number or 0), device=self.device)
-            raise Interrupted(int(self.ranks.maximum(number)))
+            raise Interrupted(self.ranks.highest(self.stop_signal.number or 0))
         for line in describe(result, self.config):
             self.log(line)
         write_evaluation(self.files, self.evaluator, result, self.config, progress.step)
@@ -423,9 +421,8 @@ class ModelTrainer:
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
         number = self.stop_signal.number or 0
-        wish = [self.saver.due(self.progress.step) or self.loader.restarted, number, bool(self.file_events.found)]
-        wish = torch.tensor(wish, dtype=torch.float32, device=self.device)
-        due, number, found = self.ranks.maximum(wish).tolist()
+        due = self.saver.due(self.progress.step) or self.loader.restarted
+        due, number, found = self.ranks.highest_of([int(due), number, int(bool(self.file_events.found))])
         if found:
             self.file_events.share()
         if due or number or self.file_events.too_many():
@@ -434,7 +431,7 @@ class ModelTrainer:
         if self.file_events.too_many():
             raise Finished([self.file_events.verdict()], 2)
         if number:
-            raise Interrupted(int(number))
+            raise Interrupted(number)
 
     def close(self):
         """End the loader processes and finish writing dumps."""

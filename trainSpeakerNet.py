@@ -51,6 +51,7 @@ def run(config, argv, written) -> int:
     import torch
 
     from training.allocator import keep_freed_memory
+    from training.precision import choose_kernels
     from training.ranks import Ranks, launch_all_gpus
     from training.run_lock import held
 
@@ -61,8 +62,7 @@ def run(config, argv, written) -> int:
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
-    # The same kernels in every run, so that a resumed run equals an uninterrupted one on a GPU too.
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    choose_kernels(config)
     ranks = Ranks(config)
     if config.preflight:
         return preflight(config, written, ranks)

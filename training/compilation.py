@@ -5,11 +5,12 @@ import time
 
 import torch
 
+from config import Config
 from corpus.audio import samples_of
 from errors import UsageError, first_line
 
 
-def compile_model(step, config, log=print):
+def compile_model(step, config: Config, log=print):
     """Compile the model of a step's network as ``compile_model`` says, and pass noise through it both ways.
 
     UsageError if that fails and the key is 'on'; with 'auto' the model then stays as it is, on all ranks. Nothing of
@@ -30,7 +31,7 @@ def compile_model(step, config, log=print):
     log(f"compile_model: compiled in {time.perf_counter() - begin:.0f} s")
 
 
-def try_compiled(step, model, config) -> str:
+def try_compiled(step, model, config: Config) -> str:
     """Pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
     rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames)
     step.network.train()

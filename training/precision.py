@@ -1,6 +1,8 @@
 """Numeric precision of training: the autocast type, the loss scale of fp16, and the generators a retry must rewind."""
 
+import contextlib
 import math
+import os
 import re
 from pathlib import Path
 
@@ -58,10 +60,32 @@ def emulation_note(config: Config, device) -> str:
     return f"this device only emulates {config.amp_dtype}{price}; amp_dtype: auto computes in {other} here"
 
 
+def choose_kernels(config: Config):
+    """Set what a GPU's products compute in, and whether all kernels are to give the same bits in every run.
+
+    Without ``deterministic`` cuDNN tries its kernels on the first batch and takes the fastest one.
+    """
+    torch.set_float32_matmul_precision(config.float32_matmul)
+    cudnn, same = torch.backends.cudnn, config.deterministic
+    cudnn.deterministic, cudnn.benchmark = same, not same
+    if same:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(same)
+
+
+@contextlib.contextmanager
 def without_tf32():
-    """Context in which a GPU's convolutions compute in fp32 as they say: TF32, cuDNN's default, rounds to 10 bits."""
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    """Context in which a GPU computes in fp32 as it says: TF32, the default of cuDNN, rounds to 10 bits.
+
+    Kernels are not tried either: recordings have too many lengths for that.
+    """
+    cudnn, chosen = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(cudnn.enabled, False, deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
 
 
 class LossScaler:

@@ -39,6 +39,8 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if self.world > 1:
             dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting)
+            # What only the host knows is agreed on without waiting for the device.
+            self.host = dist.new_group(backend="gloo", timeout=timeout) if use_gpu else dist.group.WORLD
 
     @property
     def main(self) -> bool:
@@ -50,12 +52,16 @@ class Ranks:
         return bool(self.highest(flag))
 
     def highest(self, number: int) -> int:
-        """The highest of the ranks' numbers."""
+        """The highest of the ranks' whole numbers, each below 2^24."""
+        return self.highest_of([number])[0]
+
+    def highest_of(self, numbers: list[int]) -> list[int]:
+        """The highest of the ranks' numbers at each place of a list; the device is not asked."""
         if self.world == 1:
-            return number
-        value = torch.tensor([float(number)], device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return int(value.item())
+            return numbers
+        values = torch.tensor(numbers, dtype=torch.float32)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.host)
+        return [int(value) for value in values.tolist()]
 
     def maximum(self, tensor):
         """Reduce a tensor in place to its maximum over the ranks."""
@@ -74,7 +80,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.host)
         return box[0]
 
     def gather(self, value) -> list:
@@ -82,7 +88,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         boxes = [None] * self.world
-        dist.all_gather_object(boxes, value)
+        dist.all_gather_object(boxes, value, group=self.host)
         return boxes
 
     def reconcile(self, tensors, optimizer) -> list[int]:

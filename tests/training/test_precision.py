@@ -1,11 +1,13 @@
 """Which type mixed precision computes in, on processors with and without instructions for 16 bit."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from config import Config
 from settings.reader import load_config
 from training import precision
 
@@ -76,3 +78,31 @@ def test_no_shipped_configuration_asks_for_a_type_by_name(tools):
         keys = yaml.safe_load(path.read_text())
         assert "amp_dtype" not in keys, path
     assert load_config(["--config", "configs/small_speech.yaml"])[0].mixedprec
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Put torch's switches back after a test."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, torch.get_float32_matmul_precision()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield cudnn
+    cudnn.deterministic, cudnn.benchmark = before[:2]
+    torch.set_float32_matmul_precision(before[2])
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_sets_every_switch(kernels):
+    precision.choose_kernels(Config(deterministic=True))
+    assert kernels.deterministic and not kernels.benchmark and torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    precision.choose_kernels(Config())
+    assert not kernels.deterministic and kernels.benchmark and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_evaluations_are_exact_whatever_training_computes_in(kernels):
+    precision.choose_kernels(Config(float32_matmul="medium"))
+    with precision.without_tf32():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not (kernels.allow_tf32 or kernels.benchmark)
+    assert torch.get_float32_matmul_precision() == "medium" and kernels.benchmark

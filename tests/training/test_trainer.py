@@ -365,3 +365,22 @@ def test_a_loss_of_the_wrong_form_is_named_with_what_it_must_return(settings, to
     with pytest.raises(UsageError, match=r"loss/aamsoftmax\.py: forward must return") as caught:
         trainer.train_step(tools.batches(trainer)[:1])
     assert words in str(caught.value)
+
+
+def test_a_step_reads_the_device_twice(settings, tools, monkeypatch):
+    """Once for loss, norms and flags of the attempt, once for what the update made."""
+    trainer, reads = tools.build(settings), []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        plain = getattr(torch.Tensor, name)
+
+        def counted(tensor, *a, plain=plain, name=name):
+            reads.append(name)
+            return plain(tensor, *a)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    for batch in tools.batches(trainer)[:3]:
+        trainer.progress.batch += 1
+        reads.clear()
+        assert trainer.train_step([batch]).finite
+        trainer.save_if_due()
+    assert len(reads) == 2, reads
