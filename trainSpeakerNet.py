@@ -6,6 +6,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -119,9 +120,12 @@ def run_to_the_end(trainer) -> int:
             trainer.stop_early()
         trainer.run()
     except Interrupted as stop:
-        text = f"stopped by signal {stop.args[0]}; the state is in {trainer.files.model / 'last.model'}"
-        trainer.log(f"{text}; run the same command again to continue")
-        status = 128 + stop.args[0]
+        number = stop.args[0]
+        trainer.log(
+            f"stopped by signal {number} ({signal.Signals(number).name}); "
+            f"the state is in {trainer.files.model / 'last.model'}; run the same command again to continue"
+        )
+        status = 128 + number
     except Finished as end:
         for line in end.lines:
             if trainer.ranks.main:

@@ -48,10 +48,18 @@ def check_paths(config: Config, written: dict):
     if config.eval:
         with mistakes.collected():
             if not config.initial_model:
-                refuse("initial_model", "eval needs a checkpoint to evaluate")
+                refuse("initial_model", f"eval needs a checkpoint to evaluate; {best_model(config.save_path)}")
     else:
         check_training(config, existing, refuse, mistakes)
     mistakes.refuse()
+
+
+def best_model(save_path: str) -> str:
+    """Say where a run keeps its best model, and how to evaluate it if it is there."""
+    path = Path(save_path, "model", "model_best.model")
+    if path.is_file():
+        return f"to evaluate the best of this run: --initial_model {path}"
+    return f"a run keeps its best one as SAVE_PATH/model/model_best.model, and {path} is not there"
 
 
 def check_training(config: Config, existing, refuse, mistakes: Mistakes):

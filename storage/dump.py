@@ -336,6 +336,8 @@ def validate(dump, path) -> dict:
         dump = plain(dump)
         if type(dump) is not dict:
             raise Refusal(f"holds a {type(dump).__name__}, not a dump")
+        if "model_state_dict" in dump and "data" not in dump:
+            raise Refusal(f"is {weights_in(path)}, not a dump")
         version = dump.get("format_version", 0)
         if type(version) is not int or version < 0:
             raise Refusal(f"'format_version' is {describe(version)}, not the number of a format")
@@ -358,6 +360,14 @@ def validate(dump, path) -> dict:
         return dump
     except Refusal as refusal:
         raise DumpError(f"{path}: {refusal}") from refusal
+
+
+def weights_in(path) -> str:
+    """What a file of weights that is given for a dump is, and where the dumps lie that are meant."""
+    path = Path(path)
+    if STATE_NAME.fullmatch(path.name):
+        return "the state that dumps beside it share (give one of nan_*.pt)"
+    return "a checkpoint (the dumps of a run are nan_*.pt in debug_nan/ of its save_path)"
 
 
 def check_kind(value, kind, where: str):

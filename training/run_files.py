@@ -42,8 +42,9 @@ class RunFiles:
         self._events: EventFile | None = None
         self._tracker: Tracker | None = None
         if main:
+            folders = (self.result, self.logs) if config.eval else (self.model, self.result, self.logs)
             try:
-                for folder in (self.model, self.result, self.logs):
+                for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
                     for half_written in folder.glob(".*.tmp"):  # of a process that was killed while it saved
                         half_written.unlink()

@@ -482,7 +482,12 @@ def test_checkpoints_of_the_trainer_are_read(scheduler, settings, tools):
     path = trainer.files.model / "last.model"
     assert content_hash(read_checkpoint(path)) == content_hash(torch.load(path, weights_only=True))
     (dump,) = trainer.incidents.writer.folder.glob("nan_*.pt")
-    state = read_state(dump, read_dump(dump)["state"])
+    assert "is a checkpoint (the dumps of a run are nan_*.pt in debug_nan/ of its save_path), not a dump" in refused(
+        path
+    )
+    shared = dump.with_name(read_dump(dump)["state"])
+    assert "is the state that dumps beside it share (give one of nan_*.pt), not a dump" in refused(shared)
+    state = read_state(dump, shared.name)
     assert state["model_state_dict"].keys() == trainer.network.state_dict().keys()
 
 

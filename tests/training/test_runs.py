@@ -158,6 +158,7 @@ def test_a_signal_saves_and_the_next_call_continues(finished, tmp_path, number, 
     process.send_signal(number)
     done = process.wait()
     assert done.returncode == status and "run the same command again" in done.stdout, done
+    assert f"stopped by signal {int(number)} ({number.name}); the state is in" in done.stdout
     done = start(path, *words).wait()
     assert done.returncode == 0, done
     assert_same_run(settings["save_path"], tmp_path / "run")
@@ -193,6 +194,7 @@ def test_evaluation_alone_gives_the_same_scores_in_any_batch(finished, tmp_path,
         done = tools.command("--config", path, *words)
         assert done.returncode == 0 and "EER" in done.stdout and "minDCF" in done.stdout, done.stderr
         assert np.abs(scores(tmp_path / str(size)) - reference).max() < 1e-6
+        assert not (tmp_path / str(size) / "model").exists()
 
 
 def test_evaluation_refuses_weights_that_do_not_fit(finished, tmp_path, tools):
@@ -340,13 +342,15 @@ def test_what_a_plug_in_refuses_is_one_line_too(finished, tools, tmp_path, words
             "--batch_size: 7 rows of different speakers",
         ),
         (["--augment"], "--augment: needs musan_path or rir_path"),
-        (["--eval"], "initial_model: eval needs a checkpoint"),
+        (["--eval"], "eval needs a checkpoint to evaluate; to evaluate the best of this run: --initial_model BEST"),
+        (["--eval", "--save_path", "new"], "SAVE_PATH/model/model_best.model, and "),
         (["--initial_model", "/no/such.model"], "--initial_model: no such file"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(finished, tools, words, message):
     done = tools.command("--config", finished[1], "--print_config", *words)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert message.replace("BEST", str(Path(finished[0]["save_path"], "model", "model_best.model"))) in done.stderr
 
 
 def test_print_config_is_yaml_and_trains_nothing(finished, tools, tmp_path):
