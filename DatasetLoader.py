@@ -22,7 +22,7 @@ from corpus.audio import (
 from corpus.augmentation import AugmentWAV
 from corpus.crop import Crop
 from corpus.lists import read_train_list
-from errors import UsageError
+from errors import UsageError, plural
 
 REPLACEMENT_TRIES = 20  # other utterances tried in place of one that cannot be used
 NONFINITE = "NaN or Inf samples"
@@ -191,7 +191,7 @@ class SpeakerBatchSampler:
         if smallest(batches) < 2:
             raise UsageError(
                 f"batch_size: {batch_size} leaves a process batches of one row ({sum(rows)} rows of {len(rows)} "
-                f"speakers, {self.world} process(es)); batch normalisation needs two"
+                f"speakers, {plural(self.world, 'process')}); batch normalisation needs two"
             )
         return batches
 

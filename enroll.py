@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from corpus.folders import find_recordings
-from errors import UsageError
+from errors import UsageError, plural
 from scoring.verification import add_store_argument, embed_recording
 from settings.command_line import Parser, existing_file, run
 
@@ -61,7 +61,7 @@ def change(args) -> int:
     of_model = (model.identity, model.dimension) if model else ("", 0)
     if args.list:
         for name, rows in SpeakerStore.open(args.store, *of_model).speakers.items():
-            print(f"{name}  {len(rows)} recording(s)")
+            print(f"{name}  {plural(len(rows), 'recording')}")
         return 0
     utterances = [embed_recording(model, file) for file in args.files]  # before the lock: it may take a while
     with locked(args.store):
@@ -72,10 +72,10 @@ def change(args) -> int:
             store.add(args.name, utterances, args.replace)
         store.save()
     if args.remove:
-        print(f"{args.store}: '{args.name}' removed, {len(store)} speaker(s) left")
+        print(f"{args.store}: '{args.name}' removed, {plural(len(store), 'speaker')} left")
     else:
         rows = len(store.speakers[args.name])
-        print(f"{args.store}: '{args.name}' with {rows} recording(s), {len(store)} speaker(s) in all")
+        print(f"{args.store}: '{args.name}' with {plural(rows, 'recording')}, {plural(len(store), 'speaker')} in all")
     return 0
 
 

@@ -54,6 +54,11 @@ class Finished(Exception):
         self.lines, self.status = lines, status
 
 
+def plural(count: int, noun: str) -> str:
+    """'1 row', '2 rows', '2 batches'."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'ch')) else 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

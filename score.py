@@ -11,7 +11,7 @@ import os
 import sys
 
 from corpus.lists import read_train_list
-from errors import UsageError
+from errors import UsageError, plural
 from settings.command_line import Parser, existing_file, need, run
 
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
@@ -285,7 +285,7 @@ def calibrated(a, calibration, trials):
 def describe_problems(trials, say):
     """Name each utterance without a score: why, and how many trials it spoils."""
     for name, (reason, spoiled) in list(trials.problems.items())[:10]:
-        say(f"{name}: {reason}; spoils {spoiled} trials")
+        say(f"{name}: {reason}; spoils {plural(spoiled, 'trial')}")
     if len(trials.problems) > 10:
         say(f"... and {len(trials.problems) - 10} more")
 

@@ -26,7 +26,7 @@ from corpus.audio import (
     resample,
     wrap_pad,
 )
-from errors import UsageError
+from errors import UsageError, plural
 from settings import plugins
 from settings.carried import adopted, contradictions, model_settings
 from settings.command_line import existing_file
@@ -157,7 +157,7 @@ def fault_of(x: np.ndarray, min_seconds: float) -> str:
     """Why a waveform (samples,) at 16 kHz says nothing of a voice, or ""."""
     bad = np.flatnonzero(~np.isfinite(x))
     if len(bad):
-        return f"{len(bad)} samples are NaN or Inf, the first at {bad[0] / SAMPLE_RATE:.3f} s"
+        return f"{plural(len(bad), 'NaN or Inf sample')}, the first at {bad[0] / SAMPLE_RATE:.3f} s"
     if len(x) < min_seconds * SAMPLE_RATE:
         return f"too short: {len(x) / SAMPLE_RATE:.4g} s ({len(x)} samples at 16 kHz), needs {min_seconds:g} s"
     level = decibels(x)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from errors import Finished, SharedError, UsageError, write_any_text
+from errors import Finished, SharedError, UsageError, plural, write_any_text
 from settings.command_line import complain, need, outlast_full_disks
 from settings.plugins import explained
 from settings.reader import table_defaults, to_yaml
@@ -145,7 +145,7 @@ def report_end(trainer, unsaved: bool) -> int:
     if trainer.incidents.seen:
         count = sum(times for _, times in trainer.incidents.seen.values())
         folder = trainer.incidents.writer.folder
-        trainer.log(f"{count} step(s) were left out; to find out why: python analyze_nan_debug.py {folder}")
+        trainer.log(f"left out: {plural(count, 'step')}; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:
         trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
         if trainer.config.picture_format != "none":
@@ -191,7 +191,7 @@ def describe_run(trainer, written):
     precision = "float32" if trainer.step.amp_dtype is None else str(trainer.step.amp_dtype).removeprefix("torch.")
     trainer.log(
         f"{c.model} ({size:,} parameters), {c.trainfunc}, {precision} on {trainer.device}, "
-        f"{trainer.ranks.world} process(es)"
+        f"{plural(trainer.ranks.world, 'process')}"
     )
     trainer.log(
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "

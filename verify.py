@@ -8,7 +8,7 @@ import functools
 import json
 import sys
 
-from errors import UsageError
+from errors import UsageError, plural
 from scoring.verification import add_store_argument, add_verifier_arguments, embed_recording, verifier_from
 from settings.command_line import Parser, existing_file, run
 from speaker_model import add_model_arguments, model_from
@@ -27,7 +27,7 @@ def main(argv) -> int:
     wanted = 1 if args.speaker else 2
     if len(args.files) != wanted:
         raise UsageError(
-            f"verify.py: takes {wanted} recording(s){' with --speaker' * (wanted == 1)}, got {len(args.files)}"
+            f"verify.py: takes {plural(wanted, 'recording')}{' with --speaker' * (wanted == 1)}, got {len(args.files)}"
         )
     for file in args.files:
         existing_file(file, "verify.py")

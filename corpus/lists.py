@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.folders import is_audio
-from errors import UsageError
+from errors import UsageError, plural
 
 # How lists are read: UTF-8, with or without a byte-order mark. Bytes that are not UTF-8 stand for themselves, as in the
 # names of files that Python gives.
@@ -27,7 +27,7 @@ def separator_for(names) -> str:
 
 def wrong_columns(expected: str, count: int) -> str:
     """Say that a line has another number of columns than expected, and what to do if a name holds spaces."""
-    return f"expected {expected}, got {count} column(s); if names hold spaces, put tabs between the columns"
+    return f"expected {expected}, got {plural(count, 'column')}; if names hold spaces, put tabs between the columns"
 
 
 def numbered_lines(path):

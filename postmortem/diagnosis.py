@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from postmortem.finding import Finding, detail_of, first_result, plural, result_of
+from errors import plural
+from postmortem.finding import Finding, detail_of, first_result, result_of
 from postmortem.modes import Casts
 from postmortem.probe import is_front_end
 from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files

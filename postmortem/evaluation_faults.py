@@ -11,8 +11,7 @@ import yaml
 
 from corpus.audio import AudioError, read_audio
 from corpus.lists import LIST_TEXT, columns_of
-from errors import first_line
-from postmortem.finding import plural
+from errors import first_line, plural
 from postmortem.fixes import recommendation
 from postmortem.report import recommendation_lines
 from settings import plain_yaml
@@ -141,7 +140,7 @@ def analyse_trials(path, roots=()) -> EvaluationFault:
     if bad and not left:
         blame = f"{plural(len(bad), 'file')} with bad audio account{'s' if len(bad) == 1 else ''} for all of them"
     elif bad:
-        blame = f"{plural(len(bad), 'file')} cannot be used; {len(left)} trials are of files that read fine"
+        blame = f"{plural(len(bad), 'file')} cannot be used, but {plural(len(left), 'trial')} had files that read fine"
     else:
         blame = "the files read fine: the network gives NaN or Inf for sound audio (its weights, or a layer)"
     places = [{"path": str(root / file), "sample": sample} for file, _, sample in found]

@@ -168,8 +168,3 @@ def first_result(record, source: str | None) -> str:
     what = "largest gain of the gradient" if detail_of(record) == "steep_gradient" else "first NaN or Inf"
     operands = f", inputs {' and '.join(map(str, record.operands))}" if record.operands else ""
     return f"{what}: {record.node or record.op} ({record.dtype}) at {source or 'an unknown line'}{operands}"
-
-
-def plural(count: int, word: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"{count} {word}{'' if count == 1 else 's'}"

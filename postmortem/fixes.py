@@ -6,6 +6,7 @@ import torch
 
 from corpus.audio import AudioError
 from corpus.crop import Crop
+from errors import plural
 from postmortem.code_fixes import (
     FAILS_LATER,
     CodeSearch,
@@ -14,7 +15,6 @@ from postmortem.code_fixes import (
     advice_for,
     survives,
 )
-from postmortem.finding import plural
 from postmortem.replay import OutOfTime, ReplayError
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings

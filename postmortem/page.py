@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from errors import plural
 from postmortem.charts import escape, number, number_text, plain
 from postmortem.panels import (
     activations,
@@ -98,10 +99,10 @@ def _index(analyses) -> str:
     parts = []
     for cause in sorted(groups, key=lambda c: -len(groups[c])):
         what = CAUSES.get(cause, "")
-        count = f"{len(groups[cause])} dump{'s' if len(groups[cause]) > 1 else ''}"
+        count = plural(len(groups[cause]), "dump")
         head = f'<h3><span class="tag">{escape(cause)}</span> <small>{what}; {count}</small></h3>'
         parts.append(f"<div>{head}<ul>{''.join(groups[cause])}</ul></div>")
-    title = f"<h2>{len(analyses)} dumps by cause</h2>"
+    title = f"<h2>{plural(len(analyses), 'dump')} by cause</h2>"
     return f'<nav aria-label="Dumps by cause">{title}<div class="causes">{"".join(parts)}</div></nav>'
 
 

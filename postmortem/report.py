@@ -3,6 +3,7 @@
 import collections
 import linecache
 
+from errors import plural
 from postmortem.code_fixes import FAILS_LATER
 from postmortem.places import path_of
 from storage.dump_statistics import basic_lines, data_lines, gradient_lines, history_lines, label_lines
@@ -141,7 +142,7 @@ def summary_lines(analyses: list) -> list[str]:
         place = a.verdict["location"]
         files = tuple(sorted({f["path"] for f in place["files"]})[:3])
         groups[a.verdict["cause"], a.verdict["detail"], place["source"] or place["parameter"] or files].append(a)
-    lines = ["=" * WIDTH, f"{len(analyses)} dumps, {len(groups)} causes", "=" * WIDTH]
+    lines = ["=" * WIDTH, f"{plural(len(analyses), 'dump')}, {plural(len(groups), 'cause')}", "=" * WIDTH]
     for (cause, detail, where), members in sorted(groups.items(), key=lambda item: -len(item[1])):
         place = ", ".join(where) if isinstance(where, tuple) else where
         lines.append(f"{len(members)} x {cause} ({detail}){': ' + place if place else ''}")

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from postmortem.finding import Finding, plural
+from errors import plural
+from postmortem.finding import Finding
 from postmortem.fixes import excluded, recommendation
 from postmortem.replay import OutOfTime
 from storage.dump import rows_of

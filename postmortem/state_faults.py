@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from postmortem.finding import Finding, detail_of, first_result, plural, result_of
+from errors import plural
+from postmortem.finding import Finding, detail_of, first_result, result_of
 from postmortem.retraining import DIVERGENT_GROWTH
 from storage.dump_statistics import SETTINGS, number
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks
 from corpus.augmentation import read_rir
 from corpus.quality import CLIPPED_SHARE, FULL_SCALE, HUGE, LOUD, flat_tops
-from preflight.report import counted
+from errors import plural
 
 LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time
@@ -171,10 +171,10 @@ def report_files(measured, wanted_seconds: float, evaluation: bool, report, chan
             found[kind].append((source.place, source.path, detail))
     for kind, (level, title, advice) in KINDS.items():
         if found[kind]:
-            report.finding(level, f"{title}: {counted(found[kind], 'file')} - {advice}", found[kind])
+            report.finding(level, f"{title}: {plural(len(found[kind]), 'file')} - {advice}", found[kind])
     short = [s for s, m in measured if "train" in s.roles and not m.error and m.seconds < wanted_seconds]
     if short and not evaluation:
         report.finding(
             "note",
-            f"shorter than max_frames ({wanted_seconds:.2f} s): {counted(short, 'file')}, repeated to that length",
+            f"shorter than max_frames ({wanted_seconds:.2f} s): {plural(len(short), 'file')}, repeated to that length",
         )

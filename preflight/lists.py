@@ -7,7 +7,7 @@ import numpy as np
 from config import Config
 from corpus.audio import class_count
 from corpus.lists import read_train_list, read_trials
-from preflight.report import counted
+from errors import plural
 
 
 def check_train_list(config: Config, report):
@@ -21,18 +21,18 @@ def check_train_list(config: Config, report):
             row = (f"{config.train_list}:{lines[index]}", path, f"first at line {lines[other]}")
             (repeated if same else contradicting).append(row)
     if contradicting:
-        title = f"listed under two speakers: {counted(contradicting, 'file')} - keep one of the lines"
+        title = f"listed under two speakers: {plural(len(contradicting), 'file')} - keep one of the lines"
         report.finding("error", title, contradicting)
     if repeated:
         report.finding(
-            "warning", f"repeated in the train list: {counted(repeated, 'line')} - each counts again", repeated
+            "warning", f"repeated in the train list: {plural(len(repeated), 'line')} - each counts again", repeated
         )
     single = np.flatnonzero(np.bincount(labels) == 1)
     if len(single):
         level, why = ("warning", " - a row repeats the file") if config.nPerSpeaker > 1 else ("note", "")
         lines_of = {label: lines[index] for index, label in enumerate(labels)}
         rows = [(f"{config.train_list}:{lines_of[label]}", speakers[label]) for label in single]
-        report.finding(level, f"with one utterance: {counted(rows, 'speaker')}{why}", rows)
+        report.finding(level, f"with one utterance: {plural(len(rows), 'speaker')}{why}", rows)
     classes = class_count(len(speakers), config.speed_perturb)
     report.line(f"  {len(speakers)} speakers, {classes} classes: 0 is '{speakers[0]}', ..., the last '{speakers[-1]}'")
     if config.nClasses > classes:
@@ -49,8 +49,8 @@ def check_trials(path, first, second, numbers, report):
             row = (f"{path}:{numbers[index]}", a, b, f"first at line {numbers[other]}")
             (repeated if labels[other] == labels[index] else contradicting).append(row)
     if contradicting:
-        title = f"target and nontarget trial: {counted(contradicting, 'pair')} - keep one of the lines"
+        title = f"target and nontarget trial: {plural(len(contradicting), 'pair')} - keep one of the lines"
         report.finding("error", title, contradicting)
     if repeated:
-        report.finding("warning", f"repeated: {counted(repeated, 'trial')} - each counts again", repeated)
-    report.line(f"  {len(labels)} trials, {int(labels.sum())} of them target trials")
+        report.finding("warning", f"repeated: {plural(len(repeated), 'trial')} - each counts again", repeated)
+    report.line(f"  {plural(len(labels), 'trial')}, {int(labels.sum())} of them target trials")

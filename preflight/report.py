@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from errors import UsageError
+from errors import UsageError, plural
 from storage.files import write_atomically
 
 MOST_LINES = 20  # of a kind on the terminal; result/preflight.txt has all
@@ -42,10 +42,10 @@ class Report:
 
     def verdict(self) -> str:
         """The last line."""
-        errors, warnings = self.counts["error"], self.counts["warning"]
-        if errors:
-            return f"preflight: do not start: {errors} errors, {warnings} warnings"
-        return f"preflight: ready to start ({warnings} warnings)"
+        warnings = plural(self.counts["warning"], "warning")
+        if self.counts["error"]:
+            return f"preflight: do not start: {plural(self.counts['error'], 'error')}, {warnings}"
+        return f"preflight: ready to start ({warnings})"
 
     def write(self, folder: Path):
         """Write all of it to ``folder``/preflight.txt."""
@@ -61,8 +61,3 @@ def aligned(rows) -> list[str]:
     shown = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown[:MOST_LINES])]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
-
-
-def counted(items, noun: str) -> str:
-    """'1 file', '2 files'."""
-    return f"{len(items)} {noun}{'s' if len(items) != 1 else ''}"

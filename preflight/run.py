@@ -11,10 +11,11 @@ from corpus.audio import SAMPLE_RATE, samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list, read_trials, trial_lines
 from corpus.loader import usable_cores
+from errors import plural
 from preflight import dry_step, lint
 from preflight.files import Source, describe_files, report_files, scan
 from preflight.lists import check_train_list, check_trials
-from preflight.report import Report, counted
+from preflight.report import Report
 from scoring.cautions import known_voices
 from settings.reader import table_defaults
 
@@ -73,7 +74,7 @@ def check_data(config: Config, report):
         check_train_list(config, report)
         shared = [(s.place, s.path) for s, _ in measured if {"train", "trial"} <= s.roles]
         if shared:
-            title = f"in the train list and in the trials: {counted(shared, 'file')} - the EER will be too good"
+            title = f"in the train list and in the trials: {plural(len(shared), 'file')} - the EER will be too good"
             report.finding("warning", title, shared)
         train = read_train_list(config.train_list)[0]
         people = known_voices(train, (), dict.fromkeys([*first, *second]))

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from errors import plural
 from scoring.error_rates import ErrorRates
 from scoring.intervals import speaker_of
 
@@ -39,7 +40,7 @@ def known_voices(speakers, train_paths, trial_paths, train_root="", test_root=""
     train_root = os.path.normpath(train_root)
     same = sum(os.path.join(train_root, path) in place for path in train_paths)
     parts = [f"{len(known)} of the {len(people)} speakers, the first '{known[0]}'"] if known else []
-    parts += [f"{same} files"] if same else []
+    parts += [plural(same, "file")] if same else []
     if not parts:
         return ""
     return (

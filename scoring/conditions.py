@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.lists import LIST_TEXT
-from errors import UsageError
+from errors import UsageError, plural
 from scoring.intervals import speaker_of
 
 KEYS = (
@@ -61,7 +61,7 @@ def read_table(path: str, column: str) -> dict:
     for number, row in enumerate(rows[1:], 2):
         if row:
             if len(row) <= max(place, key):
-                raise UsageError(f"{path}:{number}: {len(row)} column(s), the heading has {len(heading)}")
+                raise UsageError(f"{path}:{number}: {plural(len(row), 'column')}, the heading has {len(heading)}")
             table[row[key]] = row[place] or "unknown"
     return table
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from errors import plural
 from scoring.calibration import bayes_threshold
 from scoring.error_rates import LN2, ErrorRates, checked_trials, softplus
 
@@ -32,7 +33,7 @@ def trial_speakers(labels, first, second, mapping=None):
         of_path[path] = speaker
     number = {speaker: i for i, speaker in enumerate(sorted(set(of_path.values())))}
     if len(number) < MIN_SPEAKERS:
-        return None, f"only {len(number)} speaker(s)"
+        return None, f"only {plural(len(number), 'speaker')}"
     of_path = {path: number[speaker] for path, speaker in of_path.items()}
     speakers = np.array([[of_path[path] for path in side] for side in (first, second)]).T
     labels = np.asarray(labels)

@@ -228,7 +228,7 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
     files = [wave[0], tmp_path / "nan.wav", tmp_path / "empty.wav"]
     assert call("--initial_model", path, "--wav", *files, "--out", tmp_path / "e.npz") == 1
     captured = capsys.readouterr()
-    assert "nan.wav: 1 samples are NaN or Inf, the first at 0.500 s" in captured.err and "empty.wav: " in captured.err
+    assert "nan.wav: 1 NaN or Inf sample, the first at 0.500 s" in captured.err and "empty.wav: " in captured.err
     assert "1 embeddings of dimension 12, 2 left out" in captured.out
     assert read_embeddings(tmp_path / "e.npz")[0] == [str(wave[0])]
     assert call("--initial_model", path, "--wav", *files[1:], "--out", tmp_path / "none.npz") == 2

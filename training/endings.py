@@ -2,7 +2,7 @@
 
 from config import Config
 from corpus.loader import LoaderFailed
-from errors import Finished
+from errors import Finished, plural
 from training.faults import nonfinite_before
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
@@ -37,7 +37,7 @@ class Endings:
     def no_step_in_epoch(self, epoch: int, skipped: int, fault: dict | None) -> Finished:
         """The end after an epoch in which no step was taken."""
         fault = fault or {"what": "see above", "reason": ""}
-        head = f"epoch {epoch} had no finite step: {skipped} batches were left out, the last: {fault['what']}"
+        head = f"epoch {epoch} had no finite step: {plural(skipped, 'batch')} left out, the last: {fault['what']}"
         return Finished([head, self.where_to_go_on(), self.what_to_do(fault)], NONFINITE)
 
     def spoilt_by_an_update(self, fault, saved_step: int) -> Finished:

@@ -14,7 +14,7 @@ from corpus.lists import list_hash, read_trials
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
-from errors import UsageError, rank_prefix
+from errors import UsageError, plural, rank_prefix
 from scoring import plots
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
@@ -341,7 +341,7 @@ def describe(result: dict, config: Config) -> list[str]:
     """Say an evaluation in lines for the terminal."""
     lines = list(result.get("notes", ()))
     for file in result["nan_files"][:10]:
-        lines.append(f"test file {file['path']}: {file['reason']}; spoils {file['trials']} trials")
+        lines.append(f"test file {file['path']}: {file['reason']}; spoils {plural(file['trials'], 'trial')}")
         lines.append(f"  {file['statistics']}")
     if len(result["nan_files"]) > 10:
         lines.append(f"... and {len(result['nan_files']) - 10} more files")

@@ -32,6 +32,7 @@ def report(dump: dict, fault: Fault, classes: int | None) -> list[str]:
         f"{picture(ALARM)}{BANNERS[fault.reason]} DETECTED AT BATCH {dump['batch_idx']}",
         "=" * 80,
         f"Reason: {fault.reason}: {fault.what}",
+        *(["rehearsal: this fault was injected by nan_inject"] if fault.injected else []),
         f"Loss value: {dump['loss']}",
         *([] if math.isnan(dump["prec1"]) else [f"Precision: {dump['prec1']}"]),
         f"Epoch {dump['epoch']}, computed in {dump['amp_dtype']}, scale {dump['scaler_scale']:g}, lr {dump['lr']:g}",

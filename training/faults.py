@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from errors import UsageError
+from errors import UsageError, plural
 from storage.checkpoint import nonfinite_tensors
 from storage.dump_statistics import SETTINGS, number
 from training.attempt import gradients_of
@@ -42,7 +42,7 @@ def check_batch(batch: dict, classes: int) -> Fault | None:
     peak, label = batch["peak"], batch["label"]
     rows = (~peak.isfinite()).nonzero().flatten().tolist()
     if rows:
-        return Fault("batch_nonfinite", f"{len(rows)} row(s) with NaN or Inf samples", rows)
+        return Fault("batch_nonfinite", f"{plural(len(rows), 'row')} with NaN or Inf samples", rows)
     wrong = ((label < 0) | (label >= classes)).nonzero().flatten().tolist()
     if wrong:
         return Fault("label_out_of_range", f"label {int(label[wrong[0]])} with {classes} classes", wrong)

@@ -1,6 +1,7 @@
 """Files that the loader could not use as they are: each is named once and counted over all processes."""
 
 from config import Config
+from errors import plural
 
 UNITS = {"resampled": "Hz", "mixed down": "channels"}  # of the number in events on files that are used all the same
 NOTES = ("repaired", "converted", "decoder warnings", "channels cancel")  # kinds of such events without a number
@@ -127,6 +128,6 @@ class FileEvents:
         for (kind, number), (count, (first, reason)) in sorted(total.items()):
             what = f" of {number} {UNITS[kind]}" if kind in UNITS else ""
             said = f": {reason}" if reason else ""
-            self.log(f"{kind}: {count} files{what}, the first {first}{said}")
+            self.log(f"{kind}: {plural(count, 'file')}{what}, the first {first}{said}")
         self.reported |= total.keys()
         self.converted.clear()

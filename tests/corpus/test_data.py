@@ -101,7 +101,7 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     "reader, text, message",
     [
-        (read_trials, "1 a b\n0 a c\n1 a\n", ":3: expected 'label pathA pathB', got 2 column(s)"),
+        (read_trials, "1 a b\n0 a c\n1 a\n", ":3: expected 'label pathA pathB', got 2 columns"),
         (read_trials, "1 a b\nyes a c\n", ":2: the label must be 0, 1, nontarget or target, got 'yes'"),
         (read_trials, "1 a b\n", "all 1 trials have label 1"),
         (read_trials, "", "empty"),
@@ -110,7 +110,7 @@ def test_bad_files_are_named(tmp_path):
         (
             read_train_list,
             "Anna Mueller/Neue Aufnahme.wav\n",
-            "got 3 column(s); if names hold spaces, put tabs between",
+            "got 3 columns; if names hold spaces, put tabs between",
         ),
         (
             read_train_list,

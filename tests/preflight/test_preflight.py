@@ -160,7 +160,7 @@ def test_a_drop_in_root_is_noted_and_a_float16_overflow_names_its_module(setting
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search(rf"^  note .*\n +loss/theirs.py:{line} .*slope of a root at 0", done.stdout, re.MULTILINE)
     assert "  ERROR    float16: the output of model.gain is not finite" in done.stdout, done.stdout
-    assert done.stdout.splitlines()[-1].startswith("preflight: do not start: 1 errors, ")
+    assert done.stdout.splitlines()[-1].startswith("preflight: do not start: 1 error, ")
 
 
 def test_several_processes_are_refused_in_one_line(settings, write, monkeypatch, capsys):

@@ -381,7 +381,7 @@ def test_why_there_is_no_interval_over_speakers():
     assert why == "" and found.tolist() == [[0, 0], [1, 1], [1, 2], [2, 3], [2, 3]]
     assert tt.trial_speakers([0, 1, 0, 0, 0], first, second)[1].startswith("first folders are no speakers: id0/v/0.wav")
     assert "speaker of a.wav is unknown" in tt.trial_speakers([1], ["a.wav"], ["b/c.wav"])[1]
-    assert "only 2 speaker(s)" in tt.trial_speakers(labels[:2], first[:2], second[:2])[1]
+    assert "only 2 speakers" in tt.trial_speakers(labels[:2], first[:2], second[:2])[1]
     renamed = {"id0": "x", "id1": "y", "id2": "z", paths[6]: "v", paths[7]: "v"}
     assert tt.trial_speakers(labels, first, second, renamed)[0].tolist() == [[1, 1], [2, 2], [2, 3], [3, 0], [3, 0]]
 

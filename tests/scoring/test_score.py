@@ -149,7 +149,7 @@ def test_lost_embeddings_are_named_counted_and_bound_the_error_rate(tmp_path):
     (tmp_path / "t.txt").write_text("\n".join([*trials, "1 bad g1", "0 g2 gone"]) + "\n")
     words = ("--trials", tmp_path / "t.txt", "--embeddings", tmp_path / "e.npz", "--out", tmp_path / "out")
     out = score(*words)
-    assert "bad: non-finite embedding: 1 NaN and 0 Inf of 2 values; spoils 1 trials" in out
+    assert "bad: non-finite embedding: 1 NaN and 0 Inf of 2 values; spoils 1 trial" in out
     assert "gone: not in" in out
     assert "2 scores are non-finite (1 of target trials): EER 0.00 % without them" in out
     lost = (tmp_path / "out/nan_trials.txt").read_text().splitlines()

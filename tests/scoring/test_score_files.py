@@ -67,8 +67,8 @@ def test_the_form_is_known_by_the_content(tmp_path, read, text, form):
 
 
 MISTAKES = [
-    (read_trials_any, "1 a b\n0 a c\n1 a\n", ":3: expected 'label a b' as in line 1, got 2 column(s)"),
-    (read_trials_any, "\n\na b target\na b c target\n", ":4: expected 'a b label' as in line 3, got 4 column(s)"),
+    (read_trials_any, "1 a b\n0 a c\n1 a\n", ":3: expected 'label a b' as in line 1, got 2 columns"),
+    (read_trials_any, "\n\na b target\na b c target\n", ":4: expected 'a b label' as in line 3, got 4 columns"),
     (read_trials_any, "1 a b\nyes a c\n", ":2: the label must be 0, 1, nontarget or target, got 'yes'"),
     (read_trials_any, "a b\n", ":1: expected 'label a b' or 'a b label', got 'a b'"),
     (read_trials_any, "a b 0.5 target\n", ":1: expected 'label a b' or 'a b label', got 'a b 0.5 target'"),

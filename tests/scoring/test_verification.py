@@ -111,11 +111,11 @@ def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tm
 
 def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
-    assert "with 2 recording(s), 1 speaker(s)" in call(enroll, capsys, "ann", wav(0, 0), wav(0, 1), *more)[1]
-    assert "2 speaker(s) in all" in call(enroll, capsys, "bob", wav(1, 0), *more)[1]
+    assert "with 2 recordings, 1 speaker" in call(enroll, capsys, "ann", wav(0, 0), wav(0, 1), *more)[1]
+    assert "2 speakers in all" in call(enroll, capsys, "bob", wav(1, 0), *more)[1]
     status, _, error = call(enroll, capsys, "bob", wav(1, 0), *more)
     assert status == 2 and "already enrolled with it" in error
-    assert call(enroll, capsys, "--list", *more)[1] == "ann  2 recording(s)\nbob  1 recording(s)\n"
+    assert call(enroll, capsys, "--list", *more)[1] == "ann  2 recordings\nbob  1 recording\n"
     network = load_model(model)
     unit = [x / np.linalg.norm(x) for x in (network.embed_file(wav(0, i)) for i in (0, 1))]
     test = network.embed_file(wav(1, 0))
@@ -130,11 +130,11 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     assert found["score"] == pytest.approx(1, abs=1e-6)
     status, _, error = call(verify, capsys, wav(1, 0), "--speaker", "eve", *more)
     assert status == 2 and "'eve' is not enrolled; enrolled: ann, bob" in error
-    assert "'ann' removed, 1 speaker(s) left" in call(enroll, capsys, "ann", "--remove", *more)[1]
+    assert "'ann' removed, 1 speaker left" in call(enroll, capsys, "ann", "--remove", *more)[1]
     store = more[2:]  # to look and to forget takes no model, and the store stays that model's
     assert call(enroll, capsys, "eve", wav(1, 1), *more)[0] == 0
     assert "'eve' removed" in call(enroll, capsys, "eve", "--remove", *store)[1]
-    assert call(enroll, capsys, "--list", *store)[1] == "bob  1 recording(s)\n"
+    assert call(enroll, capsys, "--list", *store)[1] == "bob  1 recording\n"
     assert json.loads(call(identify, capsys, wav(1, 0), *more, "--json")[1])["speakers"][0]["name"] == "bob"
     status, _, error = call(enroll, capsys, "ann", wav(0, 0), *store)
     assert status == 2 and error == "enroll.py: --initial_model CKPT is needed to enroll\n"
@@ -143,7 +143,7 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
-        (verify, ["{a}"], "takes 2 recording(s), got 1"),
+        (verify, ["{a}"], "takes 2 recordings, got 1"),
         (verify, ["{a}", "none.wav"], "no such file: 'none.wav'"),
         (verify, ["{a}", "{a}", "--prior", "2"], "--prior: must lie between 0 and 1"),
         (verify, ["{a}", "{a}", "--threshold", "nan"], "--threshold: must be a finite number"),
@@ -328,7 +328,7 @@ def test_a_folder_of_recordings_is_enrolled(model, wav, capsys, tmp_path):
     store = tmp_path / "people.npz"
     words = ("Иван", str(folder), "--store", str(store), "--initial_model", model)
     status, out, error = call(enroll, capsys, *words)
-    assert status == 0 and "'Иван' with 2 recording(s), 1 speaker(s)" in out, error
+    assert status == 0 and "'Иван' with 2 recordings, 1 speaker" in out, error
     (tmp_path / "none").mkdir()
     words = ("Eve", str(tmp_path / "none"), *words[2:])
     status, _, error = call(enroll, capsys, *words)

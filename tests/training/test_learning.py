@@ -161,7 +161,7 @@ def test_a_run_that_learns_nothing_does_not_end_as_a_success(build, tmp_path):
         trainer.run()
     trainer.close()
     lines = end.value.lines
-    assert end.value.status == 3 and lines[0].startswith("epoch 1 had no finite step: 8 batches were left out")
+    assert end.value.status == 3 and lines[0].startswith("epoch 1 had no finite step: 8 batches left out")
     assert "loss is nan" in lines[0] and str(trainer.files.model / "last.model") in lines[1]
     assert f"python analyze_nan_debug.py {trainer.incidents.writer.folder}" in lines[2]
     assert [p.name for p in trainer.files.model.iterdir()] == ["last.model"]

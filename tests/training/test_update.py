@@ -195,7 +195,7 @@ def test_an_optimizer_that_spoils_every_step_does_not_end_as_a_success(settings,
     with pytest.raises(Finished) as end:
         trainer.run()
     trainer.close()
-    assert end.value.status == 3 and end.value.lines[0].startswith("epoch 1 had no finite step: 8 batches were left")
+    assert end.value.status == 3 and end.value.lines[0].startswith("epoch 1 had no finite step: 8 batches left")
     assert "update made '" in end.value.lines[0] and "or another optimizer than adam" in end.value.lines[2]
     assert all(bool(p.isfinite().all()) for p in trainer.network.parameters()) and trainer.progress.step == 0
     assert not list(trainer.files.model.glob("model*"))
