@@ -34,6 +34,7 @@ from training.signals import StopSignal
 from training.spikes import QUIET_STEPS, describe_spike, row_losses, spike_in
 from training.state import RunState
 from training.step import Step
+from utils import plain_names
 
 SAME_DRAWS = 3  # steps in a row that are refused with the same random numbers; after that others are drawn
 
@@ -441,5 +442,5 @@ class ModelTrainer:
     def print(self, text: str):
         """Print a line from the main process, above the progress bar."""
         if self.ranks.main:
-            tqdm.write(display.folded(text, display.columns()), file=sys.stdout)
+            tqdm.write(display.folded(plain_names(text), display.columns()), file=sys.stdout)
             sys.stdout.flush()

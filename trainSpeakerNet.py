@@ -111,6 +111,7 @@ def train(config, written, ranks) -> int:
 def run_to_the_end(trainer) -> int:
     """Train to the end of the run, or to where it stops; returns the exit status."""
     from SpeakerNet import Interrupted
+    from utils import plain_names
 
     config, progress, status = trainer.config, trainer.progress, 0
     try:
@@ -129,7 +130,7 @@ def run_to_the_end(trainer) -> int:
     except Finished as end:
         for line in end.lines:
             if trainer.ranks.main:
-                print(line, file=sys.stderr if end.status else sys.stdout)
+                print(plain_names(line), file=sys.stderr if end.status else sys.stdout)
         status = end.status
     finally:
         trainer.close()

@@ -14,6 +14,7 @@ from settings import plugins
 from training.faults import check_batch, classify
 from training.generators import seed_everything
 from training.step import Step
+from utils import plain_names
 
 ROWS, ROWS_ON_CPU = 8, 4  # enough for the magnitudes; a CPU takes minutes for float16 convolutions of many rows
 LOW_SCALE = 256.0  # loss scale of float16 if it is not the run's own and no time is spent on the search for one
@@ -48,7 +49,7 @@ class Watch:
                 self._handles.append(module.register_forward_hook(self._hook(name)))
 
     def _hook(self, raw):
-        name = readable(raw)
+        name = plain_names(raw)
 
         def look(module, inputs, output):
             tensors = [t for t in (output if isinstance(output, (tuple, list)) else [output]) if torch.is_tensor(t)]
@@ -77,11 +78,6 @@ class Watch:
         self._last = None
         for handle in self._handles:
             handle.remove()
-
-
-def readable(name: str) -> str:
-    """A module's or parameter's name as a reader of the plug-in knows it."""
-    return name.replace("__S__", "model", 1).replace("__L__", "loss", 1)
 
 
 def check_step(config, build, report):
@@ -166,7 +162,7 @@ def attempt(network, ranks, batch, dtype, own: bool, seed: int):
         if result.finite or not result.loss_finite:
             break
     if not result.finite and not watch.bad_output and not watch.bad_gradient:
-        watch.bad_gradient = readable(classify(result, network, step.buffers, step.scaler).module)
+        watch.bad_gradient = plain_names(classify(result, network, step.buffers, step.scaler).module)
     return result, watch, scale
 
 

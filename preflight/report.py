@@ -4,6 +4,7 @@ from pathlib import Path
 
 from errors import UsageError, plural
 from storage.files import write_atomically
+from utils import plain_names
 
 MOST_LINES = 20  # of a kind on the terminal; result/preflight.txt has all
 
@@ -17,9 +18,10 @@ class Report:
 
     def line(self, text: str = "", printed: bool = True):
         """Add a line."""
-        self.lines.append(text.rstrip())
+        text = plain_names(text.rstrip())
+        self.lines.append(text)
         if printed:
-            print(text.rstrip(), flush=True)
+            print(text, flush=True)
 
     def heading(self, text: str):
         """Begin a section."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from errors import plural
 from storage.files import WriteError, save_atomically
 from storage.restricted import DumpError, Refusal, load_plain, plain
 
@@ -249,7 +250,8 @@ class DumpWriter:
         ``share``: of the folder's size that may be filled. ``counted``: whether it is one of ``max_dumps``.
         """
         if counted and self.written >= self.max_dumps:
-            return f"{self.max_dumps} dumps are written ({self.bounds[0]})"
+            verb = "is" if self.max_dumps == 1 else "are"
+            return f"{plural(self.max_dumps, 'dump')} {verb} written ({self.bounds[0]})"
         try:
             there = sum(f.stat().st_size for f in self.folder.glob("*.pt"))
         except OSError as error:

@@ -102,7 +102,7 @@ class FileEvents:
         first, (line, reason) = next(iter(self.bad.items()))
         share = 100 * len(self.bad) / self.total
         return (
-            f"{len(self.bad)} files ({share:.1f} % of the list) cannot be used (max_bad_files_pct): {first} "
+            f"{plural(len(self.bad), 'file')} ({share:.1f} % of the list) cannot be used (max_bad_files_pct): {first} "
             f"({self.config.train_list}:{line}): {reason}; repair them or take them out: all are in {path}"
         )
 

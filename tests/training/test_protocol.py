@@ -82,4 +82,4 @@ def test_people_of_the_train_list_in_the_trials_are_counted_at_the_start(setting
     other = known_voices(["anna"], ["a/1.wav"], ["anna/2.wav", "x.wav"], "train", "test")
     assert other.startswith("the trials share 1 of the 1 speakers, the first 'anna' with the train list")
     assert known_voices(["anna"], ["a/1.wav"], ["b/1.wav"], "set/", "./set/../set") == ""
-    assert "share 1 files" in known_voices(["anna"], ["a/1.wav"], ["a/./1.wav"], "set/", "./set/../set")
+    assert "share 1 file " in known_voices(["anna"], ["a/1.wav"], ["a/./1.wav"], "set/", "./set/../set")

@@ -244,7 +244,7 @@ def test_fine_tuning_lists_what_starts_fresh(finished, tmp_path, tools):
     words = ("--initial_model", model, "--save_path", tmp_path / "tuned", "--nClasses", 9, "--max_epoch", 1)
     done = tools.command("--config", path, *words)
     assert (
-        done.returncode == 0 and "starts fresh: __L__.weight: (6, 12) in the file, (9, 12) in the model" in done.stdout
+        done.returncode == 0 and "starts fresh: loss.weight: (6, 12) in the file, (9, 12) in the model" in done.stdout
     )
 
 
