@@ -23,7 +23,7 @@ from training.compilation import as_it_is, compile_model
 from training.dumps import StepRecord, concatenate_window
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
-from training.faults import Fault, check_batch, inject_batch
+from training.faults import Fault, check_batch, inject_batch, nan_from_the_start
 from training.file_events import FileEvents
 from training.generators import seed_everything
 from training.incidents import Incidents
@@ -402,6 +402,9 @@ class ModelTrainer:
             finetuning.load_initial(self.network, self.dataset, self.config, self.log)
         elif self.config.initial_model:
             self.log("initial_model is not used: the run continues from its own state")
+        spoilt = nan_from_the_start(self.network)
+        if spoilt:
+            self.log(f"WARNING: {spoilt}")
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the run; returns whether there was one."""

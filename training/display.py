@@ -168,6 +168,11 @@ class Display:
             f"Epoch {epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{shown}"
             f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
         )
+        if self.progress.diverges(loss):
+            self.log(
+                f"WARNING: the run diverges: mean loss {loss:.3g}, in its first step {self.progress.first_loss:.3g}; "
+                f"try a lower lr than {self.config.lr:g}, a scheduler with warm-up, or grad_clip"
+            )
         figures = {"train_loss": loss, "train_acc": accuracy, "lr": lr, **named}
         figures |= {"utt_per_s": speed, "data_wait_pct": wait, "skipped_batches": skipped}
         self.files.event("epoch", epoch=epoch, step=self.progress.step, **figures)

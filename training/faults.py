@@ -92,6 +92,18 @@ def nonfinite_before(network, buffers) -> list[str]:
     return [n for n in nonfinite_tensors(network.state_dict()) if n not in buffers.nonfinite_by_design]
 
 
+def nan_from_the_start(network) -> str:
+    """What to say of buffers that hold NaN before the first step, '' without one.
+
+    Such a buffer is not checked. Infinities may be meant, as in a mask; NaN never is.
+    """
+    named = [n for n, b in network.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
+    if not named:
+        return ""
+    names = ", ".join(f"'{name}'" for name in named[:5]) + (", ..." if named[5:] else "")
+    return f"{plural(len(named), 'buffer')} with NaN from the start, which no step checks: {names}; mend what fills it"
+
+
 def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
     """Read ``nan_inject``: '3:data,7:grad@1' -> {3: 'data', 7: 'grad'} on rank 1, {3: 'data'} elsewhere."""
     chosen = {}

@@ -11,6 +11,8 @@ DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPe
 NAMES = {"world": "processes", "list": "the train list", "version": "the order of rows"}
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum", "base_momentum")
 
+DIVERGED = 1000.0  # times the first loss, or 1 if that is smaller
+
 
 @dataclass
 class Window:
@@ -75,6 +77,7 @@ class Progress:
         self.step = 0  # taken in the run
         self.nonfinite_in_a_row, self.last_fault = 0, None
         self.best = new_best()
+        self.first_loss: float | None = None  # of the run's first step that was taken
         self.window = Window()
         self.begin_epoch(1)
 
@@ -103,6 +106,7 @@ class Progress:
     def count(self, window: list[dict], attempt):
         """Add a step that was taken to the sums of the epoch."""
         utterances = sum(batch["data"].shape[0] * batch["data"].shape[1] for batch in window)
+        self.first_loss = attempt.loss if self.first_loss is None else self.first_loss
         self.totals["utterances"] += utterances
         self.totals["loss"] += attempt.loss * utterances
         self.totals["accuracy"] += attempt.accuracy * utterances
@@ -113,6 +117,10 @@ class Progress:
         loss, accuracy = (self.totals[key] / n if n else math.nan for key in ("loss", "accuracy"))
         return loss, accuracy, world * n / seconds, 100 * self.totals["waited"] / seconds
 
+    def diverges(self, loss: float) -> bool:
+        """Whether an epoch's mean loss is finite and far above the loss that the run began with."""
+        return self.first_loss is not None and DIVERGED * max(self.first_loss, 1.0) < loss < math.inf
+
     def state_dict(self) -> dict:
         """The keys of a checkpoint that tell where to go on: from where the open window began."""
         batch = self.window.position(self.batch)
@@ -122,6 +130,7 @@ class Progress:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "first_loss": self.first_loss,
             "totals": self.totals,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "sampler_state": {**place, "plan": dict(self.plan)},
@@ -134,7 +143,7 @@ class Progress:
         """
         place = state["sampler_state"]
         self.step, self.best, self.totals = state["step"], state["best"], state["totals"]
-        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.nonfinite_in_a_row, self.first_loss = state["nonfinite_in_a_row"], state.get("first_loss")
         self.epoch, self.batch, self.trained = place["epoch"], place["batch"], place["trained"]
         self.window = Window(refused=list(place.get("refused", [])))
         if self.changes_of_plan(state):

@@ -6,6 +6,8 @@ from typing import Any
 
 from config import Config
 from errors import UsageError
+from settings import plugins
+from settings.user_code import changed_since
 from storage import checkpoint
 from training.generators import generator_state, restore_generators
 from training.progress import new_best
@@ -118,6 +120,9 @@ class RunState:
             self.log(f"  {progress.describe_change(moved, same_world, by_iteration)}")
         for name in sorted(changed - {"config", "preflight"}):
             self.log(f"  {name}: {old[name]} before, {getattr(self.config, name)} now")
+        sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)
+        if sources:
+            self.log(f"  source changed since this state was saved: {', '.join(sources)}")
         self.begin_anew(differences(self.protocol, state, self.files.result))
 
     def begin_anew(self, differing: list[str]):

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import termios
 import warnings
+from types import SimpleNamespace
 
 import programs
 import pytest
+import torch
 
 from training import display
 
@@ -100,6 +102,19 @@ def test_steps_are_logged_at_an_interval_on_both_sides(settings, tools, tmp_path
     evaluated = {tag for tag in events.Tags()["scalars"] if tag.startswith("Val/")}
     assert {"Val/EER", "Val/eer_low", "Val/eer_high", "Val/cllr", "Val/min_dcf_0.01"} <= evaluated
     assert "Val/det" in events.Tags()["images"]
+
+
+@pytest.mark.parametrize("loss, warned", [(2e27, True), (15.0, False), (1e-9, False), (float("inf"), False)])
+def test_a_run_that_diverges_is_warned_of(settings, tools, capsys, loss, warned):
+    trainer = tools.build(settings)
+    first, later = (SimpleNamespace(loss=value, accuracy=0.0) for value in (1e-12, loss))
+    trainer.progress.count([{"data": torch.zeros(1, 4, 8)}], first)
+    trainer.progress.load_state_dict({**trainer.progress.state_dict(), "config": {}})  # as a run that was resumed
+    trainer.progress.begin_epoch(2)
+    trainer.progress.count([{"data": torch.zeros(1, 4, 8)}], later)
+    trainer.display.report_epoch({"0": 0.1})
+    said = "WARNING: the run diverges: mean loss 2e+27, in its first step 1e-12; try a lower lr than 0.01, "
+    assert (said in capsys.readouterr().out) == warned
 
 
 def test_no_point_is_written_where_none_is_wanted(settings, tools):

@@ -250,6 +250,15 @@ def test_a_start_from_bad_tensors_is_refused(settings, tools):
         tools.build(settings, **fp16).resume()
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_buffer_that_is_nan_from_the_start_is_named(settings, tools, capsys, value):
+    trainer = tools.build(settings)
+    trainer.network.loss.register_buffer("centre", torch.tensor([0.0, value]))
+    trainer.begin()
+    said = "WARNING: 1 buffer with NaN from the start, which no step checks: 'loss.centre'"
+    assert (said in capsys.readouterr().out) == math.isnan(value)  # infinities may be a mask
+
+
 def test_a_storm_under_fp16_leaves_everything_finite(settings, tools):
     keys = {"mixedprec": "true", "amp_dtype": "float16", "nan_patience": 1000}
     trainer = tools.build(settings, **keys)

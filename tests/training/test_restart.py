@@ -98,6 +98,19 @@ def test_a_run_without_last_model_goes_on_with_optimizer_and_schedule(settings, 
     )
 
 
+def test_sources_that_have_changed_are_named(settings, finished, tmp_path, capsys):
+    settings = run_of_two_epochs(settings, finished, tmp_path)
+    last = Path(settings["save_path"], "model", "last.model")
+    state = torch.load(last, weights_only=True)
+    for said in ("", "  source changed since this state was saved: loss/aamsoftmax.py, models/gone.py (missing)"):
+        capsys.readouterr()
+        assert trainSpeakerNet.main(arguments(settings)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "source changed" in line] == [said] * bool(said)
+        state["incidents"][0]["sources"] |= {"loss/aamsoftmax.py": 64 * "0", "models/gone.py": 64 * "0"}
+        save_atomically(state, last)
+
+
 def test_a_spoiled_run_without_a_sound_checkpoint_says_so(settings, tools, capsys):
     trainer = tools.build(settings)
     (trainer.files.model / "last.model").write_bytes(b"PK cut")
