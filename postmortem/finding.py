@@ -130,7 +130,8 @@ def result_of(record) -> str:
         reason = f" ({SLOPES[detail]})" if detail in SLOPES else ""
         return f"the gradient of {record.op_name} is {kinds}{reason}; the forward pass is finite"
     reason = f": {REASONS[detail]}" if detail in REASONS else inputs_of(record)
-    return f"{record.op_name} gave {kinds}{reason}"
+    what = f"the cast to {record.dtype}" if record.op == "_to_copy" else record.op_name
+    return f"{what} gave {kinds}{reason}"
 
 
 # Operation -> the names of what it reads.
@@ -150,21 +151,21 @@ def inputs_of(record) -> str:
         return "; 0 is multiplied by Inf"
     operand, extreme, words = TELLING.get(record.op_name, (0, "", ""))
     if words and operand < len(read) and math.isfinite(getattr(read[operand], extreme)):
-        return f"; its {words} was {getattr(read[operand], extreme):.4g}"
+        value = f"{getattr(read[operand], extreme):.4g}"
+        return f"; its {words} was {record.described(read[operand], value)}"
     return f"; its {ranges_of(record)}" if read else ""
 
 
 def ranges_of(record) -> str:
     """The ranges of what an operation read: 'input was 1 to 5', 'bias was 0 to 1, input 9 to 70, weight 20 to 20'."""
-    names = OPERANDS.get(record.op_name, ())
-    if len(names) == len(record.operands) and names:
-        return ", ".join(f"{name}{'' if i else ' was'} {r}" for i, (name, r) in enumerate(zip(names, record.operands)))
-    plural = "input was" if len(record.operands) == 1 else "inputs were"
-    return f"{plural} {' and '.join(map(str, record.operands))}"
+    names, ranges = OPERANDS.get(record.op_name, ()), [record.described(r) for r in record.operands]
+    if len(names) == len(ranges) and names:
+        return ", ".join(f"{name}{'' if i else ' was'} {r}" for i, (name, r) in enumerate(zip(names, ranges)))
+    return f"{'input was' if len(ranges) == 1 else 'inputs were'} {' and '.join(ranges)}"
 
 
 def first_result(record, source: str | None) -> str:
     """Name the operation with the first non-finite result, its type, line and inputs: a line of evidence."""
     what = "largest gain of the gradient" if detail_of(record) == "steep_gradient" else "first NaN or Inf"
-    operands = f", inputs {' and '.join(map(str, record.operands))}" if record.operands else ""
+    operands = f", inputs {' and '.join(map(record.described, record.operands))}" if record.operands else ""
     return f"{what}: {record.node or record.op} ({record.dtype}) at {source or 'an unknown line'}{operands}"

@@ -38,17 +38,20 @@ class Range:
     zeros: int
     count: int = 1  # of all values, finite or not
     infinite: int = 0
+    dtype: str = ""  # of the tensor; "" of whole numbers
 
     @classmethod
     def of(cls, tensor) -> "Range":
         tensor = tensor.detach()
+        dtype = str(tensor.dtype).removeprefix("torch.") if tensor.is_floating_point() else ""
         values = (tensor.abs() if tensor.is_complex() else tensor).float().flatten()
         count, infinite = values.numel(), int(values.isinf().sum())
         values = values[values.isfinite()]
         if not values.numel():
-            return cls(math.nan, math.nan, math.nan, 0, count, infinite)
+            return cls(math.nan, math.nan, math.nan, 0, count, infinite, dtype)
         nearest = float(values[values.abs().argmin()])
-        return cls(float(values.min()), float(values.max()), nearest, int((values == 0).sum()), count, infinite)
+        zeros = int((values == 0).sum())
+        return cls(float(values.min()), float(values.max()), nearest, zeros, count, infinite, dtype)
 
     def __str__(self):
         if not self.count:
@@ -79,6 +82,11 @@ class Record:
     constant: bool = False  # a number in the code was not finite
     operands: list = field(default_factory=list)  # a Range for each tensor that it read
     is_mask: bool = False  # its infinities are those that the code writes, as a mask does, or copies and sums of them
+
+    def described(self, operand: Range, text: str = "") -> str:
+        """What it read, as ``text`` or as a range, with its type if that is not the type of the result."""
+        other = operand.dtype and operand.dtype != self.dtype
+        return f"{text or operand}{f' in {operand.dtype}' if other else ''}"
 
     @property
     def op_name(self) -> str:

@@ -45,6 +45,7 @@ class Outcome:
     accuracy: float = 0.0
     norm: float = math.nan
     bad_buffers: bool = False
+    bad_buffer: str = ""  # the first of them, and in what way it is bad
     nonfinite_after_update: str = ""  # what the optimizer's update made non-finite
     error: str = ""  # the exception that the step raised
     gradients: dict = field(default_factory=dict)  # statistics per parameter
@@ -60,7 +61,7 @@ class Outcome:
     def __str__(self):
         if self.error:
             return self.error
-        more = ", a buffer is not finite" if self.bad_buffers else ""
+        more = f", buffer {self.bad_buffer}" if self.bad_buffers else ""
         more += f", the update makes '{self.nonfinite_after_update}' non-finite" if self.nonfinite_after_update else ""
         return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{more}"
 
@@ -306,6 +307,7 @@ class Replay:
             attempt = step.measure(results, scale)  # no mode sees this
             outcome.loss, outcome.accuracy, outcome.norm = attempt.loss, attempt.accuracy, attempt.norm
             outcome.bad_buffers = not attempt.buffers_finite
+            outcome.bad_buffer = step.buffers.first_bad() if outcome.bad_buffers else ""
             if self.takes_update and outcome.finite:
                 outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, **more)
             if more.get("stats"):

@@ -71,7 +71,7 @@ def update_at_fault(case, names) -> Finding | None:
     wrong = next((r for r in rates if not math.isfinite(r)), None)
     if wrong is not None:
         schedule = case.source_of("scheduler")
-        text = f"{schedule} set the learning rate to {wrong}."
+        text = f"{schedule} gave a learning rate of {wrong}{at_step(case, wrong)}."
         return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
     for key in SETTINGS:
         if not all(math.isfinite(number(g, key)) for g in groups):
@@ -86,6 +86,13 @@ def update_at_fault(case, names) -> Finding | None:
     if any(not n.startswith("optimizer.") for n in names):
         return divergence(case, math.inf, source)
     return None
+
+
+def at_step(case, rate: float) -> str:
+    """The end of a sentence that says when the run first had a learning rate; '' if neither history nor dump has it."""
+    steps = [*case.dump["history"], case.dump]
+    found = (s["step"] for s in steps if "step" in s and repr(number(s, "lr")) == repr(float(rate)))
+    return next((f" at step {int(step)}" for step in found), "")
 
 
 SQUARES = ("exp_avg_sq", "square_avg", "sum", "v")  # names of the sums of squared gradients in optimizers
@@ -173,15 +180,17 @@ def divergence(case, growth: float, source: str) -> Finding | None:
     if rate > 2 * configured and retraining.train(lr=configured).sound:
         schedule = case.source_of("scheduler")
         evidence.append(f"the same with the configured lr {configured:g}: {retraining.train(lr=configured)}")
-        text = f"{schedule} raises the learning rate to {rate:g}; the weights diverge."
+        text = f"{schedule} gave a learning rate of {rate:g}{at_step(case, rate)}; the weights diverge."
         return Finding("optimizer", "lr", text, evidence, phase="update", source=schedule, setting="schedule")
     for key, change in sound_settings(case, retraining).items():
         trajectory = retraining.train(**change)
         if trajectory.sound:
             setting = key.split(",")[0]
             evidence.append(f"the same with {setting} {change[setting]:g}: {trajectory}")
-            value = rate if setting == "lr" else case.config[setting]
-            text = f"The {SETTING_NAMES[setting]} ({value:g}) makes the weights diverge. The batch is not at fault."
+            value = f"{rate if setting == 'lr' else case.config[setting]:g}"
+            if setting == "lr" and rate > 2 * configured:
+                value += f", which {case.source_of('scheduler')} gave{at_step(case, rate)}; lr is {configured:g}"
+            text = f"The {SETTING_NAMES[setting]} ({value}) makes the weights diverge. The batch is not at fault."
             return Finding("optimizer", setting, text, evidence, phase="update", source=source, setting=setting)
     other = {"optimizer": "adamw" if case.config.get("optimizer") != "adamw" else "sgd"}
     if not control.nonfinite_after_update and retraining.train(**other).sound:

@@ -17,7 +17,7 @@ class Attempt:
     finite: bool  # all of it
     at_fault: bool  # this rank's own loss or buffers are not finite
     scale: float = 1.0  # the loss scale that it was computed at
-    buffer: str = ""  # the first buffer that became non-finite on this rank
+    buffer: str = ""  # the first buffer that is bad on this rank, and in what way
 
     @property
     def only_gradients_overflow(self) -> bool:

@@ -76,7 +76,7 @@ def classify(attempt, network, buffers, scaler) -> Fault:
     if not attempt.loss_finite:
         return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
     if not attempt.buffers_finite and math.isfinite(attempt.norm):
-        return Fault("state_nonfinite", f"buffer '{attempt.buffer}' became non-finite", **common)
+        return Fault("state_nonfinite", f"buffer {attempt.buffer}", **common)
     gradients = gradients_of(network)
     first = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
     if not first:

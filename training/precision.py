@@ -153,8 +153,13 @@ class BufferSnapshot:
         self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
 
     def first_bad(self) -> str:
-        """The name of the first buffer that is not finite, '' if all are."""
-        return next((n for n, b in zip(self.names, self.floating) if not bool(b.isfinite().all())), "")
+        """Name the first buffer that is not finite, else the largest, whose square overflows; '' without buffers."""
+        sizes = [float(b.abs().max().nan_to_num(math.nan, math.inf)) if b.numel() else 0.0 for b in self.floating]
+        bad = next((n for n, size in zip(self.names, sizes) if not math.isfinite(size)), "")
+        if bad or not sizes:
+            return bad and f"'{bad}' became non-finite"
+        largest = max(sizes)
+        return f"'{self.names[sizes.index(largest)]}' became so large ({largest:.2g}) that its square overflows"
 
     @torch.no_grad()
     def take(self):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from postmortem.fixes import FAILS_LATER, attempt, recommendation, recommendatio
 from postmortem.modes import CudaCasts
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
-from postmortem.replay import Replay
+from postmortem.replay import Outcome, Replay
 from postmortem.report import recommendation_lines, text_report
 from storage.dump import read_dump, read_state
 from storage.files import save_atomically
@@ -421,6 +422,45 @@ def test_a_step_that_is_finite_with_changed_code_is_not_called_transient(dump_of
     assert analyse(path).verdict["detail"] == "other_device"
     edit(path, device="cpu")
     assert analyse(path).verdict["cause"] == "environment"
+
+
+def test_a_value_that_is_too_large_for_float16_is_given_with_its_own_type(dump_of):
+    def spoil(trainer):
+        trainer.network.__S__.bn.weight.data[:] = 3e5  # the layer behind it casts to float16
+
+    summary = analyse(dump_of(spoil, mixedprec="true", amp_dtype="float16")).summary
+    told = r"in float16, the cast to float16 gave Inf; its input was -\S+e\+05 to \S+e\+05 in float32\. In float32 the"
+    assert re.search(told, summary), summary
+
+
+@pytest.mark.parametrize(
+    "lr, rate, said",
+    [
+        (0.01, 1e8, "scheduler/steplr.py gave a learning rate of 1e+08 at step 0; the weights"),
+        (0.01, math.nan, "scheduler/steplr.py gave a learning rate of nan at step 0."),
+        (1e6, 1e8, "learning rate (1e+08, which scheduler/steplr.py gave at step 0; lr is 1e+06) makes"),
+    ],
+)
+def test_a_learning_rate_of_a_schedule_is_laid_to_the_schedule_and_its_step(dump_of, lr, rate, said):
+    def spoil(trainer):
+        trainer.optimizer.param_groups[0]["lr"] = rate
+
+    analysis = analyse(dump_of(spoil, optimizer="sgd", scheduler="steplr", lr=lr))
+    assert (analysis.verdict["cause"], analysis.verdict["detail"]) == ("optimizer", "lr")
+    assert said in analysis.summary
+
+
+def test_a_bad_buffer_is_named_with_what_is_wrong():
+    module = torch.nn.BatchNorm1d(2)
+    snapshot = BufferSnapshot(module)
+    module.running_var[1] = -3e30
+    said = "'running_var' became so large (3e+30) that its square overflows"
+    assert snapshot.first_bad() == said
+    outcome = Outcome(1.5, 0.0, 2.0, bad_buffers=True, bad_buffer=said)
+    assert str(outcome) == f"loss 1.5, gradient norm 2, buffer {said}"
+    for value in (math.nan, -math.inf):
+        module.running_mean[0] = value
+        assert snapshot.first_bad() == "'running_mean' became non-finite"
 
 
 def test_an_infinite_mask_is_no_fault():
