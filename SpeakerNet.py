@@ -27,6 +27,7 @@ from training.faults import Fault, check_batch, inject_batch, nan_from_the_start
 from training.file_events import FileEvents
 from training.generators import seed_everything
 from training.incidents import Incidents
+from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
 from training.saving import Saver
@@ -150,7 +151,11 @@ class ModelTrainer:
             compile_model(self.step, self.config, self.log)
         while progress.epoch <= self.config.max_epoch:
             if not progress.trained:
-                with self.files.profiler(self.profiled_steps()) as self.profiler:
+                steps = self.profiled_steps()
+                with (
+                    ModuleRanges(self.network if steps else None, progress.accumulation) as ranges,
+                    self.files.profiler(steps, ranges.flops) as self.profiler,
+                ):
                     self.train_epoch()
                 self.require_a_step()
                 self.finish_epoch()

@@ -138,7 +138,7 @@ class Optimisation:
     compile_model: str = key("off", "compile the model with torch.compile, which takes minutes once; auto goes on without if that fails; true is on, false is off", choices=("off", "on", "auto"), switch=("off", "on"))
     log_interval: int = key(100, "steps between points (loss, gradient norm, rate, speed) in TensorBoard and metrics.jsonl, 0 is none", low=0)
     tracker: str = key("", "send points, figures and pictures there too", choices=("", "wandb", "mlflow"))
-    enable_profiling: bool = key(False, "profile steps 10 to 20 into logs/")
+    enable_profiling: bool = key(False, "profile steps 10 to 20 of this call: a table by module in logs/profile.txt, and a trace")
     nan_max_dumps: int = key(10, "dumps of non-finite steps in a run", low=0)
     nan_max_gb: float = key(1.0, "size of debug_nan/", unit="GB", low=0)
     nan_dump_audio: bool = key(True, "keep the waveforms in a dump; voices are biometric data")

@@ -1,6 +1,7 @@
 """The files of a run below save_path: scores.txt, metrics.jsonl, config.yaml, TensorBoard; and its tracker."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -123,8 +124,11 @@ class RunFiles:
         if self._tracker is not None:
             self._tracker.call(method, *arguments)
 
-    def profiler(self, steps: int):
-        """Context of torch's profiler for the last ten of ``steps``, its trace in logs/; gives None for 0 steps."""
+    def profiler(self, steps: int, flops: dict):
+        """Context of torch's profiler for the last ten of ``steps``; gives None for 0 steps.
+
+        Its trace for a browser and its table by module, profile.txt, are then in logs/. ``flops``: see ModuleRanges.
+        """
         if not (steps and self.main):
             return contextlib.nullcontext()
         from torch import profiler
@@ -132,9 +136,14 @@ class RunFiles:
         active = min(steps, 10)
         warmup = min(steps - active, 1)
         schedule = profiler.schedule(wait=steps - active - warmup, warmup=warmup, active=active, repeat=1)
-        return profiler.profile(schedule=schedule, on_trace_ready=self._write_trace, record_shapes=True)
+        write = functools.partial(self._write_profile, steps=active, flops=flops)
+        return profiler.profile(schedule=schedule, on_trace_ready=write, record_shapes=True)
 
-    def _write_trace(self, profile):
+    def _write_profile(self, profile, steps: int, flops: dict):
+        from training.profiling import table_of
+
+        text = table_of(profile.events(), steps, flops)
+        self.writes.write_bytes(self.logs / "profile.txt", text.encode())
         path = self.logs / f"{socket.gethostname()}_{os.getpid()}.{time.time_ns()}.pt.trace.json"
 
         def write():

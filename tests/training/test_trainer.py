@@ -199,12 +199,18 @@ def test_batches_of_one_row_are_refused_before_batch_norm_does(settings, tools):
         tools.build(settings, batch_size=1)
 
 
-def test_profiling_writes_a_trace(settings, tools):
+def test_profiling_writes_a_trace_and_a_table_by_module(settings, tools):
     trainer = tools.build(
         settings, enable_profiling=True, max_seg_per_spk=500, batch_size=2, max_epoch=1, test_interval=1
     )
     trainer.run()
     assert list(trainer.files.logs.glob("*.pt.trace.json"))
+    lines = (trainer.files.logs / "profile.txt").read_text().splitlines()
+    assert lines[0].startswith("One step takes ") and "mean of 10 profiled steps" in lines[0]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[4:]}
+    assert {"model.layer2.layers", "model.frontend", "model.pool.linear2", "loss", "outside"} <= rows.keys()
+    assert all(float(milliseconds) > 0 for milliseconds in rows["model.layer2.layers"][:2])  # of both passes
+    assert not any(hooked._forward_pre_hooks for hooked in trainer.network.modules())
 
 
 def test_margin_follows_the_epoch(settings, tools):

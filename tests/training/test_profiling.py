@@ -1,0 +1,41 @@
+"""The table of a profile gives each module its own operations, of both passes."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.profiling import ELSEWHERE, ModuleRanges, costs_of, table_of
+
+
+@pytest.fixture
+def profiled():
+    """Events and FLOPs of two steps of a network with two convolutions, one in a block."""
+    network = nn.Sequential()
+    network.add_module("__S__", nn.Sequential(nn.Conv1d(64, 32, 3, padding=1), nn.Sequential(nn.ReLU())))
+    network.add_module("__L__", nn.Conv1d(32, 16, 1))
+    optimizer = torch.optim.Adam(network.parameters())
+    with torch.profiler.profile() as profile, ModuleRanges(network, passes=3) as ranges:
+        for _ in range(2):
+            network(torch.randn(8, 64, 400)).square().sum().backward()
+            optimizer.step()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    return profile.events(), ranges.flops
+
+
+def test_operations_belong_to_the_innermost_module(profiled):
+    events, flops = profiled
+    costs = costs_of(events)
+    assert costs.keys() >= {"model.0", "model.1.0", "loss", ELSEWHERE}
+    assert flops["model.0"] == 3 * 2 * 8 * 400 * 64 * 32 * 3
+    assert flops["loss"] == 3 * 2 * 8 * 400 * 32 * 16
+    assert all(costs[name].forward > 0 and costs[name].backward > 0 for name in ("model.0", "model.1.0", "loss"))
+    whole = sum(event.self_cpu_time_total for event in events) / 1e6
+    assert sum(cost.forward + cost.backward for cost in costs.values()) == pytest.approx(whole, rel=1e-3)
+
+
+def test_the_table_counts_both_passes_of_one_step(profiled):
+    lines = table_of(profiled[0], 2, profiled[1]).splitlines()
+    assert "mean of 2 profiled steps" in lines[0] and lines[3].startswith("module ")
+    rows = {line[:44].strip(): line[44:].split() for line in lines[4:]}
+    assert float(rows["model.0"][3]) == pytest.approx(3 * 3 * 2 * 8 * 400 * 64 * 32 * 3 / 1e9, abs=0.005)
+    assert sum(float(row[2].rstrip("%")) for row in rows.values()) == pytest.approx(100, abs=0.5)

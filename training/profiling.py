@@ -1,0 +1,144 @@
+"""Where the time of training steps goes: a Chrome trace and a text by module, both passes, with FLOPs."""
+
+import functools
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils import plain_names
+
+PREFIX, BACKWARD = "module ", "autograd::engine::evaluate_function: "
+DEPTH = 3  # of names, as model.layer2.0
+ELSEWHERE = "outside of the modules"
+
+
+class ModuleRanges:
+    """Context in which the profiler sees the modules of a network, down to ``DEPTH``, as ranges with their names.
+
+    ``flops`` {module: FLOPs of its own products and convolutions in the ``passes`` forward passes of a step} is filled
+    by the first one; those of a compiled model are not counted. Without a network it does nothing.
+    """
+
+    def __init__(self, network, passes: int = 1):
+        self.network, self.passes = network, passes
+        self.handles, self.open, self.flops = [], [], defaultdict(float)
+        self.counter = FlopCounterMode(display=False)
+
+    def __enter__(self):
+        if self.network is None:
+            return self
+        if not any(module._compiled_call_impl for module in self.network.modules()):
+            self.counting = [self.network.register_forward_pre_hook(self.start_counting)]
+            self.counting.append(self.network.register_forward_hook(self.stop_counting))
+            self.handles += self.counting
+        for name, module in self.network.named_modules():
+            if name and name.count(".") < DEPTH:
+                enter = functools.partial(self.enter, plain_names(name))
+                self.handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(self.leave)]
+        return self
+
+    def __exit__(self, *raised):
+        for handle in self.handles:
+            handle.remove()
+
+    def start_counting(self, module, inputs):
+        """Begin to count, as the first forward pass begins."""
+        self.counter.__enter__()
+
+    def stop_counting(self, module, inputs, output):
+        """End it with that pass."""
+        self.counter.__exit__(None, None, None)
+        for handle in self.counting:
+            handle.remove()
+
+    def enter(self, name: str, module, inputs):
+        """Open the range of a module."""
+        named = torch.profiler.record_function(PREFIX + name)
+        named.__enter__()
+        self.open.append([named, name, self.counter.get_total_flops(), 0])
+
+    def leave(self, module, inputs, output):
+        """Close it; its operations are those since it was opened, less those of modules in it."""
+        named, name, before, inner = self.open.pop()
+        named.__exit__(None, None, None)
+        count = self.counter.get_total_flops() - before
+        self.flops[name] += self.passes * (count - inner)
+        if self.open:
+            self.open[-1][3] += count
+
+
+@dataclass
+class Cost:
+    """Seconds that a module takes in the profiled steps."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+
+def costs_of(events) -> dict[str, Cost]:
+    """{module: its cost} of a profile's events; a backward operation is that of the module of its forward one."""
+    found, module_of = defaultdict(Cost), {}
+    places = [(event, place_of(event)) for event in events if not event.name.startswith("ProfilerStep")]
+    for event, place in places:
+        if isinstance(place, str) and place and event.sequence_nr >= 0:
+            module_of[event.sequence_nr] = place.removeprefix(PREFIX)
+    for event, place in places:
+        if isinstance(place, int):
+            found[module_of.get(place, ELSEWHERE)].backward += seconds(event)
+        else:
+            found[place.removeprefix(PREFIX) or ELSEWHERE].forward += seconds(event)
+    return dict(found)
+
+
+def place_of(event) -> str | int:
+    """The range of the innermost module around an event, the number of its forward operation, or '' outside."""
+    while event is not None:
+        if event.name.startswith(PREFIX):
+            return event.name
+        if event.name.startswith(BACKWARD):
+            return event.sequence_nr
+        event = event.cpu_parent
+    return ""
+
+
+def seconds(event) -> float:
+    """Time of an operation itself, on the GPU if there is one."""
+    device = getattr(event, "self_device_time_total", 0)
+    return (device or event.self_cpu_time_total) / 1e6
+
+
+def limit_of(device) -> float:
+    """FLOP/s that a product of two fp32 matrices of 2,048 rows reaches here, the best of five."""
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    taken = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        float((a @ b)[0, 0])
+        taken.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / min(taken)
+
+
+def table_of(events, steps: int, flops: dict[str, float]) -> str:
+    """The text of ``profile.txt``: what one of ``steps`` steps costs by module, the most expensive first.
+
+    ``flops`` {module: number} are those of the forward passes of a step; the table has three times as many, for both.
+    """
+    on_gpu = any(getattr(event, "self_device_time_total", 0) for event in events)
+    costs, limit = costs_of(events), limit_of("cuda" if on_gpu else "cpu")
+    whole = sum(cost.forward + cost.backward for cost in costs.values())
+    lines = [
+        f"One step takes {1000 * whole / steps:.1f} ms, mean of {steps} profiled steps. The limit of this device is",
+        f"{limit / 1e9:.0f} GFLOP/s, measured with a product of two fp32 matrices of 2,048 rows.",
+        "",
+        f"{'module':<44}{'forward ms':>12}{'backward ms':>13}{'share':>8}{'GFLOP':>9}{'GFLOP/s':>9}{'of limit':>10}",
+    ]
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1].forward - item[1].backward):
+        taken, count = (cost.forward + cost.backward) / steps, 3 * flops.get(name, 0.0)
+        speed = count / taken if taken else 0.0
+        row = f"{name:<44}{1000 * cost.forward / steps:>12.1f}{1000 * cost.backward / steps:>13.1f}"
+        row += f"{taken * steps / whole:>8.1%}{count / 1e9:>9.2f}"
+        lines.append(row + (f"{speed / 1e9:>9.0f}{speed / limit:>10.0%}" if speed else ""))
+    return "\n".join(lines) + "\n"
