@@ -95,13 +95,14 @@ def nonfinite_before(network, buffers) -> list[str]:
 def nan_from_the_start(network) -> str:
     """What to say of buffers that hold NaN before the first step, '' without one.
 
-    Such a buffer is not checked. Infinities may be meant, as in a mask; NaN never is.
+    Such a buffer is not checked. Infinities may be meant, as in a mask; NaN is at most a placeholder.
     """
     named = [n for n, b in network.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
     if not named:
         return ""
     names = ", ".join(f"'{name}'" for name in named[:5]) + (", ..." if named[5:] else "")
-    return f"{plural(len(named), 'buffer')} with NaN from the start, which no step checks: {names}; mend what fills it"
+    head = f"{plural(len(named), 'buffer')} with NaN from the start, which no step checks: {names}"
+    return f"{head}; mend what fills it, unless the NaN is a placeholder"
 
 
 def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
