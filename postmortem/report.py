@@ -62,7 +62,7 @@ def verdict_lines(a) -> list[str]:
         at = f", sample {file['sample']}" if file["sample"] is not None else ""
         lines.append(f"{'File:':11}{file['path']}{at}")
     if len(place["files"]) > 5:
-        lines.append(f"{'':11}... and {len(place['files']) - 5} more files")
+        lines.append(f"{'':11}... and {plural(len(place['files']) - 5, 'more file')}")
     how = REPLAYED.get(v["replay"]["reproduced"], a.refusal)
     lines.append(f"{'Replay:':11}{how} ({v['replay']['seconds']:.1f} s)")
     return lines + ["Evidence:", *(f"- {text}" for text in v["evidence"])]

@@ -338,7 +338,7 @@ def validate(dump, path) -> dict:
         dump = plain(dump)
         if type(dump) is not dict:
             raise Refusal(f"holds a {type(dump).__name__}, not a dump")
-        if "model_state_dict" in dump and "data" not in dump:
+        if holds_weights(dump):
             raise Refusal(f"is {weights_in(path)}, not a dump")
         version = dump.get("format_version", 0)
         if type(version) is not int or version < 0:
@@ -362,6 +362,12 @@ def validate(dump, path) -> dict:
         return dump
     except Refusal as refusal:
         raise DumpError(f"{path}: {refusal}") from refusal
+
+
+def holds_weights(value: dict) -> bool:
+    """Whether a file that was read is a checkpoint, this trainer's or one of the other known layouts, and no dump."""
+    bare = bool(value) and all(type(tensor) is torch.Tensor for tensor in value.values())
+    return "data" not in value and (bare or bool({"model_state_dict", "model", "state_dict"} & set(value)))
 
 
 def weights_in(path) -> str:

@@ -344,7 +344,7 @@ def describe(result: dict, config: Config) -> list[str]:
         lines.append(f"test file {file['path']}: {file['reason']}; spoils {plural(file['trials'], 'trial')}")
         lines.append(f"  {file['statistics']}")
     if len(result["nan_files"]) > 10:
-        lines.append(f"... and {len(result['nan_files']) - 10} more files")
+        lines.append(f"... and {plural(len(result['nan_files']) - 10, 'more file')}")
     if result["nan_scores"]:
         lines.append(
             f"{result['nan_scores']} scores are non-finite ({result['nan_targets']} of target trials): "

@@ -5,6 +5,7 @@ import math
 import torch
 
 from corpus.crop import Crop
+from errors import plural
 from settings.command_line import picture
 from storage.dump_statistics import odd_rows
 from training.faults import Fault
@@ -103,4 +104,4 @@ def row_lines(dump: dict, fault: Fault) -> list[str]:
             text += f"; {draw['kind']} {draw['path']}"
         lines.append(text)
     rest = len(list(rows)) - len(shown)
-    return lines + ([f"  ... and {rest} more rows"] if rest > 0 else [])
+    return lines + ([f"  ... and {plural(rest, 'more row')}"] if rest > 0 else [])

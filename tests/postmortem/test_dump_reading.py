@@ -496,9 +496,12 @@ def test_other_checkpoints_are_read(tmp_path):
     weights = torch.nn.BatchNorm1d(3).state_dict()  # an OrderedDict with an attribute
     schedule = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.zeros(1)], 0.1), [3, 5]).state_dict()
     torch.save({"model": weights, "tied": weights["weight"], "scheduler": schedule}, path)
+    assert "is a checkpoint" in refused(path)
     read = read_checkpoint(path)
     assert type(read["model"]) is dict and read["model"]["weight"].data_ptr() == read["tied"].data_ptr()
     assert read["scheduler"]["milestones"] == {3: 1, 5: 1} and read["scheduler"]["last_epoch"] == 0
+    torch.save(weights, path)
+    assert "is a checkpoint" in refused(path)
     of_pickle(Call(collections.OrderedDict, (), {"items": 1, "keys": 2}, None, iter([("a", 3)])))(path)
     assert read_checkpoint(path) == {"a": 3}  # though it has an attribute where its method should be
     torch.save([1], path)
