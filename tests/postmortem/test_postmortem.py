@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import programs
@@ -18,7 +17,6 @@ from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
-from postmortem.evaluation_faults import candidates
 from postmortem.finding import result_of
 from postmortem.fixes import FAILS_LATER, attempt, recommendation, recommendations
 from postmortem.modes import CudaCasts
@@ -172,27 +170,6 @@ def test_a_bad_weight_is_named(dump_of, value):
     assert best["action"] == "restore" and best["verdict"] == "verified"
 
 
-def test_old_dumps_of_six_keys(tmp_path):
-    data = torch.randn(4, 20, 8)
-    data[2, 3] = math.nan
-    save_atomically({**OLD, "data": data}, tmp_path / "nan_batch_3_epoch_2.pt")
-    analysis = analyse(tmp_path / "nan_batch_3_epoch_2.pt")
-    assert analysis.verdict["cause"] == "input" and analysis.verdict["replay"]["reproduced"] is None
-    save_atomically({**OLD, "data": data.nan_to_num()}, tmp_path / "sound.pt")
-    assert analyse(tmp_path / "sound.pt").verdict["cause"] == "unknown"
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (4, 100), (1, 4, 100), (4, 20, 8)])
-@pytest.mark.parametrize("fill", [0.0, math.nan])
-def test_statistics_of_odd_shapes(tmp_path, shape, fill):
-    path = tmp_path / "nan_batch_3_epoch_2.pt"
-    save_atomically({**OLD, "data": torch.full(shape, fill)}, path)
-    done = analyser(path)
-    assert done.returncode == 0, done.stderr
-    for title in ("BASIC INFORMATION", "DATA TENSOR ANALYSIS", "LABEL ANALYSIS", "POTENTIAL ISSUES", "RECOMMENDATIONS"):
-        assert f"--- {title} ---" in done.stdout
-
-
 def test_the_command_line(dump_of, tmp_path):
     path = dump_of(nan_inject="1:data,2:label")
     done = analyser(path.parent, "--json")
@@ -312,42 +289,6 @@ def test_guilty_rows_by_halving(dump_of):
     assert case.guilty_columns() == [2]
     guilty = set(range(4))
     assert case.guilty_columns() == []
-
-
-def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):
-    names = sorted({p for line in (data / "trials.txt").read_text().splitlines() for p in line.split()[1:]})
-    wav = tmp_path / "wav"
-    for name in names:
-        (wav / name).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(data / "wav" / name, wav / name)
-    bad = names[3]
-    audio, rate = soundfile.read(wav / bad)
-    (wav / bad).unlink()
-    audio[77] = math.nan
-    trials = tmp_path / "trials.txt"
-    trials.write_text((data / "trials.txt").read_text().replace(bad, "bad.wav"))
-    soundfile.write(wav / "bad.wav", audio, rate, subtype="FLOAT")
-    keys = {"test_path": str(wav), "test_list": str(trials), "max_nan_score_pct": 90.0}
-    assert tools.command("--config", write({**settings, **keys})).returncode == 0
-    done = analyser(settings["save_path"], "--json")
-    (found,) = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0 and found.keys() == KEYS and found["cause"] == "evaluation"
-    assert found["location"]["files"] == [{"path": str(wav / "bad.wav"), "sample": 77}]
-    assert "1 file with bad audio accounts for all of them" in analyser(settings["save_path"]).stdout
-    (lost,) = (Path(settings["save_path"]) / "result").glob("nan_trials_epoch_*.txt")
-    page = tmp_path / "page.html"
-    assert analyser(lost, "--html", page).returncode == 0 and "bad.wav" in page.read_text()
-    # The same scores lost with sound files: the network is at fault, and nothing is said to be a fix.
-    soundfile.write(wav / "bad.wav", np.nan_to_num(audio), rate, subtype="FLOAT")
-    (found,) = [json.loads(line) for line in analyser(lost, "--json").stdout.splitlines()]
-    assert found["detail"] == "nonfinite_embedding"
-    assert [fix["verdict"] for fix in found["recommendations"]] == ["untested"]
-
-
-def test_a_lost_pair_alone_blames_both_files_until_one_is_shown_bad():
-    pairs = [("b.wav", "a.wav")]
-    assert sorted(candidates(pairs)) == ["a.wav", "b.wav"]
-    assert candidates([("a.wav", "b.wav"), ("c.wav", "a.wav")]) == ["a.wav"]
 
 
 def test_moved_data_is_found_again_or_both_candidates_are_named(dump_of, settings):
