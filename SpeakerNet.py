@@ -149,6 +149,9 @@ class ModelTrainer:
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
             compile_model(self.step, self.config, self.log)
+            if self.ranks.any(self.stop_signal.number is not None):
+                self.saver.last()
+                raise Interrupted(self.ranks.highest(self.stop_signal.number or 0))
         while progress.epoch <= self.config.max_epoch:
             if not progress.trained:
                 steps = self.profiled_steps()

@@ -25,6 +25,7 @@ from settings.checks import check_paths
 from settings.reader import load_config
 from SpeakerNet import ModelTrainer
 from training.allocator import keep_freed_memory
+from training.precision import choose_kernels
 from training.ranks import Ranks
 from training.run_files import RunFiles
 
@@ -40,6 +41,7 @@ def build(words, folder):
     config, written, _, _ = load_config([*words, "--save_path", folder])
     check_paths(config, written)
     keep_freed_memory()
+    choose_kernels(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     ranks = Ranks(config)

@@ -152,7 +152,8 @@ class AttentiveStatistics(nn.Module):
     def with_context(self, x):
         """``linear1`` of frames (B, C, T) with the context appended to each: (B, bottleneck, T).
 
-        The context is the same in all frames, so its two thirds of the product are computed once an utterance.
+        The context is the same in all frames, so its two thirds of the product are computed once an utterance. Hooks of
+        ``linear1`` do not see it.
         """
         channels, weight = self.linear2.out_channels, self.linear1.weight
         context = F.linear(self.context(x).to(x.dtype), weight[:, channels:, 0])

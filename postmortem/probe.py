@@ -324,6 +324,8 @@ def all_finite(tensor) -> bool:
 def bad_rows(tensor) -> tuple[list[int], bool, bool]:
     """Indices of rows with a value that is not finite, [] of a number; whether one is NaN; whether one is infinite."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not values.numel():
+        return [], False, False
     rows = values.detach().reshape(len(values) if tensor.ndim else 1, -1)
     low, high = rows.aminmax(dim=1)
     bad = ~(low.isfinite() & high.isfinite())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from config import Config
 from errors import first_line
 from postmortem.modes import Casts, CudaCasts
 from settings import plugins
@@ -21,10 +22,11 @@ from storage.dump_statistics import bad_state, number
 from training.attempt import gradients_of
 from training.finetuning import FrozenBackbone
 from training.generators import restore_generators
-from training.precision import LossScaler
+from training.precision import LossScaler, choose_kernels
 from training.ranks import SingleProcess
 from training.step import Step
 
+KERNELS = ("deterministic", "float32_matmul")  # keys that say what a GPU computes with
 CLOSE = 1e-3  # relative difference of a spike that is replayed on another device
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
@@ -109,6 +111,8 @@ class Replay:
         cuda = dump["device"].startswith("cuda")
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
         self.emulated = cuda and self.device.type == "cpu"
+        if self.device.type == "cuda":
+            choose_kernels(Config(**{key: self.config[key] for key in KERNELS if key in self.config}))
         self.dtype = dump["amp_dtype"]
         # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
@@ -357,6 +361,8 @@ class Replay:
             if "lr" in (settings or {}):
                 group["lr"] *= settings["lr"] / number(self.config, "lr", self.dump["lr"])
             group.update({key: value for key, value in (settings or {}).items() if key in group and key != "lr"})
+            if around is not None and "fused" in group:
+                group["fused"] = False  # its operations can be watched one by one
         if moments:
             moments(optimizer)
         step.set_optimizer(optimizer, number(config, "grad_clip"))

@@ -5,7 +5,9 @@ import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt (malloc.h)
-KEPT_BLOCK = 2**30  # bytes of the largest block that is kept; a larger one is given back to the system when it is freed
+# Bytes of the largest block that is kept; a larger one is given back to the system when it is freed. The second is the
+# most that older versions of glibc take.
+KEPT_BLOCKS = (2**30, 2**25)
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
@@ -27,5 +29,7 @@ def keep_freed_memory() -> str:
     if platform.libc_ver()[0] != "glibc":
         return "the system's own"
     mallopt = ctypes.CDLL(None).mallopt
-    kept = mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    return "glibc, keeps freed memory" if kept else "glibc, which does not let itself be told to keep freed memory"
+    kept = next((size for size in KEPT_BLOCKS if mallopt(M_MMAP_THRESHOLD, size)), 0)
+    if not (kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+        return "glibc, which does not let itself be told to keep freed memory"
+    return f"glibc, keeps freed blocks of up to {kept // 2**20} MB"

@@ -19,7 +19,6 @@ def compile_model(step, config: Config, log=print):
     if config.compile_model == "off":
         return
     model, begin = step.network.__S__, time.perf_counter()
-    model.compile()
     reason = try_compiled(step, model, config)
     if step.ranks.any(bool(reason)):
         model._compiled_call_impl = None
@@ -32,11 +31,12 @@ def compile_model(step, config: Config, log=print):
 
 
 def try_compiled(step, model, config: Config) -> str:
-    """Pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
+    """Compile, and pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
     rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames)
     step.network.train()
     step.begin()
     try:
+        model.compile()
         noise = torch.randn(rows, samples, device=step.device) * 0.1
         with torch.autocast(step.device.type, dtype=step.amp_dtype, enabled=step.amp_dtype is not None):
             output = model(noise).float().sum()

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils import plain_names
@@ -78,18 +79,22 @@ class Cost:
     backward: float = 0.0
 
 
-def costs_of(events) -> dict[str, Cost]:
-    """{module: its cost} of a profile's events; a backward operation is that of the module of its forward one."""
+def costs_of(events, on_gpu: bool = False) -> dict[str, Cost]:
+    """{module: its cost} of a profile's events; a backward operation is that of the module of its forward one.
+
+    ``on_gpu`` counts the time of kernels. Each is told with the operation that started it and, once more, alone.
+    """
     found, module_of = defaultdict(Cost), {}
-    places = [(event, place_of(event)) for event in events if not event.name.startswith("ProfilerStep")]
+    host = [e for e in events if e.device_type == DeviceType.CPU and not e.name.startswith("ProfilerStep")]
+    places = [(event, place_of(event)) for event in host if not (on_gpu and event.name.startswith(PREFIX))]
     for event, place in places:
         if isinstance(place, str) and place and event.sequence_nr >= 0:
             module_of[event.sequence_nr] = place.removeprefix(PREFIX)
     for event, place in places:
         if isinstance(place, int):
-            found[module_of.get(place, ELSEWHERE)].backward += seconds(event)
+            found[module_of.get(place, ELSEWHERE)].backward += seconds(event, on_gpu)
         else:
-            found[place.removeprefix(PREFIX) or ELSEWHERE].forward += seconds(event)
+            found[place.removeprefix(PREFIX) or ELSEWHERE].forward += seconds(event, on_gpu)
     return dict(found)
 
 
@@ -104,15 +109,14 @@ def place_of(event) -> str | int:
     return ""
 
 
-def seconds(event) -> float:
-    """Time of an operation itself, on the GPU if there is one."""
-    device = getattr(event, "self_device_time_total", 0)
-    return (device or event.self_cpu_time_total) / 1e6
+def seconds(event, on_gpu: bool) -> float:
+    """Time of an operation itself: of the kernels that it started on a GPU, else on the CPU."""
+    return (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
 
 
 def limit_of(device) -> float:
     """FLOP/s that a product of two fp32 matrices of 2,048 rows reaches here, the best of five."""
-    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    a, b = (torch.full((2048, 2048), 0.5, device=device) for _ in range(2))  # no random numbers: the run goes on
     taken = []
     for _ in range(5):
         begin = time.perf_counter()
@@ -126,8 +130,8 @@ def table_of(events, steps: int, flops: dict[str, float]) -> str:
 
     ``flops`` {module: number} are those of the forward passes of a step; the table has three times as many, for both.
     """
-    on_gpu = any(getattr(event, "self_device_time_total", 0) for event in events)
-    costs, limit = costs_of(events), limit_of("cuda" if on_gpu else "cpu")
+    on_gpu = any(event.device_type == DeviceType.CUDA for event in events)
+    costs, limit = costs_of(events, on_gpu), limit_of("cuda" if on_gpu else "cpu")
     whole = sum(cost.forward + cost.backward for cost in costs.values())
     lines = [
         f"One step takes {1000 * whole / steps:.1f} ms, mean of {steps} profiled steps. The limit of this device is",

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from config import Config
-from errors import SharedError, UsageError, rank_prefix
+from errors import SharedError, UsageError, first_line, rank_prefix
 from storage.dump import content_hash
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
@@ -40,7 +40,7 @@ class Ranks:
         if self.world > 1:
             dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting)
             # What only the host knows is agreed on without waiting for the device.
-            self.host = dist.new_group(backend="gloo", timeout=timeout) if use_gpu else dist.group.WORLD
+            self.host = host_group(timeout) if use_gpu else dist.group.WORLD
 
     @property
     def main(self) -> bool:
@@ -126,6 +126,15 @@ class SingleProcess(Ranks):
 
     def __init__(self, device: torch.device):
         self.world, self.rank, self.device = 1, 0, device
+
+
+def host_group(timeout: datetime.timedelta):
+    """A group of all processes that talks over the network and not over the GPUs."""
+    try:
+        return dist.new_group(backend="gloo", timeout=timeout)
+    except RuntimeError as error:
+        hint = "set GLOO_SOCKET_IFNAME to the network interface that NCCL_SOCKET_IFNAME names"
+        raise UsageError(f"the processes cannot reach each other over gloo ({first_line(error)}): {hint}") from error
 
 
 def meet(timeout: datetime.timedelta, failure: str = ""):

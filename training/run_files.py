@@ -142,7 +142,9 @@ class RunFiles:
     def _write_profile(self, profile, steps: int, flops: dict):
         from training.profiling import table_of
 
-        text = table_of(profile.events(), steps, flops)
+        events = profile.events()
+        steps = sum(event.name.startswith("ProfilerStep") for event in events) or steps  # fewer if the run ends here
+        text = table_of(events, steps, flops)
         self.writes.write_bytes(self.logs / "profile.txt", text.encode())
         path = self.logs / f"{socket.gethostname()}_{os.getpid()}.{time.time_ns()}.pt.trace.json"
 

@@ -143,7 +143,11 @@ class RunState:
         """
         optimizer, scheduler = self.step.optimizer, self.scheduler
         fresh = [dict(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizer_state_dict"])
+        saved = state["optimizer_state_dict"]
+        # Before it is loaded: where the counters of a fused update lie depends on it.
+        fused = [{key: values[key] for key in ("fused",) if key in values} for values in fresh]
+        groups = [{**group, **now} for group, now in zip(saved["param_groups"], fused)]
+        optimizer.load_state_dict({**saved, "param_groups": groups})
         schedule = dict(vars(scheduler))
         if not anew:
             scheduler.load_state_dict(state["scheduler_state_dict"])

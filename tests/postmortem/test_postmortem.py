@@ -448,6 +448,7 @@ def test_an_update_that_makes_nan_is_replayed_and_its_fixes_are_tried(dump_of):
     edit(path, reason="state_nonfinite", injected="")  # the injected step was sound; its own update is not
     verdict = analyse(path).verdict
     assert (verdict["cause"], verdict["location"]["phase"]) == ("optimizer", "update")
+    assert verdict["location"]["op"], "a fused update is not looked into"
     assert (
         verdict["location"]["parameter"].startswith("__S__.") and "replayed with its update" in verdict["evidence"][0]
     )

@@ -199,3 +199,13 @@ def test_an_optimizer_that_spoils_every_step_does_not_end_as_a_success(settings,
     assert "update made '" in end.value.lines[0] and "or another optimizer than adam" in end.value.lines[2]
     assert all(bool(p.isfinite().all()) for p in trainer.network.parameters()) and trainer.progress.step == 0
     assert not list(trainer.files.model.glob("model*"))
+
+
+def test_a_resumed_run_updates_as_its_configuration_says(settings, tools):
+    trainer = tools.build(settings)
+    trainer.train_step(tools.batches(trainer)[:1])
+    trainer.saver.last()
+    again = tools.build(settings, fused=False)
+    assert again.resume()
+    assert [group["fused"] for group in again.optimizer.param_groups] == [False]
+    assert again.train_step(tools.batches(again)[1:2]).finite
