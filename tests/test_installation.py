@@ -118,13 +118,15 @@ def test_a_model_is_used_without_tensorboard_matplotlib_and_fastapi(settings, to
     save_atomically(tools.build(settings).state.capture(), model)
     with_model, store = ["--initial_model", str(model)], ["--store", str(tmp_path / "s.npz")]
     a, b = sorted(map(str, (data / "wav").rglob("*.flac")))[:2]
-    config, trials = write(settings), str(data / "trials.txt")
+    config, trials = write({**settings, "picture_format": "png"}), str(data / "trials.txt")
+    no_pictures = ["--config", config, "--picture_format", "none", "--eval", *with_model]
     used = [
         ("embed", ["--wav", a, b, "--out", str(tmp_path / "e.ark"), *with_model]),
         ("verify", [a, b, *with_model]),
         ("enroll", ["ann", a, *store, *with_model]),
         ("identify", [b, *store, *with_model]),
         ("score", ["--trials", trials, "--root", str(data / "wav"), *with_model]),
+        ("trainSpeakerNet", no_pictures),
     ]
     refused = [
         ("trainSpeakerNet", ["--config", config], "matplotlib tensorboard"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import socket
@@ -41,6 +42,10 @@ class RunFiles:
         self.scores, self.metrics = self.result / "scores.txt", self.result / "metrics.jsonl"
         self.writes = Writes()
         self._events: EventFile | None = None
+        self._writes_events = main
+        if main and config.eval and importlib.util.find_spec("tensorboard") is None:
+            self._writes_events = False
+            print("tensorboard is not installed: the figures are in result/ and not in logs/")
         self._tracker: Tracker | None = None
         if main:
             folders = (self.result, self.logs) if config.eval else (self.model, self.result, self.logs)
@@ -115,7 +120,7 @@ class RunFiles:
             self._track("picture", f"Val/{path.stem}", path, step)
 
     def _tensorboard(self, step: int, encode):
-        if self.main:
+        if self._writes_events:
             if self._events is None:
                 self._events = EventFile(self.logs, step)
             self.writes.append(self._events.path, encode(self._events))
