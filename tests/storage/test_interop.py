@@ -121,4 +121,4 @@ def test_training_starts_from_a_foreign_file_and_lists_what_does_not_fit(setting
     load_initial(deaf.network, deaf.dataset, deaf.config, deaf.log)
     said = capsys.readouterr().out
     loaded, total = map(int, re.search(r"(\d+) of (\d+) tensors loaded", said).groups())
-    assert said.count("starts fresh: __") == 20 and f"  starts fresh: {total - loaded - 20} more\n" in said
+    assert said.count("starts fresh: model.") == 20 and f"  starts fresh: {total - loaded - 20} more\n" in said
