@@ -149,9 +149,8 @@ class ModelTrainer:
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
             compile_model(self.step, self.config, self.log)
-            if self.ranks.any(self.stop_signal.number is not None):
-                self.saver.last()
-                raise Interrupted(self.ranks.highest(self.stop_signal.number or 0))
+            if self.ranks.any(self.stop_signal.number is not None):  # compiling takes minutes
+                self.save_if_due()
         while progress.epoch <= self.config.max_epoch:
             if not progress.trained:
                 steps = self.profiled_steps()

@@ -140,6 +140,7 @@ def run_to_the_end(trainer) -> int:
 
 def report_end(trainer, unsaved: bool) -> int:
     """Say what a run that reached its end has brought; returns the exit status."""
+    from scoring.plots import NAMES
     from training.endings import NO_EER
 
     files, best = trainer.files, trainer.progress.best
@@ -150,8 +151,8 @@ def report_end(trainer, unsaved: bool) -> int:
     if best["eer"] is not None:
         trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")
         if trainer.config.picture_format != "none":
-            names = ("det.png", "roc.png", "scores.png", "calibration.png")
-            trainer.log(f"pictures: {', '.join(str(files.result / name) for name in names)}")
+            pictures = [str(files.result / f"{name}.png") for name in NAMES]
+            trainer.log(f"pictures: {', '.join(pictures)}")
         if trainer.evaluator.caution:
             trainer.log(f"WARNING: {trainer.evaluator.caution}")
     elif trainer.progress.step and not unsaved:

@@ -43,11 +43,9 @@ CLASSES, SAMPLES = 1211, 32240  # 2 s, and what the last window of 25 ms reaches
 
 def words_of(model: str, rows: int, data: str) -> list[str]:
     """The configuration of a run, as words of the command line."""
-    name, *keys = model.split()
-    words = ["--model", name, "--trainfunc", "aamsoftmax", "--optimizer", "adam", "--nClasses", str(CLASSES)]
-    words += [f"--{key}" for key in keys] + ["--batch_size", str(rows), "--nDataLoaderThread", "0"]
-    lists = {"train_list": "train_list.txt", "train_path": "wav", "test_list": "trials.txt", "test_path": "wav"}
-    return [*words, *(f"--{key}={Path(data, value)}" for key, value in lists.items())]
+    from bench_postmortem import words_of as words_on_voices
+
+    return [*words_on_voices(model, rows, Path(data)), f"--nClasses={CLASSES}"]
 
 
 def make_batch(rows: int):

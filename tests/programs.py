@@ -88,6 +88,11 @@ def run(script, *words, timeout=240, **more) -> subprocess.CompletedProcess:
     return Program(script, *words, **more).wait(timeout)
 
 
+def analyser(*words, **more) -> subprocess.CompletedProcess:
+    """Run analyze_nan_debug.py to its end."""
+    return run(ROOT / "analyze_nan_debug.py", *words, **more)
+
+
 def run_ranks(script, *words, machines=1) -> list[subprocess.CompletedProcess]:
     """Run a script as torchrun starts two processes, on one machine or two; ``words`` of both, or a list for each."""
     with socket.socket() as free:

@@ -145,8 +145,10 @@ class RunState:
         fresh = [dict(group) for group in optimizer.param_groups]
         saved = state["optimizer_state_dict"]
         # Before it is loaded: where the counters of a fused update lie depends on it.
-        fused = [{key: values[key] for key in ("fused",) if key in values} for values in fresh]
-        groups = [{**group, **now} for group, now in zip(saved["param_groups"], fused)]
+        groups = [
+            {**group, "fused": values["fused"]} if "fused" in values else group
+            for group, values in zip(saved["param_groups"], fresh)
+        ]
         optimizer.load_state_dict({**saved, "param_groups": groups})
         schedule = dict(vars(scheduler))
         if not anew:

@@ -6,15 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import programs
 import soundfile
+from programs import analyser
 
 from postmortem.evaluation_faults import candidates
-
-
-def analyser(*words):
-    """Run analyze_nan_debug.py as a user does."""
-    return programs.run(programs.ROOT / "analyze_nan_debug.py", *words)
 
 
 def test_lost_scores_are_traced_to_the_fewest_files(settings, tools, data, tmp_path, write):

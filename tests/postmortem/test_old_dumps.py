@@ -2,9 +2,9 @@
 
 import math
 
-import programs
 import pytest
 import torch
+from programs import analyser
 
 from postmortem.analysis import analyse
 from storage.dump import read_dump
@@ -28,7 +28,7 @@ def test_old_dumps_of_six_keys(tmp_path):
 def test_statistics_of_odd_shapes(tmp_path, shape, fill):
     path = tmp_path / "nan_batch_3_epoch_2.pt"
     save_atomically({**OLD, "data": torch.full(shape, fill)}, path)
-    done = programs.run(programs.ROOT / "analyze_nan_debug.py", path)
+    done = analyser(path)
     assert done.returncode == 0, done.stderr
     for title in ("BASIC INFORMATION", "DATA TENSOR ANALYSIS", "LABEL ANALYSIS", "POTENTIAL ISSUES", "RECOMMENDATIONS"):
         assert f"--- {title} ---" in done.stdout

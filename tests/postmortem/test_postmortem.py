@@ -12,6 +12,7 @@ import programs
 import pytest
 import soundfile
 import torch
+from programs import analyser
 
 from corpus.audio import read_audio
 from postmortem.analysis import analyse
@@ -32,11 +33,6 @@ PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 KEYS = {"file", "reason", "cause", "detail", "location", "evidence", "replay", "recommendations"}
 PLACE = {"module", "op", "phase", "source", "parameter", "rows", "files", "rank"}
 OLD = {"batch_idx": 3, "epoch": 2, "label": torch.tensor([0, 1, 2, 3]), "loss": math.nan, "prec1": 0.0}
-
-
-def analyser(*words, **more):
-    """Run analyze_nan_debug.py as a user does."""
-    return programs.run(programs.ROOT / "analyze_nan_debug.py", *words, **more)
 
 
 def poison_weight(name, value):

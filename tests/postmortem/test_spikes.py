@@ -3,9 +3,9 @@
 import json
 
 import numpy as np
-import programs
 import pytest
 import torch
+from programs import analyser
 
 from postmortem.analysis import analyse
 from postmortem.spikes import LogitRecorder
@@ -255,10 +255,10 @@ def test_the_command_finds_a_spike_in_a_folder_and_draws_it(run, tmp_path):
     batch["label"][2] = (batch["label"][2] + 3) % 6
     path = spiked(trainer, batch)
     page = tmp_path / "page.html"
-    done = programs.run(programs.ROOT / "analyze_nan_debug.py", path.parent, "--json", "--html", page)
+    done = analyser(path.parent, "--json", "--html", page)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["file"], found["cause"]) == (str(path), "label")
     assert "is probably wrong" in page.read_text(encoding="utf-8")
-    text = programs.run(programs.ROOT / "analyze_nan_debug.py", path, "--no-replay").stdout
+    text = analyser(path, "--no-replay").stdout
     assert "Cause: input (outlier_row)" in text and "not replayed: --no-replay" in text
