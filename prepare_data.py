@@ -40,7 +40,7 @@ def people_of(folder: Path) -> dict[str, list[str]]:
 
 def without_unfit(folder: Path, people: dict, workers: int) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
     """Read every file; returns the people with the files that can be used, and (path, reason) of the others."""
-    from preflight.files import Source, judge, scan
+    from corpus.measuring import Source, judge, scan
 
     sources = [Source(str(folder / path), path, {"train"}) for paths in people.values() for path in paths]
     unfit = {}

@@ -11,9 +11,10 @@ from corpus.audio import SAMPLE_RATE, samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list, read_trials, trial_lines
 from corpus.loader import usable_cores
+from corpus.measuring import Source, scan
 from errors import plural
 from preflight import dry_step, lint
-from preflight.files import Source, describe_files, report_files, scan
+from preflight.files import describe_files, report_files
 from preflight.lists import check_train_list, check_trials
 from preflight.report import Report
 from scoring.cautions import known_voices

@@ -20,8 +20,9 @@ import embed
 import enroll
 from corpus.augmentation import find_noise, find_rirs
 from corpus.folders import find_recordings
+from corpus.measuring import Source, measure
 from errors import write_any_text
-from preflight.files import Source, measure, report_files
+from preflight.files import report_files
 from preflight.report import Report
 from scoring.files import read_scores
 from scoring.sources import _duration

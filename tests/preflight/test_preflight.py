@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import trainSpeakerNet
+from corpus.measuring import Source, judge, measure
 from preflight import dry_step, lint
-from preflight.files import Source, judge, measure
 from preflight.hazards import hazards
 from preflight.report import Report
 from preflight.run import check_data, run_checks
