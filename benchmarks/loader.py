@@ -1,0 +1,293 @@
+"""Measure how many training crops a second the loader delivers, beside a loop as voxceleb_trainer has it and the limit.
+
+python benchmarks/loader.py                                                  # makes its own voices, noise and rooms
+python benchmarks/loader.py --train_list L --train_path wav --musan_path musan_split --rir_path rirs --json out.json
+
+Three loaders take turns in one run, for each number of worker processes: this project's with full augmentation; whole
+files read as float64, augmented as voxceleb_trainer does and collated by torch; and bare slices of one memory-mapped
+int16 file, which is the limit. Ratios are of neighbours in time, with the smallest and the largest.
+"""
+
+import argparse
+import contextlib
+import cProfile
+import io
+import json
+import platform
+import pstats
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import soundfile
+import torch
+from bench_training import machine
+from scipy import signal
+from torch.utils.data import DataLoader, Dataset
+
+import make_demo_data
+from corpus.audio import samples_of
+from corpus.augmentation import HOW_MANY, SNR_DB, find_noise, find_rirs
+from corpus.lists import read_train_list
+from corpus.loader import make_loader
+from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
+from settings.reader import load_config
+
+RATE = 16000
+NAMES = {"ours": "this project", "plain": "as voxceleb_trainer", "limit": "bare int16 slices"}
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+def make_set(folder: Path, speakers: int, seconds: float) -> dict[str, str]:
+    """Make voices of ``seconds`` as wav, noise cut into 5 s and impulse responses below ``folder`` -> keys of a run."""
+    size = ["--speakers", str(speakers), "--trial_speakers", "2", "--utterances", "8", "--seconds", str(seconds)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        make_demo_data.main(["--out", str(folder / "voices"), *size])
+    lines = []
+    for line in (folder / "voices" / "train_list.txt").read_text(encoding="utf-8").splitlines():
+        speaker, path = line.split()
+        target = (folder / "wav" / path).with_suffix(".wav")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, *soundfile.read(folder / "voices" / "wav" / path))
+        lines.append(f"{speaker} {target.relative_to(folder / 'wav').as_posix()}\n")
+    (folder / "train_list.txt").write_text("".join(lines), encoding="utf-8")
+    make_surroundings(folder)
+    keys = {"train_list": "train_list.txt", "train_path": "wav", "musan_path": "musan", "rir_path": "rir"}
+    return {key: str(folder / name) for key, name in keys.items()}
+
+
+def make_surroundings(folder: Path):
+    """Write noise in the layout of MUSAN cut into pieces, and impulse responses of rooms with an RT60 of 0.2 to 1 s."""
+    rng = np.random.default_rng(1)
+    for category in SNR_DB:
+        for number in range(200):
+            place = folder / "musan" / category / "source" / f"{number}"
+            place.mkdir(parents=True)
+            colour = signal.lfilter([1], [1, -rng.uniform(0, 0.95)], rng.normal(0, 1, 5 * RATE))
+            soundfile.write(place / "00000.wav", 0.1 * colour / colour.std(), RATE)
+    for number in range(2000):  # more than a cache of single files would hold
+        place = folder / "rir" / "room" / f"{number // 100}"
+        place.mkdir(parents=True, exist_ok=True)
+        decay = rng.uniform(0.2, 1.0)
+        time_s = np.arange(int(decay * 0.75 * RATE)) / RATE  # cut at -45 dB
+        rir = rng.normal(0, 0.05, len(time_s)) * 10 ** (-3 * time_s / decay)
+        rir[0] = 1.0
+        soundfile.write(place / f"{number}.wav", 0.9 * rir, RATE)
+
+
+# -------------------------------------------------------------------------------------------------------- loaders
+
+
+class PlainDataset(Dataset):
+    """Crops as voxceleb_trainer makes them: whole files in float64, one of five treatments, each file read anew."""
+
+    def __init__(self, keys: dict[str, str], frames: int):
+        _, self.labels, paths, _ = read_train_list(keys["train_list"])
+        self.paths = [str(Path(keys["train_path"], path)) for path in paths]
+        self.samples = samples_of(frames)
+        self.noise = find_noise(keys["musan_path"])
+        self.rirs = find_rirs(keys["rir_path"])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def read(self, path) -> np.ndarray:
+        """A crop (1, samples) float64 at random of a file that is read to its end."""
+        x, _ = soundfile.read(path)
+        if len(x) <= self.samples:
+            x = np.pad(x, (0, self.samples - len(x) + 1), "wrap")
+        start = int(random.random() * (len(x) - self.samples))
+        return x[start : start + self.samples].astype(float)[None]
+
+    def __getitem__(self, index):
+        x = self.read(self.paths[index])
+        kind = random.choice(["none", "reverb", *SNR_DB])
+        if kind == "reverb":
+            rir, _ = soundfile.read(random.choice(self.rirs))
+            rir = rir.astype(float)[None]
+            x = signal.convolve(x, rir / np.sqrt(np.sum(rir**2)), mode="full")[:, : self.samples]
+        elif kind != "none":
+            level, noises = decibels(x), []
+            for path in random.sample(self.noise[kind], random.randint(*HOW_MANY[kind])):
+                noise = self.read(path)
+                snr = random.uniform(*SNR_DB[kind])
+                noises.append(np.sqrt(10 ** ((level - decibels(noise) - snr) / 10)) * noise)
+            x = np.sum(np.concatenate(noises), axis=0, keepdims=True) + x
+        return torch.FloatTensor(x), self.labels[index]
+
+
+def decibels(x: np.ndarray) -> float:
+    """Level of a waveform as voxceleb_trainer computes it."""
+    return 10 * np.log10(np.mean(x**2) + 1e-4)
+
+
+class Slices(Dataset):
+    """Crops of one memory-mapped int16 file, as they lie there."""
+
+    def __init__(self, path: Path, samples: int):
+        self.audio = np.memmap(path, np.int16, "r")
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.audio) // self.samples
+
+    def __getitem__(self, index):
+        start = int(np.random.default_rng(index).integers(len(self.audio) - self.samples))
+        return np.array(self.audio[start : start + self.samples])
+
+
+def collate_slices(rows):
+    """Stack int16 crops."""
+    return torch.from_numpy(np.stack(rows))
+
+
+def pack_speech(keys: dict[str, str], path: Path):
+    """Write all speech as int16, one file after another."""
+    _, _, paths, _ = read_train_list(keys["train_list"])
+    with open(path, "wb") as out:
+        for name in paths:
+            out.write(soundfile.read(Path(keys["train_path"], name), dtype="int16")[0].tobytes())
+
+
+class Turn:
+    """A loader that is measured for some seconds whenever its turn comes; its worker processes stay."""
+
+    def __init__(self, loader, wait_for: int, between=lambda: None):
+        self.loader, self.wait_for, self.between, self.epoch = loader, wait_for, between, 0
+
+    def batches(self):
+        """Batches, epoch after epoch."""
+        while True:
+            self.between()
+            for batch in self.loader:
+                yield batch["data"].shape[1] if isinstance(batch, dict) else len(batch[0] if len(batch) == 2 else batch)
+
+    def measure(self, seconds: float) -> float:
+        """Crops a second, once as many batches have come as can have waited."""
+        stream, count = self.batches(), 0
+        for _ in range(self.wait_for):
+            next(stream)
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            count += next(stream)
+        rate = count / (time.perf_counter() - begin)
+        stream.close()
+        return rate
+
+
+def build(keys: dict[str, str], args, workers: int, folder: Path) -> dict[str, Turn]:
+    """The loaders to compare, by their short names."""
+    words = [f"--{name}={value}" for name, value in {**keys, **args.settings}.items()]
+    words += [
+        "--augment",
+        f"--batch_size={args.batch_size}",
+        f"--max_frames={args.frames}",
+        f"--save_path={folder}/run",
+    ]
+    words += [f"--save_path={folder}/run"]
+    config = load_config([*words, "--model=ECAPA_TDNN", "--trainfunc=aamsoftmax"])[0]
+    dataset = TrainDataset(config)
+    sampler = SpeakerBatchSampler(dataset, config, False)
+    wait_for = 1 + workers * config.prefetch_factor
+    epochs = iter(range(1, 1 << 30))
+    plain, slices = PlainDataset(keys, args.frames), Slices(folder / "speech.int16", samples_of(args.frames))
+    options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0}
+    options |= {"prefetch_factor": config.prefetch_factor} if workers else {}
+    ours = make_loader(dataset, sampler, collate, config, workers, keep=workers > 0)
+    return {
+        "ours": Turn(ours, wait_for, lambda: sampler.set_position(next(epochs))),
+        "plain": Turn(DataLoader(plain, shuffle=True, drop_last=True, **options), wait_for),
+        "limit": Turn(DataLoader(slices, shuffle=True, collate_fn=collate_slices, **options), wait_for),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def compare(turns: dict[str, Turn], rounds: int, seconds: float) -> dict:
+    """Let the loaders take turns: {name: median crops a second, ratio, share_of_limit} with their extremes."""
+    rates = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            rates[name].append(turn.measure(seconds))
+    ratios = np.divide(rates["ours"], rates["plain"])
+    return {
+        **{name: float(np.median(values)) for name, values in rates.items()},
+        "ratio": [float(v) for v in (np.median(ratios), ratios.min(), ratios.max())],
+        "share_of_limit": float(np.median(np.divide(rates["ours"], rates["limit"]))),
+        "rates": rates,
+    }
+
+
+def table(results: dict[int, dict]) -> list[str]:
+    """The results as lines of a table."""
+    heads = ["workers", *NAMES.values(), "ratio", "least to largest", "of the limit"]
+    lines = [f"| {' | '.join(heads)} |", "| " + " | ".join(["---"] * len(heads)) + " |"]
+    for workers, found in results.items():
+        middle, low, high = found["ratio"]
+        cells = [str(workers), *(f"{found[name]:,.0f}" for name in NAMES), f"{middle:.2f}"]
+        cells += [f"{low:.2f} to {high:.2f}", f"{100 * found['share_of_limit']:.1f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def profile(turn: Turn, seconds: float) -> str:
+    """The functions of this project's loader in which most of the time goes."""
+    profiler, text = cProfile.Profile(), io.StringIO()
+    turn.measure(0.5)
+    profiler.enable()
+    turn.measure(seconds)
+    profiler.disable()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(25)
+    return text.getvalue()
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    for key in ("train_list", "train_path", "musan_path", "rir_path"):
+        parser.add_argument(f"--{key}", help="of a set of your own; all four or none")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="worker processes (default 0 1 2)")
+    parser.add_argument("--frames", type=int, default=200, help="frames of a crop (default 200: 2 s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="crops in a batch (default 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loader (default 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default 2)")
+    parser.add_argument("--speakers", type=int, default=40, help="speakers of the set that is made (default 40)")
+    parser.add_argument("--utterance_seconds", type=float, default=8.0, help="length of its recordings (default 8)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more keys for this project's loader")
+    parser.add_argument("--profile", action="store_true", help="only show where the time of this project's loader goes")
+    parser.add_argument("--json", help="write the figures to this file")
+    args = parser.parse_args()
+    args.settings = dict(setting.split("=", 1) for setting in args.set)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keys = {key: getattr(args, key) for key in ("train_list", "train_path", "musan_path", "rir_path")}
+        if not any(keys.values()):
+            keys = make_set(folder, args.speakers, args.utterance_seconds)
+        elif not all(keys.values()):
+            parser.error("give all of --train_list, --train_path, --musan_path and --rir_path, or none")
+        pack_speech(keys, folder / "speech.int16")
+        if args.profile:
+            print(profile(build(keys, args, 0, folder)["ours"], 4 * args.seconds))
+            return 0
+        described = f"{machine(torch.device('cpu'))}, Python {platform.python_version()}"
+        print(f"crops a second; {described}", flush=True)
+        results = {}
+        for workers in args.workers:
+            results[workers] = compare(build(keys, args, workers, folder), args.rounds, args.seconds)
+        print("\n".join(table(results)))
+        if args.json:
+            Path(args.json).write_text(json.dumps({"machine": described, "workers": results}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
