@@ -11,14 +11,15 @@ def session_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0, prefix: int = 0):
+def make_trials(labels, paths, pairs: int, seed: int = 0, speakers=0, prefix=0, sessions=None, kinds=None):
     """Draw trials from a train list: ``pairs`` target and as many nontarget trials, fewer if there are no more.
 
     labels (N,) speaker numbers, paths (N,). ``speakers``: take so many at random (0: all). ``prefix``: nontarget
-    trials are of paths that share so many first letters, if those say the corpus or the gender. Both sides of a
-    target trial are of different recordings if the speaker has several (else of different utterances), and every
-    speaker is as likely as any other. Returns (trial labels (T,) int64, first paths, second paths), targets first; a
-    seed always gives the same trials; ValueError if there are none.
+    trials are of paths that share so many first letters, if those say the corpus or the gender; or of speakers of the
+    same ``kinds`` (by speaker number). ``sessions`` (N,): recordings of the utterances, by default their folders. Both
+    sides of a target trial are of different recordings if the speaker has several (else of different utterances), and
+    every speaker is as likely as any other. Returns (trial labels (T,) int64, first paths, second paths), targets
+    first; a seed always gives the same trials; ValueError if there are none.
     """
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
@@ -28,7 +29,8 @@ def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0, pre
     order = np.argsort(labels, kind="stable")
     edges = np.searchsorted(labels[order], [chosen, chosen + 1])
     utterances = [order[a:b] for a, b in edges.T]
-    recordings = [np.unique([session_of(paths[i]) for i in rows], return_inverse=True)[1] for rows in utterances]
+    sessions = [session_of(path) for path in paths] if sessions is None else sessions
+    recordings = [np.unique([sessions[i] for i in rows], return_inverse=True)[1] for rows in utterances]
     several = [s for s, rows in enumerate(utterances) if len(rows) > 1]
     if len(chosen) < 2 or not several:
         raise ValueError("trials need two speakers, and a speaker with two utterances")
@@ -41,11 +43,12 @@ def make_trials(labels, paths, pairs: int, seed: int = 0, speakers: int = 0, pre
             others = np.arange(len(others)) != first
         return utterances[s][first], utterances[s][rng.choice(np.flatnonzero(others))]
 
-    kinds = np.unique([paths[rows[0]][:prefix] for rows in utterances], return_inverse=True)[1]
+    kinds = [paths[rows[0]][:prefix] for rows in utterances] if kinds is None else [kinds[s] for s in chosen]
+    kinds = np.unique(kinds, return_inverse=True)[1]
     alike = [np.flatnonzero((kinds == kind) & (np.arange(len(kinds)) != s)) for s, kind in enumerate(kinds)]
     with_alike = [s for s, others in enumerate(alike) if len(others)]
     if not with_alike:
-        raise ValueError(f"no two speakers share the first {prefix} letters")
+        raise ValueError(f"no two speakers share the first {prefix} letters" if prefix else "no two speakers are alike")
 
     def nontarget():
         s = with_alike[rng.integers(len(with_alike))]

@@ -11,7 +11,7 @@ LEVELS = {
         *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export"),
         *("average_checkpoints", "prepare_data", "make_demo_data", "analyze_nan_debug"),
     ),
-    "preflight, postmortem": ("tuneThreshold", "preflight", "postmortem", "speaker_model"),
+    "preflight, postmortem": ("tuneThreshold", "preflight", "postmortem", "preparation", "speaker_model"),
     "SpeakerNet": ("SpeakerNet",),
     "training": ("training",),
     "scoring, DatasetLoader": ("scoring", "DatasetLoader"),

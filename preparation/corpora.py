@@ -1,0 +1,97 @@
+"""What a corpus is to the rest of this room: utterances of people, and the trials that it brings."""
+
+import collections
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = {"train": "train", "dev": "train", "val": "train", "valid": "train", "validation": "train"}
+SPLITS |= {"test": "test", "eval": "test", "evaluation": "test"}
+GENDERS = {"f": "f", "female": "f", "w": "f", "woman": "f", "female_feminine": "f"}
+GENDERS |= {"m": "m", "male": "m", "man": "m", "male_masculine": "m"}
+UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # what no system's file name may hold
+
+
+@dataclass(slots=True)
+class Utterance:
+    """A recording of a person, or a part of one.
+
+    ``name`` is its path below the person's folder in the lists, ``session`` the occasion it is from ('' if unknown),
+    ``gender`` 'f', 'm' or '', ``part`` 'train', 'test' or '' if the corpus leaves it open. ``seconds`` is 0 for all
+    that follows ``start``.
+    """
+
+    path: str
+    speaker: str
+    name: str
+    session: str = ""
+    gender: str = ""
+    part: str = ""
+    start: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is less than its file."""
+        return bool(self.start or self.seconds)
+
+    @property
+    def listed(self) -> str:
+        """Its path in the lists."""
+        return f"{self.speaker}/{self.name}"
+
+
+@dataclass
+class Corpus:
+    """Utterances below ``root``, and what was recognised, in a line; trial lists and folders of noise it brings."""
+
+    layout: str
+    root: Path
+    said: str
+    utterances: list[Utterance] = field(default_factory=list)
+    musan: str = ""
+    rirs: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the command line says on how a corpus is to be read."""
+
+    layout: str = ""  # '' to have it recognised
+    speaker_level: int = 0  # 0 to have it found
+    speaker_pattern: str = ""
+
+
+def gender_of(text: str) -> str:
+    """'f', 'm' or '' of a word of a table."""
+    return GENDERS.get(text.strip().lower(), "")
+
+
+def as_folder(speaker: str) -> str:
+    """A speaker's name as the name of a folder that every system can have."""
+    return UNSAFE.sub("_", speaker).strip(" .") or "_"
+
+
+def merged(corpora: list[Corpus]) -> list[Utterance]:
+    """The utterances of all corpora, sorted as they are listed, no two at one place.
+
+    A speaker's name that occurs in several corpora gets that of the corpus in front: two people, as far as is known.
+    """
+    owners = collections.Counter(name for corpus in corpora for name in {u.speaker for u in corpus.utterances})
+    found = []
+    for corpus in corpora:
+        for utterance in corpus.utterances:
+            if owners[utterance.speaker] > 1:
+                utterance.speaker = f"{as_folder(corpus.root.name)}-{utterance.speaker}"
+            found.append(utterance)
+    found.sort(key=lambda u: (u.speaker, u.name, u.path, u.start))
+    taken = set()
+    for utterance in found:
+        stem, ending = os.path.splitext(utterance.name)
+        number = 1
+        while utterance.listed in taken:  # as of train/ann/1.wav and test/ann/1.wav
+            number += 1
+            utterance.name = f"{stem}~{number}{ending}"
+        taken.add(utterance.listed)
+    return found

@@ -1,0 +1,169 @@
+"""What is measured of each file, read once, and the kinds of faults that keep one out of the lists."""
+
+import functools
+import hashlib
+import math
+import re
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from corpus.audio import SILENT_DB
+from corpus.measuring import Measure, Source, judge, measure, scan
+from corpus.quality import HUGE, LOUD
+from preparation.corpora import Utterance
+from preparation.journal import Journal, stamp
+from preparation.speech import FrameLevels, extent, speech_frames
+
+# What keeps a file out: kind -> title, in the order of the page.
+KINDS = {
+    "missing": "is not there, or may not be read",
+    "empty": "holds nothing",
+    "not audio": "no recording of a known kind",
+    "truncated": "ends before its header says",
+    "wrong header": "the header contradicts itself",
+    "damaged": "cannot be decoded to its end",
+    "nonfinite": "NaN or Inf samples",
+    "too loud": f"samples beyond {LOUD:g}, where full scale is 1",
+    "silent": f"below {SILENT_DB:g} dBFS",
+    "constant": "no sound, only an offset",
+    "channels cancel": "channels in opposite phase: their mean is nearly silent",
+    "clipped": "flat tops at full scale",
+    "short": "shorter than --min_seconds",
+    "long": "longer than --max_seconds",
+    "little speech": "less speech than --min_speech",
+    "two speakers": "the same audio under two speakers",
+    "duplicate": "the same audio twice under one speaker",
+    "name": "a name that no list can hold",
+}
+# How the reader's words tell kinds; the first that fits.
+WORDS = (
+    ("missing", r"no such file|cannot be opened|does not exist"),
+    ("empty", r"^empty file|^no samples"),
+    ("truncated", r"^truncated|^cut|promises \d+ .*(reading ends|there are)|shorter than"),
+    ("wrong header", r"^a rate of|more than its size"),
+    ("not audio", r"no recording of a known kind|libsndfile cannot read it|no sound in it|Format not recogni"),
+)
+CLIPPED = 0.01  # share of samples in flat tops at full scale
+
+
+@dataclass
+class Sound(Measure):
+    """A measure with the hash of the audio, the power without the offset, and where speech is (seconds)."""
+
+    hash: str = ""
+    varying: float = 0.0  # power without the mean
+    speech: float = 0.0  # seconds
+    begin: float = 0.0  # of the speech, with a margin
+    end: float = 0.0
+
+    @property
+    def level(self) -> float:
+        """dB of full scale."""
+        return 10 * math.log10(self.power) if self.power else -math.inf
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file must have to be used: seconds, 0 for no limit."""
+
+    shortest: float = 0.5
+    longest: float = 0.0
+    speech: float = 0.0
+
+
+def listen(path: str) -> Sound:
+    """Read a whole file once and measure all that the lists and the page need."""
+    levels, audio = FrameLevels(), hashlib.blake2b(digest_size=16)
+
+    def watch(rate, block):
+        levels.add(rate, block)
+        audio.update(np.ascontiguousarray(block, np.float32))
+
+    sound = Sound(**vars(measure(Source(path, path, {"train"}), watch)))
+    if sound.error:
+        return sound
+    speech = speech_frames(levels.levels())
+    sound.hash = audio.hexdigest()
+    sound.varying = max(sound.power - sound.mean**2, 0.0)
+    sound.speech = float(speech.sum()) * 0.02
+    sound.begin, sound.end = extent(speech)
+    sound.end = min(sound.end, sound.seconds)
+    return sound
+
+
+def listen_to_all(paths: list[str], journal: Journal, workers: int) -> dict[str, Sound]:
+    """Sound of each file {path: sound}; what the journal knows already is not read again."""
+    keys = {path: stamp(path) for path in paths}
+    new = [path for path in paths if journal.get(keys[path]) is None]
+    for path, sound in scan(new, workers, listen, of=len(paths)):
+        journal.add(keys[path], [getattr(sound, name) for name in _names()])
+    return {path: _restored(journal.get(keys[path])) for path in paths}
+
+
+@functools.cache
+def _names() -> list[str]:
+    return [f.name for f in fields(Sound)]
+
+
+def _restored(values: list) -> Sound:
+    sound = Sound(**dict(zip(_names(), values)))
+    sound.notes = [tuple(note) for note in sound.notes]
+    return sound
+
+
+def fault_of(sound: Sound, limits: Limits) -> tuple[str, str] | None:
+    """(kind, detail) of what keeps a file out of the lists, or None."""
+    if sound.error:
+        kind = next((kind for kind, words in WORDS if re.search(words, sound.error)), "damaged")
+        return kind, sound.error
+    found = dict(judge(sound, {"train"}))
+    if "nonfinite" in found or "silent" in found:
+        kind = "nonfinite" if "nonfinite" in found else "silent"
+        return kind, found[kind]
+    if "huge" in found or "loud" in found:
+        return "too loud", f"largest sample {sound.peak:.6g}" + (f", beyond {HUGE:g}" if "huge" in found else "")
+    if sound.varying < 10 ** (SILENT_DB / 10):
+        return "constant", f"mean {sound.mean:.3g} all along"
+    if "channels cancel" in found:
+        return "channels cancel", found["channels cancel"]
+    if sound.flat > CLIPPED:
+        return "clipped", f"{100 * sound.flat:.2g} % of the samples"
+    if sound.seconds < limits.shortest:
+        return "short", f"{sound.seconds:.2f} s"
+    if limits.longest and sound.seconds > limits.longest:
+        return "long", f"{sound.seconds:.2f} s"
+    if limits.speech and sound.speech < limits.speech:
+        return "little speech", f"{sound.speech:.2f} s of {sound.seconds:.2f} s"
+    return None
+
+
+def find_faults(utterances: list[Utterance], sounds: dict[str, Sound], limits: Limits) -> dict[int, tuple[str, str]]:
+    """{number of an utterance: (kind, detail)} of those that are left out, duplicates among the others included."""
+    found, same = {}, {}
+    for i, utterance in enumerate(utterances):
+        sound = sounds[utterance.path]
+        fault = unlistable(utterance) or fault_of(sound, limits)
+        if fault:
+            found[i] = fault
+        else:
+            same.setdefault(sound.hash, []).append(i)
+    for rows in same.values():
+        if len(rows) < 2:
+            continue
+        if len({utterances[i].speaker for i in rows}) > 1:  # nobody knows whose it is
+            for i in rows:
+                other = next(utterances[j].listed for j in rows if utterances[j].speaker != utterances[i].speaker)
+                found[i] = ("two speakers", f"the same audio as {other}")
+        else:
+            for i in rows[1:]:
+                found[i] = ("duplicate", f"the same audio as {utterances[rows[0]].listed}")
+    return dict(sorted(found.items()))
+
+
+def unlistable(utterance: Utterance) -> tuple[str, str] | None:
+    """A fault of the name: a tab or a line break in it, or a space at its end, which a list cannot hold."""
+    for cell in (utterance.speaker, utterance.listed):
+        if re.search(r"[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029\0]", cell) or cell != cell.strip():
+            return "name", f"{cell!r}: rename it"
+    return None

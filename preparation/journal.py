@@ -1,0 +1,82 @@
+"""What was done is kept in a file of lines below --out, so that a command that is killed goes on where it was."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from errors import UsageError
+from storage.files import WriteError
+
+FORMAT = {"format_version": 1}
+
+
+class Journal:
+    """Records {key: value} in a file of JSON lines; a line that was cut by a kill is taken off."""
+
+    def __init__(self, path: Path):
+        self.path, self.known = path, {}
+        try:
+            self.file = open(path, "ab+")  # noqa: SIM115 (open as long as the command)
+            self._read()
+        except OSError as error:
+            raise WriteError(path, error.strerror) from error
+
+    def _read(self):
+        self.file.seek(0)
+        good = 0
+        for number, line in enumerate(self.file):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if entry is None or (number == 0 and entry != FORMAT):
+                break
+            good += len(line)
+            if number:
+                self.known[entry[0]] = entry[1]
+        self.file.truncate(good)
+        if not good:
+            self._write(FORMAT)
+
+    def get(self, key: str):
+        """What is known of a key, or None."""
+        return self.known.get(key)
+
+    def add(self, key: str, value):
+        """Take note of something; the system has it when this returns, so that a killed command loses nothing."""
+        self.known[key] = value
+        self._write([key, value])
+
+    def _write(self, entry):
+        try:
+            self.file.write(json.dumps(entry).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise WriteError(self.path, error.strerror) from error
+
+    def close(self):
+        """Close the file."""
+        self.file.close()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path):
+    """Keep a second command out of the folder meanwhile."""
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise UsageError(f"--out: another prepare_data.py writes into '{folder.parent}'") from error
+
+
+def stamp(path: str) -> str:
+    """A key that tells a file from what lay at its path before: its path, size and time of change."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return f"{path}|gone"
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -1,0 +1,117 @@
+"""Who is kept out of training, and the trials of them."""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+
+from corpus.lists import read_trials
+from errors import UsageError, plural
+from preparation.corpora import Utterance
+from scoring.held_out import make_trials
+
+FEWEST_PEOPLE = 4  # two to train on, two for the trials
+SHARE, MOST_HELD_OUT = 0.2, 100  # of the people by default
+TARGETS_EACH, MOST_TARGETS = 100, 10_000  # target trials of a person, and in all
+# VoxCeleb1's lists: name, and trials.
+OFFICIAL = {
+    "veri_test2.txt": ("O", 37_611),
+    "list_test_all2.txt": ("E", 579_818),
+    "list_test_hard2.txt": ("H", 550_894),
+    "veri_test.txt": ("O_uncleaned", 37_720),
+    "list_test_all.txt": ("E_uncleaned", 581_480),
+    "list_test_hard.txt": ("H_uncleaned", 552_536),
+}
+
+
+def official_lists(folders: list[Path]) -> dict[str, Path]:
+    """VoxCeleb1's trial lists {name: path} in the folders or one below; UsageError for a list that is not whole."""
+    found = {}
+    for folder in folders:
+        for file, (name, count) in OFFICIAL.items():
+            path = next((p for p in (folder / file, *sorted(folder.glob(f"*/{file}"))) if p.is_file()), None)
+            if path is None or name in found:
+                continue
+            trials = len(read_trials(path)[0])
+            if trials != count:
+                raise UsageError(f"{path}: has {trials} trials, VoxCeleb1-{name} has {count}: copy it again")
+            found[name] = path
+    return found
+
+
+def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], str]:
+    """(people of an official list, a line on those of its files that are not at hand)."""
+    _, first, second = read_trials(path)
+    files = set(first) | set(second)
+    missing = files - listed
+    if len(missing) == len(files):
+        raise UsageError(f"{path}: none of its {plural(len(files), 'file')} is at hand, such as {min(missing)}")
+    people = {file.partition("/")[0] for file in files}
+    note = f"VoxCeleb1-{name}: {len(first)} trials, the known number, of {plural(len(people), 'person')}"
+    note = note.replace("persons", "people")
+    return people, note + (f"; {len(missing)} of its files are not at hand" if missing else "")
+
+
+def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], str]:
+    """(people for the trials, why they): those whom the corpus sets apart for tests, or a share drawn at random."""
+    counts = collections.Counter(utterance.speaker for utterance in utterances)
+    able = sorted(name for name, count in counts.items() if count > 1)
+    parts = {}
+    for utterance in utterances:
+        parts.setdefault(utterance.part or "train", set()).add(utterance.speaker)
+    test, train = parts.get("test", set()), parts.get("train", set())
+    if test and not share and test.isdisjoint(train) and len(test.intersection(able)) > 1 and len(train) > 1:
+        return test, "whom the corpus sets apart"
+    count = max(2, round((share or SHARE) * len(counts)))
+    count = count if share else min(count, MOST_HELD_OUT)
+    if len(counts) < FEWEST_PEOPLE or len(able) < 2 or len(counts) - count < 2:
+        raise UsageError(
+            f"prepare_data.py: {len(counts)} people with usable recordings, {len(able)} of them with more than one; "
+            f"wanted: at least {FEWEST_PEOPLE}, two of them with two recordings"
+        )
+    return set(rng.choice(able, min(count, len(able)), replace=False).tolist()), "drawn at random"
+
+
+def trials_of(utterances: list[Utterance], seed: int) -> tuple[list[tuple[int, str, str]], str]:
+    """([(label, path, path)], how they were drawn): as many of one person as of two.
+
+    Both sides of a target trial are of two sessions where a person has several, and nontarget trials are of people of
+    one gender where it is known.
+    """
+    speakers = sorted({utterance.speaker for utterance in utterances})
+    number = {name: i for i, name in enumerate(speakers)}
+    labels = np.array([number[utterance.speaker] for utterance in utterances])
+    gender = {}
+    for utterance in utterances:
+        gender.setdefault(utterance.speaker, utterance.gender)
+    groups = [gender[name] for name in speakers]
+    several = collections.Counter(groups)
+    if any(several[group] < 2 for group in several if group):  # a man among women has nobody to be held against
+        groups = [""] * len(speakers)
+    pairs = min(MOST_TARGETS, sum(_possible(utterances)))
+    try:
+        drawn = make_trials(
+            labels, [u.listed for u in utterances], pairs, seed, sessions=[u.session for u in utterances], kinds=groups
+        )
+    except ValueError as error:
+        raise UsageError(f"prepare_data.py: {error}") from error
+    across = sum(len(sessions) > 1 for sessions in _sessions(utterances).values())
+    how = [f"{across} of the {len(speakers)} people across sessions"] if across else []
+    how += ["nontargets of one gender"] if len(set(groups)) > 1 else []
+    return [(int(label), a, b) for label, a, b in zip(*drawn)], ", ".join(how)
+
+
+def _sessions(utterances) -> dict[str, collections.Counter]:
+    sessions = {}
+    for utterance in utterances:
+        sessions.setdefault(utterance.speaker, collections.Counter())[utterance.session] += 1
+    return sessions
+
+
+def _possible(utterances):
+    """How many target trials there can be of each person, at most ``TARGETS_EACH``."""
+    for sessions in _sessions(utterances).values():
+        total = sessions.total()
+        same = sum(count * (count - 1) // 2 for count in sessions.values())
+        pairs = total * (total - 1) // 2
+        yield min(pairs - same if len(sessions) > 1 else pairs, TARGETS_EACH)
