@@ -7,6 +7,7 @@ python prepare_data.py VoxCeleb1 VoxCeleb2 musan RIRS_NOISES --out data/voxceleb
 import functools
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from errors import UsageError
@@ -19,34 +20,48 @@ def main(argv) -> int:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="FOLDER", help="a corpus, or a folder with a folder for each person")
     add("--out", required=True, help="folder for the lists and the configuration")
+    add("--corpus", default="", metavar="NAME", help="layout of the corpus (default: recognised)")
     add("--speaker_level", type=int, default=0, metavar="N", help="folder level that is the person (default: found)")
     add("--speaker_pattern", default="", metavar="REGEX", help="whose group is the person, in the path of each file")
+    add("--only", default="", metavar="LIST", help="take the utterances of a list, as VoxBlink's utt_clean")
     add("--share", type=float, default=0, help="share of the people for the trials (default 0.2, at most 100 people)")
     add("--min_seconds", type=float, default=0.5, help="shorter recordings are left out (default 0.5)")
     add("--max_seconds", type=float, default=0, help="longer recordings are left out (default 0: none)")
     add("--min_speech", type=float, default=0, help="recordings with fewer seconds of speech are left out (default 0)")
+    add("--trim", action="store_true", help="cut the silence before and behind the speech off")
+    add("--musan", default="", metavar="FOLDER", help="noise as it is, in folders noise, music and speech")
+    add("--rirs", default="", metavar="FOLDER", help="room impulse responses")
     add("--config", default="", metavar="YAML", help="configuration to start from (default: by the size of the set)")
     add("--seed", type=int, default=1, help="seed of what is drawn (default 1)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that read recordings (default: the cores)")
     args = parser.parse_args(argv)
     from preparation.corpora import Reading
     from preparation.findings import Limits
+    from preparation.layouts import NAMES
     from preparation.run import Order, prepare
 
     inputs = [Path(given).absolute() for given in args.inputs]
-    for given, path in zip(args.inputs, inputs):
-        if not path.exists():
-            raise UsageError(f"prepare_data.py: no such folder: '{given}'")
+    for flag, given in [
+        *(("prepare_data.py", given) for given in args.inputs),
+        ("--musan", args.musan),
+        ("--rirs", args.rirs),
+    ]:
+        if given and not os.path.exists(given):
+            raise UsageError(f"{flag}: no such folder: '{given}'")
     if not 0 <= args.share < 1 or args.workers < 1 or args.speaker_level < 0:
         raise UsageError(
             "prepare_data.py: --share must lie between 0 and 1, --workers be at least 1, --speaker_level not negative"
         )
+    if args.corpus and args.corpus not in NAMES:
+        raise UsageError(f"--corpus '{args.corpus}': is none of {', '.join(NAMES)}")
     if args.config:
         existing_file(args.config, "--config")
-    reading = Reading("", args.speaker_level, args.speaker_pattern)
-    limits = Limits(args.min_seconds, args.max_seconds, args.min_speech)
     out = Path(args.out)
-    return prepare(Order(inputs, out, reading, limits, args.share, args.seed, args.workers, args.config))
+    reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
+    order = Order(inputs, out, reading, Limits(args.min_seconds, args.max_seconds, args.min_speech))
+    more = {name: getattr(args, name) for name in ("share", "seed", "workers", "config", "trim")}
+    more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
+    return prepare(replace(order, **more))
 
 
 command = functools.partial(run, main)

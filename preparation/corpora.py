@@ -61,6 +61,8 @@ class Reading:
     layout: str = ""  # '' to have it recognised
     speaker_level: int = 0  # 0 to have it found
     speaker_pattern: str = ""
+    only: str = ""  # a list of the utterances to take
+    work: str = ""  # folder to write recordings to that lie in tables
 
 
 def gender_of(text: str) -> str:
@@ -71,6 +73,12 @@ def gender_of(text: str) -> str:
 def as_folder(speaker: str) -> str:
     """A speaker's name as the name of a folder that every system can have."""
     return UNSAFE.sub("_", speaker).strip(" .") or "_"
+
+
+def part_of(above) -> str:
+    """'train', 'test' or '' by the names of folders above a speaker, as dev, test-clean or vox1_dev_wav."""
+    words = [word for name in above for word in re.split(r"[-_.]", name.lower())]
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def merged(corpora: list[Corpus]) -> list[Utterance]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from corpus.folders import find_recordings
 from errors import UsageError, plural
-from preparation.corpora import SPLITS, Corpus, Reading, Utterance, as_folder, gender_of
+from preparation.corpora import SPLITS, Corpus, Reading, Utterance, as_folder, gender_of, part_of
 
 # Names of folders that hold people and are none.
 HOLDERS = {"wav", "wavs", "flac", "aac", "m4a", "mp3", "audio", "audios", "data", "speech", "clips", "recordings"}
@@ -41,7 +41,7 @@ def read_folder(folder: Path, reading: Reading) -> Corpus:
                 "/".join(part[level:]),
                 "/".join((*part[: level - 1], *part[level:-1])) if len(part) - 1 > level else "",
                 next(filter(None, map(gender_of, above)), ""),
-                next((SPLITS[name] for name in above if name in SPLITS), ""),
+                part_of(above),
             )
         )
     return Corpus("folder", folder, _said(parts[0], level, depth), utterances)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from errors import UsageError, plural
+from preparation.archives import unpacked
+from preparation.conversion import cut_noise, trim, write_anew
 from preparation.corpora import Corpus, Reading, Utterance, merged
 from preparation.findings import KINDS, Limits, Sound, find_faults, listen_to_all
-from preparation.folders import read_folder
 from preparation.journal import Journal, alone_in
+from preparation.layouts import read_corpus
 from preparation.outputs import base_of, commands, write_bad_files, write_config, write_rows
 from preparation.tree import root_of
 from preparation.trials import check_official, held_out, official_lists, trials_of
@@ -25,10 +27,13 @@ class Order:
     out: Path
     reading: Reading
     limits: Limits
-    share: float  # 0 for the default
-    seed: int
-    workers: int
-    config: str
+    share: float = 0.0  # 0 for the default
+    seed: int = 1
+    workers: int = 1
+    config: str = ""
+    trim: bool = False
+    musan: str = ""
+    rirs: str = ""
 
 
 @dataclass
@@ -46,15 +51,27 @@ class Prepared:
 
 def prepare(order: Order) -> int:
     """Run every step; 0 done."""
-    corpora = [read_folder(path, order.reading) for path in order.inputs]
-    for corpus in corpora:
-        print(f"{corpus.root}: {corpus.said}", flush=True)
+    for path in order.inputs:
+        if path.is_dir() and order.out.resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"--out: '{order.out}' lies inside of '{path}', whose recordings are read")
     with working_folder(order.out) as work, alone_in(work):
         journal = Journal(work / "files.jsonl")
         try:
-            return _prepare(order, corpora, journal)
+            return _prepare(order, read_corpora(order, journal), journal)
         finally:
             journal.close()
+
+
+def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
+    """Unpack what is packed, and read each corpus; a line says what it is."""
+    corpora = []
+    for path in order.inputs:
+        corpus = read_corpus(unpacked(path, order.out, journal), order.reading)
+        print(f"{path}: {corpus.said}", flush=True)
+        corpora.append(corpus)
+    if not any(corpus.utterances for corpus in corpora):
+        raise UsageError("prepare_data.py: only noise, and no recordings of people: give a corpus of them too")
+    return corpora
 
 
 @contextlib.contextmanager
@@ -69,21 +86,25 @@ def working_folder(out: Path):
 
 
 def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
-    utterances = merged(corpora)
-    paths = sorted({utterance.path for utterance in utterances})
-    sounds = listen_to_all(paths, journal, order.workers)
+    utterances, tree = merged(corpora), order.out.absolute() / "wav"
+    failed = write_anew(utterances, tree, order.workers)
+    paths = sorted({utterance.path for utterance in utterances}.difference(failed))
+    sounds = {**listen_to_all(paths, journal, order.workers), **failed}
     faults = find_faults(utterances, sounds, order.limits)
     write_bad_files(order.out / "bad_files.txt", [(shown(corpora, utterances[i]), *faults[i]) for i in faults])
     good = [utterance for i, utterance in enumerate(utterances) if i not in faults]
-    root = root_of(good, order.out / "wav")
-    tested, trials, said = choose_trials(order, good)
-    train = [utterance for utterance in good if utterance.speaker not in tested]
+    if order.trim:
+        print(f"{plural(trim(good, sounds, tree, order.workers), 'recording')} trimmed to the speech")
+    root = root_of(good, tree)
+    tested, apart, trials, said = choose_trials(order, good)
+    train = [u for u in good if u.speaker not in tested and not (apart and u.part == "test")]
     write_rows(order.out / "train_list.txt", [(utterance.speaker, utterance.listed) for utterance in train])
     hours = sum(sounds[utterance.path].seconds for utterance in train) / 3600
     save_path = f"exps/{order.out.resolve().name}"
     keys = {"train_list": str(order.out / "train_list.txt"), "test_list": str(next(iter(trials.values())))}
     keys |= {"train_path": str(root), "test_path": str(root), "save_path": save_path}
-    write_config(order.out / "config.yaml", base_of(order.config, hours), keys)
+    base = base_of(order.config, hours)
+    write_config(order.out / "config.yaml", base, keys | noise_keys(order, corpora, base))
     people = len({utterance.speaker for utterance in train})
     print(f"{order.out / 'train_list.txt'}: {len(train)} recordings of {people} people to train on, {hours:.2f} hours")
     print(said)
@@ -94,8 +115,11 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     return 0
 
 
-def choose_trials(order: Order, good: list[Utterance]) -> tuple[set[str], dict[str, Path], str]:
-    """(people kept out of training, {name: trial list}, what to say): official lists at hand, else trials drawn."""
+def choose_trials(order: Order, good: list[Utterance]) -> tuple[set[str], bool, dict[str, Path], str]:
+    """(people kept out of training, whether what a corpus sets apart is too, {name: trial list}, what to say).
+
+    The official lists if they are at hand, else trials that are drawn.
+    """
     official, lines, tested = official_lists(order.inputs), [], set()
     listed = {utterance.listed for utterance in good}
     for name, path in official.items():
@@ -103,14 +127,27 @@ def choose_trials(order: Order, good: list[Utterance]) -> tuple[set[str], dict[s
         tested |= people
         lines.append(f"{path}: {line}")
     if official:
-        return tested, official, "\n".join(lines)
-    tested, why = held_out(good, order.share, np.random.default_rng(order.seed))
+        return tested, True, official, "\n".join(lines)
+    tested, apart, why = held_out(good, order.share, np.random.default_rng(order.seed))
     path = order.out / "trials.txt"
     trials, how = trials_of([utterance for utterance in good if utterance.speaker in tested], order.seed)
     write_rows(path, trials)
     targets = sum(label for label, *_ in trials)
     said = f"{path}: {len(trials)} trials of {len(tested)} other people, {why}; {targets} of one person"
-    return tested, {"trials": path}, said + (f" ({how})" if how else "")
+    return tested, apart, {"trials": path}, said + (f" ({how})" if how else "")
+
+
+def noise_keys(order: Order, corpora: list[Corpus], base: Path) -> dict:
+    """Keys of the augmentation: by what noise is given; without any, none of a configuration of ours."""
+    musan = order.musan or next((corpus.musan for corpus in corpora if corpus.musan), "")
+    rirs = order.rirs or next((corpus.rirs for corpus in corpora if corpus.rirs), "")
+    if musan and not order.musan:
+        musan = str(cut_noise(musan, order.out.absolute() / "noise", order.workers))
+    if musan or rirs:
+        return {"augment": True, "musan_path": musan, "rir_path": rirs}
+    if order.config or "augment: true" not in base.read_text(encoding="utf-8"):
+        return {}
+    return {"augment": False, "musan_path": "", "rir_path": ""}
 
 
 def shown(corpora: list[Corpus], utterance: Utterance) -> str:

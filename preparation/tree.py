@@ -22,11 +22,11 @@ def root_of(utterances: list[Utterance], tree: Path) -> Path:
     tree.mkdir(parents=True, exist_ok=True)
     for speaker, own in of_speaker.items():
         prefixes = {_prefix(utterance) for utterance in own}
-        if len(prefixes) == 1 and None not in prefixes:
-            folder = Path(prefixes.pop(), speaker)
-            if folder != tree / speaker:
-                link(folder, tree / speaker)
+        place = tree / speaker
+        if len(prefixes) == 1 and None not in prefixes and (place.is_symlink() or not place.exists()):
+            link(Path(prefixes.pop(), speaker), place)
             continue
+        unlink(place)
         for utterance in own:
             place = tree / utterance.listed
             if Path(utterance.path) != place:
@@ -52,3 +52,9 @@ def link(target: Path, place: Path):
     except OSError as error:
         advice = "; Windows allows links in developer mode" if os.name == "nt" else ""
         raise UsageError(f"--out: cannot make the link '{place}': {error.strerror}{advice}") from error
+
+
+def unlink(folder: Path):
+    """Take a link to a folder of the corpus away, so that nothing is written through it."""
+    if folder.is_symlink():
+        folder.unlink()

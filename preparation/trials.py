@@ -52,8 +52,8 @@ def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], s
     return people, note + (f"; {len(missing)} of its files are not at hand" if missing else "")
 
 
-def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], str]:
-    """(people for the trials, why they): those whom the corpus sets apart for tests, or a share drawn at random."""
+def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], bool, str]:
+    """(people for the trials, whether the corpus sets them apart, why they): those it does, or a share at random."""
     counts = collections.Counter(utterance.speaker for utterance in utterances)
     able = sorted(name for name, count in counts.items() if count > 1)
     parts = {}
@@ -61,7 +61,7 @@ def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], 
         parts.setdefault(utterance.part or "train", set()).add(utterance.speaker)
     test, train = parts.get("test", set()), parts.get("train", set())
     if test and not share and test.isdisjoint(train) and len(test.intersection(able)) > 1 and len(train) > 1:
-        return test, "whom the corpus sets apart"
+        return test, True, "whom the corpus sets apart"
     count = max(2, round((share or SHARE) * len(counts)))
     count = count if share else min(count, MOST_HELD_OUT)
     if len(counts) < FEWEST_PEOPLE or len(able) < 2 or len(counts) - count < 2:
@@ -69,7 +69,7 @@ def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], 
             f"prepare_data.py: {len(counts)} people with usable recordings, {len(able)} of them with more than one; "
             f"wanted: at least {FEWEST_PEOPLE}, two of them with two recordings"
         )
-    return set(rng.choice(able, min(count, len(able)), replace=False).tolist()), "drawn at random"
+    return set(rng.choice(able, min(count, len(able)), replace=False).tolist()), False, "drawn at random"
 
 
 def trials_of(utterances: list[Utterance], seed: int) -> tuple[list[tuple[int, str, str]], str]:

@@ -1,0 +1,235 @@
+"""Archives as they were downloaded: checked, joined if they come in parts, and unpacked."""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from errors import UsageError
+from preparation.corpora import UNSAFE
+from preparation.journal import Journal, stamp
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PART = re.compile(r"(?P<stem>.+?)(\.zip|\.tar\.gz|\.tgz|\.tar)?[._]?(part)?[._-]?(?P<part>a[a-z]|\d{2,3})$")
+PIECE = 1 << 22  # bytes at a time
+# MD5 sums that VoxCeleb publishes.
+KNOWN = {
+    "vox1_dev_wav_partaa": "e395d020928bc15670b570a21695ed96",
+    "vox1_dev_wav_partab": "bbfaaccefab65d82b21903e81a8a8020",
+    "vox1_dev_wav_partac": "017d579a2a96a077f40042ec33e51512",
+    "vox1_dev_wav_partad": "7bb1e9f70fddc7a678fa998ea8b3ba19",
+    "vox1_test_wav.zip": "185fdc63c3c739954633d50379a3d102",
+    "vox2_dev_aac_partaa": "da070494c573e5c0564b1d11c3b20577",
+    "vox2_dev_aac_partab": "17fe6dab2b32b48abaf1676429cdd06f",
+    "vox2_dev_aac_partac": "1de58e086c5edf63625af1cb6d831528",
+    "vox2_dev_aac_partad": "5a043eb03e15c5a918ee6a52aad477f9",
+    "vox2_dev_aac_partae": "cea401b624983e2d0b2a87fb5d59aa60",
+    "vox2_dev_aac_partaf": "fc886d9ba90ab88e7880ee98effd6ae9",
+    "vox2_dev_aac_partag": "d160ecc3f6ee3eed54d55349531cb42e",
+    "vox2_dev_aac_partah": "6b84a81b9af72a9d9eecbb3b1f602e65",
+    "vox2_test_aac.zip": "0d2b3ea430a821c33263b5ea37ede312",
+}
+HASHES = {32: "md5", 40: "sha1", 64: "sha256"}  # by the length of their text
+
+
+def archives_of(path: Path) -> dict[str, list[Path]]:
+    """{name: [parts in order]} of the archives in a folder, or of the one given."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    found = {}
+    for file in files:
+        part = PART.match(file.name)
+        if file.name.lower().endswith(ENDINGS):
+            found[re.sub(r"(\.tar)?\.\w+$", "", file.name)] = [file]
+        elif part and not file.suffix.lower().endswith((".wav", ".flac", ".txt")) and _begins_as_archive(file, part):
+            found[part["stem"]] = sorted(p for p in file.parent.iterdir() if _is_part_of(p, part["stem"]))
+    return found
+
+
+def _begins_as_archive(file: Path, part) -> bool:
+    """Whether a first part holds what an archive begins with."""
+    if part["part"] not in ("aa", "00", "01", "000", "001"):
+        return False
+    with open(file, "rb") as opened:
+        return opened.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh"))
+
+
+def _is_part_of(file: Path, stem: str) -> bool:
+    part = PART.match(file.name)
+    return bool(part) and part["stem"] == stem and file.is_file()
+
+
+def unpacked(path: Path, out: Path, journal: Journal) -> Path:
+    """The folder of what the archives in a folder, or the archive given, hold; the path itself if there are none."""
+    found = archives_of(path)
+    if not found:
+        return path
+    folder = out / "unpacked" / path.name.removesuffix("".join(path.suffixes) if path.is_file() else "")
+    for name, parts in found.items():
+        key = "unpacked|" + "|".join(stamp(str(part)) for part in parts)
+        if journal.get(key) is None:
+            check_sums(parts, journal)
+            unpack(parts, folder / name)
+            journal.add(key, True)
+        print(f"{parts[0]}{f' and {len(parts) - 1} more parts' if parts[1:] else ''}: unpacked to {folder / name}")
+    for table in (p for p in path.iterdir() if p.suffix in (".csv", ".txt", ".TXT")) if path.is_dir() else ():
+        shutil.copyfile(table, folder / table.name)  # lists and tables of speakers beside the archives
+    return folder
+
+
+def check_sums(parts: list[Path], journal: Journal):
+    """Hold the parts against the sums that are known, or in a file beside them such as md5sums.txt or NAME.md5."""
+    for part in parts:
+        wanted = _sums_beside(part.parent).get(part.name) or KNOWN.get(part.name)
+        if wanted is None or journal.get(key := "sum|" + stamp(str(part))) == wanted:
+            continue
+        digest = hashlib.new(HASHES[len(wanted)])
+        with open(part, "rb") as file, _bar(part.stat().st_size, f"checking {part.name}") as bar:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                bar.update(len(piece))
+        if digest.hexdigest() != wanted:
+            kind = HASHES[len(wanted)].upper()
+            raise UsageError(f"{part}: its {kind} sum is {digest.hexdigest()}, not {wanted}: download it again")
+        journal.add(key, wanted)
+
+
+def _sums_beside(folder: Path) -> dict[str, str]:
+    """{file name: sum} of the tables of sums in a folder, lines 'SUM  NAME'."""
+    sums = {}
+    for table in sorted(p for p in folder.iterdir() if re.search(r"(md5|sha1|sha256)", p.name.lower())):
+        if table.is_file() and table.stat().st_size < PIECE:
+            for line in table.read_text(errors="replace").splitlines():
+                words = line.split()
+                if words and re.fullmatch(r"[0-9a-fA-F]+", words[0]) and len(words[0]) in HASHES:
+                    name = words[1].lstrip("*") if len(words) > 1 else table.stem
+                    sums[os.path.basename(name)] = words[0].lower()
+    return sums
+
+
+def _bar(total: int, words: str):
+    hidden = not os.isatty(2)
+    return tqdm(total=total, desc=words, unit="B", unit_scale=True, leave=False, ascii=True, disable=hidden)
+
+
+class Joined(io.RawIOBase):
+    """The parts of a file, read as one."""
+
+    def __init__(self, parts: list[Path]):
+        super().__init__()
+        self.files = [open(part, "rb") for part in parts]  # noqa: SIM115 (closed with this object)
+        self.sizes = [part.stat().st_size for part in parts]
+        self.place = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: sum(self.sizes)}[whence]
+        return self.place
+
+    def tell(self):
+        return self.place
+
+    def readinto(self, buffer):
+        at = self.place
+        for file, size in zip(self.files, self.sizes):
+            if at < size:
+                file.seek(at)
+                count = file.readinto(memoryview(buffer).cast("B")[: size - at])
+                self.place += count
+                return count
+            at -= size
+        return 0
+
+    def close(self):
+        for file in self.files:
+            file.close()
+        super().close()
+
+
+def unpack(parts: list[Path], folder: Path):
+    """Unpack an archive; members that are there in full are left. Nothing is written outside of the folder.
+
+    UsageError for a member with a path that leads outside, a link or a device, and for an archive that is damaged.
+    """
+    try:
+        with io.BufferedReader(Joined(parts), PIECE) as file:
+            folder.mkdir(parents=True, exist_ok=True)
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    _unpack_zip(archive, parts[0], folder)
+            else:
+                file.seek(0)
+                with tarfile.open(fileobj=file, mode="r:*") as archive:
+                    _unpack_tar(archive, parts[0], folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error}") from error
+
+
+def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path):
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise UsageError(f"{path}: refused: '{member.filename}' is a link")
+    places = [place_of(member.filename, path, folder) for member in members]
+    total = sum(member.file_size for member in members)
+    _check_room(total, path, folder)
+    with _bar(total, f"unpacking {path.name}") as bar:
+        for member, place in zip(members, places):
+            if not _is_there(place, member.file_size):
+                with archive.open(member) as source:
+                    _write(source, place)
+            bar.update(member.file_size)
+
+
+def _unpack_tar(archive: tarfile.TarFile, path: Path, folder: Path):
+    with _bar(sum(p.stat().st_size for p in [path]), f"unpacking {path.name}") as bar:
+        for member in archive:
+            if member.isdir():
+                continue
+            if not member.isfile():
+                raise UsageError(f"{path}: refused: '{member.name}' is a link or a device")
+            place = place_of(member.name, path, folder)
+            if not _is_there(place, member.size):
+                _write(archive.extractfile(member), place)
+            bar.n = archive.fileobj.tell()
+            bar.refresh()
+
+
+def place_of(name: str, path: Path, folder: Path) -> Path:
+    """Where a member goes; UsageError if that is outside of the folder, or no name of a file."""
+    inside = PurePosixPath(name.replace("\\", "/"))
+    parts = [part for part in inside.parts if part != "."]
+    if inside.is_absolute() or not parts or ".." in parts or re.match(r"[A-Za-z]:", name):
+        raise UsageError(f"{path}: refused: '{name}' leads out of the folder")
+    if os.name == "nt":
+        parts = [UNSAFE.sub("_", part) for part in parts]
+    return folder.joinpath(*parts)
+
+
+def _check_room(total: int, path: Path, folder: Path):
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise UsageError(f"{path}: needs {total / 1e9:.1f} GB below '{folder}', {free / 1e9:.1f} GB are free")
+
+
+def _is_there(place: Path, size: int) -> bool:
+    return place.is_file() and place.stat().st_size == size
+
+
+def _write(source, place: Path):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    with open(part, "wb") as file:
+        shutil.copyfileobj(source, file, PIECE)
+    os.replace(part, place)

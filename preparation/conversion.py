@@ -1,0 +1,149 @@
+"""Recordings that are written anew: m4a as flac, parts of files, speech without silence around it, noise in pieces."""
+
+import functools
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from corpus.audio import AudioError
+from corpus.decode import Recording, native, reading
+from corpus.folders import find_recordings
+from corpus.measuring import scan
+from errors import UsageError
+from preparation.corpora import Utterance
+from preparation.findings import Sound
+from preparation.tree import unlink
+from storage.files import WriteError
+
+CONVERTED = (".m4a", ".aac", ".webm", ".wma", ".mp4")  # what libsndfile does not read
+SLACK = 0.1  # seconds that a part may end behind its file
+PIECE_SECONDS = 5.0  # of noise
+
+
+def write_anew(utterances: list[Utterance], tree: Path, workers: int) -> dict[str, Sound]:
+    """Convert what libsndfile does not read, and cut parts of files, to flac below ``tree``; change their paths.
+
+    What is there already is left. Returns {path: sound with its error} of those that cannot be read; their paths stay.
+    """
+    wanted = [u for u in utterances if u.is_part or u.path.lower().endswith(CONVERTED)]
+    if not wanted:
+        return {}
+    first = next((u.path for u in wanted if u.path.lower().endswith(CONVERTED)), "")
+    if first and importlib.util.find_spec("av") is None and shutil.which("ffmpeg") is None:
+        raise UsageError(f"{first}: ffmpeg or PyAV is needed to convert it: pip install av")
+    for speaker in {utterance.speaker for utterance in wanted}:
+        unlink(tree / speaker)
+    failed = {}
+    for utterance, written in scan(wanted, workers, functools.partial(_anew, tree=tree), "converted"):
+        stem = utterance.name.rpartition(".")[0]
+        if isinstance(written, Sound):
+            failed[utterance.path + (f"@{utterance.start:g}" if utterance.is_part else "")] = written
+            utterance.path += f"@{utterance.start:g}" if utterance.is_part else ""
+        else:
+            utterance.path, utterance.name = str(written), stem + written.suffix
+            utterance.start = utterance.seconds = 0.0
+    return failed
+
+
+def _anew(utterance: Utterance, tree: Path) -> "Path | Sound":
+    place = tree / utterance.speaker / utterance.name.rpartition(".")[0]
+    try:
+        return write_part(utterance.path, place, utterance.start, utterance.seconds)
+    except AudioError as error:
+        return Sound(error=str(error))
+
+
+def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0) -> Path:
+    """Write a recording, or ``seconds`` of it from ``start`` on, as flac at its own rate; AudioError if there is less.
+
+    ``place`` is the file without its ending. Samples beyond full scale or not finite are kept, as a wav of floats.
+    """
+    for ending in (".flac", ".wav"):
+        if (there := place.with_name(place.name + ending)).exists():
+            return there
+    with Recording(path) as recording:
+        rate = recording.rate
+        with reading():
+            if start or seconds:
+                begin, frames = round(start * rate), recording.frames
+                count = round(seconds * rate) if seconds else frames - begin
+                if begin >= frames or begin + count > frames + SLACK * rate:
+                    end = start + (seconds or 0)
+                    raise AudioError(f"truncated: the part ends at {end:.2f} s, the recording at {frames / rate:.2f} s")
+                x = recording.read(begin, min(count, frames - begin))
+            else:
+                x = np.concatenate(list(recording.blocks()))
+    whole = np.isfinite(x).all() and np.abs(x).max() <= 1 and x.shape[1] <= 8
+    place = place.with_name(place.name + (".flac" if whole else ".wav"))
+    write_sound(place, x, rate, "PCM_16" if whole else "FLOAT")
+    return place
+
+
+def write_sound(place: Path, x: np.ndarray, rate: int, subtype: str):
+    """Write samples (samples, channels) under a temporary name first."""
+    part = place.with_name(f".{place.name}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        kind = "FLAC" if place.suffix == ".flac" else "WAV"
+        soundfile.write(native(part), x, rate, format=kind, subtype=subtype)
+        os.replace(part, place)
+    except (OSError, soundfile.SoundFileError) as error:
+        part.unlink(missing_ok=True)
+        raise WriteError(place, getattr(error, "strerror", None) or str(error)) from error
+
+
+def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, workers: int) -> int:
+    """Write those with more than ``SLACK`` of silence at an end without it, change their paths; returns how many."""
+    wanted = []
+    for utterance in utterances:
+        sound = sounds[utterance.path]
+        if sound.end > sound.begin and (sound.begin > SLACK or sound.seconds - sound.end > SLACK):
+            utterance.start, utterance.seconds = sound.begin, sound.end - sound.begin
+            wanted.append(utterance)
+    for utterance in wanted:
+        stem, ending = os.path.splitext(utterance.name)
+        utterance.name = f"{stem}_trimmed{ending}"
+    sources = [utterance.path for utterance in wanted]
+    lengths = [utterance.seconds for utterance in wanted]
+    failed = write_anew(wanted, tree, workers)
+    if failed:
+        path, sound = next(iter(failed.items()))
+        raise UsageError(f"{path}: has changed while it was read: {sound.error}")
+    for utterance, source, seconds in zip(wanted, sources, lengths):
+        sound = sounds[source]
+        values = {**vars(sound), "samples": round(seconds * sound.rate), "begin": 0.0, "end": seconds}
+        sounds[utterance.path] = Sound(**values)
+    return len(wanted)
+
+
+def cut_noise(folder: str, out: Path, workers: int) -> Path:
+    """Cut the recordings of MUSAN into pieces of 5 s, so that one is read at once; returns the folder of the pieces."""
+    sources = find_recordings(folder)
+    if sources and all(path.stat().st_size < 4 * PIECE_SECONDS * 16000 for path in sources[:50]):
+        return Path(folder)  # in pieces already
+    target = out / "musan_split"
+    for _ in scan(sources, workers, functools.partial(_cut, folder=Path(folder), target=target), "cut"):
+        pass
+    return target
+
+
+def _cut(path: Path, folder: Path, target: Path):
+    place = target / path.relative_to(folder).with_suffix("")
+    if place.is_dir():
+        return
+    part = place.with_name(f".{place.name}.part")
+    try:
+        with Recording(path) as recording:
+            rate = recording.rate
+            size = round(PIECE_SECONDS * rate)
+            pieces = [block for block in recording.blocks(size) if len(block) >= size // 2]
+    except AudioError:
+        return  # the loader names it where it is asked for
+    for number, block in enumerate(pieces):
+        write_sound(part / f"{round(number * PIECE_SECONDS):05d}.wav", block, rate, "PCM_16")
+    if pieces:
+        os.replace(part, place)

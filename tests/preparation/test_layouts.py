@@ -1,0 +1,188 @@
+"""Each corpus in its own folders and tables, made small, is recognised and read as it should be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from errors import UsageError
+from preparation.corpora import Reading, merged
+from preparation.layouts import read_corpus
+
+
+def sound(path, seed=0, seconds=0.6):
+    """A short recording, another for each seed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = 0.1 * np.random.default_rng(seed).standard_normal(int(16000 * seconds))
+    soundfile.write(path, x, 16000, format={".mp3": "MP3"}.get(path.suffix))
+    return path
+
+
+def voxceleb(root):
+    for name in ("wav/id10001/abcdefghijk/00001.wav", "vox1_test/wav/id10270/bcdefghijkl/00001.wav"):
+        sound(root / name)
+    sound(root / "dev" / "aac" / "id00012" / "cdefghijklm" / "00001.wav")
+    (root / "dev" / "aac" / "id00012" / "cdefghijklm" / "00001.m4a").write_bytes(b"the same")
+    (root / "vox1_meta.csv").write_text("VoxCeleb1 ID\tName\tGender\nid10001\tA B\tm\nid10270\tC\tf\n")
+    (root / "vox2_meta.csv").write_text("VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid00012 ,n000012 ,f ,dev \n")
+
+
+def librispeech(root):
+    sound(root / "LibriSpeech" / "train-clean-100" / "19" / "198" / "19-198-0000.flac")
+    sound(root / "LibriSpeech" / "test-other" / "367" / "130732" / "367-130732-0001.flac")
+    (root / "LibriSpeech" / "SPEAKERS.TXT").write_text(";ID |SEX|\n19  | F | train-clean-100 | 1 | X\n367 | M | x\n")
+
+
+def cnceleb(root):
+    for name in ("data/id00001/singing-01-002.flac", "data/id00800/interview-03-001.flac", "eval/test/x.flac"):
+        sound(root / "CN-Celeb_flac" / name)
+    (root / "CN-Celeb_flac" / "dev").mkdir()
+    (root / "CN-Celeb_flac" / "dev" / "dev.lst").write_text("id00001\n")
+
+
+def commonvoice(root):
+    sound(root / "cv" / "de" / "clips" / "common_voice_de_1.mp3")
+    head = "client_id\tpath\tsentence\tgender"
+    row = 'aa11bb22\tcommon_voice_de_1.mp3\tSie sagte: "ja\tfemale_feminine'
+    (root / "cv" / "de" / "validated.tsv").write_text(f"{head}\n{row}\n")
+
+
+def kaldi(root):
+    whole = sound(root / "audio" / "call1.flac", seconds=2)
+    (root / "wav.scp").write_text(f"call1 flac -c -d -s {whole} |\ncall2 audio/call2.wav\n")
+    (root / "utt2spk").write_text("ann-call1-1 ann\nbob-call1-2 bob\n")
+    (root / "segments").write_text("ann-call1-1 call1 0.1 0.9\nbob-call1-2 call1 1.0 1.75\n")
+    (root / "spk2gender").write_text("ann f\nbob m\n")
+
+
+def nemo(root):
+    sound(root / "a" / "ann" / "mon" / "1.wav", seconds=2)
+    rows = [{"audio_filepath": "a/ann/mon/1.wav", "duration": 2.0, "label": "ann"}]
+    rows += [{"audio_filepath": "a/ann/mon/1.wav", "offset": 0.5, "duration": 0.75, "label": "ann"}]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def speechbrain(root):
+    sound(root / "x.wav")
+    (root / "train.csv").write_text("ID,duration,wav,start,stop,spk_id\nu1,0.5,$data_root/x.wav,1600,8000,ann\n")
+
+
+LAYOUTS = [
+    (voxceleb, "", "voxceleb", ["id00012/cdefghijklm/00001.wav f train cdefghijklm"]),
+    (voxceleb, "", "voxceleb", ["id10270/bcdefghijkl/00001.wav f test bcdefghijkl"]),
+    (voxceleb, "", "voxceleb", ["id10001/abcdefghijk/00001.wav m  abcdefghijk"]),
+    (librispeech, "", "librispeech",
+     ["19/198/19-198-0000.flac f train 198", "367/130732/367-130732-0001.flac m test 130732"]),
+    (cnceleb, "", "cnceleb",
+     ["id00001/singing-01-002.flac  train singing-01", "id00800/interview-03-001.flac  test interview-03"]),
+    (commonvoice, "", "commonvoice", ["aa11bb22/common_voice_de_1.mp3 f  "]),
+    (kaldi, "", "kaldi", ["ann/ann-call1-1.flac f  call1 0.1+0.8", "bob/bob-call1-2.flac m  call1 1+0.75"]),
+    (nemo, "train.jsonl", "json", ["ann/mon/1.wav   mon", "ann/mon/1_00000500.wav   mon 0.5+0.75"]),
+    (speechbrain, "train.csv", "csv", ["ann/x_00000100.wav   x 0.1+0.4"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build, file, layout, expected", LAYOUTS)
+def test_a_corpus_is_recognised_and_read(tmp_path, build, file, layout, expected):
+    build(tmp_path)
+    corpus = read_corpus(tmp_path / file, Reading())
+    assert corpus.layout == layout
+    found = []
+    for u in merged([corpus]):
+        part = f" {u.start:g}+{u.seconds:g}" if u.is_part else ""
+        found.append(f"{u.listed} {u.gender} {u.part} {u.session}{part}")
+        assert Path(u.path).exists() or "call2" in u.path
+    assert set(expected) <= set(found) and len(found) == (3 if build is voxceleb else len(expected)), found
+
+
+def test_voxblink_s_list_chooses_utterances(tmp_path):
+    for name in ("00000", "00001"):
+        sound(tmp_path / "audio" / "id000001" / "a-b_cdefghi" / f"{name}.wav")
+    (tmp_path / "audio" / "spk2gender").write_text("id000001,female\n")
+    (tmp_path / "utt_clean").write_text("id000001-a-b_cdefghi-00001\n")
+    corpus = read_corpus(tmp_path / "audio", Reading(only=str(tmp_path / "utt_clean")))
+    assert [(u.listed, u.gender) for u in corpus.utterances] == [("id000001/a-b_cdefghi/00001.wav", "f")]
+    assert corpus.said.startswith("VoxBlink2: 1 recording")
+
+
+def test_parquet_files_of_hugging_face(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    data = sound(tmp_path / "x.wav").read_bytes()
+    rows = {"audio": [{"bytes": data, "path": "x y.wav"}] * 2, "speaker_id": [7, 8], "gender": ["Male", None]}
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    parquet.write_table(pyarrow.table(rows), tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    corpus = read_corpus(tmp_path / "set", Reading(work=str(tmp_path / "out")))
+    names = [f"{i}/test-00000-of-00001-00000{i - 6}-x y.wav" for i in (7, 8)]
+    assert [u.listed for u in corpus.utterances] == names and corpus.utterances[0].gender == "m"
+    assert corpus.utterances[0].part == "test" and (tmp_path / "out" / names[1]).read_bytes() == data
+
+
+FOLDERS = [
+    (["ann/1.wav", "bob/2.wav"], {"ann", "bob"}, ""),
+    (["train/ann/1.wav", "test/bob/2.wav"], {"ann", "bob"}, "test"),
+    (["data/wav/female/ann/mon/1.wav", "data/wav/male/bob/tue/2.wav"], {"ann", "bob"}, ""),
+    (["ann/mon/1.wav", "ann/tue/1.wav", "bob/2.wav"], {"ann", "bob"}, ""),
+]
+
+
+@pytest.mark.parametrize("names, people, part", FOLDERS)
+def test_the_level_of_the_person_is_found(tmp_path, names, people, part):
+    for name in names:
+        sound(tmp_path / name)
+    corpus = read_corpus(tmp_path, Reading())
+    assert {u.speaker for u in corpus.utterances} == people
+    assert next(u.part for u in corpus.utterances if u.speaker == "bob") == part
+    if "female" in names[0]:
+        assert [(u.gender, u.session) for u in corpus.utterances] == [
+            ("f", "data/wav/female/mon"),
+            ("m", "data/wav/male/tue"),
+        ]
+
+
+def test_the_level_of_the_person_can_be_set_and_the_name_of_a_file_can_hold_him(tmp_path):
+    for name in ("en/ann_1.wav", "en/bob_1.wav", "de/cy_1.wav"):
+        sound(tmp_path / name)
+    by_level = read_corpus(tmp_path, Reading(speaker_level=1))
+    assert {u.speaker for u in by_level.utterances} == {"en", "de"}
+    by_name = read_corpus(tmp_path, Reading(speaker_pattern=r"/([a-z]+)_"))
+    assert {u.speaker for u in by_name.utterances} == {"ann", "bob", "cy"}
+    with pytest.raises(UsageError, match=r"--speaker_level 2: .* lies in 1 folder only"):
+        read_corpus(tmp_path, Reading(speaker_level=2))
+    with pytest.raises(UsageError, match=r"no person by --speaker_pattern '\(x\)'"):
+        read_corpus(tmp_path, Reading(speaker_pattern="(x)"))
+
+
+WRONG = [
+    ("segments", "ann-call1-1 call9 0 1\n", r"segments:1: expected 'utterance recording start end'"),
+    ("segments", "ann-call1-1 call1 2 1\n", r"segments:1: the segment ends before it starts"),
+    ("segments", "eve-call1-1 call1 0 1\n", r"utt2spk: has no line 'utterance speaker' for 'eve-call1-1'"),
+    ("wav.scp", "call1 sox x.wav -r 8000 -t wav - |\n", r"wav.scp:1: a pipe, which is not run here"),
+]
+
+
+@pytest.mark.parametrize("file, text, words", WRONG)
+def test_a_wrong_line_of_kaldi_is_named(tmp_path, file, text, words):
+    kaldi(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_corpus(tmp_path, Reading())
+
+
+def test_a_table_without_a_speaker_and_a_layout_that_does_not_fit_are_named(tmp_path):
+    (tmp_path / "t.csv").write_text("path,text\na.wav,hello\n")
+    with pytest.raises(UsageError, match=r"t.csv: no column for the speaker among path, text: call it 'speaker'"):
+        read_corpus(tmp_path / "t.csv", Reading())
+    with pytest.raises(UsageError, match=r"--corpus kaldi: .* does not look so, wanted: there are wav.scp and utt2spk"):
+        read_corpus(tmp_path, Reading(layout="kaldi"))
+
+
+def test_one_name_in_two_corpora_is_two_people_and_one_place_holds_one_file(tmp_path):
+    for name in ("a/train/ann/1.wav", "a/test/ann/1.wav", "b/ann/1.wav", "b/bob/1.wav"):
+        sound(tmp_path / name)
+    both = merged([read_corpus(tmp_path / name, Reading()) for name in "ab"])
+    assert [u.listed for u in both] == ["a-ann/1.wav", "a-ann/1~2.wav", "b-ann/1.wav", "bob/1.wav"]
