@@ -94,6 +94,7 @@ class Data:
     speed_perturb: bool = key(False, "add 0.9x and 1.1x speed copies of each speaker as new speakers")
     max_frames: int = key(200, "length of a training crop", unit="frames of 10 ms", low=10)
     max_seg_per_spk: int = key(500, "utterances used of one speaker in an epoch", low=1)
+    sampling: str = key("count", "a speaker's share of an epoch: by its count of utterances, by the square root of that, or the same for each", choices=("count", "sqrt", "uniform"))
     batch_size: int = key(200, "rows in a batch of one process", low=1)
     nPerSpeaker: int = key(1, "utterances of one speaker in a row, for losses that compare utterances", low=1)
     nClasses: int = key(0, "speakers of the classifier; 0 counts those of train_list", low=0)

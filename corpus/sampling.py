@@ -1,51 +1,86 @@
 """Which utterances make up the batches of an epoch."""
 
+import math
+
 import numpy as np
 
 from config import Config
 from errors import UsageError, plural
 
+POWERS = {"count": 1.0, "sqrt": 0.5, "uniform": 0.0}  # of a speaker's rows: what its share of an epoch goes by
+
+
+def whole(rows: float) -> int:
+    """The whole rows in a sum of shares."""
+    return math.floor(rows + 1e-6)
+
 
 class SpeakerBatchSampler:
     """Batches in which a speaker stands once, in an order drawn from (seed, epoch).
 
-    An utterance whose speaker is already in a batch goes to another batch, none is dropped: each speaker's rows are
-    dealt to the batches that have the fewest rows so far, ties at random, so batches differ by at most one row. Only
-    if a speaker has more rows than there are batches does it stand twice, or, for losses that compare rows
-    (``distinct``), are its surplus rows left to another epoch. Under several processes a batch is dealt over the ranks.
+    The rows of all speakers, speaker by speaker in random order, are dealt in rounds: a round gives a row to every
+    batch, in an order of its own. So batches differ by at most one row, and a speaker stands in a batch once; only if
+    it has more rows than there are batches does it stand twice, or, for losses that compare rows (``distinct``), are
+    its surplus rows left to another epoch. None is dropped to make all batches equal: an epoch has two sizes of batches
+    at most, for each of which a compiled model is compiled once. Under several processes a batch is dealt over the
+    ranks, and each of them has two sizes at most again.
+
+    ``sampling`` gives a speaker rows by its ``count``, the square root of that, or each the same (``uniform``), and the
+    weight of a list multiplies them; the utterances of one that is given more than it has come again, as other crops.
+    A share that is no whole number is rounded up in some epochs and down in others, at random, so that every epoch has
+    the same number of rows.
     """
 
-    VERSION = 1  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
+    VERSION = 2  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
 
     def __init__(self, dataset, config: Config, distinct: bool, rank: int = 0, world: int = 1):
         self.dataset, self.distinct, self.rank, self.world = dataset, distinct, rank, world
         self.seed, self.per_row = config.seed, config.nPerSpeaker
-        self.max_utterances = config.max_seg_per_spk
-        rows = [self._rows_of(len(dataset.utterances_of(s))) for s in range(len(dataset.speakers))]
+        self.most = config.max_seg_per_spk
+        self.units = Units(dataset)
+        shares = self._shares(config.sampling)
+        rows = np.add.reduceat(shares, self.units.speaker_starts)
         self.batches = self._count_batches(rows, config.batch_size)
-        self.surplus = sum(max(0, r - self.batches) for r in rows) if distinct else 0
-        self.rows = sum(rows) - self.surplus  # of an epoch, over all processes
+        self.shares = self._limited(shares, self.batches) if distinct else shares
+        self.rows = whole(self.shares.sum())  # of an epoch, over all processes
+        self.surplus = whole(rows.sum()) - self.rows
         self.epoch, self.first = 1, 0
 
-    def _count_batches(self, rows: list[int], batch_size: int) -> int:
+    def _shares(self, sampling: str) -> np.ndarray:
+        """Rows that each unit has in an epoch, on average."""
+        units, most = self.units, -(-self.most // self.per_row)
+        rows = -(-np.minimum(units.counts, self.most) // self.per_row).astype(np.float64)
+        strength = units.weights * rows ** POWERS[sampling]
+        shares = strength * ((units.weights * rows).sum() / strength.sum())
+        if sampling == "count":
+            shares = strength  # and not what rounding leaves of it
+        return self._limited(shares, most)
+
+    def _limited(self, shares: np.ndarray, most: int) -> np.ndarray:
+        """The shares with no more than ``most`` rows of a speaker."""
+        starts = self.units.speaker_starts
+        rows = np.add.reduceat(shares, starts)
+        factor = np.where(rows > most, most / np.maximum(rows, 1e-9), 1.0)
+        limited = shares * np.repeat(factor, np.diff(starts, append=len(shares)))
+        return np.where(np.abs(limited - np.rint(limited)) < 1e-9, np.rint(limited), limited)
+
+    def _count_batches(self, rows: np.ndarray, batch_size: int) -> int:
         """As few batches as ``batch_size`` allows, fewer if a process would be left with a single row."""
+        total = whole(rows.sum())
 
         def smallest(batches):
-            used = sum(min(r, batches) for r in rows) if self.distinct else sum(rows)
+            used = whole(np.minimum(rows, batches).sum()) if self.distinct else total
             return used // batches // self.world
 
-        batches = max(1, -(-sum(rows) // (batch_size * self.world)))
+        batches = max(1, -(-total // (batch_size * self.world)))
         while batches > 1 and smallest(batches) < 2 <= batch_size:
             batches -= 1
         if smallest(batches) < 2:
             raise UsageError(
-                f"batch_size: {batch_size} leaves a process batches of one row ({sum(rows)} rows of {len(rows)} "
+                f"batch_size: {batch_size} leaves a process batches of one row ({total} rows of {len(rows)} "
                 f"speakers, {plural(self.world, 'process')}); batch normalisation needs two"
             )
         return batches
-
-    def _rows_of(self, utterances: int) -> int:
-        return -(-min(utterances, self.max_utterances) // self.per_row)
 
     def set_position(self, epoch: int, first: int = 0):
         """Choose the epoch, and the batch to begin with."""
@@ -55,33 +90,121 @@ class SpeakerBatchSampler:
         return self.batches
 
     def __iter__(self):
-        for batch in self.plan(self.epoch)[self.first :]:
-            yield [(self.epoch, row) for row in batch[self.rank :: self.world]]
+        plan = self.plan(self.epoch)
+        for batch in range(self.first, self.batches):
+            yield [(self.epoch, row) for row in plan.rows(batch, self.rank, self.world)]
 
-    def plan(self, epoch: int) -> list[list[tuple]]:
+    def plan(self, epoch: int) -> "Plan":
         """All batches of an epoch, each a list of rows ((utterance, copy), ...)."""
         rng = np.random.default_rng([self.seed, epoch])
-        batches = [[] for _ in range(self.batches)]
-        fill = np.zeros(self.batches, np.int64)
-        for speaker in rng.permutation(len(self.dataset.speakers)):
-            rows = self._speaker_rows(speaker, rng)
-            if self.distinct:
-                rows = rows[: self.batches]
-            for begin in range(0, len(rows), self.batches):
-                part = rows[begin : begin + self.batches]
-                emptiest = np.argsort(fill + rng.random(self.batches), kind="stable")[: len(part)]
-                fill[emptiest] += 1
-                for batch, row in zip(emptiest, part):
-                    batches[batch].append(row)
-        return batches
+        unit, number = self._rows(rng)
+        batches = _deal(self.units.speakers[unit], self.batches, rng)
+        utterances, copies = self._utterances(unit, number, rng)
+        return Plan(utterances, copies, batches)
 
-    def _speaker_rows(self, speaker, rng):
-        """Rows of ``per_row`` utterances of one speaker; the last is filled up with others of the same speaker."""
-        chosen = rng.permutation(self.dataset.utterances_of(speaker))[: self.max_utterances]
-        missing = -len(chosen) % self.per_row
-        filled = np.concatenate([chosen, np.resize(chosen, missing)]) if missing else chosen
-        rows = []
-        for begin in range(0, len(filled), self.per_row):
-            row = filled[begin : begin + self.per_row].tolist()
-            rows.append(tuple((u, begin + i if begin + i >= len(chosen) else 0) for i, u in enumerate(row)))
-        return rows
+    def _rows(self, rng) -> tuple[np.ndarray, np.ndarray]:
+        """The unit of each row of an epoch, speaker by speaker in random order, and its number within the unit."""
+        units = self.units
+        place = rng.permutation(len(units.speaker_starts))
+        order = np.argsort(place[units.speakers], kind="stable")
+        shares = self.shares[order]
+        edges = np.cumsum(shares)
+        edges *= self.rows / edges[-1]  # which is 1 if the shares are whole numbers
+        shift = rng.random() if (shares % 1).any() else 0.0
+        edges = np.minimum(np.floor(edges + shift), self.rows)
+        edges[-1] = self.rows
+        counts = np.diff(edges, prepend=0.0).astype(np.int64)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(order, counts), np.arange(self.rows) - starts
+
+    def _utterances(self, unit, number, rng) -> tuple[np.ndarray, np.ndarray]:
+        """Utterances and copies (rows, per_row) of each row: a unit's utterances in random order, round and round."""
+        units = self.units
+        keys = units.unit_of_place + rng.random(len(units.order))
+        shuffled = units.order[np.argsort(keys, kind="stable")]  # stable: the same on every machine
+        used = np.minimum(units.counts, self.most)[unit]
+        slot = number[:, None] * self.per_row + np.arange(self.per_row)
+        copies, place = np.divmod(slot, used[:, None])
+        return shuffled[units.starts[unit][:, None] + place], copies
+
+
+class Units:
+    """The utterances of each speaker in each list, which the sampler gives rows to; sorted by speaker, then by list.
+
+    ``counts``, ``starts`` (into ``order``, utterance numbers), ``speakers`` and ``weights`` of each unit;
+    ``speaker_starts``: the first unit of each speaker.
+    """
+
+    def __init__(self, dataset):
+        labels = np.asarray(dataset.labels)
+        key, weights = labels, np.ones(1)
+        parts = getattr(dataset, "parts", None)  # number of the list of each utterance
+        if parts is not None:
+            weights = np.asarray(dataset.weights, np.float64)
+            key = labels.astype(np.int64) * len(weights) + parts
+        self.order = np.argsort(key, kind="stable").astype(np.int32 if len(key) < 1 << 31 else np.int64)
+        edges = np.flatnonzero(np.diff(key[self.order], prepend=-1))
+        self.starts, self.counts = edges, np.diff(edges, append=len(key))
+        self.speakers, part = np.divmod(key[self.order[edges]].astype(np.int64), len(weights))
+        self.weights = weights[part]
+        self.speaker_starts = np.flatnonzero(np.diff(self.speakers, prepend=-1))
+
+    @property
+    def unit_of_place(self) -> np.ndarray:
+        """The unit of each place of ``order``."""
+        return np.repeat(np.arange(len(self.counts), dtype=np.float64), self.counts)
+
+
+class Plan:
+    """The batches of an epoch, as arrays; a sequence of lists of rows ((utterance, copy), ...)."""
+
+    def __init__(self, utterances: np.ndarray, copies: np.ndarray, batches: np.ndarray):
+        self.utterances, self.copies, self.batches = utterances, copies, batches
+
+    def __len__(self):
+        return self.batches.shape[1]
+
+    def __getitem__(self, batch: int) -> list[tuple]:
+        if not 0 <= batch < len(self):
+            raise IndexError(batch)
+        return self.rows(batch)
+
+    def __eq__(self, other):
+        return isinstance(other, Plan) and list(self) == list(other)
+
+    def rows(self, batch: int, rank: int = 0, world: int = 1) -> list[tuple]:
+        """The rows of a batch that a rank has."""
+        column = self.batches[:, batch]
+        chosen = column[column >= 0][rank::world]
+        return [
+            tuple(zip(utterances, copies))
+            for utterances, copies in zip(self.utterances[chosen].tolist(), self.copies[chosen].tolist())
+        ]
+
+
+def _deal(speakers: np.ndarray, batches: int, rng) -> np.ndarray:
+    """Deal rows, each of ``speakers`` (rows,), equal ones side by side: (rounds, batches) row numbers, -1 for none.
+
+    Round k gives the rows from k x batches on to the batches in random order. A speaker whose rows go on from a round
+    to a later one gets the batches there that it had not in its first round.
+    """
+    rows = len(speakers)
+    rounds = -(-rows // batches)
+    dealt = np.full((rounds, batches), -1, np.int64)
+    order = np.empty((rounds, batches), np.int64)
+    begins = np.flatnonzero(np.diff(speakers, prepend=-1))  # first row of each speaker
+    ends = np.append(begins[1:], rows)
+    for number in range(rounds):
+        first = number * batches
+        order[number] = rng.permutation(batches)
+        owner = np.searchsorted(begins, first, side="right") - 1
+        begin, here = begins[owner], min(ends[owner] - first, batches)
+        if begin < first and here < batches:
+            taken = np.zeros(batches, bool)
+            taken[order[begin // batches, begin % batches :]] = True
+            had = taken[order[number]]
+            sorted_out = order[number][np.argsort(had, kind="stable")]
+            order[number, :here], order[number, here:] = sorted_out[:here], rng.permutation(sorted_out[here:])
+        count = min(rows - first, batches)
+        dealt[number, order[number, :count]] = np.arange(first, first + count)
+    return dealt

@@ -7,7 +7,7 @@ from config import Config
 from corpus.lists import list_hash
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
-DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "seed")
+DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")
 NAMES = {"world": "processes", "list": "the train list", "version": "the order of rows"}
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum", "base_momentum")
 

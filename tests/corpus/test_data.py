@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from config import Config
 from corpus.audio import AudioError, audio_length, read_audio, samples_of
 from corpus.augmentation import AugmentWAV, find_noise
 from corpus.lists import read_train_list, read_trials
@@ -235,10 +236,9 @@ class Corpus:
         return np.arange(self.edges[speaker], self.edges[speaker + 1])
 
 
-def make_sampler(counts, batch_size, per_row=1, distinct=False, max_seg=500, rank=0, world=1):
-    from types import SimpleNamespace
-
-    config = SimpleNamespace(seed=1, nPerSpeaker=per_row, max_seg_per_spk=max_seg, batch_size=batch_size)
+def make_sampler(counts, batch_size, per_row=1, distinct=False, max_seg=500, rank=0, world=1, sampling="count"):
+    keys = {"seed": 1, "nPerSpeaker": per_row, "max_seg_per_spk": max_seg, "batch_size": batch_size}
+    config = Config(**keys, sampling=sampling)
     return SpeakerBatchSampler(Corpus(counts), config, distinct, rank, world)
 
 
@@ -300,6 +300,38 @@ def test_ranks_share_a_batch_without_overlap():
     assert len(parts[0]) == len(parts[1]) == len(whole)
     for batch, a, b in zip(whole, *parts):
         assert sorted(batch) == sorted(row for _, row in a + b)
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+def test_speakers_with_more_rows_than_a_round_has_left_stand_apart_too(per_row):
+    counts = np.random.default_rng(5).integers(1, 40, 60).tolist() + [80] * 3
+    sampler = make_sampler(counts, batch_size=13, per_row=per_row)
+    for epoch in range(1, 6):
+        plan = sampler.plan(epoch)
+        sizes = {len(batch) for batch in plan}
+        assert len(sizes) <= 2 and max(sizes) - min(sizes) <= 1
+        for batch in plan:
+            owners = collections.Counter(int(sampler.dataset.labels[row[0][0]]) for row in batch)
+            assert all(times <= -(-counts[owner] // per_row // len(plan)) for owner, times in owners.items())
+
+
+@pytest.mark.parametrize(("sampling", "power"), [("count", 1), ("sqrt", 0.5), ("uniform", 0)])
+@pytest.mark.parametrize("distinct", [False, True])
+def test_sampling_gives_each_speaker_its_share(sampling, power, distinct):
+    counts = [4, 9, 25, 100, 64, 1]
+    sampler = make_sampler(counts, batch_size=3, sampling=sampling, distinct=distinct, max_seg=90)
+    rows = np.zeros(len(counts))
+    for epoch in range(1, 41):
+        plan = sampler.plan(epoch)
+        drawn = [row[0] for batch in plan for row in batch]
+        assert len(drawn) == sampler.rows == len(set(drawn))  # an utterance that comes again is another crop
+        found = np.bincount(sampler.dataset.labels[[utterance for utterance, _ in drawn]], minlength=len(counts))
+        rows += found
+    capped = np.minimum(counts, 90.0)
+    wanted = capped**power * (capped.sum() / (capped**power).sum())
+    wanted = np.minimum(wanted, 90)
+    wanted = np.minimum(wanted, len(plan)) if distinct else wanted
+    assert np.allclose(rows / 40, wanted, atol=0.03 * wanted + 0.5)
 
 
 # ------------------------------------------------------------------------------------------------------ loader
