@@ -1,6 +1,7 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from corpus.augmentation import AugmentWAV
 from corpus.crop import Crop
 from corpus.lists import read_train_list
 from corpus.sampling import SpeakerBatchSampler
+from corpus.waveforms import energy
 
 __all__ = ["SpeakerBatchSampler", "TestDataset", "TrainDataset", "collate", "collate_one"]
 
@@ -46,7 +48,8 @@ class TrainDataset(Dataset):
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
         self.augmenter = None
         if config.augment:
-            self.augmenter = AugmentWAV(config.musan_path, config.rir_path, config.augment_prob)
+            cache = config.augment_cache or str(Path(config.save_path).parent / "noise_cache")
+            self.augmenter = AugmentWAV(config.musan_path, config.rir_path, config.augment_prob, cache)
 
     def __len__(self):
         return len(self.paths)
@@ -136,8 +139,8 @@ class TrainDataset(Dataset):
         if self.augmenter is not None:
             x, crop.augment, unusable = self.augmenter.augment(x, rng)
             events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
-        crop.peak = float(np.abs(x).max())  # NaN if a sample is
-        crop.rms = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+        crop.peak = float(np.maximum(x.max(), -x.min()))  # NaN if a sample is
+        crop.rms = math.sqrt(energy(x) / len(x))
         return x, crop.to_dict()
 
 

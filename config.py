@@ -91,6 +91,7 @@ class Data:
     channel: str = key("mix", "of recordings with several channels: their mean, a channel, or the one of the most energy", choices=("mix", "1", "2", "loudest"))
     augment: bool = key(False, "add noise or reverberation to the training crops")
     augment_prob: float = key(0.8, "share of crops that are augmented, by one of the kinds at hand", low=0, high=1)
+    augment_cache: str = key("", "folder for noise and impulse responses in one memory-mapped file, made once; empty is noise_cache/ beside save_path, none reads their own files")
     speed_perturb: bool = key(False, "add 0.9x and 1.1x speed copies of each speaker as new speakers")
     max_frames: int = key(200, "length of a training crop", unit="frames of 10 ms", low=10)
     max_seg_per_spk: int = key(500, "utterances used of one speaker in an epoch", low=1)

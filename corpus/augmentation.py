@@ -1,19 +1,19 @@
 """MUSAN noise, music and babble, and room impulse responses, added to training crops."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
-import scipy
 
-from corpus.audio import AudioError, read_audio
+from corpus.audio import AudioError
 from corpus.folders import find_recordings
+from corpus.sound_pack import UNCACHED, packed
+from corpus.sounds import SILENT_POWER, Sounds, read_noise, read_rir
+from corpus.waveforms import convolve, energy
 from errors import UsageError
 
 # voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
 SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}
 HOW_MANY = {"noise": (1, 1), "speech": (3, 7), "music": (1, 1)}
-SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a file
 
 
 def find_noise(musan_path) -> dict[str, list[str]]:
@@ -34,22 +34,28 @@ def find_rirs(rir_path) -> list[str]:
 
 
 class AugmentWAV:
-    """Apply one random augmentation to a crop: reverberation, music, babble (3 to 7 voices) or noise."""
+    """Apply one random augmentation to a crop: reverberation, music, babble (3 to 7 voices) or noise.
 
-    def __init__(self, musan_path: str, rir_path: str, probability: float = 0.8):
+    ``cache``: the folder for packs of the files, UNCACHED to read the files themselves.
+    """
+
+    def __init__(self, musan_path: str, rir_path: str, probability: float = 0.8, cache: str = UNCACHED):
         self.probability = probability
-        self.noise = find_noise(musan_path) if musan_path else {}
-        self.rirs = find_rirs(rir_path) if rir_path else []
-        for category, files in self.noise.items():
+        noise = find_noise(musan_path) if musan_path else {}
+        rirs = find_rirs(rir_path) if rir_path else []
+        for category, files in noise.items():
             if not files:
                 raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
-        if rir_path and not self.rirs:
+        if rir_path and not rirs:
             raise UsageError(f"rir_path: no recording below '{rir_path}'")
-        if self.rirs:
-            _ = scipy.signal  # takes a second to import: once, before the loader processes are made of this one
-        self.kinds = (["reverb"] if self.rirs else []) + list(self.noise)
+        self.kinds = (["reverb"] if rirs else []) + list(noise)
         if not self.kinds:
             raise UsageError("augment: needs musan_path or rir_path")
+        files = [path for found in noise.values() for path in found]
+        self.noise = Sounds(files, "mix", packed(musan_path, files, "mix", cache) if files else None)
+        self.rirs = Sounds(rirs, "1", packed(rir_path, rirs, "1", cache) if rirs else None)
+        ends = np.cumsum([0, *map(len, noise.values())]).tolist()
+        self.ranges = {category: (ends[i], ends[i + 1]) for i, category in enumerate(noise)}
 
     def augment(self, x: np.ndarray, rng: np.random.Generator):
         """Return (x augmented (samples,) float32, list of draws, list of (event kind, file, reason) of unusable files).
@@ -62,33 +68,32 @@ class AugmentWAV:
         return self._reverberate(x, rng) if kind == "reverb" else self._add_noise(x, kind, rng)
 
     def _reverberate(self, x, rng):
-        path = self.rirs[rng.integers(len(self.rirs))]
+        number = int(rng.integers(len(self.rirs)))
+        path = self.rirs.path(number)
         try:
-            rir = read_rir(path)
+            rir = self.rirs.response(number)
         except AudioError as error:
             reason = str(error)
             return x, [{"kind": "reverb", "path": path, "reason": reason}], [("augmentation", path, reason)]
-        return reverberate(x, rir), [{"kind": "reverb", "path": path}], []
+        return convolve(x, rir), [{"kind": "reverb", "path": path}], []
 
     def _add_noise(self, x, kind, rng):
         low, high = HOW_MANY[kind]
-        files = self.noise[kind]
-        count = min(int(rng.integers(low, high + 1)), len(files))
-        signal_power = float(np.mean(np.square(x, dtype=np.float64)))
+        first, end = self.ranges[kind]
+        count = min(int(rng.integers(low, high + 1)), end - first)
+        signal_power = energy(x) / len(x)
         mixed = x
         draws = []
         unusable = []
-        for index in rng.choice(len(files), count, replace=False):
-            path, snr, position = files[index], rng.uniform(*SNR_DB[kind]), rng.random()
+        for number in rng.choice(end - first, count, replace=False).tolist():
+            path, snr, position = self.noise.path(first + number), rng.uniform(*SNR_DB[kind]), rng.random()
             try:
-                noise, start, *_ = read_audio(path, len(x), position)
-                if not np.isfinite(noise).all():
-                    raise AudioError("non-finite samples")
+                noise, start = self.noise.crop(first + number, len(x), position)
             except AudioError as error:
                 draws.append({"kind": kind, "path": path, "reason": str(error)})
                 unusable.append(("augmentation", path, str(error)))
                 continue
-            noise_power = float(np.mean(np.square(noise, dtype=np.float64)))
+            noise_power = energy(noise) / len(x)
             draw = {"kind": kind, "path": path, "start": start, "snr_db": float(snr)}
             if noise_power < SILENT_POWER or not SILENT_POWER < signal_power < np.inf:
                 draws.append({**draw, "gain": 0.0, "reason": "silent"})
@@ -96,14 +101,16 @@ class AugmentWAV:
                     unusable.append(("silent noise", path, "a silent crop, adds nothing"))
                 continue
             gain = float(np.sqrt(signal_power / noise_power / 10 ** (snr / 10)))
-            mixed = mixed + np.float32(gain) * noise
+            mixed = mix(mixed, noise, gain)
             draws.append({**draw, "gain": gain})
         return mixed, draws, unusable
 
 
-def reverberate(x: np.ndarray, rir: np.ndarray) -> np.ndarray:
-    """Convolve a crop (samples,) with an impulse response, cut to its length."""
-    return scipy.signal.fftconvolve(x, rir)[: len(x)].astype(np.float32)
+def mix(x: np.ndarray, noise: np.ndarray, gain: float) -> np.ndarray:
+    """Add noise times ``gain`` to a crop, both (samples,) float32."""
+    scaled = np.float32(gain) * noise
+    scaled += x
+    return scaled
 
 
 def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
@@ -112,18 +119,7 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
         if "reason" in draw:  # could not be used then either
             continue
         if draw["kind"] == "reverb":
-            x = reverberate(x, read_rir(draw["path"]))
+            x = convolve(x, read_rir(draw["path"]))
         else:
-            noise, *_ = read_audio(draw["path"], len(x), start=draw["start"])
-            x = x + np.float32(draw["gain"]) * noise
+            x = mix(x, read_noise(draw["path"], len(x), start=draw["start"])[0], draw["gain"])
     return x
-
-
-@functools.lru_cache(maxsize=1024)
-def read_rir(path: str) -> np.ndarray:
-    """Read an impulse response, scaled to unit energy; of several channels the first."""
-    rir, *_ = read_audio(path, first_channel=True)
-    energy = float(np.sum(np.square(rir, dtype=np.float64)))
-    if not np.isfinite(energy) or energy < SILENT_POWER:
-        raise AudioError("impulse response without energy" if np.isfinite(energy) else "non-finite samples")
-    return (rir / np.sqrt(energy)).astype(np.float32)

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks
-from corpus.augmentation import read_rir
 from corpus.quality import CLIPPED_SHARE, FULL_SCALE, HUGE, LOUD, flat_tops
+from corpus.sounds import read_rir
 
 LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time

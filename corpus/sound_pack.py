@@ -1,0 +1,185 @@
+"""Noise recordings and impulse responses in one memory-mapped file, made once and shared by all loader processes.
+
+The file holds the samples of each recording at 16 kHz, as int16 where these have the same bits, else as float32, and
+behind them an index. Its name has a hash of the names, sizes and times of change of the recordings.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from corpus.audio import AudioError, read_crop
+from errors import plural
+
+MAGIC = b"speaker sounds 1"  # at the beginning and at the end of a whole file
+ALIGNED = 64
+COMPRESSED = 8  # times the size that a recording may have once it is decoded
+LOG_SECONDS = 60  # between lines if there is no terminal for a bar
+UNCACHED = "none"  # value of ``augment_cache`` that packs nothing
+
+
+class Pack:
+    """Recordings of one pack by number, in memory that is mapped: nothing is read before it is used."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        with open(path, "rb") as f:
+            self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        end = len(self.map) - len(MAGIC) - 8
+        if end < len(MAGIC) or self.map[: len(MAGIC)] != MAGIC or self.map[end + 8 :] != MAGIC:
+            raise ValueError("it is not whole")
+        index = json.loads(self.map[int.from_bytes(self.map[end : end + 8], "little") : end])
+        self.offsets, self.lengths = np.array(index["offsets"], np.int64), np.array(index["lengths"], np.int64)
+        self.short = np.array(index["short"], bool)
+        self.reasons = {int(number): reason for number, reason in index["reasons"].items()}
+
+    def __reduce__(self):  # a process that is spawned maps it anew
+        return Pack, (self.path,)
+
+    def stored(self, number: int) -> np.ndarray:
+        """The samples of a recording as they are stored, int16 or float32; AudioError if it could not be read."""
+        if number in self.reasons:
+            raise AudioError(self.reasons[number])
+        kind = np.int16 if self.short[number] else np.float32
+        return np.frombuffer(self.map, kind, self.lengths[number], self.offsets[number])
+
+
+def packed(root: str, paths: list[str], channel: str, folder: str) -> Pack | None:
+    """The pack of the recordings ``paths`` below ``root`` in ``folder``, made if there is none or they have changed.
+
+    None, and a line that says why, if it cannot be written or read; with ``folder`` UNCACHED without a line.
+    """
+    if folder == UNCACHED:
+        return None
+    try:
+        files = _stamps(paths)
+        place = Path(folder).absolute()
+        family = f"{''.join(c for c in Path(root).name if c.isalnum())}-{_hash([os.path.abspath(root), channel])[:8]}"
+        path = place / f"{family}-{_hash([MAGIC.decode(), channel, files])[:16]}.pack"
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / f"{family}.lock"):
+            return _opened(path) or _made(root, paths, channel, path, family, sum(_decoded(*file) for file in files))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        _say(f"augment_cache: no pack in {folder}: {reason}; {root} is read file by file, which takes longer")
+        return None
+
+
+def _stamps(paths: list[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file; a missing one has none."""
+
+    def stamp(path):
+        try:
+            found = os.stat(path)
+        except OSError:
+            return str(path), 0, 0
+        return str(path), found.st_size, found.st_mtime_ns
+
+    with ThreadPoolExecutor(16) as pool:  # on a network disk each call waits
+        return list(pool.map(stamp, paths))
+
+
+def _decoded(path: str, size: int, changed: int) -> int:
+    """About how many bytes a file has once it is decoded."""
+    return size if path.lower().endswith(".wav") else COMPRESSED * size
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _say(text: str):
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+def _opened(path: Path) -> Pack | None:
+    try:
+        return Pack(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        _say(f"{path}: {error}; it is made again")
+        return None
+
+
+def _made(root, paths, channel: str, path: Path, family: str, size: int) -> Pack:
+    """Read all recordings into a new pack, and remove those that it replaces."""
+    began, temporary = time.monotonic(), path.with_suffix(f".{os.getpid()}.tmp")
+    free = shutil.disk_usage(path.parent).free
+    if size > 0.9 * free:
+        raise OSError(f"it would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    try:
+        with open(temporary, "wb") as out:
+            unusable = _write(out, paths, channel, f"packing {root}")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for old in path.parent.glob(f"{family}-*.pack"):
+        if old != path:
+            with contextlib.suppress(OSError):  # Windows removes none that another run has open
+                old.unlink(missing_ok=True)
+    bad = f", {unusable} of them cannot be read" if unusable else ""
+    size = path.stat().st_size
+    took = f"{size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s"
+    _say(f"{plural(len(paths), 'recording')} of {root} packed into {path} ({took}){bad}; made again when they change")
+    return Pack(path)
+
+
+def _write(out, paths, channel: str, title: str) -> int:
+    """Write all samples and the index; returns how many recordings cannot be read."""
+    index = {"offsets": [], "lengths": [], "short": [], "reasons": {}}
+    out.write(MAGIC)
+    for number, x in enumerate(_decode_all(paths, channel, title)):
+        if isinstance(x, AudioError):
+            index["reasons"][number], x = str(x), np.zeros(0, np.int16)
+        out.write(bytes(-out.tell() % ALIGNED))
+        for name, value in (("offsets", out.tell()), ("lengths", len(x)), ("short", x.dtype == np.int16)):
+            index[name].append(value)
+        out.write(x.data)
+    place = out.tell()
+    out.write(json.dumps(index).encode() + place.to_bytes(8, "little") + MAGIC)
+    return len(index["reasons"])
+
+
+def _decode_all(paths, channel: str, title: str):
+    """Yield the samples to store of each recording, or the AudioError, in order, decoded by threads."""
+
+    def decode(path):
+        try:
+            return compact(read_crop(path, channel=channel).x)
+        except AudioError as error:
+            return error
+
+    last, hidden = time.monotonic(), not sys.stderr.isatty()
+    with (
+        ThreadPoolExecutor(4) as pool,
+        tqdm(total=len(paths), desc=title, unit="file", leave=False, ascii=True, disable=hidden) as bar,
+    ):
+        for begin in range(0, len(paths), 64):  # long recordings, all at once, would fill the memory
+            yield from pool.map(decode, paths[begin : begin + 64])
+            bar.update(len(paths[begin : begin + 64]))
+            if hidden and time.monotonic() - last > LOG_SECONDS:
+                last = time.monotonic()
+                _say(f"  {title}: {begin + 64} of {len(paths)} files")
+
+
+def compact(x: np.ndarray) -> np.ndarray:
+    """A waveform (samples,) float32 as int16 if that has the same bits, else as it is."""
+    with np.errstate(invalid="ignore"):
+        scaled = x * np.float32(32768)
+        short = np.clip(scaled, -32768, 32767).astype(np.int16)
+    same = short.astype(np.float32) == scaled
+    return short if same.all() and not np.signbit(x[x == 0]).any() else np.ascontiguousarray(x)

@@ -1,0 +1,104 @@
+"""Recordings that are mixed into speech: whole, mono, at 16 kHz, cut from a pack or read from their own files.
+
+A crop is cut from the whole recording as it is at 16 kHz. ``read_noise`` and ``read_rir`` make it again from the file
+alone, bit for bit, wherever the pack has gone.
+"""
+
+import functools
+import os
+
+import numpy as np
+
+from config import SAMPLE_RATE
+from corpus.audio import AudioError, read_crop, wrap_pad
+from corpus.decode import Recording
+from corpus.sound_pack import Pack
+from corpus.waveforms import energy
+
+SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a file
+# Containers in which a crop has the bits that it has in the whole recording.
+EXACT = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC"}
+
+
+class Sounds:
+    """Recordings by number. ``channel``: "mix", or "1" for impulse responses. ``pack`` has them in the same order."""
+
+    def __init__(self, paths, channel: str = "mix", pack: Pack | None = None):
+        # An array, not a list of objects: forked workers would copy such a list page by page.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.channel, self.pack = channel, pack
+
+    def __len__(self):
+        return len(self.paths)
+
+    def path(self, number: int) -> str:
+        """The file of a recording."""
+        return os.fsdecode(self.paths[number])
+
+    def crop(self, number: int, samples: int, position: float) -> tuple[np.ndarray, int]:
+        """Cut a crop at ``position`` in [0, 1) -> ((samples,) float32, its first sample); AudioError."""
+        if self.pack is None:
+            x, start = read_noise(self.path(number), samples, position)
+        else:
+            x, start = _cut(self.pack.stored(number), samples, position)
+        if not np.isfinite(x).all():
+            raise AudioError("non-finite samples")
+        return x, start
+
+    def response(self, number: int) -> np.ndarray:
+        """An impulse response of unit energy, (samples,) float32; AudioError if it has none."""
+        if self.pack is None:
+            return read_rir(self.path(number))
+        return unit_energy(_to_float(self.pack.stored(number)))
+
+
+def read_noise(path: str, samples: int, position: float = 0.0, start: int | None = None) -> tuple[np.ndarray, int]:
+    """Cut a crop, at ``position`` in [0, 1) or from ``start`` on, of a whole recording at 16 kHz -> (x, start)."""
+    with Recording(path) as recording:
+        exact = recording.rate == SAMPLE_RATE and recording.format in EXACT
+    if exact:
+        crop = read_crop(path, samples, position, start=start)
+        return crop.x, crop.start
+    return _cut(_whole(path, "mix", _stamp(path)), samples, position, start)
+
+
+def read_rir(path: str) -> np.ndarray:
+    """Read an impulse response, scaled to unit energy; of several channels the first."""
+    return unit_energy(_whole(path, "1", _stamp(path)))
+
+
+def _stamp(path: str) -> tuple:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=256)
+def _whole(path: str, channel: str, stamp: tuple) -> np.ndarray:
+    """A whole recording at 16 kHz, decoded once for each ``stamp``."""
+    return read_crop(path, channel=channel).x
+
+
+def unit_energy(rir: np.ndarray) -> np.ndarray:
+    """Scale an impulse response to unit energy; AudioError if it has none."""
+    total = energy(rir)
+    if not np.isfinite(total) or total < SILENT_POWER:
+        raise AudioError("impulse response without energy" if np.isfinite(total) else "non-finite samples")
+    return rir * np.float32(1 / np.sqrt(total))
+
+
+def _cut(stored: np.ndarray, samples: int, position: float, start: int | None = None) -> tuple[np.ndarray, int]:
+    wanted = min(samples, len(stored))
+    start = int(position * (len(stored) - wanted + 1)) if start is None else min(start, len(stored) - wanted)
+    return wrap_pad(_to_float(stored[start : start + wanted]), samples), start
+
+
+def _to_float(stored: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] float32 of samples as they are stored, int16 or float32."""
+    if stored.dtype == np.int16:
+        x = stored.astype(np.float32)
+        x *= np.float32(1 / 32768)
+        return x
+    return stored

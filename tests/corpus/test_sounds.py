@@ -1,0 +1,108 @@
+"""Noise and impulse responses: packed once, cut as from their own files, and what is said if they cannot be packed."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from corpus.audio import AudioError
+from corpus.augmentation import AugmentWAV, apply_draws
+from corpus.sound_pack import UNCACHED, compact
+from corpus.waveforms import convolve, energy
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Folder of noise of several kinds of files, and impulse responses."""
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for category in ("noise", "speech", "music"):
+        (folder / "musan" / category).mkdir(parents=True)
+        for number, (ending, rate, kind) in enumerate(
+            [("wav", RATE, "PCM_16"), ("flac", RATE, "PCM_24"), ("wav", 44100, "PCM_16"), ("mp3", RATE, None)]
+        ):
+            x = rng.normal(0, 0.1, int(1.2 * rate))
+            soundfile.write(folder / "musan" / category / f"{number}.{ending}", x, rate, subtype=kind)
+    (folder / "musan" / "speech" / "bad.wav").write_text("no audio")
+    (folder / "rir").mkdir()
+    for number, length in enumerate((200, 5000, 30000)):
+        x = rng.normal(0, 0.1, length) * np.exp(-np.arange(length) / 2000)
+        soundfile.write(folder / "rir" / f"{number}.wav", x, RATE, subtype="FLOAT")
+    return folder
+
+
+def augmenter(sounds, cache):
+    return AugmentWAV(str(sounds / "musan"), str(sounds / "rir"), 1.0, str(cache))
+
+
+def test_crops_from_packs_and_files_have_the_same_bits_and_their_draws_give_them_again(sounds, tmp_path):
+    packed, plain = augmenter(sounds, tmp_path), augmenter(sounds, UNCACHED)
+    assert packed.noise.pack is not None and packed.rirs.pack is not None and plain.noise.pack is None
+    kinds = set()
+    for seed in range(60):
+        x = np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32)
+        one, draws, unusable = packed.augment(x, np.random.default_rng(seed))
+        other, others, same = plain.augment(x, np.random.default_rng(seed))
+        assert np.array_equal(one, other) and one.dtype == np.float32 and (draws, unusable) == (others, same)
+        assert np.array_equal(apply_draws(x, draws), one)
+        kinds |= {draw["kind"] for draw in draws} | {kind for kind, _, _ in unusable}
+    assert kinds == {"reverb", "noise", "speech", "music", "augmentation"}
+
+
+def test_a_pack_is_made_once_and_again_when_a_file_changes_or_the_pack_is_cut(sounds, tmp_path, capsys):
+    augmenter(sounds, tmp_path)
+    said = capsys.readouterr().out
+    assert "13 recordings of" in said and "1 of them cannot be read" in said and str(tmp_path) in said
+    augmenter(sounds, tmp_path)
+    assert capsys.readouterr().out == ""
+    soundfile.write(sounds / "rir" / "0.wav", np.r_[1.0, np.zeros(50)], RATE)
+    augmenter(sounds, tmp_path)
+    assert "3 recordings of" in capsys.readouterr().out
+    packs = list(tmp_path.glob("*.pack"))
+    assert len(packs) == 2
+    rir = next(path for path in packs if path.name.startswith("rir"))
+    rir.write_bytes(rir.read_bytes()[:-9])
+    assert augmenter(sounds, tmp_path).rirs.pack is not None
+    said = capsys.readouterr().out
+    assert f"{rir}: it is not whole; it is made again" in said and "packed into" in said
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_the_files_are_read(sounds, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    found = augmenter(sounds, tmp_path / "file" / "cache")
+    assert found.noise.pack is None and found.augment(np.ones(4000, np.float32), np.random.default_rng(0))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all("augment_cache: no pack in" in line and "file by file" in line for line in said)
+
+
+def test_samples_are_kept_in_16_bits_only_if_these_have_the_same_bits():
+    x = (np.arange(-32768, 32768) / 32768).astype(np.float32)
+    assert compact(x).dtype == np.int16 and np.array_equal(compact(x).astype(np.float32) / 32768, x)
+    for odd in ([1.0], [1e-6], [np.nan], [np.inf], [-0.0]):
+        kept = compact(np.array(odd, np.float32))
+        assert kept.dtype == np.float32 and np.array_equal(kept, np.float32(odd), equal_nan=True)
+
+
+@pytest.mark.parametrize("samples", [1, 4095, 4096, 8192, 32240])
+@pytest.mark.parametrize("length", [1, 300, 4096, 9000, 70000])
+def test_convolution_is_that_of_the_definition(samples, length):
+    rng = np.random.default_rng(samples + length)
+    x, rir = rng.normal(0, 1, samples).astype(np.float32), rng.normal(0, 1, length).astype(np.float32)
+    size = samples + length - 1
+    expected = np.fft.irfft(np.fft.rfft(x, 2 * size) * np.fft.rfft(rir, 2 * size))[:samples]
+    found = convolve(x, rir)
+    assert found.shape == x.shape and found.dtype == np.float32
+    assert np.abs(found - expected).max() < 2e-6 * np.sqrt(energy(x) * energy(rir)) + 1e-6
+
+
+def test_energy_of_a_waveform_beyond_the_range_of_its_squares():
+    assert energy(np.full(10, 1e25, np.float32)) == pytest.approx(1e51)
+    assert np.isnan(energy(np.array([1, np.nan], np.float32)))
+
+
+def test_a_dead_impulse_response_is_named(sounds, tmp_path):
+    (tmp_path / "rir").mkdir()
+    soundfile.write(tmp_path / "rir" / "r.wav", np.zeros(100), RATE)
+    for cache in (UNCACHED, tmp_path / "cache"):
+        with pytest.raises(AudioError, match="without energy"):
+            AugmentWAV("", str(tmp_path / "rir"), 1.0, str(cache)).rirs.response(0)
