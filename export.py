@@ -17,6 +17,7 @@ from corpus.lists import read_trials
 from errors import UsageError, first_line
 from settings.command_line import Parser, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
+from storage.exported import open_session
 from storage.files import replacing, write_atomically
 
 SECONDS = (0.5, 1.3, 3.0, 7.0)  # lengths that an export is checked at, in batches of
@@ -30,7 +31,7 @@ EXPECTED = re.compile(r"TracerWarning|Constant folding|ONNX export mode is set|D
 def main(argv) -> int:
     """Run the command line: 0 written, 1 refused because it differs from PyTorch, 2 bad usage."""
     parser = Parser("export.py", __doc__.splitlines()[0])
-    add_model_arguments(parser)
+    add_model_arguments(parser, embeds=False)
     parser.add_argument("--out", required=True, metavar="FILE", help="model.onnx, or model.pt for TorchScript")
     parser.add_argument("--input", default="waveform", choices=("waveform", "features"), help="what it takes in")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of unit embeddings (1e-4)")
@@ -231,18 +232,9 @@ def reader(path: Path):
                 return loaded(given).float()
 
         return run_script
-    session = onnx_session(path)
+    session = open_session(path)
     name = session.get_inputs()[0].name
     return lambda given: torch.from_numpy(session.run(None, {name: given.numpy()})[0])
-
-
-def onnx_session(path: Path, threads: int = 0):
-    """Open an ONNX file in onnxruntime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 # ------------------------------------------------------------------------------------------------------- checks

@@ -8,6 +8,9 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 import contextlib
 import math
 import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,10 @@ NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eva
 
 
 class SpeakerModel:
-    """Embeds whole utterances in fp32. ``config``: the keys it was built with; ``dimension`` of an embedding."""
+    """Embeds whole utterances. ``config``: the keys it was built with; ``dimension`` of an embedding.
+
+    It computes in fp32, or as ``compute_in_bfloat16`` and ``compute_by_onnx`` choose.
+    """
 
     sample_rate = SAMPLE_RATE
 
@@ -46,6 +52,27 @@ class SpeakerModel:
         self.network, self.config, self.device, self.path = network.eval(), config, device, path
         self.dimension = config.nOut
         self.identity = identity_of(network.state_dict(), config)
+        self.bfloat16 = False
+        self.onnx: Callable | None = None  # computes in the place of the network
+        self.at_once = 1  # batches that are embedded at the same time
+
+    def compute_in_bfloat16(self):
+        """Compute products and convolutions in bfloat16 from now on; UsageError where the device only emulates it."""
+        import torch
+
+        from training.precision import is_emulated
+
+        if is_emulated(torch.bfloat16, self.device):
+            raise UsageError("--precision: this device has no bfloat16 instructions; float32 is faster here")
+        self.bfloat16 = True
+
+    def compute_by_onnx(self, path):
+        """Compute by an ONNX file of this model from now on, in onnxruntime on the CPU; UsageError if it is not."""
+        import torch
+
+        from storage.exported import OnnxModel
+
+        self.onnx, self.at_once = OnnxModel(path, self.identity), torch.get_num_threads()
 
     def embed(self, wave, sample_rate: int = SAMPLE_RATE, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
@@ -108,8 +135,12 @@ class SpeakerModel:
 
         from training.precision import without_tf32
 
-        with torch.inference_mode(), without_tf32():
-            return self.network(torch.as_tensor(x).to(self.device)).float().cpu()
+        x = torch.as_tensor(x)
+        if self.onnx is not None:
+            return self.onnx(x)
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        with torch.inference_mode(), without_tf32(), cast:
+            return self.network(x.to(self.device)).float().cpu()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
@@ -119,7 +150,7 @@ class SpeakerModel:
         """
         from tqdm import tqdm
 
-        from corpus.loader import Loader, LoaderFailed
+        from corpus.loader import Loader
         from DatasetLoader import TestDataset, collate_one
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
@@ -129,15 +160,12 @@ class SpeakerModel:
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
         notes = {}
-        for batch in loader:
-            if isinstance(batch, LoaderFailed):
-                raise batch
-            read, audio, unreadable = batch
+        for (read, audio, unreadable), embedded in self._embed_ahead(loader):
             problems.update(unreadable)
             for kind, file, text in unreadable.notes:
                 notes.setdefault(kind, {})[file] = text
             if read:
-                embeddings[read], too_large = self.embed_rows(audio[:, 0])
+                embeddings[read], too_large = embedded
                 problems.update({read[row]: reason for row, reason in too_large.items()})
                 for index, x in zip(read, audio[:, 0].numpy()):
                     own = x[: dataset.lengths[index]]  # without the repetition of a short one
@@ -151,6 +179,25 @@ class SpeakerModel:
         for kind, files in notes.items():
             print(note_on_files(kind, files), file=sys.stderr)
         return embeddings, problems
+
+    def _embed_ahead(self, loader):
+        """(batch, what ``embed_rows`` gives of it) of each batch in order; the next ones are read meanwhile."""
+        from corpus.loader import LoaderFailed
+
+        def embed(batch):
+            return self.embed_rows(batch[1][:, 0]) if batch[0] else None
+
+        with ThreadPoolExecutor(self.at_once) as pool:
+            waiting = deque()
+            for batch in loader:
+                if isinstance(batch, LoaderFailed):
+                    raise batch
+                waiting.append((batch, pool.submit(embed, batch)))
+                if len(waiting) > self.at_once:
+                    batch, embedded = waiting.popleft()
+                    yield batch, embedded.result()
+            for batch, embedded in waiting:
+                yield batch, embedded.result()
 
 
 def fault_of(x: np.ndarray, min_seconds: float) -> str:
@@ -275,8 +322,8 @@ def advice(state: dict, path, toolkit) -> str:
     )
 
 
-def add_model_arguments(parser, required: bool = True):
-    """Add the flags that ``model_from`` reads."""
+def add_model_arguments(parser, required: bool = True, embeds: bool = True):
+    """Add the flags that ``model_from`` reads; of one that ``embeds`` also those that choose how."""
     parser.add_argument(
         "--initial_model", required=required, default="", metavar="CKPT", help="checkpoint of a trained model"
     )
@@ -298,6 +345,15 @@ def add_model_arguments(parser, required: bool = True):
         "the configuration says, mix if nothing)",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
+    if not embeds:
+        return
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="what products and convolutions are computed in (default float32)",
+    )
+    parser.add_argument("--onnx", default="", metavar="FILE", help="compute by what export.py made of the model")
 
 
 def model_from(args) -> SpeakerModel:
@@ -305,6 +361,13 @@ def model_from(args) -> SpeakerModel:
     existing_file(args.initial_model, "--initial_model")
     if args.config:
         existing_file(args.config, "--config")
+    onnx, precision = getattr(args, "onnx", ""), getattr(args, "precision", "float32")
+    if onnx:
+        existing_file(onnx, "--onnx")
+        if precision != "float32" or args.device == "cuda":
+            raise UsageError(
+                "--onnx: computes as the file says, on the CPU; leave --precision and --device as they are"
+            )
     if args.threads < 0:
         raise UsageError(f"--threads: must be at least 0, got {args.threads}")
     seconds = args.embed_window_seconds
@@ -322,4 +385,8 @@ def model_from(args) -> SpeakerModel:
         model.config.embed_window_seconds = seconds
     if args.channel is not None:
         model.config.channel = args.channel
+    if onnx:
+        model.compute_by_onnx(onnx)
+    if precision == "bfloat16":
+        model.compute_in_bfloat16()
     return model

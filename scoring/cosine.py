@@ -86,18 +86,38 @@ def cosine_scores(x, pairs, mean=None) -> np.ndarray:
     return scores
 
 
-def minus_mean_distances(x, pairs) -> np.ndarray:
-    """Minus the mean Euclidean distance over all pairs of crops: x (files, crops, D), pairs (N, 2) -> (N,) float64."""
-    x = np.asarray(x, np.float64)
+def minus_mean_distances(x, pairs, normalize: bool = False) -> np.ndarray:
+    """Minus the mean Euclidean distance over all pairs of crops: x (files, crops, D), pairs (N, 2) -> (N,) float64.
+
+    ``normalize`` divides each crop's embedding by its length first.
+    """
     scores = np.empty(len(pairs))
     block = max(1, DISTANCE_ELEMENTS // (x.shape[1] ** 2 * x.shape[2]))
     for begin in range(0, len(pairs), block):
         part = slice(begin, begin + block)
-        a, b = (x[pairs[part, side]] for side in (0, 1))
+        a, b = (np.asarray(x[pairs[part, side]], np.float64) for side in (0, 1))
+        if normalize:
+            a, b = length_normalize(a), length_normalize(b)
         difference = a[:, :, None] - b[:, None]
         # differences rather than |a|^2 + |b|^2 - 2ab, which loses the distance of near embeddings to cancellation
         scores[part] = -np.sqrt(np.einsum("nijd,nijd->nij", difference, difference)).mean(axis=(1, 2))
     return scores
+
+
+def reduce_crops(embeddings, mode: str = "cosine") -> np.ndarray:
+    """What a score needs of each file's embeddings (files, crops, D), so that no evaluation keeps more.
+
+    'cosine': the mean of the length-normalised crops, (files, D) float64, for the mean of products is the product of
+    means. 'euclidean' compares all pairs of crops: the embeddings as they are.
+    """
+    x = np.asarray(embeddings)
+    return length_normalize(x.astype(np.float64)).mean(axis=1) if mode == "cosine" else x
+
+
+def score_reduced(x, pairs, normalize: bool = True) -> np.ndarray:
+    """Score pairs (N, 2) of rows of what ``reduce_crops`` gave -> (N,) float64, computed in float64."""
+    x = np.asarray(x)
+    return paired_products(x, x, pairs) if x.ndim == 2 else minus_mean_distances(x, pairs, normalize)
 
 
 def score_pairs(embeddings, pairs, mode: str = "cosine", normalize: bool = True) -> np.ndarray:
@@ -106,8 +126,4 @@ def score_pairs(embeddings, pairs, mode: str = "cosine", normalize: bool = True)
     'cosine': mean cosine over all pairs of crops. 'euclidean': minus the mean distance over all pairs of crops, of
     length-normalised embeddings if ``normalize`` (voxceleb_trainer's score). A zero embedding scores 0.
     """
-    x = np.asarray(embeddings, np.float64)
-    if mode == "cosine":
-        x = length_normalize(x).mean(axis=1)  # the mean of products is the product of means
-        return paired_products(x, x, pairs)
-    return minus_mean_distances(length_normalize(x) if normalize else x, pairs)
+    return score_reduced(reduce_crops(embeddings, mode), pairs, normalize)

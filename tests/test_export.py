@@ -1,8 +1,10 @@
 """export.py: every model on disk, every feature chain, at lengths it was not traced at; what differs is not written."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import soundfile
@@ -10,13 +12,16 @@ import torch
 from reference_features import torchaudio_or_skip
 from samples import SMALL, VALUES
 
+import embed
 import export
 from config import Config
 from models.frontend import PRESETS, ConvolutionFrontEnd, FrontEnd
 from settings import plugins
 from settings.command_line import run
 from speaker_model import SpeakerModel
+from storage.embedding_files import read_embeddings
 from storage.files import save_atomically
+from training import precision
 
 
 class Network(torch.nn.Module):
@@ -166,3 +171,49 @@ def test_bad_usage_is_one_line(words, said, capsys):
     assert run(export.main, ["--initial_model", "none.model", *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error, error
+
+
+def test_embedding_by_an_exported_file_equals_the_model(checkpoint, data, tmp_path, capsys):
+    exported, features, plain, by_onnx = (tmp_path / name for name in ("m.onnx", "f.onnx", "a.npz", "b.npz"))
+    model = ["--initial_model", checkpoint]
+    assert run(export.main, [*model, "--out", str(exported)]) == 0
+    assert run(export.main, [*model, "--out", str(features), "--input", "features"]) == 0
+    words = [*model, "--dir", str(data / "wav"), "--out"]
+    assert run(embed.main, [*words, str(plain)]) == 0
+    assert run(embed.main, [*words, str(by_onnx), "--onnx", str(exported), "--threads", "2", "--workers", "1"]) == 0
+    (names, x), (same_names, y) = (read_embeddings(path) for path in (plain, by_onnx))
+    assert names == same_names and len(names) > 20
+    assert np.abs(x - y).max() < 1e-4 * np.abs(x).max()
+    other = onnx.load(exported)
+    for entry in other.metadata_props:
+        entry.value = "0" if entry.key == "identity" else entry.value
+    onnx.save(other, tmp_path / "other.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    capsys.readouterr()
+    for file, said in (
+        (features, "takes features; export it without --input features"),
+        (tmp_path / "other.onnx", "was exported from another model than --initial_model names"),
+        (tmp_path / "junk.onnx", "cannot be opened"),
+        (Path(checkpoint), "does not end in .onnx"),
+        (tmp_path / "none.onnx", "no such file"),
+    ):
+        assert run(embed.main, [*words, str(by_onnx), "--onnx", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.startswith("--onnx: ") and error.count("\n") == 1
+
+
+def test_bfloat16_is_close_where_there_is_some_and_refused_where_it_is_emulated(checkpoint, data, tmp_path, capsys):
+    words = ["--initial_model", checkpoint, "--dir", str(data / "wav"), "--out"]
+    assert run(embed.main, [*words, str(tmp_path / "a.npz")]) == 0
+    half = [*words, str(tmp_path / "b.npz"), "--precision", "bfloat16"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "cpu_features", lambda: {"avx512_bf16"})
+        assert run(embed.main, half) == 0
+    (_, x), (_, y) = (read_embeddings(tmp_path / name) for name in ("a.npz", "b.npz"))
+    cosine = np.sum(x * y, axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    assert cosine.min() > 0.99 and not np.array_equal(x, y)
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "cpu_features", lambda: {"avx2"})
+        assert run(embed.main, half) == 2
+    assert capsys.readouterr().err == "--precision: this device has no bfloat16 instructions; float32 is faster here\n"

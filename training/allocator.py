@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt (malloc.h)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # parameters of mallopt (malloc.h)
 # Bytes of the largest block that is kept; a larger one is given back to the system when it is freed. The second is the
 # most that older versions of glibc take.
 KEPT_BLOCKS = (2**30, 2**25)
@@ -29,6 +29,7 @@ def keep_freed_memory() -> str:
     if platform.libc_ver()[0] != "glibc":
         return "the system's own"
     mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_ARENA_MAX, 1)  # those of other threads give back every block of more than 64 MB, whatever is said here
     kept = next((size for size in KEPT_BLOCKS if mallopt(M_MMAP_THRESHOLD, size)), 0)
     if not (kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
         return "glibc, which does not let itself be told to keep freed memory"

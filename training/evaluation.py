@@ -19,7 +19,7 @@ from scoring import plots
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cautions import few_errors, wrong_way_round
-from scoring.cosine import score_pairs
+from scoring.cosine import reduce_crops, score_reduced
 from scoring.error_rates import worst_eer
 from scoring.figures import evaluation_metrics
 from scoring.files import write_scores
@@ -39,6 +39,7 @@ class Evaluator:
         self.config, self.ranks = config, ranks
         self.window = window_samples(config.embed_window_seconds)
         self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
+        self.spans: dict[int, str] = {}  # file number -> range of its embeddings, if they are not finite
         self.caution = ""  # about the calibration that was written last
         labels, first, second = read_trials(config.test_list)
         self.speakers, self.no_speakers = trial_speakers(labels, first, second)
@@ -66,9 +67,10 @@ class Evaluator:
         self.loader = Loader(self.dataset, mine, collate_one, config, workers)
 
     def embed(self, network, should_stop=lambda: False):
-        """Embed every file in fp32: (files, crops, D) float32 on the CPU, NaN if a file gave nothing; and problems.
+        """Embed every file in fp32, and keep what the score needs of it (``reduce_crops``), on the CPU.
 
-        Returns (embeddings, {file number: reason}), or None if ``should_stop`` said so; LoaderFailed without batches.
+        Returns (embeddings, {file number: reason}), with rows of NaN if a file gave nothing, or None if ``should_stop``
+        said so; LoaderFailed without batches.
         """
         network.eval()
 
@@ -78,7 +80,7 @@ class Evaluator:
         embeddings, problems = None, dict(self.dataset.problems)
         hidden = not self.ranks.main or None
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
-        notes, failure = {}, None
+        notes, spans, failure = {}, {}, None
         for batch in progress:
             if isinstance(batch, LoaderFailed):
                 failure = f"{rank_prefix()}loader: {batch}"
@@ -96,17 +98,22 @@ class Evaluator:
                 rows = audio.reshape(files * crops, samples)
                 out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
             problems.update({read[row // crops]: reason for row, reason in too_large.items()})
+            reduced = torch.from_numpy(reduce_crops(out.reshape(files, crops, -1), self.config.score_mode))
             if embeddings is None:
-                embeddings = torch.zeros(len(self.files), crops, out.shape[-1])
-            embeddings[read] = out.reshape(files, crops, -1)
+                embeddings = torch.zeros(len(self.files), *reduced.shape[1:], dtype=reduced.dtype)
+            embeddings[read] = reduced
+            for index, row, own in zip(read, reduced, out.reshape(files, crops, -1)):
+                if not row.isfinite().all():
+                    spans[index] = span(own)
         failures = [text for text in self.ranks.gather(failure) if text]
         if failures:
             raise LoaderFailed(failures[0])
         if self.ranks.any(should_stop()):
             return None
         embeddings = self._merge(embeddings)
-        for found, said in self.ranks.gather((problems, notes)):
+        for found, said, of_files in self.ranks.gather((problems, notes, spans)):
             problems.update(found)
+            self.spans.update(of_files)
             for kind, files in said.items():
                 self.notes.setdefault(kind, {}).update(files)
         embeddings[sorted(problems)] = float("nan")
@@ -114,11 +121,13 @@ class Evaluator:
 
     def _merge(self, embeddings):
         """Put the ranks' parts together: each file was embedded by one rank, the others hold zeros."""
-        shapes = [s for s in self.ranks.gather(None if embeddings is None else tuple(embeddings.shape)) if s]
-        if not shapes:
-            return torch.full((len(self.files), 1, 1), float("nan"))
+        kinds = [
+            k for k in self.ranks.gather(None if embeddings is None else (embeddings.shape, embeddings.dtype)) if k
+        ]
+        if not kinds:
+            return torch.full((len(self.files), 1), float("nan"))
         if embeddings is None:
-            embeddings = torch.zeros(shapes[0])
+            embeddings = torch.zeros(kinds[0][0], dtype=kinds[0][1])
         return self.ranks.sum(embeddings.to(self.ranks.device)).cpu()
 
     def run(self, network, epoch: int, should_stop=lambda: False) -> dict:
@@ -135,7 +144,7 @@ class Evaluator:
         result = None
         if self.ranks.main:
             normalize = getattr(network.loss, "test_normalize", True)
-            scores = score_pairs(embeddings, self.pairs, self.config.score_mode, normalize)
+            scores = score_reduced(embeddings, self.pairs, normalize)
             result = self.summarise(network, scores, embeddings, problems, epoch)
         shared = self.ranks.from_main({k: v for k, v in result.items() if k != "scores"} if result else None)
         return result or shared
@@ -155,7 +164,7 @@ class Evaluator:
             for i in bad_files
         ]
         for file in result["nan_files"][:10]:
-            file["statistics"] = self.statistics(network, file["path"], embeddings[self.files.index(file["path"])])
+            file["statistics"] = self.statistics(network, self.files.index(file["path"]))
         lost_pairs = np.flatnonzero(~finite)[:10]
         result["nan_pairs"] = [f"{self.labels[i]} {self.first[i]} {self.second[i]}" for i in lost_pairs]
         result["nan_targets"] = int(self.labels[~finite].sum())
@@ -184,11 +193,11 @@ class Evaluator:
         return found
 
     @torch.no_grad()
-    def statistics(self, network, file: str, embedding) -> str:
-        """Describe the waveform, features and embedding of a file that gave no finite embedding, in one line."""
+    def statistics(self, network, number: int) -> str:
+        """Describe the waveform, features and embeddings of a file that gave no finite embedding, in one line."""
         parts = []
         try:
-            x = read_crop(Path(self.config.test_path, file), channel=self.config.channel).x
+            x = read_crop(Path(self.config.test_path, self.files[number]), channel=self.config.channel).x
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
@@ -196,7 +205,7 @@ class Evaluator:
                 parts.append("features " + span(frontend(audio)))
         except AudioError as error:
             parts.append(f"waveform unreadable ({error})")
-        return "; ".join([*parts, "embedding " + span(embedding)])
+        return "; ".join([*parts, *([f"embedding {self.spans[number]}"] if number in self.spans else [])])
 
     def write_trials(self, folder, result, writes=None):
         """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones."""

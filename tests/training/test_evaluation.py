@@ -111,6 +111,43 @@ def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):
     assert len((tmp_path / "trials_epoch_1.txt").read_text().splitlines()) == result["trials"]
 
 
+def test_crops_are_reduced_as_they_come_and_score_as_all_of_them(settings, tools):
+    settings.update(num_eval=4, eval_frames=40)
+    trainer = tools.build(settings)
+    trainer.evaluator.embed(trainer.network)  # the first pass of a network may settle its kernels
+    crops = {}
+    forward = trainer.network.forward
+
+    def listen(x):
+        out = forward(x)
+        crops.setdefault("all", []).append(out.reshape(-1, 4, out.shape[-1]).double())
+        return out
+
+    trainer.network.forward = listen
+    embeddings, _ = trainer.evaluator.embed(trainer.network)
+    assert embeddings.shape == (len(trainer.evaluator.files), settings["nOut"])  # no crop is kept
+    whole = torch.zeros(len(trainer.evaluator.files), 4, settings["nOut"], dtype=torch.float64)
+    for members, out in zip(trainer.evaluator.dataset.plan, crops["all"]):
+        whole[members] = out
+    scores = trainer.evaluator.run(trainer.network, 1)["scores"]
+    assert np.allclose(scores, score_pairs(whole, trainer.evaluator.pairs), atol=1e-12)
+
+
+def test_a_single_infinite_value_of_an_embedding_is_told_as_such(evaluator):
+    evaluator, trainer = evaluator
+    evaluator.config.max_nan_score_pct = 100.0
+    forward = trainer.network.forward
+
+    def spoil(x):
+        out = forward(x)
+        out[0, 3] = float("inf")
+        return out
+
+    trainer.network.forward = spoil
+    file = evaluator.run(trainer.network, 1)["nan_files"][0]
+    assert "0 NaN, 1 Inf" in file["statistics"].rpartition("embedding")[2]
+
+
 def test_above_the_limit_no_single_eer_is_given(evaluator):
     evaluator, trainer = evaluator
     poison(evaluator, [2])
