@@ -4,15 +4,12 @@ An analysis has the attributes path, dump, verdict, summary and activations of `
 is untrusted: every string of it is escaped, every key may be missing, and the page can neither load nor run anything.
 """
 
-import base64
-import hashlib
 import re
-from pathlib import Path
 
 import yaml
 
 from errors import plural
-from postmortem.charts import escape, number, number_text, plain
+from postmortem.charts import number, number_text
 from postmortem.panels import (
     activations,
     as_dict,
@@ -21,13 +18,12 @@ from postmortem.panels import (
     gradients,
     history,
     rows_at_fault,
-    section,
-    terms,
 )
 from postmortem.report import REPLAYED, parameter_title
 from utils import plain_names
+from web.charts import escape, plain
+from web.report import document, section, terms
 
-STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 CAUSES = {
     "input": "an audio file",
     "augmentation": "a noise file, an impulse response or the mixing",
@@ -62,17 +58,8 @@ def render(analyses) -> str:
     analyses = list(analyses)
     runs = sorted({_run(a) for a in analyses})
     title = "NaN report: " + (", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "") if runs else "no dump")
-    # Only the style and the script of this file may act: their hashes are the whole permission.
-    style, script = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (STYLE, SCRIPT))
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'"
     articles = plain_names("".join(_article(a, i) for i, a in enumerate(analyses, 1)))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}; base-uri 'none'; form-action 'none'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1>"
-        f"{_index(analyses)}{articles or '<p>No dump was found.</p>'}</main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(title, _index(analyses) + (articles or "<p>No dump was found.</p>"), SCRIPT)
 
 
 def _run(analysis) -> str:

@@ -13,13 +13,14 @@ from postmortem.charts import (
     bad_runs,
     crop_chart,
     dot_table,
-    escape,
     feature_chart,
     histogram,
     line_chart,
     number,
     number_text,
 )
+from web.charts import escape
+from web.report import section, terms
 
 PICTURES = 4  # rows of a batch that are drawn
 MODULES, PARAMETERS = 40, 20  # shown; the rest is folded
@@ -39,18 +40,6 @@ def as_dict(value) -> dict:
 def as_list(value) -> list:
     """The value as a list, an empty one if it is no sequence."""
     return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def terms(pairs, kind: str) -> str:
-    """A description list of (term, HTML), without the empty ones; kind 'place' has two columns, 'facts' is a row."""
-    before, after = ("", "") if kind == "place" else ("<div>", "</div>")
-    shown = [f"{before}<dt>{term}</dt><dd>{words}</dd>{after}" for term, words in pairs if words]
-    return f'<dl class="{kind}">{"".join(shown)}</dl>' if shown else ""
-
-
-def section(title: str, body: str) -> str:
-    """A titled panel, or nothing without a body."""
-    return f"<section><h3>{title}</h3>{body}</section>" if body else ""
 
 
 def _quiet(words: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from corpus.lists import LIST_TEXT, separator_for
@@ -20,14 +21,13 @@ def write_rows(path: Path, rows):
 
 
 def write_bad_files(path: Path, rows: list[tuple[str, str, str]]):
-    """Write (path, kind, detail) lines, with tabs between."""
-    text = "".join("\t".join(cell.replace("\t", " ") for cell in row) + "\n" for row in rows)
+    """Write (path, kind, detail) lines, with tabs between; a control character in a name as an escape."""
+
+    def clean(cell):
+        return re.sub(r"[\x00-\x1f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], cell)
+
+    text = "".join("\t".join(map(clean, row)) + "\n" for row in rows)
     write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
-
-
-def base_of(given: str, hours: float) -> Path:
-    """The configuration to start from: the one given, or that of the size of the set."""
-    return Path(given) if given else ROOT / "configs" / (LARGE if hours > LARGE_HOURS else SMALL)
 
 
 def write_config(path: Path, base: Path, keys: dict):
@@ -42,9 +42,49 @@ def write_config(path: Path, base: Path, keys: dict):
     write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
 
 
-def commands(config: Path, save_path: str) -> list[str]:
-    """The two commands to run next."""
-    return [
-        f"python trainSpeakerNet.py --config {shlex.quote(str(config))}",
-        f"python verify.py A.wav B.wav --initial_model {shlex.quote(save_path)}/model/model_best.model",
-    ]
+@dataclass(frozen=True)
+class Files:
+    """What a run needs, as it lies below ``out``."""
+
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """Of the set and of its runs."""
+        return self.out.resolve().name
+
+    @property
+    def train_list(self) -> Path:
+        return self.out / "train_list.txt"
+
+    @property
+    def config(self) -> Path:
+        return self.out / "config.yaml"
+
+    @property
+    def save_path(self) -> str:
+        return f"exps/{self.name}"
+
+    def commands(self) -> list[str]:
+        """The two commands to run next."""
+        return [
+            f"python trainSpeakerNet.py --config {shlex.quote(str(self.config))}",
+            f"python verify.py A.wav B.wav --initial_model {shlex.quote(self.save_path)}/model/model_best.model",
+        ]
+
+
+def write_run(out: Path, root: Path, division, given: str, hours: float, noise: dict[str, str]) -> Files:
+    """Write the train list and a configuration that trains on it.
+
+    It starts from the configuration ``given``, or from that of the size of the set. ``noise`` {"musan", "rirs": folder}
+    is what it augments with; without any, a configuration of ours that augments does not.
+    """
+    files = Files(out)
+    write_rows(files.train_list, [(utterance.speaker, utterance.listed) for utterance in division.train])
+    base = Path(given) if given else ROOT / "configs" / (LARGE if hours > LARGE_HOURS else SMALL)
+    keys = {"train_list": str(files.train_list), "test_list": str(next(iter(division.trials.values())))}
+    keys |= {"train_path": str(root), "test_path": str(root), "save_path": files.save_path}
+    if any(noise.values()) or (not given and "augment: true" in base.read_text(encoding="utf-8")):
+        keys |= {"augment": any(noise.values()), "musan_path": noise["musan"], "rir_path": noise["rirs"]}
+    write_config(files.config, base, keys)
+    return files

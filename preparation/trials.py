@@ -1,6 +1,7 @@
 """Who is kept out of training, and the trials of them."""
 
 import collections
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from corpus.lists import read_trials
 from errors import UsageError, plural
 from preparation.corpora import Utterance
+from preparation.outputs import write_rows
 from scoring.held_out import make_trials
 
 FEWEST_PEOPLE = 4  # two to train on, two for the trials
@@ -37,6 +39,55 @@ def official_lists(folders: list[Path]) -> dict[str, Path]:
                 raise UsageError(f"{path}: has {trials} trials, VoxCeleb1-{name} has {count}: copy it again")
             found[name] = path
     return found
+
+
+@dataclass
+class Division:
+    """Who trains and who is tested: recordings to train on, {name: trial list}, and what to say of them."""
+
+    train: list[Utterance]
+    trials: dict[str, Path]
+    said: str
+
+    def of_train(self) -> str:
+        """How much there is to train on."""
+        people = len({utterance.speaker for utterance in self.train})
+        return f"{plural(len(self.train), 'recording')} of {people} people"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """(term, text) for the page."""
+        said = [line.partition(": ")[2].partition(" (")[0] for line in self.said.splitlines()]
+        return [("To train on", self.of_train()), *(("To test on", line) for line in said)]
+
+
+def divide(good: list[Utterance], folders: list[Path], path: Path, share: float, seed: int) -> Division:
+    """Divide the people: the official lists that are at hand say who is tested, else trials are drawn and written."""
+    official = official_lists(folders)
+    if official:
+        return _by_official(good, official)
+    tested, apart, why = held_out(good, share, np.random.default_rng(seed))
+    trials, how = trials_of([utterance for utterance in good if utterance.speaker in tested], seed)
+    write_rows(path, trials)
+    targets = sum(label for label, *_ in trials)
+    said = f"{path}: {len(trials)} trials of {len(tested)} other people, {why}; {targets} of one person"
+    train = [u for u in good if u.speaker not in tested and not (apart and u.part == "test")]
+    return Division(train, {"trials": path}, said + (f" ({how})" if how else ""))
+
+
+def _by_official(good: list[Utterance], official: dict[str, Path]) -> Division:
+    """Train on all who are in none of the lists; a list that leaves nobody is not used."""
+    listed, train, lines, used = {utterance.listed for utterance in good}, good, [], {}
+    for name, path in official.items():
+        people, line = check_official(path, name, listed)
+        left = [u for u in train if u.speaker not in people and u.part != "test"]
+        if left:
+            train, used[name] = left, path
+        else:
+            line = f"VoxCeleb1-{name}: not used, for all who are left to train on are in it"
+        lines.append(f"{path}: {line}")
+    if not used:
+        raise UsageError("\n".join([*lines, "prepare_data.py: nobody is left to train on: give VoxCeleb2 too"]))
+    return Division(train, used, "\n".join(lines))
 
 
 def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], str]:

@@ -11,7 +11,7 @@ from settings.plugins import ENTRY
 
 PLUG_INS = tuple(ENTRY)
 # The product's own rooms and commands: no code of its user.
-ROOMS = ("corpus", "postmortem", "preflight", "preparation", "scoring", "settings", "storage", "training")
+ROOMS = ("corpus", "postmortem", "preflight", "preparation", "scoring", "settings", "storage", "training", "web")
 COMMANDS = (
     *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export", "average_checkpoints"),
     *("prepare_data", "make_demo_data", "analyze_nan_debug", "tuneThreshold", "speaker_model", "SpeakerNet"),

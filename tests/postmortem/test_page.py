@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from postmortem.charts import Scale, bad_runs, log_mel, number_text
+from postmortem.charts import bad_runs, log_mel, number_text
 from postmortem.page import render
 from postmortem.panels import Origin
+from web.charts import Scale
 
 NAN, INF = math.nan, math.inf
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&\u202e\x00\udcff"
