@@ -1,13 +1,17 @@
-"""Enroll a speaker with one or more recordings, add recordings to one, remove one, or list them.
+"""Enroll a speaker with recordings, or each of a folder of people; add recordings to one, remove one, or list them.
 
 python enroll.py ann a1.wav a2.wav --store speakers.npz --initial_model exps/demo/model/model_best.model
+python enroll.py --dir my/people --store speakers.npz --initial_model exps/demo/model/model_best.model
 python enroll.py ann --remove --store speakers.npz
 python enroll.py --list --store speakers.npz
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from corpus.folders import find_recordings
 from errors import UsageError, plural
@@ -22,6 +26,7 @@ def main(argv) -> int:
     parser = Parser("enroll.py", __doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the speaker")
     parser.add_argument("files", nargs="*", metavar="WAV", help="recordings of the speaker, or folders of them")
+    parser.add_argument("--dir", default="", metavar="PEOPLE", help="enroll everyone: a folder that holds one for each")
     add_model_arguments(parser, required=False)
     add_store_argument(parser)
     parser.add_argument("--replace", action="store_true", help="forget earlier recordings of this speaker")
@@ -30,14 +35,18 @@ def main(argv) -> int:
     args = parser.parse_args(argv)
     if args.list and (args.name or args.remove):
         raise UsageError("enroll.py: --list takes no name")
-    if not args.list and not args.name:
+    if args.dir and (args.name or args.list or args.remove):
+        raise UsageError("enroll.py: --dir takes no name, and neither --list nor --remove")
+    if not args.list and not args.name and not args.dir:
         raise UsageError("enroll.py: needs the name of a speaker, and recordings")
     if args.remove and args.files:
         raise UsageError(f"enroll.py: --remove takes a name alone, got '{args.files[0]}' too")
-    if not args.list and not args.remove and not args.files:
+    if not args.list and not args.remove and not args.files and not args.dir:
         raise UsageError(f"enroll.py: needs recordings of '{args.name}'")
-    if args.files and not args.initial_model:
+    if (args.files or args.dir) and not args.initial_model:
         raise UsageError("enroll.py: --initial_model CKPT is needed to enroll")
+    if args.dir:
+        return enroll_folder(args)
     args.files = [file for given in args.files for file in recordings_of(given)]
     return change(args)
 
@@ -50,6 +59,62 @@ def recordings_of(given: str) -> list[str]:
     if not found:
         raise UsageError(f"enroll.py: no recording in the folder '{given}'")
     return found
+
+
+def people_of(folder: str) -> dict[str, list[str]]:
+    """{name: recordings} of a folder with a folder for each person."""
+    if not Path(folder).is_dir():
+        raise UsageError(f"--dir: no such folder: '{folder}'")
+    people = {}
+    for path in find_recordings(folder):
+        inside = path.relative_to(folder).parts
+        if len(inside) < 2:
+            raise UsageError(f"{path}: lies in no person's folder; wanted: {Path(folder) / 'NAME' / path.name}")
+        people.setdefault(inside[0], []).append(str(path))
+    if not people:
+        raise UsageError(f"--dir: no recording below '{folder}'")
+    return people
+
+
+def enroll_folder(args) -> int:
+    """Enroll everyone of a folder; 1 if a recording could not be used.
+
+    Recordings that are enrolled already are left as they are, so that a folder may grow.
+    """
+    from speaker_model import model_from
+    from storage.speaker_store import SpeakerStore, locked
+
+    people, model = people_of(args.dir), model_from(args)
+    store = SpeakerStore.open(args.store, model.identity, model.dimension, create=True)
+    known = {} if args.replace else {n: {u.source for u in rows} for n, rows in store.speakers.items()}
+    found, problems = {}, 0
+    new = [(n, file) for n in people for file in people[n] if os.path.abspath(file) not in known.get(n, ())]
+    for name, file in tqdm(new, unit="file", leave=False, disable=not sys.stderr.isatty()):
+        try:
+            found.setdefault(name, []).append(embed_recording(model, file))
+        except UsageError as error:
+            problems += 1
+            tqdm.write(str(error), file=sys.stderr)
+    with locked(args.store):
+        store = SpeakerStore.open(args.store, model.identity, model.dimension, create=True)
+        for name, utterances in found.items():
+            store.add(name, utterances, args.replace)
+        if found:
+            store.save()
+    count = sum(map(len, found.values()))
+    nobody = [name for name in people if name not in store.speakers]
+    left = f", {plural(problems, 'recording')} left out" if problems else ""
+    print(
+        f"{args.store}: {plural(count, 'recording')} of {people_text(len(found))} enrolled{left}, {len(store)} in all"
+    )
+    if nobody:
+        print(f"without a usable recording: {', '.join(nobody)}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def people_text(count: int) -> str:
+    """'1 person', '2 people'."""
+    return "1 person" if count == 1 else f"{count} people"
 
 
 def change(args) -> int:

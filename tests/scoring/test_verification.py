@@ -109,6 +109,30 @@ def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tm
     assert found["llr"] == pytest.approx(np.log(enrolled) + np.log(test), abs=1e-3)
 
 
+def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_path):
+    people = tmp_path / "my people"
+    for name, speaker in (("Anna Müller", 0), ("Борис", 1)):
+        (people / name / "mon").mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(wav(speaker, i), people / name / "mon" / f"{i} ü.flac")
+    soundfile.write(people / "Борис" / "silent.wav", np.zeros(16000), 16000)
+    more = ("--initial_model", model, "--store", tmp_path / "s.npz")
+    status, out, error = call(enroll, capsys, "--dir", people, *more)
+    assert status == 1 and "4 recordings of 2 people enrolled, 1 recording left out, 2 in all" in out
+    assert error.startswith(f"{people / 'Борис' / 'silent.wav'}: ")
+    (people / "Борис" / "silent.wav").unlink()
+    (people / "cy").mkdir()
+    shutil.copy(wav(2, 0), people / "cy")
+    assert "1 recording of 1 person enrolled, 3 in all" in call(enroll, capsys, "--dir", people, *more)[1]
+    listed = call(enroll, capsys, "--list", *more[2:])[1].splitlines()
+    assert listed == ["Anna Müller  2 recordings", f"{'Борис'}  2 recordings", "cy  1 recording"]
+    assert "5 recordings of 3 people enrolled" in call(enroll, capsys, "--dir", people, "--replace", *more)[1]
+    wrong = {("ann", "--dir", people): "--dir takes no name", ("--dir", tmp_path / "x"): "no such folder"}
+    for words, said in wrong.items():
+        status, _, error = call(enroll, capsys, *words, *more)
+        assert status == 2 and said in error
+
+
 def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
     assert "with 2 recordings, 1 speaker" in call(enroll, capsys, "ann", wav(0, 0), wav(0, 1), *more)[1]
