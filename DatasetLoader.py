@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from config import Config
 from corpus.audio import (
@@ -21,7 +21,7 @@ from corpus.audio import (
     wrap_pad,
 )
 from corpus.augmentation import AugmentWAV
-from corpus.crop import Crop
+from corpus.crop import Crop, Provenance
 from corpus.lists import read_train_list
 from corpus.sampling import SpeakerBatchSampler
 from corpus.waveforms import energy
@@ -74,15 +74,18 @@ class TrainDataset(Dataset):
     def __getitem__(self, item):
         epoch, row = item
         first, copy = row[0]
-        speed = np.random.default_rng([self.seed, epoch, first, copy, 1]).integers(len(self.speeds))
+        speed = 0
+        if len(self.speeds) > 1:
+            speed = int(np.random.default_rng([self.seed, epoch, first, copy, 1]).integers(len(self.speeds)))
         crops, provenance, events = [], [], []
         for utterance, copy in row:
             rng = np.random.default_rng([self.seed, epoch, utterance, copy])
             crop, info = self._crop(int(utterance), self.speeds[speed], rng, events)
             crops.append(crop)
             provenance.append(info)
-        label = int(self.labels[first]) + int(speed) * len(self.speakers)
-        return np.stack(crops), label, provenance, events
+        label = int(self.labels[first]) + speed * len(self.speakers)
+        x = np.stack(crops) if len(crops) > 1 else crops[0][None]
+        return x, label, provenance, events
 
     def _crop(self, utterance, speed, rng, events):
         """Read and augment one crop; an unreadable file gives way to another of its speaker.
@@ -145,18 +148,19 @@ class TrainDataset(Dataset):
 
 
 def collate(rows):
-    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files [M B dicts], spares, events}.
+    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files (M B dicts), spares, events}.
 
-    ``spares`` {row: (crop, provenance, events) or None} is for rows with NaN or Inf.
+    ``files`` is a Provenance. ``spares`` {row: (crop, provenance, events) or None} is for rows with NaN or Inf.
     """
     crops, labels, provenance, events = zip(*rows)
     files = [dict(info) for utterance in zip(*provenance) for info in utterance]
     spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
+    data = default_collate([torch.from_numpy(crop) for crop in crops])  # in a loader process into shared memory
     return {
-        "data": torch.from_numpy(np.stack(crops, axis=1)),
+        "data": data.transpose(0, 1).contiguous(),
         "label": torch.tensor(labels, dtype=torch.int64),
         "peak": torch.tensor([info["peak"] for info in files]),
-        "files": files,
+        "files": Provenance(files),
         "spares": {row: spare and (torch.from_numpy(spare[0]), *spare[1:]) for row, spare in spares.items()},
         "events": [event for row in events for event in row],
     }

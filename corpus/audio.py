@@ -68,7 +68,16 @@ def audio_length(path) -> int:
 def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
     """Bring one channel (samples,) float32 to 16 kHz; ``speed`` above 1 is faster."""
     ratio = _ratio(rate, speed)
-    return x if ratio == 1 else scipy.signal.resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+    if ratio == 1:
+        return x
+    up, down = ratio.numerator, ratio.denominator
+    return scipy.signal.resample_poly(x, up, down, window=_low_pass(max(up, down))).astype(np.float32, copy=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _low_pass(factor: int) -> np.ndarray:
+    """The filter that ``resample_poly`` designs anew in each call for the larger of its two factors."""
+    return scipy.signal.firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def read_blocks(path, samples: int = BLOCK, notes: list | None = None):

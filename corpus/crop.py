@@ -1,5 +1,6 @@
 """The origin of a row of a batch, enough to make it again: written by the loader, kept in dumps, read by the replay."""
 
+import pickle
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -72,3 +73,38 @@ class Crop:
     def second_in_file(self, index: int) -> float:
         """Second of the file that sample ``index`` of the crop was made from."""
         return self.start / self.rate + index / SAMPLE_RATE * self.speed
+
+
+class Provenance:
+    """The origins of a batch's rows, a dict each as ``Crop.to_dict`` gives it, to be read and set like a list.
+
+    They cross from a loader process as one record that is opened only if somebody asks: few batches are dumped, and
+    torch would look through each dict of each for tensors to pin.
+    """
+
+    def __init__(self, files: list[dict] | bytes):
+        self.files = files
+
+    def __reduce__(self):
+        packed = self.files if isinstance(self.files, bytes) else pickle.dumps(self.files, pickle.HIGHEST_PROTOCOL)
+        return Provenance, (packed,)
+
+    def opened(self) -> list[dict]:
+        """The dicts themselves."""
+        if isinstance(self.files, bytes):
+            self.files = pickle.loads(self.files)
+        return self.files
+
+    def __len__(self):
+        return len(self.opened())
+
+    def __getitem__(self, row):
+        return self.opened()[row]
+
+    def __setitem__(self, row: int, info: dict):
+        self.opened()[row] = info
+
+    def __eq__(self, other):
+        return self.opened() == list(other)
+
+    __hash__ = None

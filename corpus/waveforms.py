@@ -13,9 +13,9 @@ def energy(x: np.ndarray) -> float:
     In pieces: BLAS splits longer products over its threads, and the sum would depend on their number.
     """
     total = 0.0
-    for begin in range(0, len(x), 8192):
-        part = x[begin : begin + 8192]
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        for begin in range(0, len(x), 8192):
+            part = x[begin : begin + 8192]
             total += float(np.dot(part, part))
     return total if total < np.inf else float(np.sum(np.square(x, dtype=np.float64)))
 
