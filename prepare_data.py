@@ -32,6 +32,7 @@ def main(argv) -> int:
     add("--musan", default="", metavar="FOLDER", help="noise as it is, in folders noise, music and speech")
     add("--rirs", default="", metavar="FOLDER", help="room impulse responses")
     add("--config", default="", metavar="YAML", help="configuration to start from (default: by the size of the set)")
+    add("--initial_model", default="", metavar="CKPT", help="write a configuration that fine-tunes it")
     add("--seed", type=int, default=1, help="seed of what is drawn (default 1)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that read recordings (default: the cores)")
     args = parser.parse_args(argv)
@@ -54,12 +55,13 @@ def main(argv) -> int:
         )
     if args.corpus and args.corpus not in NAMES:
         raise UsageError(f"--corpus '{args.corpus}': is none of {', '.join(NAMES)}")
-    if args.config:
-        existing_file(args.config, "--config")
+    for flag in ("config", "initial_model"):
+        if getattr(args, flag):
+            existing_file(getattr(args, flag), f"--{flag}")
     out = Path(args.out)
     reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
     order = Order(inputs, out, reading, Limits(args.min_seconds, args.max_seconds, args.min_speech))
-    more = {name: getattr(args, name) for name in ("share", "seed", "workers", "config", "trim")}
+    more = {name: getattr(args, name) for name in ("share", "seed", "workers", "config", "initial_model", "trim")}
     more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
     return prepare(replace(order, **more))
 

@@ -28,7 +28,7 @@ class Source:
     roles: set = field(default_factory=set)
 
 
-@dataclass
+@dataclass(slots=True)
 class Measure:
     """What a file holds; ``error`` if it cannot be read."""
 

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,8 @@ def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, work
         raise UsageError(f"{path}: has changed while it was read: {sound.error}")
     for utterance, source, seconds in zip(wanted, sources, lengths):
         sound = sounds[source]
-        values = {**vars(sound), "samples": round(seconds * sound.rate), "begin": 0.0, "end": seconds}
-        sounds[utterance.path] = Sound(**values)
+        samples = round(seconds * sound.rate)
+        sounds[utterance.path] = replace(sound, samples=samples, begin=0.0, end=seconds)
     return len(wanted)
 
 

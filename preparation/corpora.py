@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from corpus.lists import LIST_TEXT
+from errors import UsageError
+
 SPLITS = {"train": "train", "dev": "train", "val": "train", "valid": "train", "validation": "train"}
 SPLITS |= {"test": "test", "eval": "test", "evaluation": "test"}
 GENDERS = {"f": "f", "female": "f", "w": "f", "woman": "f", "female_feminine": "f"}
@@ -103,3 +106,20 @@ def merged(corpora: list[Corpus]) -> list[Utterance]:
             utterance.name = f"{stem}~{number}{ending}"
         taken.add(utterance.listed)
     return found
+
+
+def keep_only(corpus: Corpus, path: str):
+    """Keep the utterances of a list, as VoxBlink's utt_clean, lines id00000-VIDEO-00001 or id00000/VIDEO/00001.wav."""
+    try:
+        lines = Path(path).read_text(**LIST_TEXT).splitlines()
+    except OSError as error:
+        raise UsageError(f"--only: cannot read '{path}': {error.strerror}") from error
+
+    def key(name):
+        return re.sub(r"\.\w{2,4}$", "", name.strip()).replace("/", "-")
+
+    chosen = set(map(key, lines))
+    before, corpus.utterances = len(corpus.utterances), [u for u in corpus.utterances if key(u.listed) in chosen]
+    if before and not corpus.utterances:
+        raise UsageError(f"--only: '{path}' names none of the {before} recordings of '{corpus.root}'")
+    corpus.said += f"; {len(corpus.utterances)} of them by --only"

@@ -47,7 +47,7 @@ WORDS = (
 CLIPPED = 0.01  # share of samples in flat tops at full scale
 
 
-@dataclass
+@dataclass(slots=True)
 class Sound(Measure):
     """A measure with the hash of the audio, the power without the offset, and where speech is (seconds)."""
 
@@ -80,7 +80,8 @@ def listen(path: str) -> Sound:
         levels.add(rate, block)
         audio.update(np.ascontiguousarray(block, np.float32))
 
-    sound = Sound(**vars(measure(Source(path, path, {"train"}), watch)))
+    measured = measure(Source(path, path, {"train"}), watch)
+    sound = Sound(**{f.name: getattr(measured, f.name) for f in fields(measured)})
     if sound.error:
         return sound
     speech = speech_frames(levels.levels())

@@ -11,6 +11,7 @@ from errors import UsageError
 from storage.files import WriteError
 
 FORMAT = {"format_version": 1}
+DECODER = json.JSONDecoder()
 
 
 class Journal:
@@ -28,27 +29,25 @@ class Journal:
         self.file.seek(0)
         good = 0
         for number, line in enumerate(self.file):
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if entry is None or (number == 0 and entry != FORMAT):
+            if not line.endswith(b"\n") or (number == 0 and line != json.dumps(FORMAT).encode() + b"\n"):
                 break
             good += len(line)
             if number:
-                self.known[entry[0]] = entry[1]
+                key, end = DECODER.raw_decode(line.decode(), 1)
+                self.known[key] = line[end + 2 : -2]
         self.file.truncate(good)
         if not good:
             self._write(FORMAT)
 
     def get(self, key: str):
         """What is known of a key, or None."""
-        return self.known.get(key)
+        text = self.known.get(key)
+        return None if text is None else json.loads(text)
 
     def add(self, key: str, value):
         """Take note of something; the system has it when this returns, so that a killed command loses nothing."""
-        self.known[key] = value
         self._write([key, value])
+        self.known[key] = json.dumps(value).encode()  # as text: a million of them fit into memory
 
     def _write(self, entry):
         try:

@@ -37,7 +37,6 @@ def is_voxceleb(folder: Path) -> bool:
 def read_voxceleb(folder: Path, reading: Reading) -> Corpus:
     """VoxCeleb1, VoxCeleb2 or VoxBlink: id10001/VIDEO/00001.wav below any folders; the video is the session."""
     genders = _vox_genders(folder)
-    chosen = _chosen(Path(reading.only)) if reading.only else None
     found, others = {}, 0
     for path in find_recordings(folder):
         parts = path.relative_to(folder).parts
@@ -46,8 +45,6 @@ def read_voxceleb(folder: Path, reading: Reading) -> Corpus:
             others += 1
             continue
         speaker, name = parts[at], "/".join(parts[at + 1 :])
-        if chosen is not None and "-".join((speaker, *parts[at + 1 : -1], path.stem)) not in chosen:
-            continue
         utterance = Utterance(
             str(path), speaker, name, "/".join(parts[at + 1 : -1]), genders.get(speaker, ""), part_of(parts[:at])
         )
@@ -55,7 +52,7 @@ def read_voxceleb(folder: Path, reading: Reading) -> Corpus:
         if key not in found or path.suffix.lower() != ".m4a":  # the same as wav, beside it
             found[key] = utterance
     if not found:
-        raise UsageError(f"prepare_data.py: no id10001/VIDEO/FILE below '{folder}'" + (" of --only" if chosen else ""))
+        raise UsageError(f"prepare_data.py: no id10001/VIDEO/FILE below '{folder}'")
     utterances = list(found.values())
     people = len({utterance.speaker for utterance in utterances})
     said = f"{_vox_name(utterances)}: {plural(len(utterances), 'recording')}, {people} people"
@@ -81,15 +78,6 @@ def _vox_genders(folder: Path) -> dict[str, str]:
                     if VOX.match(cells[0]):
                         genders[cells[0]] = next(filter(None, map(gender_of, cells[1:])), "")
     return genders
-
-
-def _chosen(path: Path) -> set[str]:
-    """The utterances of a list such as VoxBlink's utt_clean: id00000-VIDEO-00001 or id00000/VIDEO/00001.wav."""
-    try:
-        lines = path.read_text(**LIST_TEXT).split()
-    except OSError as error:
-        raise UsageError(f"--only: cannot read '{path}': {error.strerror}") from error
-    return {re.sub(r"\.\w{2,4}$", "", line).replace("/", "-") for line in lines}
 
 
 # -------------------------------------------------------------------------------------------------------- CN-Celeb

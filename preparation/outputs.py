@@ -9,7 +9,8 @@ from corpus.lists import LIST_TEXT, separator_for
 from errors import ROOT
 from storage.files import write_atomically
 
-SMALL, LARGE = "small_speech.yaml", "ECAPA_TDNN_AAM.yaml"
+SMALL, LARGE = (ROOT / "configs" / name for name in ("small_speech.yaml", "ECAPA_TDNN_AAM.yaml"))
+FINETUNE = Path(__file__).with_name("finetune.yaml")  # without a model, which is that of the checkpoint
 LARGE_HOURS = 50.0  # of training speech, from which on the larger configuration is the default
 
 
@@ -73,18 +74,21 @@ class Files:
         ]
 
 
-def write_run(out: Path, root: Path, division, given: str, hours: float, noise: dict[str, str]) -> Files:
+def write_run(out: Path, root: Path, division, given: tuple[str, str], hours: float, noise: dict[str, str]) -> Files:
     """Write the train list and a configuration that trains on it.
 
-    It starts from the configuration ``given``, or from that of the size of the set. ``noise`` {"musan", "rirs": folder}
-    is what it augments with; without any, a configuration of ours that augments does not.
+    It starts from the configuration ``given``, or from that of the size of the set; with a checkpoint ``given`` too it
+    fine-tunes that. ``noise`` {"musan", "rirs": folder} is what it augments with; without any, a configuration of ours
+    that augments does not.
     """
     files = Files(out)
     write_rows(files.train_list, [(utterance.speaker, utterance.listed) for utterance in division.train])
-    base = Path(given) if given else ROOT / "configs" / (LARGE if hours > LARGE_HOURS else SMALL)
+    config, model = given
+    base = Path(config) if config else FINETUNE if model else LARGE if hours > LARGE_HOURS else SMALL
     keys = {"train_list": str(files.train_list), "test_list": str(next(iter(division.trials.values())))}
     keys |= {"train_path": str(root), "test_path": str(root), "save_path": files.save_path}
-    if any(noise.values()) or (not given and "augment: true" in base.read_text(encoding="utf-8")):
+    keys |= {"initial_model": model} if model else {}
+    if any(noise.values()) or (not config and "augment: true" in base.read_text(encoding="utf-8")):
         keys |= {"augment": any(noise.values()), "musan_path": noise["musan"], "rir_path": noise["rirs"]}
     write_config(files.config, base, keys)
     return files

@@ -8,7 +8,7 @@ from pathlib import Path
 from errors import UsageError, plural
 from preparation.archives import unpacked
 from preparation.conversion import cut_noise, trim, write_anew
-from preparation.corpora import Corpus, Reading, Utterance, merged
+from preparation.corpora import Corpus, Reading, Utterance, keep_only, merged
 from preparation.findings import KINDS, Limits, find_faults, listen_to_all
 from preparation.journal import Journal, alone_in
 from preparation.layouts import read_corpus
@@ -31,6 +31,7 @@ class Order:
     seed: int = 1
     workers: int = 1
     config: str = ""
+    initial_model: str = ""
     trim: bool = False
     musan: str = ""
     rirs: str = ""
@@ -54,6 +55,8 @@ def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
     corpora = []
     for path in order.inputs:
         corpus = read_corpus(unpacked(path, order.out, journal), order.reading)
+        if order.reading.only and corpus.utterances:
+            keep_only(corpus, order.reading.only)
         print(f"{path}: {corpus.said}", flush=True)
         corpora.append(corpus)
     if not any(corpus.utterances for corpus in corpora):
@@ -81,6 +84,7 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     good = [utterance for i, utterance in enumerate(utterances) if i not in faults]
     bad = [(shown(corpora, utterances[i]), *faults[i]) for i in faults]
     write_bad_files(order.out / "bad_files.txt", bad)
+    tell_faults(order.out / "bad_files.txt", [kind for _, kind, _ in bad], len(utterances))
     if order.trim:
         print(f"{plural(trim(good, sounds, tree, order.workers), 'recording')} trimmed to the speech")
     division = divide(good, order.inputs, order.out / "trials.txt", order.share, order.seed)
@@ -89,12 +93,11 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     noise = {"musan": order.musan or given(corpora, "musan"), "rirs": order.rirs or given(corpora, "rirs")}
     if noise["musan"] and not order.musan:
         noise["musan"] = str(cut_noise(noise["musan"], order.out.absolute() / "noise", order.workers))
-    files = write_run(order.out, root, division, order.config, hours, noise)
+    files = write_run(order.out, root, division, (order.config, order.initial_model), hours, noise)
     page = render(files.name, [corpus.said for corpus in corpora], good, sounds, bad, division.facts())
     write_atomically(order.out / "set.html", page.encode("utf-8", "surrogateescape"))
     print(f"{files.train_list}: {division.of_train()} to train on, {hours:.2f} hours")
     print(division.said)
-    tell_faults(order.out / "bad_files.txt", [kind for _, kind, _ in bad], len(utterances))
     print(f"{order.out / 'set.html'}: the page of the set")
     print("next:")
     for line in files.commands():

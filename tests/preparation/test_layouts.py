@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from errors import UsageError
-from preparation.corpora import Reading, merged
+from preparation.corpora import Reading, keep_only, merged
 from preparation.layouts import read_corpus
 
 
@@ -103,9 +103,14 @@ def test_voxblink_s_list_chooses_utterances(tmp_path):
         sound(tmp_path / "audio" / "id000001" / "a-b_cdefghi" / f"{name}.wav")
     (tmp_path / "audio" / "spk2gender").write_text("id000001,female\n")
     (tmp_path / "utt_clean").write_text("id000001-a-b_cdefghi-00001\n")
-    corpus = read_corpus(tmp_path / "audio", Reading(only=str(tmp_path / "utt_clean")))
+    corpus = read_corpus(tmp_path / "audio", Reading())
+    assert corpus.said.startswith("VoxBlink2: 2 recordings, 1 people")
+    keep_only(corpus, str(tmp_path / "utt_clean"))
     assert [(u.listed, u.gender) for u in corpus.utterances] == [("id000001/a-b_cdefghi/00001.wav", "f")]
-    assert corpus.said.startswith("VoxBlink2: 1 recording")
+    assert corpus.said.endswith("; 1 of them by --only")
+    (tmp_path / "utt_clean").write_text("id000009/x/1.wav")
+    with pytest.raises(UsageError, match=r"--only: .* names none of the 1 recordings"):
+        keep_only(corpus, str(tmp_path / "utt_clean"))
 
 
 def test_parquet_files_of_hugging_face(tmp_path):
