@@ -55,6 +55,7 @@ class Corpus:
     utterances: list[Utterance] = field(default_factory=list)
     musan: str = ""
     rirs: str = ""
+    trials: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)  # its own {name: [(label, path, path)]}
 
 
 @dataclass(frozen=True)

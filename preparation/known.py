@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from corpus.folders import find_recordings
-from corpus.lists import LIST_TEXT
+from corpus.lists import LIST_TEXT, numbered_lines
 from errors import UsageError, plural
 from preparation.corpora import Corpus, Reading, Utterance, gender_of, part_of
 
@@ -94,20 +94,44 @@ def is_cnceleb(folder: Path) -> bool:
 
 
 def read_cnceleb(folder: Path, reading: Reading) -> Corpus:
-    """CN-Celeb 1 and 2: data/id00000/GENRE-SESSION-NUMBER.flac; who is not in dev/dev.lst is for tests."""
+    """CN-Celeb 1 and 2: data/id00000/GENRE-SESSION-NUMBER.flac to train on, and eval/ with the trials of its lists.
+
+    Without eval/, who is not in dev/dev.lst is for tests.
+    """
     lists = [p for inner in folders_below(folder, 3) if (p := inner / "dev" / "dev.lst").is_file()]
     trained = {name for path in lists for name in path.read_text(**LIST_TEXT).split()}
+    table = next(
+        (p for inner in folders_below(folder, 3) if (p := inner / "eval" / "lists" / "trials.lst").is_file()), None
+    )
     utterances = []
     for path in find_recordings(folder):
-        if not VOX.match(path.parent.name) or path.parent.parent.name != "data":
-            continue  # eval/ has the same recordings again, joined
-        speaker, second = path.parent.name, path.parent.parent.parent.name.startswith("CN-Celeb2")
-        part = "train" if second or not trained or speaker in trained else "test"
-        utterances.append(Utterance(str(path), speaker, path.name, path.stem.rpartition("-")[0], "", part))
+        inside, home = path.parent.name, path.parent.parent
+        if VOX.match(inside) and home.name == "data":
+            known = home.parent.name.startswith("CN-Celeb2") or not trained or inside in trained
+            if known or table is None:  # else eval/ has him
+                session = path.stem.rpartition("-")[0]
+                utterances.append(Utterance(str(path), inside, path.name, session, "", "train" if known else "test"))
+        elif home.name == "eval" and table is not None and inside in ("enroll", "test"):
+            speaker, _, name = path.name.partition("-")
+            session = name.rpartition("-")[0] if inside == "test" else ""
+            utterances.append(Utterance(str(path), speaker, f"{inside}/{path.name}", session, "", "test"))
     people = len({utterance.speaker for utterance in utterances})
-    genres = len({utterance.session.partition("-")[0] for utterance in utterances})
+    genres = len({utterance.session.partition("-")[0] for utterance in utterances if utterance.session})
     said = f"CN-Celeb: {plural(len(utterances), 'recording')}, {people} people, {plural(genres, 'genre')}"
-    return Corpus("cnceleb", folder, said, utterances)
+    trials = {"CN-Celeb": _cnceleb_trials(table, utterances)} if table is not None else {}
+    return Corpus("cnceleb", folder, said, utterances, trials=trials)
+
+
+def _cnceleb_trials(table: Path, utterances: list[Utterance]) -> list[tuple[int, str, str]]:
+    """Trials of lines 'id00800-enroll test/id00800-singing-01-001.wav 1', by the places of the utterances."""
+    place = {Path(u.path).stem: u.listed for u in utterances if u.part == "test"}
+    trials = []
+    for number, columns in numbered_lines(table):
+        names = [Path(name).stem for name in columns[:2]]
+        if len(columns) != 3 or columns[2] not in ("0", "1") or any(name not in place for name in names):
+            raise UsageError(f"{table}:{number}: expected 'ID-enroll test/FILE 0|1' of files in {table.parent.parent}")
+        trials.append((int(columns[2]), place[names[0]], place[names[1]]))
+    return trials
 
 
 # ------------------------------------------------------------------------------------------------------ LibriSpeech

@@ -87,7 +87,8 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     tell_faults(order.out / "bad_files.txt", [kind for _, kind, _ in bad], len(utterances))
     if order.trim:
         print(f"{plural(trim(good, sounds, tree, order.workers), 'recording')} trimmed to the speech")
-    division = divide(good, order.inputs, order.out / "trials.txt", order.share, order.seed)
+    own = {name: rows for corpus in corpora for name, rows in corpus.trials.items()}
+    division = divide(good, order.inputs, order.out / "trials.txt", order.share, order.seed, own)
     root = root_of(good, tree)
     hours = sum(sounds[utterance.path].seconds for utterance in division.train) / 3600
     noise = {"musan": order.musan or given(corpora, "musan"), "rirs": order.rirs or given(corpora, "rirs")}

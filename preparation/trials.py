@@ -60,9 +60,15 @@ class Division:
         return [("To train on", self.of_train()), *(("To test on", line) for line in said)]
 
 
-def divide(good: list[Utterance], folders: list[Path], path: Path, share: float, seed: int) -> Division:
-    """Divide the people: the official lists that are at hand say who is tested, else trials are drawn and written."""
+def divide(good: list[Utterance], folders: list[Path], path: Path, share: float, seed: int, own=None) -> Division:
+    """Divide the people: official lists that are at hand say who is tested, else trials are drawn and go to ``path``.
+
+    ``own`` {name: trials} are those that a corpus brings as tables of its own; they are written beside ``path``.
+    """
     official = official_lists(folders)
+    for name, rows in (own or {}).items():
+        official[name] = path.with_name(f"trials_{name}.txt")
+        write_rows(official[name], rows)
     if official:
         return _by_official(good, official)
     tested, apart, why = held_out(good, share, np.random.default_rng(seed))
@@ -83,11 +89,16 @@ def _by_official(good: list[Utterance], official: dict[str, Path]) -> Division:
         if left:
             train, used[name] = left, path
         else:
-            line = f"VoxCeleb1-{name}: not used, for all who are left to train on are in it"
+            line = f"{title(name)}: not used, for all who are left to train on are in it"
         lines.append(f"{path}: {line}")
     if not used:
         raise UsageError("\n".join([*lines, "prepare_data.py: nobody is left to train on: give VoxCeleb2 too"]))
     return Division(train, used, "\n".join(lines))
+
+
+def title(name: str) -> str:
+    """'VoxCeleb1-O' of 'O'; a list that a corpus brings has its name."""
+    return f"VoxCeleb1-{name}" if name in dict(OFFICIAL.values()) else name
 
 
 def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], str]:
@@ -98,7 +109,8 @@ def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], s
     if len(missing) == len(files):
         raise UsageError(f"{path}: none of its {plural(len(files), 'file')} is at hand, such as {min(missing)}")
     people = {file.partition("/")[0] for file in files}
-    note = f"VoxCeleb1-{name}: {len(first)} trials, the known number, of {plural(len(people), 'person')}"
+    known = ", the known number" if name in dict(OFFICIAL.values()) else ""
+    note = f"{title(name)}: {len(first)} trials{known}, of {plural(len(people), 'person')}"
     note = note.replace("persons", "people")
     return people, note + (f"; {len(missing)} of its files are not at hand" if missing else "")
 

@@ -10,6 +10,7 @@ import soundfile
 from errors import UsageError
 from preparation.corpora import Reading, keep_only, merged
 from preparation.layouts import read_corpus
+from preparation.trials import divide
 
 
 def sound(path, seed=0, seconds=0.6):
@@ -41,6 +42,18 @@ def cnceleb(root):
         sound(root / "CN-Celeb_flac" / name)
     (root / "CN-Celeb_flac" / "dev").mkdir()
     (root / "CN-Celeb_flac" / "dev" / "dev.lst").write_text("id00001\n")
+
+
+def cnceleb_eval(root):
+    cnceleb(root)
+    evaluation = root / "CN-Celeb_flac" / "eval"
+    (evaluation / "test" / "x.flac").unlink()
+    for name in ("enroll/id00800-enroll.flac", "test/id00800-play-01-002.flac", "test/id00801-play-01-001.flac"):
+        sound(evaluation / name)
+    (evaluation / "lists").mkdir()
+    (evaluation / "lists" / "trials.lst").write_text(
+        "id00800-enroll test/id00800-play-01-002.wav 1\nid00800-enroll test/id00801-play-01-001.wav 0\n"
+    )
 
 
 def commonvoice(root):
@@ -78,6 +91,9 @@ LAYOUTS = [
      ["19/198/19-198-0000.flac f train 198", "367/130732/367-130732-0001.flac m test 130732"]),
     (cnceleb, "", "cnceleb",
      ["id00001/singing-01-002.flac  train singing-01", "id00800/interview-03-001.flac  test interview-03"]),
+    (cnceleb_eval, "", "cnceleb",
+     ["id00001/singing-01-002.flac  train singing-01", "id00800/enroll/id00800-enroll.flac  test ",
+      "id00800/test/id00800-play-01-002.flac  test play-01", "id00801/test/id00801-play-01-001.flac  test play-01"]),
     (commonvoice, "", "commonvoice", ["aa11bb22/common_voice_de_1.mp3 f  "]),
     (kaldi, "", "kaldi", ["ann/ann-call1-1.flac f  call1 0.1+0.8", "bob/bob-call1-2.flac m  call1 1+0.75"]),
     (nemo, "train.jsonl", "json", ["ann/mon/1.wav   mon", "ann/mon/1_00000500.wav   mon 0.5+0.75"]),
@@ -96,6 +112,18 @@ def test_a_corpus_is_recognised_and_read(tmp_path, build, file, layout, expected
         found.append(f"{u.listed} {u.gender} {u.part} {u.session}{part}")
         assert Path(u.path).exists() or "call2" in u.path
     assert set(expected) <= set(found) and len(found) == (3 if build is voxceleb else len(expected)), found
+
+
+def test_the_trials_of_cnceleb_are_its_own(tmp_path):
+    cnceleb_eval(tmp_path)
+    corpus = read_corpus(tmp_path, Reading())
+    division = divide(corpus.utterances, [], tmp_path / "trials.txt", 0, 1, corpus.trials)
+    assert [u.speaker for u in division.train] == ["id00001"]
+    assert (tmp_path / "trials_CN-Celeb.txt").read_text() == (
+        "1 id00800/enroll/id00800-enroll.flac id00800/test/id00800-play-01-002.flac\n"
+        "0 id00800/enroll/id00800-enroll.flac id00801/test/id00801-play-01-001.flac\n"
+    )
+    assert "CN-Celeb: 2 trials, of 2 people" in division.said
 
 
 def test_voxblink_s_list_chooses_utterances(tmp_path):
