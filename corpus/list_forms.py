@@ -1,0 +1,173 @@
+"""The forms of a train list: lines 'speaker path', a Kaldi folder, JSON lines."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from corpus.list_lines import LIST_TEXT, columns_of, list_hash, not_text, numbered_lines, opened, wrong_columns
+from errors import UsageError
+
+CHUNK = 1 << 22  # characters of a list looked at together
+PATHS = ("path", "wav", "audio_filepath", "audio", "file", "filename")
+SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")
+
+
+def files_of(path) -> tuple[str, ...]:
+    """The files that a train list is made of: itself, or wav.scp and utt2spk of a Kaldi folder."""
+    path = os.fspath(path)
+    folder = os.path.dirname(path) if os.path.basename(path) == "wav.scp" else path
+    if folder != path or os.path.isdir(path):
+        return os.path.join(folder, "wav.scp"), os.path.join(folder, "utt2spk")
+    return (path,)
+
+
+def is_list(path) -> bool:
+    """Whether there is a train list of this path: a file, or a folder with wav.scp and utt2spk."""
+    return all(map(os.path.isfile, files_of(path)))
+
+
+def chunks_of(path):
+    """Yield (speakers, paths, line numbers) of a train list, a piece at a time; the generator returns its SHA-256.
+
+    ``speakers`` are texts, ``paths`` is what ``TextsBuilder.add_joined`` takes. UsageError names the line of a mistake.
+    """
+    files = files_of(path)
+    if len(files) == 2:
+        return (yield from _kaldi(*files))
+    read = _json_lines if os.path.splitext(path)[1].lower() == ".jsonl" else _lines
+    with opened(path) as file:
+        yield from read(path, file)
+    return list_hash(path)
+
+
+def _lines(path, file):
+    number = 1
+    while text := file.read(CHUNK):
+        text += file.readline()
+        regular = _regular(text)
+        if regular is None:
+            lines = text.split("\n")
+            yield _one_by_one(path, lines, number)
+            number += len(lines) - (not lines[-1])
+        else:
+            words, lengths = regular
+            content = "".join(words[1::2]).encode("utf-8", LIST_TEXT["errors"])
+            yield words[::2], (content, lengths), np.arange(number, number + len(lengths), dtype=np.int32)
+            number += len(lengths)
+
+
+def _regular(text: str):
+    """(words, bytes of each second word) if each line is two words and a space between; else None.
+
+    Ten times as fast as a look at each line.
+    """
+    text += "" if text.endswith("\n") else "\n"
+    content = np.frombuffer(text.encode("utf-8", LIST_TEXT["errors"]), np.uint8)
+    low = content <= 32
+    places = np.flatnonzero(low)
+    between = content[places]
+    if len(places) % 2 or (between[::2] != 32).any() or (between[1::2] != 10).any():
+        return None
+    lengths = np.diff(places, prepend=-1) - 1
+    words = text.split()
+    if len(words) != len(places) or (lengths == 0).any():  # there is white space beyond ASCII, or an empty word
+        return None
+    return words, lengths[1::2]
+
+
+def _one_by_one(path, lines: list[str], first: int):
+    names, paths, numbers = [], [], []
+    for number, line in enumerate(lines, first):
+        if "\0" in line:
+            raise not_text(path, number)
+        columns = columns_of(line)
+        if not columns:
+            continue
+        if len(columns) != 2:
+            expected = wrong_columns("'speaker path'", len(columns))
+            raise UsageError(f"{path}:{number}: {expected}")
+        names.append(columns[0])
+        paths.append(columns[1])
+        numbers.append(number)
+    return names, joined(paths), np.array(numbers, np.int32)
+
+
+def joined(texts: list[str]) -> tuple[bytes, np.ndarray]:
+    """Texts as ``TextsBuilder.add_joined`` takes them."""
+    encoded = [text.encode("utf-8", LIST_TEXT["errors"]) for text in texts]
+    return b"".join(encoded), np.fromiter(map(len, encoded), np.int32, len(encoded))
+
+
+# ------------------------------------------------------------------------------------------------------- JSON lines
+
+
+def _json_lines(path, file):
+    """Lines of objects with a path and a speaker, by the names that other toolkits give them."""
+    names, paths, numbers = [], [], []
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        speaker, recording = _of_object(f"{path}:{number}", line)
+        names.append(speaker)
+        paths.append(recording)
+        numbers.append(number)
+        if len(names) == 1 << 16:
+            yield names, joined(paths), np.array(numbers, np.int32)
+            names, paths, numbers = [], [], []
+    yield names, joined(paths), np.array(numbers, np.int32)
+
+
+def _of_object(place: str, line: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{place}: not a line of JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise UsageError(f"{place}: expected an object with a path and a speaker, got '{line.strip()[:40]}'")
+    found = []
+    for what, known in (("speaker", SPEAKERS), ("path", PATHS)):
+        value = next((entry[name] for name in known if entry.get(name) not in (None, "")), None)
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise UsageError(f"{place}: no {what}; it is looked for under {', '.join(known)}")
+        found.append(str(value))
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in "".join(found)):
+        raise UsageError(f"{place}: a speaker or path with a control character or half a surrogate pair")
+    if entry.get("offset") or entry.get("start"):
+        raise UsageError(f"{place}: a part of a recording; python prepare_data.py {place.rpartition(':')[0]} cuts them")
+    return found[0], found[1]
+
+
+# ------------------------------------------------------------------------------------------------------------ Kaldi
+
+
+def _kaldi(scp: str, utt2spk: str):
+    """wav.scp and utt2spk, in the order of wav.scp; the line numbers are those of wav.scp."""
+    segments = Path(scp).with_name("segments")
+    if segments.exists():
+        folder = segments.parent
+        raise UsageError(f"{segments}: parts of recordings; python prepare_data.py {folder} --out .. cuts them")
+    speakers = {}
+    for number, (utterance, *rest) in numbered_lines(utt2spk):
+        if len(rest) != 1:
+            raise UsageError(f"{utt2spk}:{number}: expected 'utterance speaker', got {1 + len(rest)} columns")
+        speakers[utterance] = rest[0]
+    names, paths, numbers = [], [], []
+    for number, (utterance, *rest) in numbered_lines(scp):
+        if not rest:
+            raise UsageError(f"{scp}:{number}: expected 'utterance path'")
+        if rest[-1].endswith("|") or rest[0].startswith("|"):
+            raise UsageError(f"{scp}:{number}: a command, which is not run here: write the path of a file")
+        if utterance not in speakers:
+            raise UsageError(f"{scp}:{number}: utterance '{utterance}' has no line in {utt2spk}")
+        names.append(speakers[utterance])
+        paths.append(" ".join(rest))
+        numbers.append(number)
+    if len(names) != len(speakers):
+        left = set(speakers).difference(columns[0] for _, columns in numbered_lines(scp))
+        text = f"{utt2spk}: utterance '{min(left)}' has no line in {scp}" if left else f"{scp}: an utterance twice"
+        raise UsageError(text)
+    yield names, joined(paths), np.array(numbers, np.int32)
+    return hashlib.sha256(f"{list_hash(scp)} {list_hash(utt2spk)}".encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""Train lists as a run holds them: read once, in arrays that loader processes share."""
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from config import Config
+from corpus.folders import is_audio
+from corpus.list_forms import chunks_of, files_of
+from corpus.list_lines import stamp_of, unreadable
+from corpus.sources import TrainSource, train_sources
+from corpus.texts import Texts, TextsBuilder
+from errors import UsageError
+
+
+@dataclass
+class TrainList:
+    """The utterances of a run.
+
+    ``speakers`` sorted names; of each utterance (N,) its ``labels`` int32, a number into them, its ``paths`` as a list
+    gives it, its ``lines`` int32 and ``parts`` uint8, the number of its list in ``sources`` (None if there is one).
+    ``hash``: SHA-256 of the list, or of all that there is to several.
+    """
+
+    sources: tuple[TrainSource, ...]
+    speakers: Texts
+    labels: np.ndarray
+    paths: Texts
+    lines: np.ndarray
+    parts: np.ndarray | None
+    hash: str
+
+    def __len__(self):
+        return len(self.labels)
+
+    def source(self, utterance: int) -> TrainSource:
+        """The list that an utterance is from."""
+        return self.sources[0 if self.parts is None else int(self.parts[utterance])]
+
+    def file(self, utterance: int) -> str:
+        """Path of the file of an utterance."""
+        return os.path.join(self.source(utterance).root, self.paths[utterance])
+
+    def place(self, utterance: int) -> str:
+        """'list:line' of an utterance."""
+        return f"{self.source(utterance).path}:{self.lines[utterance]}"
+
+    def of_source(self, number: int) -> np.ndarray:
+        """The utterances of a list."""
+        return np.arange(len(self)) if self.parts is None else np.flatnonzero(self.parts == number)
+
+    def speakers_hash(self) -> str:
+        """Hash of the speakers in label order: which speaker each class of a classifier is."""
+        return hashlib.sha256("\n".join(self.speakers).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_newest: list = []  # [(what the lists were when they were read, TrainList)], one at most
+
+
+def read_train_lists(sources: tuple[TrainSource, ...]) -> TrainList:
+    """Read train lists; speakers of one name are one speaker. Lists that have not changed since are not read again.
+
+    Labels count the sorted speakers from 0, as voxceleb_trainer does. UsageError names list and line of a mistake.
+    """
+    files = [file for source in sources for file in files_of(source.path)]
+    try:
+        stamp = sources, tuple(map(stamp_of, files))
+    except OSError as error:
+        raise unreadable(error.filename, error) from error
+    if not (_newest and _newest[0][0] == stamp):
+        _newest.clear()  # before the next is read: two would need twice the memory
+        _newest.append((stamp, _read(sources)))
+    return _newest[0][1]
+
+
+def train_list_of(config: Config) -> TrainList:
+    """The train lists of a configuration."""
+    return read_train_lists(train_sources(config))
+
+
+def read_train_list(path):
+    """Read ``speaker relative/path`` lines.
+
+    Returns (sorted speaker names, label of each utterance (N,) int64, paths, line numbers), the last two as lists.
+    """
+    found = read_train_lists((TrainSource(os.fspath(path), ""),))
+    return list(found.speakers), found.labels.astype(np.int64), list(found.paths), found.lines.tolist()
+
+
+def _read(sources: tuple[TrainSource, ...]) -> TrainList:
+    number: collections.defaultdict = collections.defaultdict(itertools.count().__next__)
+    paths, labels, lines, counts, hashes = TextsBuilder(), bytearray(), bytearray(), [], []
+    for source in sources:
+        before, chunks = len(lines), chunks_of(source.path)
+        swapped, first = True, None
+        while True:
+            try:
+                names, recordings, numbers = next(chunks)
+            except StopIteration as end:
+                hashes.append(end.value)
+                break
+            if first is None and names:
+                first = int(numbers[0]), names[0], recordings[0][: recordings[1][0]].decode("utf-8", "surrogateescape")
+            swapped = swapped and all(map(is_audio, names)) and not any(map(is_audio, _texts(recordings)))
+            if source.prefix:
+                names = [source.prefix + name for name in names]
+            labels += np.fromiter(map(number.__getitem__, names), np.int32, len(names)).tobytes()
+            paths.add_joined(*recordings)
+            lines += numbers.tobytes()
+        if first is None:
+            raise UsageError(f"{source.path}: the train list is empty")
+        if swapped:
+            line, speaker, path = first
+            right = f"write 'speaker path', as '{path} {speaker}'"
+            raise UsageError(f"{source.path}:{line}: the columns are swapped, {right}")
+        counts.append((len(lines) - before) // 4)
+    speakers = sorted(number)
+    rank = np.empty(len(number), np.int32)
+    rank[[number[name] for name in speakers]] = np.arange(len(number))
+    parts = np.repeat(np.arange(len(sources), dtype=np.uint8), counts) if len(sources) > 1 else None
+    return TrainList(
+        *(sources, Texts.of(speakers), rank[np.frombuffer(labels, np.int32)], paths.done()),
+        *(np.frombuffer(lines, np.int32), parts, _hash(sources, hashes)),
+    )
+
+
+def _texts(recordings: tuple[bytes, np.ndarray]):
+    content, lengths = recordings
+    ends = np.cumsum(lengths)
+    return (content[end - length : end].decode("utf-8", "surrogateescape") for length, end in zip(lengths, ends))
+
+
+def _hash(sources: tuple[TrainSource, ...], hashes: list[str]) -> str:
+    if len(sources) == 1 and (sources[0].weight, sources[0].prefix) == (1.0, ""):
+        return hashes[0]
+    facts = [[hash, source.weight, source.prefix] for source, hash in zip(sources, hashes)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
