@@ -1,6 +1,5 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
-import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +21,8 @@ from corpus.audio import (
 )
 from corpus.augmentation import AugmentWAV
 from corpus.crop import Crop, Provenance
-from corpus.lists import read_train_list
 from corpus.sampling import SpeakerBatchSampler
+from corpus.train_list import train_list_of
 from corpus.waveforms import energy
 
 __all__ = ["SpeakerBatchSampler", "TestDataset", "TrainDataset", "collate", "collate_one"]
@@ -36,13 +35,11 @@ class TrainDataset(Dataset):
     """Rows of crops: item (epoch, ((utterance, copy), ...)) -> (audio (M, samples), label, provenance, events)."""
 
     def __init__(self, config: Config):
-        self.list_path, self.root = config.train_list, config.train_path
-        self.speakers, labels, paths, lines = read_train_list(config.train_list)
-        # Arrays, not lists of objects: forked workers would copy such lists page by page.
-        self.labels, self.lines = labels, np.array(lines, dtype=np.int64)
-        self.paths = np.array([p.encode("utf-8", "surrogatepass") for p in paths])
-        self.order = np.argsort(labels, kind="stable")
-        self.starts = np.searchsorted(labels[self.order], np.arange(len(self.speakers) + 1))
+        self.list = train_list_of(config)  # arrays: forked workers would copy lists of objects page by page
+        self.speakers, self.labels, self.parts = self.list.speakers, self.list.labels, self.list.parts
+        self.weights = [source.weight for source in self.list.sources]
+        self.order = np.argsort(self.labels, kind="stable").astype(np.int32)
+        self.starts = np.searchsorted(self.labels[self.order], np.arange(len(self.speakers) + 1))
         self.samples = samples_of(config.max_frames)
         self.seed, self.channel = config.seed, config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
@@ -52,7 +49,7 @@ class TrainDataset(Dataset):
             self.augmenter = AugmentWAV(config.musan_path, config.rir_path, config.augment_prob, cache)
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.list)
 
     @property
     def classes(self) -> int:
@@ -61,7 +58,7 @@ class TrainDataset(Dataset):
 
     def speakers_hash(self) -> str:
         """Hash of the speakers in label order: which speaker each class of a classifier is."""
-        return hashlib.sha256("\n".join(self.speakers).encode("utf-8", "surrogatepass")).hexdigest()
+        return self.list.speakers_hash()
 
     def utterances_of(self, speaker: int) -> np.ndarray:
         """Utterance numbers of a speaker."""
@@ -69,7 +66,7 @@ class TrainDataset(Dataset):
 
     def path(self, utterance: int) -> str:
         """Path of an utterance as the list gives it."""
-        return self.paths[utterance].decode("utf-8", "surrogatepass")
+        return self.list.paths[utterance]
 
     def __getitem__(self, item):
         epoch, row = item
@@ -119,7 +116,7 @@ class TrainDataset(Dataset):
         Those that cannot be used are added to ``events`` and ``replaced``.
         """
         for utterance in candidates:
-            path, line = str(Path(self.root, self.path(utterance))), int(self.lines[utterance])
+            path, line = self.list.file(utterance), int(self.list.lines[utterance])
             kind, reason = "nonfinite", NONFINITE
             try:
                 read = read_crop(path, self.samples, rng.random(), speed, channel=self.channel)

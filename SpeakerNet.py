@@ -98,7 +98,7 @@ class ModelTrainer:
         pin = config.pin_memory and self.device.type == "cuda"
         workers = config.nDataLoaderThread
         self.loader = Loader(dataset, sampler, collate, config, workers, pin, config.persistent_workers)
-        self.file_events = FileEvents(config, len(dataset), ranks, files, self.log)
+        self.file_events = FileEvents(config, dataset.list, ranks, files, self.log)
         self.incidents = Incidents(config, ranks, files, max(config.nClasses, dataset.classes))
         self.endings = Endings(config, files, self.step, self.incidents.writer)
         self.display = display.Display(config, self.progress, files, ranks.world, self.log)

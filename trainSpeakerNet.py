@@ -75,6 +75,7 @@ def run(config, argv, written) -> int:
 
 def train(config, written, ranks) -> int:
     """Train, or continue a run."""
+    from corpus.lists import trials_hash
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from SpeakerNet import ModelTrainer
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
@@ -96,7 +97,7 @@ def train(config, written, ranks) -> int:
     if ranks.world > 1:
         place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
         refuse_differences(ranks, {**place, "weights": weights_hash(trainer.network)})
-    files.write_config(config.values(), {"train_list": config.train_list, "test_list": config.test_list})
+    files.write_config(config.values(), {"train_list": dataset.list.hash, "test_list": trials_hash(config)})
     files.track(config)
     status = run_to_the_end(trainer)
     unsaved = ", ".join(trainer.saver.unsaved())
@@ -184,7 +185,7 @@ def preflight(config, written, ranks) -> int:
 def describe_run(trainer, written):
     """Print what will be trained."""
     from corpus.loader import usable_cores
-    from scoring.cautions import known_voices
+    from scoring.cautions import known_in
     from training.finetuning import learning_rate_scale
     from training.precision import emulation_note
 
@@ -199,9 +200,8 @@ def describe_run(trainer, written):
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
         f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
     )
-    voices = known_voices(
-        *(dataset.speakers, map(dataset.path, range(len(dataset))), trainer.evaluator.files, c.train_path, c.test_path)
-    )
+    listed = [(source.root, dataset.list.paths.between(r.start, r.stop)) for source, r in dataset.list.by_source()]
+    voices = known_in(dataset.speakers, listed, [(c.test_path, trainer.evaluator.files)])
     if voices:
         trainer.log(f"WARNING: {voices}")
     emulation = emulation_note(c, trainer.device)

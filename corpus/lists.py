@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from config import Config
 from corpus.list_lines import (
     LIST_TEXT,
     TRIAL_LABELS,
@@ -14,6 +15,7 @@ from corpus.list_lines import (
     stamp_of,
     wrong_columns,
 )
+from corpus.sources import trial_sources
 from corpus.train_list import read_train_list
 from errors import UsageError
 
@@ -27,6 +29,7 @@ __all__ = [
     "read_trials",
     "separator_for",
     "trial_lines",
+    "trials_hash",
     "wrong_columns",
 ]
 
@@ -45,6 +48,11 @@ def read_trials(path):
 def trial_lines(path) -> list[int]:
     """Line number of each trial that ``read_trials`` gives."""
     return _trials(path)[3]
+
+
+def trials_hash(config: Config) -> str:
+    """SHA-256 of the trial list that decides which model is the best."""
+    return list_hash(trial_sources(config)[0].path)
 
 
 def _trials(path) -> tuple:

@@ -38,8 +38,12 @@ class Texts(Sequence):
         return self.content[begin:end].tobytes().decode("utf-8", ERRORS)
 
     def __iter__(self):
-        for begin in range(0, len(self), SLAB):
-            offsets = self.offsets[begin : begin + SLAB + 1].tolist()
+        return self.between(0, len(self))
+
+    def between(self, first: int, last: int):
+        """Yield the texts from ``first`` to before ``last``; faster than one by one."""
+        for begin in range(first, last, SLAB):
+            offsets = self.offsets[begin : min(begin + SLAB, last) + 1].tolist()
             slab, first = self.content[offsets[0] : offsets[-1]].tobytes(), offsets[0]
             for start, end in itertools.pairwise(offsets):
                 yield slab[start - first : end - first].decode("utf-8", ERRORS)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -44,15 +45,26 @@ class TrainList:
 
     def file(self, utterance: int) -> str:
         """Path of the file of an utterance."""
-        return os.path.join(self.source(utterance).root, self.paths[utterance])
+        return str(Path(self.source(utterance).root, self.paths[utterance]))
 
     def place(self, utterance: int) -> str:
         """'list:line' of an utterance."""
-        return f"{self.source(utterance).path}:{self.lines[utterance]}"
+        return f"{files_of(self.source(utterance).path)[0]}:{self.lines[utterance]}"
 
-    def of_source(self, number: int) -> np.ndarray:
-        """The utterances of a list."""
-        return np.arange(len(self)) if self.parts is None else np.flatnonzero(self.parts == number)
+    def place_of(self, file: str, line: int) -> str:
+        """'list:line' of a file, as ``file`` gave it, in that line of one of the lists."""
+        for utterance in np.flatnonzero(self.lines == line) if self.parts is not None else ():
+            if self.file(utterance) == file:
+                return self.place(utterance)
+        return f"{files_of(self.sources[0].path)[0]}:{line}"
+
+    def by_source(self):
+        """Yield (source, its utterance numbers) of each list."""
+        edges = (
+            np.searchsorted(self.parts, np.arange(len(self.sources) + 1)) if self.parts is not None else [0, len(self)]
+        )
+        for source, begin, end in zip(self.sources, edges, edges[1:]):
+            yield source, range(int(begin), int(end))
 
     def speakers_hash(self) -> str:
         """Hash of the speakers in label order: which speaker each class of a classifier is."""

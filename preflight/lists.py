@@ -6,20 +6,25 @@ import numpy as np
 
 from config import Config
 from corpus.audio import class_count
-from corpus.lists import read_train_list, read_trials
+from corpus.lists import read_trials, trial_lines
+from corpus.train_list import train_list_of
 from errors import plural
 
 
 def check_train_list(config: Config, report):
     """Report repeated lines, speakers with one utterance, and the number of classes."""
-    speakers, labels, paths, lines = read_train_list(config.train_list)
+    listed = train_list_of(config)
+    speakers, labels = listed.speakers, listed.labels
     first, repeated, contradicting = {}, [], []
-    for index, path in enumerate(map(os.path.normpath, paths)):
-        other = first.setdefault(path, index)
-        if other != index:
-            same = labels[other] == labels[index]
-            row = (f"{config.train_list}:{lines[index]}", path, f"first at line {lines[other]}")
-            (repeated if same else contradicting).append(row)
+    for source, numbers in listed.by_source():
+        root = source.root if listed.parts is not None else ""
+        for index, name in zip(numbers, listed.paths.between(numbers.start, numbers.stop)):
+            path = os.path.normpath(os.path.join(root, name))
+            other = first.setdefault(path, index)
+            if other != index:
+                same = labels[other] == labels[index]
+                where = f"first at line {listed.lines[other]}" if not root else f"first at {listed.place(other)}"
+                (repeated if same else contradicting).append((listed.place(index), path, where))
     if contradicting:
         title = f"listed under two speakers: {plural(len(contradicting), 'file')} - keep one of the lines"
         report.finding("error", title, contradicting)
@@ -30,8 +35,8 @@ def check_train_list(config: Config, report):
     single = np.flatnonzero(np.bincount(labels) == 1)
     if len(single):
         level, why = ("warning", " - a row repeats the file") if config.nPerSpeaker > 1 else ("note", "")
-        lines_of = {label: lines[index] for index, label in enumerate(labels)}
-        rows = [(f"{config.train_list}:{lines_of[label]}", speakers[label]) for label in single]
+        rows = [(listed.place(index), speakers[labels[index]]) for index in np.flatnonzero(np.isin(labels, single))]
+        rows.sort(key=lambda row: row[1])
         report.finding(level, f"with one utterance: {plural(len(rows), 'speaker')}{why}", rows)
     classes = class_count(len(speakers), config.speed_perturb)
     report.line(f"  {len(speakers)} speakers, {classes} classes: 0 is '{speakers[0]}', ..., the last '{speakers[-1]}'")
@@ -39,9 +44,9 @@ def check_train_list(config: Config, report):
         report.finding("warning", f"nClasses: {config.nClasses}, but the list has {classes}: the rest is never trained")
 
 
-def check_trials(path, first, second, numbers, report):
+def check_trials(path, report):
     """Report repeated trials, and pairs that are called target and nontarget."""
-    labels, _, _ = read_trials(path)
+    (labels, first, second), numbers = read_trials(path), trial_lines(path)
     seen, repeated, contradicting = {}, [], []
     for index, (a, b) in enumerate(zip(first, second)):
         other = seen.setdefault((min(a, b), max(a, b)), index)

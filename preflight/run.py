@@ -9,15 +9,17 @@ from pathlib import Path
 from config import Config
 from corpus.audio import SAMPLE_RATE, samples_of
 from corpus.augmentation import find_noise, find_rirs
-from corpus.lists import read_train_list, read_trials, trial_lines
+from corpus.lists import read_trials, trial_lines
 from corpus.loader import usable_cores
 from corpus.measuring import Source, scan
+from corpus.sources import trial_sources
+from corpus.train_list import train_list_of
 from errors import plural
 from preflight import dry_step, lint
 from preflight.files import describe_files, report_files
 from preflight.lists import check_train_list, check_trials
 from preflight.report import Report
-from scoring.cautions import known_voices
+from scoring.cautions import known_in
 from settings.reader import table_defaults
 
 
@@ -51,17 +53,18 @@ def check_data(config: Config, report):
         source.roles.add(role)
 
     if not config.eval:
-        _, _, paths, lines = read_train_list(config.train_list)
-        for path, line in zip(paths, lines):
-            add(os.path.join(config.train_path, path), f"{config.train_list}:{line}", "train")
-    _, first, second = read_trials(config.test_list)
-    numbers = trial_lines(config.test_list)
-    tested = {}
-    for pair, line in zip(zip(first, second), numbers):
-        for path in pair:
-            tested.setdefault(path, line)
-    for path, line in tested.items():
-        add(os.path.join(config.test_path, path), f"{config.test_list}:{line}", "trial")
+        listed = train_list_of(config)
+        for source, numbers in listed.by_source():
+            for path, number in zip(listed.paths.between(numbers.start, numbers.stop), numbers):
+                add(os.path.join(source.root, path), listed.place(number), "train")
+    trials = trial_sources(config)
+    for source in trials:
+        tested = {}
+        for pair, line in zip(zip(*read_trials(source.path)[1:]), trial_lines(source.path)):
+            for path in pair:
+                tested.setdefault(path, line)
+        for path, line in tested.items():
+            add(os.path.join(source.root, path), f"{source.path}:{line}", "trial")
     if config.augment and not config.eval:
         for path in [p for found in find_noise(config.musan_path).values() for p in found] if config.musan_path else ():
             add(path, "musan_path", "noise")
@@ -77,8 +80,9 @@ def check_data(config: Config, report):
         if shared:
             title = f"in the train list and in the trials: {plural(len(shared), 'file')} - the EER will be too good"
             report.finding("warning", title, shared)
-        train = read_train_list(config.train_list)[0]
-        people = known_voices(train, (), dict.fromkeys([*first, *second]))
+        pairs = [read_trials(source.path) for source in trials]
+        people = known_in(listed.speakers, [], [("", dict.fromkeys([*first, *second])) for _, first, second in pairs])
         if people:
             report.finding("warning", people)
-    check_trials(config.test_list, first, second, numbers, report)
+    for source in trials:
+        check_trials(source.path, report)

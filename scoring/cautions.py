@@ -34,11 +34,20 @@ def known_voices(speakers, train_paths, trial_paths, train_root="", test_root=""
     ``speakers`` and ``train_paths`` of the train list, ``trial_paths`` each once; the speaker of a trial's path is its
     first folder. Paths are relative to the two roots.
     """
-    people = {speaker_of(path) for path in trial_paths} - {None}
-    known = sorted(people & set(speakers))
-    place = {os.path.normpath(os.path.join(test_root, path)) for path in trial_paths}
-    train_root = os.path.normpath(train_root)
-    same = sum(os.path.join(train_root, path) in place for path in train_paths)
+    return known_in(speakers, [(train_root, train_paths)], [(test_root, trial_paths)])
+
+
+def known_in(speakers, train, trials) -> str:
+    """``known_voices`` of several lists each: ``train`` and ``trials`` are [(root, paths)]."""
+    people = {speaker_of(path) for _, paths in trials for path in paths} - {None}
+    known = sorted(name for name in speakers if name in people)
+    places = {os.path.normpath(os.path.join(root, path)) for root, paths in trials for path in paths}
+    same = 0
+    for root, paths in train:
+        inside = os.path.join(os.path.normpath(root), "").removeprefix(f".{os.sep}")
+        # As the list gives them, so that millions of its paths need not be joined.
+        wanted = {place.removeprefix(inside) for place in places if place.startswith(inside) or os.path.isabs(place)}
+        same += sum(map(wanted.__contains__, paths)) if wanted else 0
     parts = [f"{len(known)} of the {len(people)} speakers, the first '{known[0]}'"] if known else []
     parts += [plural(same, "file")] if same else []
     if not parts:

@@ -8,7 +8,10 @@ import numpy as np
 
 from config import Config
 from corpus.audio import class_count
-from corpus.lists import read_train_list, read_trials
+from corpus.list_forms import is_list
+from corpus.lists import read_trials
+from corpus.sources import shown, train_sources, trial_sources
+from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
 from settings import plugins
 
@@ -27,24 +30,26 @@ def check_paths(config: Config, written: dict):
         place = place or (f"command line: --{key}" if key in written else key)
         raise UsageError(f"{place}: {text}")
 
-    def existing(key, folder) -> bool:
-        path = getattr(config, key)
-        there = os.path.isdir(path) if folder else os.path.isfile(path)
+    def existing(key, folder, path, is_there=None) -> bool:
+        there = (is_there or (os.path.isdir if folder else os.path.isfile))(path)
         with mistakes.collected():
+            if not there and not folder and os.path.isdir(path):
+                refuse(key, f"a folder, and without wav.scp and utt2spk no list: '{path}'")
             if not there:
                 refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
         return there
 
     with mistakes.collected():
         check_save_path(config.save_path, refuse)
-    both = existing("test_list", False), existing("test_path", True)
-    with mistakes.collected():
-        if both[0]:
-            _, first, second = read_trials(config.test_list)
-        if all(both):
-            check_files(config.test_list, config.test_path, "test_path", sorted(set(first) | set(second)), refuse)
+    for source in trial_sources(config):
+        both = existing("test_list", False, source.path), existing("test_path", True, source.root)
+        with mistakes.collected():
+            if both[0]:
+                _, first, second = read_trials(source.path)
+            if all(both):
+                check_files(source.path, source.root, "test_path", sorted(set(first) | set(second)), refuse)
     if config.initial_model:
-        existing("initial_model", False)
+        existing("initial_model", False, config.initial_model)
     if config.eval:
         with mistakes.collected():
             if not config.initial_model:
@@ -64,15 +69,17 @@ def best_model(save_path: str) -> str:
 
 def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it."""
-    both = existing("train_list", False), existing("train_path", True)
-    labels = None
+    sources, listed = train_sources(config), None
+    both = [(existing("train_list", False, s.path, is_list), existing("train_path", True, s.root)) for s in sources]
     with mistakes.collected():
-        if both[0]:
-            _, labels, paths, _ = read_train_list(config.train_list)
-        if all(both):
-            check_files(config.train_list, config.train_path, "train_path", paths, refuse)
-    if labels is not None:
-        utterances = np.bincount(labels)
+        if all(there for there, _ in both):
+            listed = read_train_lists(sources)
+            for (source, numbers), (_, folder) in zip(listed.by_source(), both):
+                if folder:
+                    sample = [listed.paths[i] for i in numbers[:: max(1, len(numbers) // MANY_FILES)]]
+                    check_files(source.path, source.root, "train_path", sample, refuse)
+    if listed is not None:
+        utterances = np.bincount(listed.labels)
         for check in (check_classes, check_rows, check_margin):
             with mistakes.collected():
                 check(config, utterances, refuse)
@@ -98,8 +105,7 @@ def check_save_path(save_path, refuse):
 
 def check_files(list_path, root, key, paths, refuse):
     """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
-    step = max(1, len(paths) // MANY_FILES)
-    sample = paths[::step]
+    sample = paths[:: max(1, len(paths) // MANY_FILES)]
     if not any(os.path.isfile(os.path.join(root, path)) for path in sample):
         refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
 
@@ -109,7 +115,8 @@ def check_classes(config: Config, utterances, refuse):
     classes = class_count(len(utterances), config.speed_perturb)
     if config.nClasses and config.nClasses < classes:
         refuse(
-            "nClasses", f"{config.nClasses} is fewer than the {classes} classes of '{config.train_list}'; 0 counts them"
+            "nClasses",
+            f"{config.nClasses} is fewer than the {classes} classes of {shown(config.train_list)}; 0 counts them",
         )
 
 
@@ -125,11 +132,13 @@ def check_rows(config: Config, utterances, refuse):
     most = min(int(utterances.max()), config.max_seg_per_spk)
     if config.nPerSpeaker > most:
         owner = (
-            "max_seg_per_spk allows" if most == config.max_seg_per_spk else f"any speaker of '{config.train_list}' has"
+            "max_seg_per_spk allows"
+            if most == config.max_seg_per_spk
+            else f"any speaker of {shown(config.train_list)} has"
         )
         refuse("nPerSpeaker", f"{config.nPerSpeaker} utterances a row, more than {owner} ({most})")
     if config.nPerSpeaker > 1 and config.batch_size > len(utterances):
-        speakers = f"'{config.train_list}' has {len(utterances)}"
+        speakers = f"{shown(config.train_list)} has {len(utterances)}"
         refuse("batch_size", f"{config.batch_size} rows of different speakers, but {speakers}")
     if len(utterances) < 2:
         refuse("train_list", "needs utterances of at least 2 speakers")

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from config import Config
-from corpus.lists import list_hash
+from corpus.lists import trials_hash
 from errors import SharedError, UsageError, rank_prefix
 from settings import plugins
 from settings.user_code import imported_user_code
@@ -61,9 +61,9 @@ def refuse_differences(ranks, facts: dict):
 def facts_of(config: Config, dataset=None) -> dict:
     """What decides over a run beside its weights: keys, contents of lists, sources of plug-ins, versions."""
     facts = {name: value for name, value in config.values().items() if name not in LOCAL_KEYS}
-    facts["test_list"] = list_hash(config.test_list)
+    facts["test_list"] = trials_hash(config)
     if dataset is not None:
-        facts.update(train_list=list_hash(config.train_list), speakers=dataset.speakers_hash())
+        facts.update(train_list=dataset.list.hash, speakers=dataset.speakers_hash())
     facts.update(source_hashes(imported_user_code(plugins.ROOT)))
     return {**facts, "torch": torch.__version__, "python": platform.python_version()}
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
-from corpus.lists import list_hash, read_trials
+from corpus.lists import read_trials, trials_hash
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
@@ -259,7 +259,7 @@ class Evaluator:
         backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
         made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
-        made.update(test_list_sha256=list_hash(c.test_list), score_threshold=result["threshold"])
+        made.update(test_list_sha256=trials_hash(c), score_threshold=result["threshold"])
         return {**backend.header(), "score": c.score_mode, **made}
 
     def draw(self, folder, result, writes=None) -> list[Path]:

@@ -1,6 +1,7 @@
 """Files that the loader could not use as they are: each is named once and counted over all processes."""
 
 from config import Config
+from corpus.train_list import TrainList
 from errors import plural
 
 UNITS = {"resampled": "Hz", "mixed down": "channels"}  # of the number in events on files that are used all the same
@@ -17,10 +18,10 @@ class FileEvents:
     ``too_many``. Files of ``known`` that a resumed run does not meet again, since they were repaired, do not count.
     """
 
-    def __init__(self, config: Config, total: int, ranks, files, log):
-        self.config, self.total, self.ranks, self.files, self.log = config, total, ranks, files, log
+    def __init__(self, config: Config, listed: TrainList, ranks, files, log):
+        self.listed, self.total, self.ranks, self.files, self.log = listed, len(listed), ranks, files, log
         percent = config.max_bad_files_pct
-        self.allowed = max(ALWAYS_ALLOWED, int(percent / 100 * total)) if percent else 0
+        self.allowed = max(ALWAYS_ALLOWED, int(percent / 100 * self.total)) if percent else 0
         self.known = {}
         self.met = set()  # paths since this process started, of all processes
         self.bad, self.lost_speaker = {}, None  # those of ``met`` that count; a speaker without a readable file
@@ -80,7 +81,7 @@ class FileEvents:
                 elif kind in COUNTED:
                     self.bad[path] = number, reason
                 if path not in self.known:
-                    line = f" ({self.config.train_list}:{number})" if kind in COUNTED else ""
+                    line = f" ({self.listed.place_of(path, number)})" if kind in COUNTED else ""
                     self.log(f"{kind}: {path}{line}: {reason}")
                 self.known[path] = number, reason
                 self.met.add(path)
@@ -97,13 +98,14 @@ class FileEvents:
         """Why the run ends, in one line; the bad files are written to result/bad_files.txt."""
         path = self.files.bad_files([f"{path}\t{line}\t{reason}" for path, (line, reason) in sorted(self.bad.items())])
         if self.lost_speaker is not None:
+            lists = ", ".join(source.path for source in self.listed.sources)
             text = f"none of the files tried of speaker '{self.lost_speaker}' can be read: repair them, or take "
-            return f"{text}the speaker out of {self.config.train_list}; {len(self.bad)} bad files are in {path}"
+            return f"{text}the speaker out of {lists}; {len(self.bad)} bad files are in {path}"
         first, (line, reason) = next(iter(self.bad.items()))
         share = 100 * len(self.bad) / self.total
         return (
             f"{plural(len(self.bad), 'file')} ({share:.1f} % of the list) cannot be used (max_bad_files_pct): {first} "
-            f"({self.config.train_list}:{line}): {reason}; repair them or take them out: all are in {path}"
+            f"({self.listed.place_of(first, line)}): {reason}; repair them or take them out: all are in {path}"
         )
 
     def state_dict(self) -> dict:

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 
 from config import Config
-from corpus.lists import list_hash
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")
@@ -53,7 +52,7 @@ def plan_of(config: Config, sampler, world: int) -> dict:
     """What decides which rows a batch has, and in how many batches and rows an epoch is dealt."""
     facts = {key: getattr(config, key) for key in DEALT_BY}
     size = {"batches": len(sampler), "rows": sampler.rows}
-    return {**facts, "world": world, "version": sampler.VERSION, "list": list_hash(config.train_list), **size}
+    return {**facts, "world": world, "version": sampler.VERSION, "list": sampler.dataset.list.hash, **size}
 
 
 def new_totals() -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from config import Config
-from corpus.lists import list_hash
+from corpus.lists import trials_hash
 from errors import UsageError
 from settings.reader import read_yaml
 
@@ -14,7 +14,7 @@ LIST = "test_list_sha256"
 
 def protocol_of(config: Config) -> dict:
     """What an EER of this configuration depends on beside the weights: trials, crops and score, {name: value}."""
-    return {LIST: list_hash(config.test_list), **_keys(config)}
+    return {LIST: trials_hash(config), **_keys(config)}
 
 
 def _keys(config: Config | SimpleNamespace) -> dict:

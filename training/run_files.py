@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from config import Config
-from corpus.lists import list_hash
 from errors import UsageError
 from settings import reader as configuration
 from storage.files import replacing
@@ -57,10 +56,10 @@ class RunFiles:
             except OSError as error:
                 raise UsageError(f"save_path: cannot make '{error.filename}': {error.strerror}") from error
 
-    def write_config(self, values: dict, lists: dict):
-        """Write result/config.yaml: the resolved configuration, versions and list hashes."""
+    def write_config(self, values: dict, hashes: dict):
+        """Write result/config.yaml: the resolved configuration, versions and the hashes of lists {key: SHA-256}."""
         if self.main:
-            info = {"command": sys.argv, "versions": versions(), "sha256": {k: list_hash(v) for k, v in lists.items()}}
+            info = {"command": sys.argv, "versions": versions(), "sha256": hashes}
             text = configuration.to_yaml({**values, "run_info": info})
             self.writes.write_bytes(self.result / "config.yaml", text.encode(errors="surrogateescape"))
 
