@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 import soundfile
 
 from corpus.audio import AudioError
@@ -80,17 +81,19 @@ def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0)
                 x = np.concatenate(list(recording.blocks()))
     whole = np.isfinite(x).all() and np.abs(x).max() <= 1 and x.shape[1] <= 8
     place = place.with_name(place.name + (".flac" if whole else ".wav"))
-    write_sound(place, x, rate, "PCM_16" if whole else "FLOAT")
+    write_sound(place, x, rate)
     return place
 
 
-def write_sound(place: Path, x: np.ndarray, rate: int, subtype: str):
-    """Write samples (samples, channels) under a temporary name first."""
+def write_sound(place: Path, x: np.ndarray, rate: int):
+    """Write samples (samples, channels) as flac of 16 bit or as wav of floats, under a temporary name first."""
     part = place.with_name(f".{place.name}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        kind = "FLAC" if place.suffix == ".flac" else "WAV"
-        soundfile.write(native(part), x, rate, format=kind, subtype=subtype)
+        if place.suffix == ".flac":
+            soundfile.write(native(part), x, rate, format="FLAC", subtype="PCM_16")
+        else:
+            scipy.io.wavfile.write(part, rate, x)  # libsndfile writes the time into a wav of floats
         os.replace(part, place)
     except (OSError, soundfile.SoundFileError) as error:
         part.unlink(missing_ok=True)
@@ -145,6 +148,6 @@ def _cut(path: Path, folder: Path, target: Path):
     except AudioError:
         return  # the loader names it where it is asked for
     for number, block in enumerate(pieces):
-        write_sound(part / f"{round(number * PIECE_SECONDS):05d}.wav", block, rate, "PCM_16")
+        write_sound(part / f"{round(number * PIECE_SECONDS):05d}.flac", block, rate)
     if pieces:
         os.replace(part, place)

@@ -170,6 +170,7 @@ def test_speech_is_found_trimmed_and_written_without_a_change(tmp_path):
     assert np.array_equal(soundfile.read(cut, dtype="int16")[0], soundfile.read(path, dtype="int16")[0][8000:24000])
     loud = write_part(str(write(tmp_path / "loud.wav", 3 * x, "FLOAT")), tmp_path / "whole")
     assert loud.suffix == ".wav" and np.abs(soundfile.read(loud)[0]).max() > 1  # nothing is clipped
+    assert b"PEAK" not in loud.read_bytes()  # which holds the time
 
 
 def test_trimmed_and_cut_recordings_make_a_set(tmp_path):
