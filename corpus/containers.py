@@ -29,12 +29,23 @@ class AudioError(Exception):
 
 
 @dataclass(frozen=True)
+class Plain:
+    """A wav file of 16 bit PCM: its first sample lies ``start`` bytes behind its beginning."""
+
+    start: int
+    frames: int
+    rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class Finding:
     """What is known of a file before it is decoded.
 
     ``repair`` says how a header that is wrong is made good, empty for a whole file. ``patch`` (offset, bytes) is what
     libsndfile is to see in place of the header's own. ``counted``: the length is known only once all is decoded.
     ``stamp`` (size, time of change) tells a file from what lay at its path before. ``mpeg``: it begins as an mp3.
+    ``plain``: where the samples of a file lie that needs no decoder.
     """
 
     stamp: tuple[int, int]
@@ -42,6 +53,7 @@ class Finding:
     patch: tuple[int, bytes] | None = None
     counted: bool = False
     mpeg: bool = False
+    plain: Plain | None = None
 
 
 class _Bytes:
@@ -134,9 +146,12 @@ def _chunked(file: _Bytes) -> Finding:
     """Check the chunk of samples of a wav, rf64, w64, aiff or caf file."""
     layout = _LAYOUTS[file.head[:4]]
     found = wide = None  # (place, size, place of the size) of the samples; (size, its place) of RF64
+    form = b""
     for name, *chunk in _chunks(file, layout, layout.first):
         if name == b"ds64":
             wide = struct.unpack("<Q", file.at(chunk[0] + 8, 8))[0], chunk[0] + 8
+        elif name == b"fmt " and not form:
+            form = file.at(chunk[0], 16)
         elif name == layout.samples:
             found = chunk
             break
@@ -156,7 +171,17 @@ def _chunked(file: _Bytes) -> Finding:
     if _goes_on(file, layout, start + size + -size % layout.align, size):
         repair = TOO_SHORT if size > layout.inside else NO_LENGTH
         return file.finding(repair=repair, patch=_size_patch(layout, field, width, there))
-    return file.finding()
+    return file.finding(plain=_plain(form, start, size) if file.head[:4] == b"RIFF" else None)
+
+
+def _plain(form: bytes, start: int, size: int) -> Plain | None:
+    """Where the samples of 16 bit PCM lie; None for any other encoding, and for what is odd in the ``fmt`` chunk."""
+    if len(form) < 16:
+        return None
+    kind, channels, rate, _, width, bits = struct.unpack("<HHIIHH", form)
+    if (kind, bits) != (1, 16) or not channels or width != 2 * channels or not size:
+        return None
+    return Plain(start, size // width, rate, channels)
 
 
 def _size_patch(layout, field, width, size) -> tuple[int, bytes]:

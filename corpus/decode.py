@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from corpus import converters
-from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, examine
+from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, Plain, examine
 from corpus.mpg123 import messages_to, summary
 
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
@@ -96,8 +96,11 @@ class Recording:
         """Open the file at its first sample, for the second time too."""
         self.close()
         try:
-            with messages_to(self.lines):
-                self.audio = _Forward(self._file())
+            if self.found.plain:
+                self.audio = _Samples(self.path, self.found.plain)
+            else:
+                with messages_to(self.lines):
+                    self.audio = _Forward(self._file())
         except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
             reason = getattr(error, "error_string", str(error)).rstrip(".")
             if "does not exist" in reason:  # as libsndfile says of a file that is there and has no samples
@@ -172,6 +175,40 @@ class _Forward(soundfile.SoundFile):
 
     def can_seek(self) -> bool:
         return super().seekable()
+
+
+class _Samples:
+    """A wav file of 16 bit PCM with the methods of soundfile that are used here, in a tenth of its time."""
+
+    format = "WAV"
+
+    def __init__(self, path, plain: Plain):
+        self.plain, self.place = plain, 0
+        self.samplerate, self.channels, self.frames = plain.rate, plain.channels, plain.frames
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
+
+    def can_seek(self) -> bool:
+        return True
+
+    def seek(self, frame: int):
+        self.place = frame
+
+    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray:
+        """Read as soundfile does -> (frames, channels) float32, fewer at the end of the file."""
+        width = 2 * self.channels
+        wanted = max(0, min(frames, self.frames - self.place)) * width
+        self.file.seek(self.plain.start + self.place * width)
+        data = self.file.read(wanted)
+        while len(data) < wanted and (more := self.file.read(wanted - len(data))):
+            data += more
+        x = np.frombuffer(data, "<i2", len(data) // width * self.channels).astype(np.float32)
+        x *= np.float32(1 / 32768)
+        x = x.reshape(-1, self.channels)
+        self.place += len(x)
+        return x
+
+    def close(self):
+        self.file.close()
 
 
 class _Presented(io.RawIOBase):

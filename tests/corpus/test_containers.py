@@ -216,3 +216,20 @@ def test_messages_of_the_mp3_decoder_are_one_line_a_file(speech, tmp_path, capfd
         notes = []
     assert "mpg123" not in capfd.readouterr().err
     assert sum(kind == "decoder warnings" for kind, _ in notes) <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_plain_wav_file_is_read_without_libsndfile_and_has_its_bits(tmp_path, channels):
+    x = np.random.default_rng(0).integers(-32768, 32768, (5000, channels)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", x, 16000)
+    data = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "b.wav").write_bytes(data[:12] + b"LIST\x03\x00\x00\x00abc\x00" + data[12:] + b"LIST\x02\x00\x00\x00ab")
+    for name in ("a.wav", "b.wav"):
+        expected = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)[0]
+        with Recording(tmp_path / name) as recording:
+            assert recording.found.plain and (recording.frames, recording.channels) == (5000, channels)
+            assert np.array_equal(recording.read(0, 5000), expected)
+            assert np.array_equal(recording.read(1234, 77), expected[1234:1311])
+            assert np.array_equal(np.concatenate(list(recording.blocks(999))), expected)
+    soundfile.write(tmp_path / "c.wav", x, 16000, subtype="PCM_24")
+    assert Recording(tmp_path / "c.wav").found.plain is None
