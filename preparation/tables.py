@@ -170,7 +170,7 @@ def _json_rows(path: Path):
                     if not isinstance(row, dict):
                         raise UsageError(f"{path}:{number}: expected an object with a path and a speaker")
                     yield number, row
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error

@@ -214,6 +214,13 @@ def test_a_table_without_a_speaker_and_a_layout_that_does_not_fit_are_named(tmp_
         read_corpus(tmp_path, Reading(layout="kaldi"))
 
 
+@pytest.mark.parametrize("text", ["{bad", "[" * 100_000, "3\n", '{"path": "a.wav", "speaker": ""}'])
+def test_what_is_no_table_of_recordings_is_one_line(tmp_path, text):
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(UsageError, match=r"t\.jsonl"):
+        read_corpus(tmp_path / "t.jsonl", Reading())
+
+
 def test_one_name_in_two_corpora_is_two_people_and_one_place_holds_one_file(tmp_path):
     for name in ("a/train/ann/1.wav", "a/test/ann/1.wav", "b/ann/1.wav", "b/bob/1.wav"):
         sound(tmp_path / name)
