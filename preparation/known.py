@@ -1,6 +1,7 @@
 """Corpora by their own folders: VoxCeleb, VoxBlink, CN-Celeb, LibriSpeech, and the noise of MUSAN and RIRS_NOISES."""
 
 import collections
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def folders_below(folder: Path, deep: int = DEEP):
 
 
 def _children(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))[:100]
+    with os.scandir(folder) as entries:  # asks the system about no file, of which there may be a million
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [folder / name for name in sorted(names)[:100]]
 
 
 # ---------------------------------------------------------------------------------------------- VoxCeleb, VoxBlink

@@ -25,8 +25,10 @@ FILES = {
     ".csv": tables.read_csv,
     ".tsv": tables.read_csv,
     ".parquet": parquet.read_parquet,
+    ".txt": tables.read_list,
+    ".lst": tables.read_list,
 }
-TABLES = {"json": tables.read_json, "csv": tables.read_csv}
+TABLES = {"json": tables.read_json, "csv": tables.read_csv, "list": tables.read_list}
 NAMES = (*FOLDERS, *TABLES)
 
 

@@ -8,7 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
-from corpus.lists import LIST_TEXT, numbered_lines
+from corpus.lists import LIST_TEXT, numbered_lines, wrong_columns
 from errors import UsageError, plural
 from preparation.corpora import Corpus, Reading, Utterance, as_folder, gender_of
 
@@ -174,6 +174,21 @@ def _json_rows(path: Path):
         raise UsageError(f"{path}: not JSON: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_list(path: Path, reading: Reading) -> Corpus:
+    """A train list of lines 'speaker path', the path relative to the list's folder or to the current one."""
+    utterances = []
+    for number, columns in numbered_lines(path):
+        if len(columns) != 2:
+            expected = wrong_columns("'speaker path'", len(columns))
+            raise UsageError(f"{path}:{number}: {expected}")
+        speaker, file = as_folder(columns[0]), existing(columns[1], path.parent)
+        name, session = place_in(file, speaker, os.path.basename(file))
+        utterances.append(Utterance(file, speaker, name, session))
+    if not utterances:
+        raise UsageError(f"{path}: has no row")
+    return described("list", path.parent, "train list", utterances)
 
 
 def read_csv(path: Path, reading: Reading) -> Corpus:

@@ -83,7 +83,13 @@ def speechbrain(root):
     (root / "train.csv").write_text("ID,duration,wav,start,stop,spk_id\nu1,0.5,$data_root/x.wav,1600,8000,ann\n")
 
 
+def train_list(root):
+    sound(root / "wav" / "ann" / "mon" / "1 a.wav")
+    (root / "list.txt").write_text("ann\twav/ann/mon/1 a.wav\n")
+
+
 LAYOUTS = [
+    (train_list, "list.txt", "list", ["ann/mon/1 a.wav   mon"]),
     (voxceleb, "", "voxceleb", ["id00012/cdefghijklm/00001.wav f train cdefghijklm"]),
     (voxceleb, "", "voxceleb", ["id10270/bcdefghijkl/00001.wav f test bcdefghijkl"]),
     (voxceleb, "", "voxceleb", ["id10001/abcdefghijk/00001.wav m  abcdefghijk"]),
