@@ -21,7 +21,7 @@ from corpus.audio import (
 )
 from corpus.augmentation import AugmentWAV
 from corpus.crop import Crop, Provenance
-from corpus.sampling import SpeakerBatchSampler
+from corpus.sampling import SpeakerBatchSampler, by_speaker
 from corpus.train_list import train_list_of
 from corpus.waveforms import energy
 
@@ -38,8 +38,8 @@ class TrainDataset(Dataset):
         self.list = train_list_of(config)  # arrays: forked workers would copy lists of objects page by page
         self.speakers, self.labels, self.parts = self.list.speakers, self.list.labels, self.list.parts
         self.weights = [source.weight for source in self.list.sources]
-        self.order = np.argsort(self.labels, kind="stable").astype(np.int32)
-        self.starts = np.searchsorted(self.labels[self.order], np.arange(len(self.speakers) + 1))
+        self.order = by_speaker(self.labels)
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.labels, minlength=len(self.speakers)))])
         self.samples = samples_of(config.max_frames)
         self.seed, self.channel = config.seed, config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]

@@ -1,5 +1,6 @@
 """Which utterances make up the batches of an epoch."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from config import Config
 from errors import UsageError, plural
 
+BLOCK = 1 << 20  # utterances or rows that are worked on together
 POWERS = {"count": 1.0, "sqrt": 0.5, "uniform": 0.0}  # of a speaker's rows: what its share of an epoch goes by
 
 
@@ -114,18 +116,33 @@ class SpeakerBatchSampler:
         edges = np.minimum(np.floor(edges + shift), self.rows)
         edges[-1] = self.rows
         counts = np.diff(edges, prepend=0.0).astype(np.int64)
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(order, counts), np.arange(self.rows) - starts
+        starts = np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
+        return np.repeat(order.astype(np.int32), counts), np.arange(self.rows, dtype=np.int32) - starts
 
     def _utterances(self, unit, number, rng) -> tuple[np.ndarray, np.ndarray]:
         """Utterances and copies (rows, per_row) of each row: a unit's utterances in random order, round and round."""
-        units = self.units
-        keys = units.unit_of_place + rng.random(len(units.order))
-        shuffled = units.order[np.argsort(keys, kind="stable")]  # stable: the same on every machine
-        used = np.minimum(units.counts, self.most)[unit]
-        slot = number[:, None] * self.per_row + np.arange(self.per_row)
-        copies, place = np.divmod(slot, used[:, None])
-        return shuffled[units.starts[unit][:, None] + place], copies
+        units, shuffled = self.units, np.empty_like(self.units.order)
+        ends = np.searchsorted(units.starts, np.arange(BLOCK, len(shuffled), BLOCK))
+        edges = np.unique(np.append(units.starts[ends[ends < len(units.starts)]], [0, len(shuffled)]))
+        for begin, end in itertools.pairwise(edges.tolist()):  # whole units at a time: all at once take much memory
+            first, last = np.searchsorted(units.starts, [begin, end])
+            keys = np.repeat(np.arange(last - first, dtype=np.float64), units.counts[first:last])
+            keys += rng.random(end - begin)
+            shuffled[begin:end] = units.order[begin + np.argsort(keys, kind="stable")]  # stable: so on every machine
+        used = np.minimum(units.counts, self.most)
+        utterances = np.empty((len(unit), self.per_row), np.int32)
+        copies = np.empty_like(utterances)
+        for begin in range(0, len(unit), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            slot = number[part, None] * self.per_row + np.arange(self.per_row)
+            copies[part], place = np.divmod(slot, used[unit[part], None])
+            utterances[part] = shuffled[units.starts[unit[part], None] + place]
+        return utterances, copies
+
+
+def by_speaker(labels: np.ndarray) -> np.ndarray:
+    """Utterance numbers (N,) int32 sorted by label, those of a label in the order of the list."""
+    return np.argsort(labels, kind="stable").astype(np.int32)
 
 
 class Units:
@@ -136,23 +153,22 @@ class Units:
     """
 
     def __init__(self, dataset):
-        labels = np.asarray(dataset.labels)
-        key, weights = labels, np.ones(1)
-        parts = getattr(dataset, "parts", None)  # number of the list of each utterance
+        parts = getattr(dataset, "parts", None)  # number of the list of each utterance, which rises with it
+        self.order = getattr(dataset, "order", None)
+        if self.order is None:
+            self.order = by_speaker(dataset.labels)
+        labels = np.asarray(dataset.labels, np.int32)[self.order]
+        new = np.append(True, labels[1:] != labels[:-1])
+        part = np.zeros(1, np.int64)
         if parts is not None:
-            weights = np.asarray(dataset.weights, np.float64)
-            key = labels.astype(np.int64) * len(weights) + parts
-        self.order = np.argsort(key, kind="stable").astype(np.int32 if len(key) < 1 << 31 else np.int64)
-        edges = np.flatnonzero(np.diff(key[self.order], prepend=-1))
-        self.starts, self.counts = edges, np.diff(edges, append=len(key))
-        self.speakers, part = np.divmod(key[self.order[edges]].astype(np.int64), len(weights))
-        self.weights = weights[part]
+            part = parts[self.order]
+            new[1:] |= part[1:] != part[:-1]
+        self.starts = np.flatnonzero(new)
+        self.counts = np.diff(self.starts, append=len(labels))
+        self.speakers = labels[self.starts]
+        weights = np.ones(1) if parts is None else np.asarray(dataset.weights, np.float64)
+        self.weights = weights[np.zeros(len(self.starts), np.int64) if parts is None else part[self.starts]]
         self.speaker_starts = np.flatnonzero(np.diff(self.speakers, prepend=-1))
-
-    @property
-    def unit_of_place(self) -> np.ndarray:
-        """The unit of each place of ``order``."""
-        return np.repeat(np.arange(len(self.counts), dtype=np.float64), self.counts)
 
 
 class Plan:
@@ -190,8 +206,8 @@ def _deal(speakers: np.ndarray, batches: int, rng) -> np.ndarray:
     """
     rows = len(speakers)
     rounds = -(-rows // batches)
-    dealt = np.full((rounds, batches), -1, np.int64)
-    order = np.empty((rounds, batches), np.int64)
+    dealt = np.full((rounds, batches), -1, np.int32)
+    order = np.empty((rounds, batches), np.int32)
     begins = np.flatnonzero(np.diff(speakers, prepend=-1))  # first row of each speaker
     ends = np.append(begins[1:], rows)
     for number in range(rounds):

@@ -21,8 +21,9 @@ class Texts(Sequence):
     @classmethod
     def of(cls, texts) -> "Texts":
         """Make it of any texts."""
-        builder = TextsBuilder()
-        builder.add([text.encode("utf-8", ERRORS) for text in texts])
+        builder, texts = TextsBuilder(), iter(texts)
+        while slab := [text.encode("utf-8", ERRORS) for text in itertools.islice(texts, SLAB)]:
+            builder.add(slab)
         return builder.done()
 
     def __len__(self):

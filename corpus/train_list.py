@@ -133,10 +133,15 @@ def _read(sources: tuple[TrainSource, ...]) -> TrainList:
         counts.append((len(lines) - before) // 4)
     speakers = sorted(number)
     rank = np.empty(len(number), np.int32)
-    rank[[number[name] for name in speakers]] = np.arange(len(number))
+    rank[np.fromiter(map(number.__getitem__, speakers), np.int64, len(speakers))] = np.arange(len(number))
+    number.clear()  # a million names in a dict are a good part of all that is needed
+    of_utterance = np.frombuffer(labels, np.int32)
+    np.take(rank, of_utterance, out=of_utterance)
+    names = Texts.of(speakers)
+    del speakers, rank
     parts = np.repeat(np.arange(len(sources), dtype=np.uint8), counts) if len(sources) > 1 else None
     return TrainList(
-        *(sources, Texts.of(speakers), rank[np.frombuffer(labels, np.int32)], paths.done()),
+        *(sources, names, of_utterance, paths.done()),
         *(np.frombuffer(lines, np.int32), parts, _hash(sources, hashes)),
     )
 
