@@ -16,11 +16,13 @@ from settings.command_line import Parser, existing_file, run
 
 def main(argv) -> int:
     """Run the command line: 0 done, 2 bad usage or too few people."""
+    from preparation.layouts import NAMES
+
     parser = Parser("prepare_data.py", __doc__.splitlines()[0])
     add = parser.add_argument
     add("inputs", nargs="+", metavar="FOLDER", help="a corpus, or a folder with a folder for each person")
     add("--out", required=True, help="folder for the lists and the configuration")
-    add("--corpus", default="", metavar="NAME", help="layout of the corpus (default: recognised)")
+    add("--corpus", default="", metavar="NAME", help=f"layout: {', '.join(NAMES)} (default: recognised)")
     add("--speaker_level", type=int, default=0, metavar="N", help="folder level that is the person (default: found)")
     add("--speaker_pattern", default="", metavar="REGEX", help="whose group is the person, in the path of each file")
     add("--only", default="", metavar="LIST", help="take the utterances of a list, as VoxBlink's utt_clean")
@@ -38,7 +40,6 @@ def main(argv) -> int:
     args = parser.parse_args(argv)
     from preparation.corpora import Reading
     from preparation.findings import Limits
-    from preparation.layouts import NAMES
     from preparation.run import Order, prepare
 
     inputs = [Path(given).absolute() for given in args.inputs]

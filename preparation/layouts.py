@@ -33,12 +33,15 @@ NAMES = (*FOLDERS, *TABLES)
 
 
 def read_corpus(path: Path, reading: Reading) -> Corpus:
-    """Read a corpus of the layout that is named, or else recognised."""
+    """Read a corpus of the layout that is named, or else recognised; noise beside a corpus that is named is too."""
     if path.is_file():
         reader = TABLES.get(reading.layout) or FILES.get(path.suffix.lower())
         if reader is None:
             raise UsageError(f"prepare_data.py: '{path}' is no folder, no archive and no {', '.join(FILES)}")
         return reader(path, reading)
+    noise = next((reader for fits, reader in map(FOLDERS.get, ("musan", "rirs")) if path.is_dir() and fits(path)), None)
+    if noise is not None and reading.layout not in ("musan", "rirs", "folder"):
+        return noise(path, reading)
     if reading.layout in TABLES:
         raise UsageError(f"--corpus {reading.layout}: '{path}' is a folder, give the file")
     if reading.speaker_level or reading.speaker_pattern:

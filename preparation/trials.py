@@ -11,6 +11,7 @@ from errors import UsageError, plural
 from preparation.corpora import Utterance
 from preparation.outputs import write_rows
 from scoring.held_out import make_trials
+from scoring.intervals import MIN_SPEAKERS
 
 FEWEST_PEOPLE = 4  # two to train on, two for the trials
 SHARE, MOST_HELD_OUT = 0.2, 100  # of the people by default
@@ -126,7 +127,8 @@ def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], 
     if test and not share and test.isdisjoint(train) and len(test.intersection(able)) > 1 and len(train) > 1:
         return test, True, "whom the corpus sets apart"
     count = max(2, round((share or SHARE) * len(counts)))
-    count = count if share else min(count, MOST_HELD_OUT)
+    if not share:
+        count = min(max(count, min(MIN_SPEAKERS, len(counts) // 3)), MOST_HELD_OUT)
     if len(counts) < FEWEST_PEOPLE or len(able) < 2 or len(counts) - count < 2:
         raise UsageError(
             f"prepare_data.py: {len(counts)} people with usable recordings, {len(able)} of them with more than one; "
