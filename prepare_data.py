@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import UsageError
-from settings.command_line import Parser, existing_file, run
+from settings.command_line import Parser, existing_file, need, run
 
 
 def main(argv) -> int:
@@ -31,6 +31,12 @@ def main(argv) -> int:
     add("--max_seconds", type=float, default=0, help="longer recordings are left out (default 0: none)")
     add("--min_speech", type=float, default=0, help="recordings with fewer seconds of speech are left out (default 0)")
     add("--trim", action="store_true", help="cut the silence before and behind the speech off")
+    add(
+        "--vad",
+        default="energy",
+        choices=("energy", "silero"),
+        help="what finds the speech (silero: pip install silero-vad)",
+    )
     add("--musan", default="", metavar="FOLDER", help="noise as it is, in folders noise, music and speech")
     add("--rirs", default="", metavar="FOLDER", help="room impulse responses")
     add("--config", default="", metavar="YAML", help="configuration to start from (default: by the size of the set)")
@@ -56,13 +62,17 @@ def main(argv) -> int:
         )
     if args.corpus and args.corpus not in NAMES:
         raise UsageError(f"--corpus '{args.corpus}': is none of {', '.join(NAMES)}")
+    if args.vad == "silero":
+        need("--vad silero", "silero_vad")
     for flag in ("config", "initial_model"):
         if getattr(args, flag):
             existing_file(getattr(args, flag), f"--{flag}")
     out = Path(args.out)
     reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
     order = Order(inputs, out, reading, Limits(args.min_seconds, args.max_seconds, args.min_speech))
-    more = {name: getattr(args, name) for name in ("share", "seed", "workers", "config", "initial_model", "trim")}
+    more = {
+        name: getattr(args, name) for name in ("share", "seed", "workers", "config", "initial_model", "trim", "vad")
+    }
     more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
     return prepare(replace(order, **more))
 

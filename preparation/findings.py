@@ -13,7 +13,7 @@ from corpus.measuring import Measure, Source, judge, measure, scan
 from corpus.quality import HUGE, LOUD
 from preparation.corpora import Utterance
 from preparation.journal import Journal, stamp
-from preparation.speech import FrameLevels, extent, speech_frames
+from preparation.speech import DETECTORS, extent
 
 # What keeps a file out: kind -> title, in the order of the page.
 KINDS = {
@@ -72,32 +72,33 @@ class Limits:
     speech: float = 0.0
 
 
-def listen(path: str) -> Sound:
-    """Read a whole file once and measure all that the lists and the page need."""
-    levels, audio = FrameLevels(), hashlib.blake2b(digest_size=16)
+def listen(path: str, vad: str = "energy") -> Sound:
+    """Read a whole file once and measure all that the lists and the page need; ``vad`` is a name of ``DETECTORS``."""
+    detector, audio = DETECTORS[vad](), hashlib.blake2b(digest_size=16)
 
     def watch(rate, block):
-        levels.add(rate, block)
+        detector.add(rate, block)
         audio.update(np.ascontiguousarray(block, np.float32))
 
     measured = measure(Source(path, path, {"train"}), watch)
     sound = Sound(**{f.name: getattr(measured, f.name) for f in fields(measured)})
     if sound.error:
         return sound
-    speech = speech_frames(levels.levels())
+    spans = detector.spans()
     sound.hash = audio.hexdigest()
     sound.varying = max(sound.power - sound.mean**2, 0.0)
-    sound.speech = float(speech.sum()) * 0.02
-    sound.begin, sound.end = extent(speech)
+    sound.speech = sum(end - begin for begin, end in spans)
+    sound.begin, sound.end = extent(spans)
     sound.end = min(sound.end, sound.seconds)
     return sound
 
 
-def listen_to_all(paths: list[str], journal: Journal, workers: int) -> dict[str, Sound]:
+def listen_to_all(paths: list[str], journal: Journal, workers: int, vad: str = "energy") -> dict[str, Sound]:
     """Sound of each file {path: sound}; what the journal knows already is not read again."""
-    keys = {path: stamp(path) for path in paths}
+    before = "" if vad == "energy" else f"{vad}|"
+    keys = {path: before + stamp(path) for path in paths}
     new = [path for path in paths if journal.get(keys[path]) is None]
-    for path, sound in scan(new, workers, listen, of=len(paths)):
+    for path, sound in scan(new, workers, functools.partial(listen, vad=vad), of=len(paths)):
         journal.add(keys[path], [getattr(sound, name) for name in _names()])
     return {path: _restored(journal.get(keys[path])) for path in paths}
 

@@ -33,6 +33,7 @@ class Order:
     config: str = ""
     initial_model: str = ""
     trim: bool = False
+    vad: str = "energy"
     musan: str = ""
     rirs: str = ""
 
@@ -79,7 +80,7 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     utterances, tree = merged(corpora), order.out.absolute() / "wav"
     failed = write_anew(utterances, tree, order.workers)
     paths = sorted({utterance.path for utterance in utterances}.difference(failed))
-    sounds = {**listen_to_all(paths, journal, order.workers), **failed}
+    sounds = {**listen_to_all(paths, journal, order.workers, order.vad), **failed}
     faults = find_faults(utterances, sounds, order.limits)
     good = [utterance for i, utterance in enumerate(utterances) if i not in faults]
     bad = [(shown(corpora, utterances[i]), *faults[i]) for i in faults]

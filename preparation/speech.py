@@ -1,8 +1,13 @@
-"""Where speech is, by the energy of frames."""
+"""Where speech is: by the energy of frames, or by the network of silero-vad where it is installed."""
 
 import itertools
+import threading
+import warnings
 
 import numpy as np
+
+from config import SAMPLE_RATE
+from corpus.audio import resample
 
 FRAME = 0.02  # seconds
 RANGE_DB = (20.0, 40.0)  # the threshold lies between so far below the loud frames
@@ -11,7 +16,7 @@ GAP, MARGIN = 0.3, 0.1  # seconds: pauses in speech that are bridged; kept befor
 FLOOR_DB = -100.0
 
 
-class FrameLevels:
+class Energy:
     """Levels in dB of full scale of frames of 20 ms of a recording that is given block by block."""
 
     def __init__(self):
@@ -26,6 +31,11 @@ class FrameLevels:
         frames = x[:whole].reshape(-1, size)
         if len(frames):
             self.powers.append(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / size)
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Where speech is, (begin, end) in seconds."""
+        edges = np.flatnonzero(np.diff(speech_frames(self.levels()).astype(np.int8), prepend=0, append=0))
+        return [(begin * FRAME, end * FRAME) for begin, end in (edges.reshape(-1, 2)).tolist()]
 
     def levels(self) -> np.ndarray:
         """(frames,) float64 in dB; what is left of less than a frame is dropped."""
@@ -52,9 +62,39 @@ def speech_frames(levels: np.ndarray) -> np.ndarray:
     return speech
 
 
-def extent(speech: np.ndarray) -> tuple[float, float]:
+_models = threading.local()  # silero's keeps a state while it reads: one for each thread
+
+
+class Silero:
+    """Speech by silero-vad's network, in a recording that is given block by block and brought to 16 kHz."""
+
+    def __init__(self):
+        self.blocks, self.rate = [], SAMPLE_RATE
+
+    def add(self, rate: int, block: np.ndarray):
+        """Take the next block (samples, channels) of a recording of ``rate`` Hz."""
+        self.blocks.append(block.mean(axis=1))
+        self.rate = rate
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Where speech is, (begin, end) in seconds."""
+        import silero_vad
+        import torch
+
+        if not hasattr(_models, "model"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the form that its weights are kept in
+                _models.model = silero_vad.load_silero_vad()
+        x = np.concatenate([*self.blocks, np.zeros(0, np.float32)])
+        x = torch.from_numpy(np.ascontiguousarray(resample(x, self.rate)))
+        with torch.inference_mode():
+            found = silero_vad.get_speech_timestamps(x, _models.model, sampling_rate=SAMPLE_RATE)
+        return [(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
+
+
+DETECTORS = {"energy": Energy, "silero": Silero}
+
+
+def extent(spans: list[tuple[float, float]]) -> tuple[float, float]:
     """Seconds from where to where a recording is kept if it is trimmed: its speech with ``MARGIN``; (0, 0) without."""
-    places = np.flatnonzero(speech)
-    if not len(places):
-        return 0.0, 0.0
-    return max(places[0] * FRAME - MARGIN, 0.0), (places[-1] + 1) * FRAME + MARGIN
+    return (max(spans[0][0] - MARGIN, 0.0), spans[-1][1] + MARGIN) if spans else (0.0, 0.0)

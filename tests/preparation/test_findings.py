@@ -15,7 +15,7 @@ import prepare_data
 from preparation.conversion import write_part
 from preparation.findings import KINDS, listen
 from preparation.journal import Journal, alone_in
-from preparation.speech import FRAME, FrameLevels, extent, speech_frames
+from preparation.speech import FRAME, Energy, Silero, extent, speech_frames
 from settings.command_line import run
 
 PEOPLE = ("Anna Müller", "Борис", "cy", "dora")
@@ -158,12 +158,12 @@ def test_speech_is_found_trimmed_and_written_without_a_change(tmp_path):
     sound = listen(str(path))
     assert sound.speech == pytest.approx(2.2, abs=0.05)  # the pause of 0.2 s belongs to it
     assert (sound.begin, sound.end) == pytest.approx((0.4, 2.8), abs=0.03)
-    levels = FrameLevels()
+    levels = Energy()
     for block in np.array_split(x[:, None], 7):
         levels.add(16000, block)
     frames = x[: len(x) // 320 * 320].reshape(-1, 320)
     assert levels.levels() == pytest.approx(10 * np.log10((frames**2).mean(1)), abs=1e-3)
-    assert not speech_frames(np.full(9, -100.0)).any() and extent(np.zeros(9, bool)) == (0, 0)
+    assert not speech_frames(np.full(9, -100.0)).any() and extent([]) == (0, 0)
     assert speech_frames(np.full(9, -20.0)).all() and FRAME == 0.02
     cut = write_part(str(path), tmp_path / "cut", 0.5, 1.0)
     assert cut.suffix == ".flac"
@@ -171,6 +171,15 @@ def test_speech_is_found_trimmed_and_written_without_a_change(tmp_path):
     loud = write_part(str(write(tmp_path / "loud.wav", 3 * x, "FLOAT")), tmp_path / "whole")
     assert loud.suffix == ".wav" and np.abs(soundfile.read(loud)[0]).max() > 1  # nothing is clipped
     assert b"PEAK" not in loud.read_bytes()  # which holds the time
+
+
+def test_silero_finds_speech_where_it_is_installed(tmp_path):
+    pytest.importorskip("silero_vad")
+    detector = Silero()
+    for block in np.array_split(noise(2)[:, None], 3):
+        detector.add(8000, block)
+    assert all(0 <= begin < end <= 4 for begin, end in detector.spans())  # noise is not speech, or little of it
+    assert listen(str(write(tmp_path / "x.wav", noise(2))), "silero").speech < 1
 
 
 def test_trimmed_and_cut_recordings_make_a_set(tmp_path):
