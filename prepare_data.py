@@ -7,7 +7,6 @@ python prepare_data.py VoxCeleb1 VoxCeleb2 musan RIRS_NOISES --out data/voxceleb
 import functools
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from errors import UsageError
@@ -16,7 +15,24 @@ from settings.command_line import Parser, existing_file, need, run
 
 def main(argv) -> int:
     """Run the command line: 0 done, 2 bad usage or too few people."""
+    from preparation.corpora import Reading
+    from preparation.findings import Limits
+    from preparation.run import Order, prepare
+
+    args = parse(argv)
+    out = Path(args.out)
+    reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
+    limits = Limits(args.min_seconds, args.max_seconds, args.min_speech)
+    names = ("share", "seed", "workers", "config", "initial_model", "trim", "vad")
+    more = {name: getattr(args, name) for name in names}
+    more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
+    return prepare(Order([Path(given).absolute() for given in args.inputs], out, reading, limits, **more))
+
+
+def parse(argv):
+    """Read the command line; UsageError for a flag or a place that cannot be used."""
     from preparation.layouts import NAMES
+    from preparation.speech import DETECTORS
 
     parser = Parser("prepare_data.py", __doc__.splitlines()[0])
     add = parser.add_argument
@@ -34,7 +50,7 @@ def main(argv) -> int:
     add(
         "--vad",
         default="energy",
-        choices=("energy", "silero"),
+        choices=list(DETECTORS),
         help="what finds the speech (silero: pip install silero-vad)",
     )
     add("--musan", default="", metavar="FOLDER", help="noise as it is, in folders noise, music and speech")
@@ -44,16 +60,8 @@ def main(argv) -> int:
     add("--seed", type=int, default=1, help="seed of what is drawn (default 1)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that read recordings (default: the cores)")
     args = parser.parse_args(argv)
-    from preparation.corpora import Reading
-    from preparation.findings import Limits
-    from preparation.run import Order, prepare
-
-    inputs = [Path(given).absolute() for given in args.inputs]
-    for flag, given in [
-        *(("prepare_data.py", given) for given in args.inputs),
-        ("--musan", args.musan),
-        ("--rirs", args.rirs),
-    ]:
+    places = [("prepare_data.py", given) for given in args.inputs]
+    for flag, given in [*places, ("--musan", args.musan), ("--rirs", args.rirs)]:
         if given and not os.path.exists(given):
             raise UsageError(f"{flag}: no such folder: '{given}'")
     if not 0 <= args.share < 1 or args.workers < 1 or args.speaker_level < 0:
@@ -67,14 +75,7 @@ def main(argv) -> int:
     for flag in ("config", "initial_model"):
         if getattr(args, flag):
             existing_file(getattr(args, flag), f"--{flag}")
-    out = Path(args.out)
-    reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
-    order = Order(inputs, out, reading, Limits(args.min_seconds, args.max_seconds, args.min_speech))
-    more = {
-        name: getattr(args, name) for name in ("share", "seed", "workers", "config", "initial_model", "trim", "vad")
-    }
-    more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
-    return prepare(replace(order, **more))
+    return args
 
 
 command = functools.partial(run, main)
