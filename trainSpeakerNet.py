@@ -182,8 +182,16 @@ def preflight(config, written, ranks) -> int:
     return run_checks(config, written, build)
 
 
+def trials_text(evaluator) -> str:
+    """'40 trials', or of several lists 'O 40 trials, E 80 trials'."""
+    lists = [evaluator, *evaluator.others]
+    return ", ".join(f"{one.source.name} {plural(len(one.labels), 'trial')}".strip() for one in lists)
+
+
 def describe_run(trainer, written):
     """Print what will be trained."""
+    import numpy as np
+
     from corpus.loader import usable_cores
     from scoring.cautions import known_in
     from training.finetuning import learning_rate_scale
@@ -198,10 +206,13 @@ def describe_run(trainer, written):
     )
     trainer.log(
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
-        f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {len(trainer.evaluator.labels)} trials"
+        f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {trials_text(trainer.evaluator)}"
     )
+    for source, numbers in dataset.list.by_source() if dataset.list.parts is not None else ():
+        people = len(np.unique(dataset.labels[numbers.start : numbers.stop]))
+        trainer.log(f"  {source.path}: {len(numbers)} utterances of {people} speakers, weight {source.weight:g}")
     listed = [(source.root, dataset.list.paths.between(r.start, r.stop)) for source, r in dataset.list.by_source()]
-    voices = known_in(dataset.speakers, listed, [(c.test_path, trainer.evaluator.files)])
+    voices = known_in(dataset.speakers, listed, [(trainer.evaluator.root, trainer.evaluator.files)])
     if voices:
         trainer.log(f"WARNING: {voices}")
     emulation = emulation_note(c, trainer.device)
@@ -226,6 +237,7 @@ def describe_run(trainer, written):
 
 def evaluate(config, ranks) -> int:
     """Score the trials with ``initial_model``; exit status 1 if too few scores are finite to say an EER."""
+    from corpus.sources import trial_sources
     from SpeakerNet import SpeakerNet
     from storage import checkpoint
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
@@ -243,7 +255,8 @@ def evaluate(config, ranks) -> int:
     epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0
     result = evaluator.run(network, epoch)
     if ranks.main:
-        print(f"{config.initial_model} on {config.test_list}:")
+        paths = ", ".join(source.path for source in trial_sources(config))
+        print(f"{config.initial_model} on {paths}:")
         for line in describe(result, config):
             print(line)
         step = state.get("step") if isinstance(state.get("step"), int) else 0

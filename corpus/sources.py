@@ -52,7 +52,7 @@ def trial_sources(config: Config) -> tuple[TrialSource, ...]:
     if entries is None:
         return (TrialSource("", config.test_list, config.test_path),)
     found = [TrialSource(name, e["list"], e.get("root", config.test_path)) for name, e in entries.items()]
-    return tuple(sorted(found, key=lambda source: source.name != found[0].name))
+    return tuple(sorted(found, key=lambda source: source.name != (config.best_list or found[0].name)))
 
 
 def shown(value: str) -> str:

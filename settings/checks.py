@@ -41,6 +41,11 @@ def check_paths(config: Config, written: dict):
 
     with mistakes.collected():
         check_save_path(config.save_path, refuse)
+    names = [source.name for source in trial_sources(config)]
+    with mistakes.collected():
+        if config.best_list and config.best_list not in names:
+            known = f"one of {', '.join(names)}" if names[0] else "a name, and test_list gives none"
+            refuse("best_list", f"must be {known}; got '{config.best_list}'")
     for source in trial_sources(config):
         both = existing("test_list", False, source.path), existing("test_path", True, source.root)
         with mistakes.collected():

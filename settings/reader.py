@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
+from corpus.sources import entries_of
 from errors import Mistakes, UsageError
 from settings import plain_yaml, plugins
 from settings.command_line import TRACEBACK
+from settings.list_keys import FIELDS, list_text
 from settings.plain_yaml import MOST_CHARACTERS, PlainLoader
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -42,7 +44,8 @@ def key_text(setting: Setting, name: str) -> str:
 def coerce(key: Key, setting: Setting):
     """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
     place = key_text(setting, key.name)
-    value = to_type(key.type, setting.value, place)
+    value = list_text(key.name, setting.value, place) if key.name in FIELDS else setting.value
+    value = to_type(key.type, value, place)
     if key.switch and str(value).lower() in TRUE + FALSE:
         value = key.switch[str(value).lower() in TRUE]
     if key.choices and value not in key.choices:
@@ -428,4 +431,5 @@ class _Dumper(yaml.SafeDumper):
 
 def to_yaml(values: dict) -> str:
     """Write a configuration as YAML that ``read_yaml`` reads back to the same values."""
+    values = {name: (entries_of(value) or value) if name in FIELDS else value for name, value in values.items()}
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

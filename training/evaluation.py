@@ -1,5 +1,6 @@
 """Embed the files of a trial list, score the trials, and say what can be said of them."""
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
-from corpus.lists import read_trials, trials_hash
+from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import embed_rows, window_samples
 from DatasetLoader import TestDataset, collate_one
@@ -23,11 +24,14 @@ from scoring.cosine import reduce_crops, score_reduced
 from scoring.error_rates import worst_eer
 from scoring.figures import evaluation_metrics
 from scoring.files import write_scores
-from scoring.intervals import trial_speakers
 from storage.files import WriteError, write_atomically
 from storage.identity import identity_of
 from training.precision import without_tf32
+from training.subset import stratified_subset
+from training.trials import Trials, numbered, read_all
 from training.writes import Writes
+
+__all__ = ["Evaluator", "describe", "leave_calibration", "stratified_subset", "write_evaluation"]
 
 MOST_NAMED = 1000  # files of non-finite embeddings that the event of an evaluation names
 
@@ -41,30 +45,32 @@ class Evaluator:
         self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
         self.spans: dict[int, str] = {}  # file number -> range of its embeddings, if they are not finite
         self.caution = ""  # about the calibration that was written last
-        labels, first, second = read_trials(config.test_list)
-        self.speakers, self.no_speakers = trial_speakers(labels, first, second)
-        if config.max_test_pairs == 1:
-            raise UsageError("max_test_pairs: 1 trial is of one class; take 0 for all, or at least 2")
-        if config.max_test_pairs and config.max_test_pairs < len(labels):
-            chosen = stratified_subset(labels, self.speakers, config.max_test_pairs, config.seed)
-            labels = labels[chosen]
-            first, second = [first[i] for i in chosen], [second[i] for i in chosen]
-            self.speakers, self.no_speakers = trial_speakers(labels, first, second)
-        self.labels, self.first, self.second = labels, first, second
-        self.files = sorted(set(first) | set(second))
-        number = {file: i for i, file in enumerate(self.files)}
-        self.pairs = np.array([[number[a], number[b]] for a, b in zip(first, second)])
+        lists = read_all(config)
+        self.files, pairs = numbered(lists)
+        self.root = lists[0].source.root
         self.dataset = TestDataset(
-            *(self.files, config.test_path, config.eval_frames, config.num_eval, config.eval_batch_size),
+            *(self.files, self.root, config.eval_frames, config.num_eval, config.eval_batch_size),
             config.channel,
         )
         if not len(self.dataset):
             reason = next(iter(self.dataset.problems.values()))
-            raise UsageError(f"{config.test_list}: none of the {len(self.files)} test files can be read: {reason}")
+            paths = ", ".join(trials.source.path for trials in lists)
+            raise UsageError(f"{paths}: none of the {len(self.files)} test files can be read: {reason}")
         # The plan of batches is the same under any number of processes; each takes every world-th batch.
         mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
         workers = min(config.nDataLoaderThread, max(len(mine), 1))
         self.loader = Loader(self.dataset, mine, collate_one, config, workers)
+        self.others: list[Evaluator] = []
+        self.others = [copy.copy(self).of(*pair) for pair in zip(lists[1:], pairs[1:])]  # they share all but the trials
+        self.of(lists[0], pairs[0])
+        self.mark = ""
+
+    def of(self, trials: Trials, pairs) -> "Evaluator":
+        """Take over the trials of a list; ``pairs`` (N, 2) are file numbers."""
+        self.mark = f"_{trials.source.name}"  # of the files of its trials
+        self.source, self.labels, self.first, self.second = trials.source, trials.labels, trials.first, trials.second
+        self.speakers, self.no_speakers, self.pairs = trials.speakers, trials.no_speakers, pairs
+        return self
 
     def embed(self, network, should_stop=lambda: False):
         """Embed every file in fp32, and keep what the score needs of it (``reduce_crops``), on the CPU.
@@ -134,7 +140,8 @@ class Evaluator:
         """Evaluate on all ranks; every rank returns the same result (without scores on ranks other than the main one).
 
         The result holds the figures of ``evaluation_metrics`` and ``epoch``, ``nan_scores``, ``nan_files``, ``failed``
-        (a reason, or None) and on the main rank ``scores`` (N,) float64.
+        (a reason, or None) and on the main rank ``scores`` (N,) float64. Of several trial lists it is the result of the
+        one that decides, with its name, ``list``, and ``others`` {name: result}.
         """
         self.ranks.share_buffers(network)
         embedded = self.embed(network, should_stop)
@@ -144,9 +151,16 @@ class Evaluator:
         result = None
         if self.ranks.main:
             normalize = getattr(network.loss, "test_normalize", True)
-            scores = score_reduced(embeddings, self.pairs, normalize)
-            result = self.summarise(network, scores, embeddings, problems, epoch)
-        shared = self.ranks.from_main({k: v for k, v in result.items() if k != "scores"} if result else None)
+
+            def result_of(one):
+                scores = score_reduced(embeddings, one.pairs, normalize)
+                return one.summarise(network, scores, embeddings, problems, epoch)
+
+            result = result_of(self)
+            if self.others:
+                others = {one.source.name: result_of(one) for one in self.others}
+                result.update(list=self.source.name, others=others)
+        shared = self.ranks.from_main(without_scores(result) if result else None)
         return result or shared
 
     def summarise(self, network, scores, embeddings, problems: dict, epoch: int) -> dict:
@@ -154,6 +168,7 @@ class Evaluator:
         finite = np.isfinite(scores)
         lost = int((~finite).sum())
         bad_files = np.flatnonzero(~torch.isfinite(embeddings).flatten(1).all(dim=1).numpy())
+        bad_files = np.intersect1d(bad_files, self.pairs)
         spoiled = np.bincount(self.pairs[~finite].ravel(), minlength=len(self.files))
         result = {"epoch": epoch, "nan_scores": lost, "scores": scores, "failed": None}
         new = {kind: files for kind, files in self.notes.items() if kind not in self.noted}
@@ -197,7 +212,7 @@ class Evaluator:
         """Describe the waveform, features and embeddings of a file that gave no finite embedding, in one line."""
         parts = []
         try:
-            x = read_crop(Path(self.config.test_path, self.files[number]), channel=self.config.channel).x
+            x = read_crop(Path(self.root, self.files[number]), channel=self.config.channel).x
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
@@ -208,10 +223,14 @@ class Evaluator:
         return "; ".join([*parts, *([f"embedding {self.spans[number]}"] if number in self.spans else [])])
 
     def write_trials(self, folder, result, writes=None):
-        """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones."""
+        """Write trials_epoch_N.txt and, if scores are non-finite, nan_trials_epoch_N.txt; then remove older ones.
+
+        Those of a list E that does not decide are trials_E_epoch_N.txt.
+        """
         folder, writes = Path(folder), writes or Writes()
         finite, written = np.isfinite(result["scores"]), []
-        for name, chosen in (("trials", finite), ("nan_trials", ~finite)):
+        names = [f"{kind}{self.mark}" for kind in ("trials", "nan_trials")]
+        for name, chosen in zip(names, (finite, ~finite)):
             index = np.flatnonzero(chosen)
             if len(index):
                 sides = [[side[i] for i in index] for side in (self.first, self.second)]
@@ -222,7 +241,7 @@ class Evaluator:
                 if not writes.write(path, write):
                     return
                 written.append(path)
-        for name in ("trials", "nan_trials"):
+        for name in names:
             for old in set(folder.glob(f"{name}_epoch_*.txt")) - set(written):
                 writes.remove(old)
 
@@ -258,7 +277,8 @@ class Evaluator:
         backend.identity = identity_of(weights, c)
         backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
-        made.update({k: getattr(c, k) for k in ("test_list", "score_mode", "eval_frames", "num_eval")})
+        made["test_list"] = self.source.path
+        made.update({k: getattr(c, k) for k in ("score_mode", "eval_frames", "num_eval")})
         made.update(test_list_sha256=trials_hash(c), score_threshold=result["threshold"])
         return {**backend.header(), "score": c.score_mode, **made}
 
@@ -308,6 +328,13 @@ def _identity_in(path) -> str | None:
         return None
 
 
+def without_scores(result: dict) -> dict:
+    """A result, and those of other lists in it, without the scores."""
+    kept = {k: v for k, v in result.items() if k not in ("scores", "others")}
+    others = {name: without_scores(other) for name, other in result.get("others", {}).items()}
+    return {**kept, "others": others} if others else kept
+
+
 def span(x) -> str:
     """Shape, range and non-finite values of a tensor in a few words."""
     finite = x[x.isfinite()].float()
@@ -315,39 +342,16 @@ def span(x) -> str:
     return f"{tuple(x.shape)} {values}, {int(x.isnan().sum())} NaN, {int(x.isinf().sum())} Inf"
 
 
-def stratified_subset(labels, speakers, count: int, seed: int) -> np.ndarray:
-    """Choose ``count`` trials at random; indices in list order.
-
-    Half of each class, as far as there are that many. Of each class every speaker (``speakers`` (N, 2), or None) keeps
-    the same share of its trials, and at least one if there is room, so that the error rates of a subset are those
-    of the list but for chance.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    targets, nontargets = (order[labels[order] == value] for value in (1, 0))
-    half = min(len(targets), max(count // 2, count - len(nontargets), 1))
-    chosen = []
-    for index, wanted in ((targets, half), (nontargets, count - half)):
-        if speakers is not None and len(index):
-            index = index[_spread(speakers[index], rng)]
-        chosen.append(index[:wanted])
-    return np.sort(np.concatenate(chosen))
-
-
-def _spread(speakers, rng) -> np.ndarray:
-    """Order trials (n, 2), which come in random order, so that every beginning holds each speaker's share of it."""
-    n = len(speakers)
-    owner = speakers[np.arange(n), rng.integers(0, 2, n)]  # a trial of two speakers counts for one of them
-    counts = np.bincount(owner)
-    rank = np.empty(n, np.int64)
-    rank[np.argsort(owner, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-    place = (rank + rng.random(len(counts))[owner]) / counts[owner]
-    place[np.unique(speakers, return_index=True)[1] // 2] -= 1  # one trial of each speaker before all others
-    return np.argsort(place, kind="stable")
-
-
 def describe(result: dict, config: Config) -> list[str]:
-    """Say an evaluation in lines for the terminal."""
+    """Say an evaluation in lines for the terminal, that of the list that decides first."""
+    lines = describe_list(result, config, result.get("list", ""))
+    for name, other in result.get("others", {}).items():
+        lines += describe_list(other, config, name, f"_{name}")
+    return lines
+
+
+def describe_list(result: dict, config: Config, name: str = "", mark: str = "") -> list[str]:
+    """Say the evaluation of one list; ``name`` of several, ``mark`` in the names of its files."""
     lines = list(result.get("notes", ()))
     for file in result["nan_files"][:10]:
         lines.append(f"test file {file['path']}: {file['reason']}; spoils {plural(file['trials'], 'trial')}")
@@ -357,11 +361,12 @@ def describe(result: dict, config: Config) -> list[str]:
     if result["nan_scores"]:
         lines.append(
             f"{result['nan_scores']} scores are non-finite ({result['nan_targets']} of target trials): "
-            f"result/nan_trials_epoch_{result['epoch']}.txt, the first of them:"
+            f"result/nan_trials{mark}_epoch_{result['epoch']}.txt, the first of them:"
         )
         lines += [f"  {pair}" for pair in result["nan_pairs"]]
+    head = f"Epoch {result['epoch']}  {f'{name}  ' if name else ''}"
     if result["failed"]:
-        return [*lines, f"Epoch {result['epoch']}  evaluation failed: {result['failed']}"]
+        return [*lines, f"{head}evaluation failed: {result['failed']}"]
     p = config.dcf_p_target
     over = "speakers" if result["interval"] == "speakers" else f"trials: {result['no_speakers']}"
     eer = f"EER {result['eer']:.2f} % (95 % CI {result['eer_low']:.2f} to {result['eer_high']:.2f} over {over})"
@@ -370,7 +375,7 @@ def describe(result: dict, config: Config) -> list[str]:
             f"EER {result['eer']:.2f} % without the removed trials, {result['eer_worst']:.2f} % counting them as errors"
         )
     dcf = "  ".join(f"minDCF({prior:g}) {result[f'min_dcf_{prior:g}']:.4f}" for prior in sorted({0.01, p}))
-    lines.append(f"Epoch {result['epoch']}  {eer}  {dcf}")
+    lines.append(f"{head}{eer}  {dcf}")
     lines.append(
         f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold;"
         f" at best {result['min_cllr']:.4f})"
@@ -384,18 +389,36 @@ def write_evaluation(files, evaluator, result: dict, config: Config, step: int):
     """Write an evaluation to scores.txt, metrics.jsonl, TensorBoard and the trials files."""
     if not files.main:
         return
-    epoch = result["epoch"]
+    epoch, others = result["epoch"], result.get("others", {})
     evaluator.write_trials(files.result, result, files.writes)
-    values = {k: v for k, v in result.items() if k not in ("epoch", "scores", "nan_files", "nan_pairs", "notes")}
+    for one in evaluator.others:
+        one.write_trials(files.result, others[one.source.name], files.writes)
+    values = event_values(result)
+    more = {"lists": {name: event_values(other) for name, other in others.items()}} if others else {}
+    files.event("eval", epoch=epoch, step=step, **values, **more)
+    write_figures(files, result, values, config, "")
+    for name, other in others.items():
+        write_figures(files, other, event_values(other), config, name)
+
+
+def event_values(result: dict) -> dict:
+    """What the event of an evaluation tells of a result."""
+    left_out = ("epoch", "scores", "nan_files", "nan_pairs", "notes", "others")
+    values = {k: v for k, v in result.items() if k not in left_out}
     bad = [file["path"] for file in result["nan_files"][:MOST_NAMED]]
-    files.event("eval", epoch=epoch, step=step, **values, **({"nan_files": bad} if bad else {}))
-    files.scalar("Val/NaNScores", result["nan_scores"], epoch)
+    return {**values, **({"nan_files": bad} if bad else {})}
+
+
+def write_figures(files, result: dict, values: dict, config: Config, name: str):
+    """Write the figures of one list to scores.txt and TensorBoard; ``name`` of one that does not decide."""
+    epoch, of_list, folder = result["epoch"], f" of {name}" if name else "", f"Val/{name}/" if name else "Val/"
+    files.scalar(f"{folder}NaNScores", result["nan_scores"], epoch)
     if result["failed"]:
-        files.score_line(f"Epoch {epoch}, evaluation failed: {result['failed']}")
+        files.score_line(f"Epoch {epoch}, evaluation{of_list} failed: {result['failed']}")
         return
-    dcf = result[f"min_dcf_{config.dcf_p_target:g}"]
-    files.score_line(f"Epoch {epoch}, VEER {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {result['threshold']:.6f}")
+    dcf, threshold = result[f"min_dcf_{config.dcf_p_target:g}"], result["threshold"]
+    files.score_line(f"Epoch {epoch}, VEER{of_list} {result['eer']:.4f}, MinDCF {dcf:.5f}, Threshold {threshold:.6f}")
     tags = {"eer": "EER", f"min_dcf_{config.dcf_p_target:g}": "MinDCF"}
-    for name, value in values.items():
+    for key, value in values.items():
         if isinstance(value, float):
-            files.scalar(f"Val/{tags.get(name, name)}", value, epoch)
+            files.scalar(f"{folder}{tags.get(key, key)}", value, epoch)

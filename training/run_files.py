@@ -32,6 +32,12 @@ def versions() -> dict:
     return {"python": sys.version.split()[0], **{m.__name__: str(m.__version__) for m in modules}}
 
 
+def without_nan(values: dict) -> dict:
+    """Values, also those in mappings, with None in the place of numbers that are not finite."""
+    clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
+    return {k: without_nan(v) if isinstance(v, dict) else v for k, v in clean.items()}
+
+
 class RunFiles:
     """Writes the files of a run; on ranks other than the main one nothing is written, and no write ends the run."""
 
@@ -70,8 +76,7 @@ class RunFiles:
 
     def event(self, kind: str, **values):
         """Append a line to metrics.jsonl. A non-finite number is written as null: JSON has no NaN."""
-        clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in values.items()}
-        self._append(self.metrics, json.dumps({"event": kind, **clean}))
+        self._append(self.metrics, json.dumps({"event": kind, **without_nan(values)}))
 
     def score_line(self, text: str):
         """Append a line to scores.txt."""
