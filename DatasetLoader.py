@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from augmentation.waveforms import energy
 from config import Config
 from corpus.audio import (
     MIN_SAMPLES,
@@ -23,7 +24,6 @@ from corpus.augmentation import AugmentWAV
 from corpus.crop import Crop, Provenance
 from corpus.sampling import SpeakerBatchSampler, by_speaker
 from corpus.train_list import train_list_of
-from corpus.waveforms import energy
 
 __all__ = ["SpeakerBatchSampler", "TestDataset", "TrainDataset", "collate", "collate_one"]
 
@@ -46,7 +46,9 @@ class TrainDataset(Dataset):
         self.augmenter = None
         if config.augment:
             cache = config.augment_cache or str(Path(config.save_path).parent / "noise_cache")
-            self.augmenter = AugmentWAV(config.musan_path, config.rir_path, config.augment_prob, cache)
+            self.augmenter = AugmentWAV(
+                config.musan_path, config.rir_path, config.augment_prob, cache, config.augmentation
+            )
 
     def __len__(self):
         return len(self.list)

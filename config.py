@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 SAMPLE_RATE = 16000  # Hz, of all audio once it is read
 
-Value = TypeVar("Value", bool, int, float, str)
+Value = TypeVar("Value", bool, int, float, str, list)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Key:
         if self.choices:
             text += f" [{' | '.join(map(str, self.choices))}]"
         unit = f" {self.unit}" if self.unit else ""
-        default = str(self.default).lower() if self.type is bool else (self.default if self.default != "" else "empty")
+        default = (
+            str(self.default).lower() if self.type is bool else "empty" if self.default in ("", []) else self.default
+        )
         return f"{text} (default {default}{unit})"
 
 
@@ -92,6 +94,7 @@ class Data:
     channel: str = key("mix", "of recordings with several channels: their mean, a channel, or the one of the most energy", choices=("mix", "1", "2", "loudest"))
     augment: bool = key(False, "add noise or reverberation to the training crops")
     augment_prob: float = key(0.8, "share of crops that are augmented, by one of the kinds at hand", low=0, high=1)
+    augmentation: list = key([], "policy in the place of augment and augment_prob: a list as [{noise: {p: 0.4, snr: [0, 15]}}, {telephone: {p: 0.1}}] of plug-ins of augmentation/, see docs/data.md")
     augment_cache: str = key("", "folder for noise and impulse responses in one memory-mapped file, made once; empty is noise_cache/ beside save_path, none reads their own files")
     speed_perturb: bool = key(False, "add 0.9x and 1.1x speed copies of each speaker as new speakers")
     max_frames: int = key(200, "length of a training crop", unit="frames of 10 ms", low=10)

@@ -32,13 +32,16 @@ from torch.utils.data import DataLoader, Dataset
 
 import make_demo_data
 from corpus.audio import samples_of
-from corpus.augmentation import HOW_MANY, SNR_DB, find_noise, find_rirs
+from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list
 from corpus.loader import make_loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.reader import load_config
 
 RATE = 16000
+# voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
+SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}
+HOW_MANY = {"noise": (1, 1), "speech": (3, 7), "music": (1, 1)}
 NAMES = {"ours": "this project", "plain": "as voxceleb_trainer", "limit": "bare int16 slices"}
 
 

@@ -1,5 +1,10 @@
-"""MUSAN noise, music and babble, and room impulse responses, added to training crops."""
+"""Augmentation of training crops: a policy of plug-ins of augmentation/, each draw of which is recorded.
 
+An entry of a policy is {name of a plug-in: {p: share of the crops, keys of the plug-in}}. They act one after another;
+{one_of: {p: .., of: [entries]}} takes one of several, each as likely as the others.
+"""
+
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +12,17 @@ import numpy as np
 from corpus.audio import AudioError
 from corpus.folders import find_recordings
 from corpus.sound_pack import UNCACHED, packed
-from corpus.sounds import SILENT_POWER, Sounds, read_noise, read_rir
-from corpus.waveforms import convolve, energy
-from errors import UsageError
+from corpus.sounds import Files, Surroundings
+from errors import ROOT, UsageError
 
-# voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
-SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}
-HOW_MANY = {"noise": (1, 1), "speech": (3, 7), "music": (1, 1)}
+CATEGORIES = ("noise", "speech", "music")  # folders of musan_path
+ONE_OF = "one_of"
+KINDS = {"speech": "babble"}  # plug-ins that record their draws under another name
 
 
 def find_noise(musan_path) -> dict[str, list[str]]:
     """Find recordings below ``musan_path`` by the folder noise, speech or music they lie in, at any depth."""
-    found = {category: [] for category in SNR_DB}
+    found = {category: [] for category in CATEGORIES}
     root = Path(musan_path)
     for path in find_recordings(root):
         for part in path.relative_to(root).parts[:-1]:
@@ -33,84 +37,130 @@ def find_rirs(rir_path) -> list[str]:
     return [str(path) for path in find_recordings(rir_path)]
 
 
+def usual_policy(noise: dict, rirs: list, probability: float) -> list[dict]:
+    """The policy of ``augment`` and ``augment_prob``: one of the kinds for which there are files."""
+    kinds = [{"reverb": {"align": False}}] if rirs else []
+    kinds += [{KINDS.get(category, category): {}} for category in noise]
+    return [{ONE_OF: {"p": probability, "of": kinds}}]
+
+
 class AugmentWAV:
-    """Apply one random augmentation to a crop: reverberation, music, babble (3 to 7 voices) or noise.
+    """Augments crops by a ``policy``, the usual one if it is empty.
 
     ``cache``: the folder for packs of the files, UNCACHED to read the files themselves.
     """
 
-    def __init__(self, musan_path: str, rir_path: str, probability: float = 0.8, cache: str = UNCACHED):
-        self.probability = probability
+    def __init__(
+        self, musan_path, rir_path, probability: float = 0.8, cache: str = UNCACHED, policy: list | None = None
+    ):
         noise = find_noise(musan_path) if musan_path else {}
         rirs = find_rirs(rir_path) if rir_path else []
-        for category, files in noise.items():
-            if not files:
-                raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
         if rir_path and not rirs:
             raise UsageError(f"rir_path: no recording below '{rir_path}'")
-        self.kinds = (["reverb"] if rirs else []) + list(noise)
-        if not self.kinds:
-            raise UsageError("augment: needs musan_path or rir_path")
+        if not policy:
+            for category, found in noise.items():
+                if not found:
+                    raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
+            if not noise and not rirs:
+                raise UsageError("augment: needs musan_path or rir_path")
+        self.steps = [step_of(entry) for entry in policy or usual_policy(noise, rirs, probability)]
         files = [path for found in noise.values() for path in found]
-        self.noise = Sounds(files, "mix", packed(musan_path, files, "mix", cache) if files else None)
-        self.rirs = Sounds(rirs, "1", packed(rir_path, rirs, "1", cache) if rirs else None)
-        ends = np.cumsum([0, *map(len, noise.values())]).tolist()
-        self.ranges = {category: (ends[i], ends[i + 1]) for i, category in enumerate(noise)}
+        wanted = {category for step in self.steps for category in step.categories()}
+        pack = packed(musan_path, files, "mix", cache) if wanted & noise.keys() else None
+        self.sounds = Surroundings(noise, rirs, pack, packed(rir_path, rirs, "1", cache) if "rir" in wanted else None)
+        for step in self.steps:
+            step.check(self.sounds)
 
     def augment(self, x: np.ndarray, rng: np.random.Generator):
         """Return (x augmented (samples,) float32, list of draws, list of (event kind, file, reason) of unusable files).
 
         A draw that could not be used has a ``reason``.
         """
-        if rng.random() >= self.probability:
-            return x, [], []
-        kind = self.kinds[rng.integers(len(self.kinds))]
-        return self._reverberate(x, rng) if kind == "reverb" else self._add_noise(x, kind, rng)
+        draws, self.sounds.unusable = [], []
+        for step in self.steps:
+            x = step.augment(x, rng, self.sounds, draws)
+        return x, draws, self.sounds.unusable
 
-    def _reverberate(self, x, rng):
-        number = int(rng.integers(len(self.rirs)))
-        path = self.rirs.path(number)
-        try:
-            rir = self.rirs.response(number)
-        except AudioError as error:
-            reason = str(error)
-            return x, [{"kind": "reverb", "path": path, "reason": reason}], [("augmentation", path, reason)]
-        return convolve(x, rir), [{"kind": "reverb", "path": path}], []
 
-    def _add_noise(self, x, kind, rng):
-        low, high = HOW_MANY[kind]
-        first, end = self.ranges[kind]
-        count = min(int(rng.integers(low, high + 1)), end - first)
-        signal_power = energy(x) / len(x)
-        mixed = x
-        draws = []
-        unusable = []
-        for number in rng.choice(end - first, count, replace=False).tolist():
-            path, snr, position = self.noise.path(first + number), rng.uniform(*SNR_DB[kind]), rng.random()
-            try:
-                noise, start = self.noise.crop(first + number, len(x), position)
-            except AudioError as error:
-                draws.append({"kind": kind, "path": path, "reason": str(error)})
-                unusable.append(("augmentation", path, str(error)))
+class Augment:
+    """One plug-in of a policy, which acts on the share ``p`` of the crops."""
+
+    def __init__(self, name: str, keys: dict):
+        self.name, self.p = name, keys.get("p", 1.0)
+        self.plugin = plugin_of(name)(**{key: value for key, value in keys.items() if key != "p"})
+
+    def categories(self) -> set[str]:
+        """The kinds of recordings that the plug-in wants."""
+        return {self.plugin.category} if getattr(self.plugin, "category", "") else set()
+
+    def check(self, sounds: Surroundings):
+        """UsageError if there are no recordings that the plug-in wants."""
+        for category in self.categories():
+            if sounds.count(category):
                 continue
-            noise_power = energy(noise) / len(x)
-            draw = {"kind": kind, "path": path, "start": start, "snr_db": float(snr)}
-            if noise_power < SILENT_POWER or not SILENT_POWER < signal_power < np.inf:
-                draws.append({**draw, "gain": 0.0, "reason": "silent"})
-                if noise_power < SILENT_POWER:
-                    unusable.append(("silent noise", path, "a silent crop, adds nothing"))
-                continue
-            gain = float(np.sqrt(signal_power / noise_power / 10 ** (snr / 10)))
-            mixed = mix(mixed, noise, gain)
-            draws.append({**draw, "gain": gain})
-        return mixed, draws, unusable
+            where = "rir_path" if category == "rir" else f"musan_path with recordings in a folder '{category}'"
+            raise UsageError(f"augmentation: {self.name} needs {where}")
+
+    def augment(self, x, rng, sounds: Surroundings, draws: list):
+        """Draw and apply; the draws are added to ``draws``."""
+        if self.p < 1 and rng.random() >= self.p:
+            return x
+        sounds.kept.clear()
+        drawn = self.plugin.draw(x, rng, sounds)
+        for draw in drawn if isinstance(drawn, list) else [drawn]:
+            draw = {"kind": self.name, **draw}
+            draws.append(draw)
+            if "reason" not in draw:
+                x = applied(self.plugin, x, draw, sounds)
+        return x
 
 
-def mix(x: np.ndarray, noise: np.ndarray, gain: float) -> np.ndarray:
-    """Add noise times ``gain`` to a crop, both (samples,) float32."""
-    scaled = np.float32(gain) * noise
-    scaled += x
-    return scaled
+class OneOf:
+    """One of several entries, on the share ``p`` of the crops."""
+
+    def __init__(self, keys: dict):
+        self.p, self.steps = keys.get("p", 1.0), [step_of(entry) for entry in keys["of"]]
+
+    def categories(self) -> set[str]:
+        """As that of ``Augment``."""
+        return set().union(*(step.categories() for step in self.steps))
+
+    def check(self, sounds: Surroundings):
+        """As that of ``Augment``."""
+        for step in self.steps:
+            step.check(sounds)
+
+    def augment(self, x, rng, sounds: Surroundings, draws: list):
+        """As that of ``Augment``."""
+        if rng.random() >= self.p:
+            return x
+        return self.steps[rng.integers(len(self.steps))].augment(x, rng, sounds, draws)
+
+
+def step_of(entry: dict) -> Augment | OneOf:
+    """Make what acts for an entry of a policy."""
+    ((name, keys),) = entry.items()
+    return OneOf(keys) if name == ONE_OF else Augment(name, keys)
+
+
+def plugin_of(kind: str):
+    """The class of the plug-in that makes draws of a kind; AudioError if there is none, as of a dump from elsewhere."""
+    name = KINDS.get(kind, kind)
+    if not name.isidentifier() or not (ROOT / "augmentation" / f"{name}.py").is_file():
+        raise AudioError(f"no plug-in 'augmentation/{name}.py'")
+    found = getattr(importlib.import_module(f"augmentation.{name}"), "Augmentation", None)
+    if found is None:
+        raise AudioError(f"augmentation/{name}.py does not define Augmentation")
+    return found
+
+
+def applied(plugin, x: np.ndarray, draw: dict, sounds) -> np.ndarray:
+    """Apply a draw; ValueError if that changes the length or the type of the crop."""
+    y = plugin.apply(x, draw, sounds)
+    if getattr(y, "shape", None) != x.shape or y.dtype != np.float32:
+        got = f"{y.dtype} {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
+        raise ValueError(f"augmentation '{draw['kind']}': apply returned {got}, not float32 {x.shape}")
+    return y
 
 
 def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
@@ -118,8 +168,8 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
     for draw in draws:
         if "reason" in draw:  # could not be used then either
             continue
-        if draw["kind"] == "reverb":
-            x = convolve(x, read_rir(draw["path"]))
-        else:
-            x = mix(x, read_noise(draw["path"], len(x), start=draw["start"])[0], draw["gain"])
+        try:
+            x = applied(plugin_of(draw["kind"]), x, draw, Files)
+        except (TypeError, IndexError, OverflowError) as error:  # the draw of a dump may hold anything
+            raise AudioError(f"the draw of '{draw['kind']}' cannot be applied: {error}") from error
     return x

@@ -58,7 +58,7 @@ class Crop:
 
         AudioError if one of its files cannot be read.
         """
-        for path in (self.path, *(draw["path"] for draw in self.draws)):
+        for path in (self.path, *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
         speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL

@@ -9,13 +9,12 @@ import os
 
 import numpy as np
 
+from augmentation.waveforms import SILENT_POWER, energy
 from config import SAMPLE_RATE
 from corpus.audio import AudioError, read_crop, wrap_pad
 from corpus.decode import Recording
 from corpus.sound_pack import Pack
-from corpus.waveforms import energy
 
-SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a file
 # Containers in which a crop has the bits that it has in the whole recording.
 EXACT = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC"}
 
@@ -102,3 +101,73 @@ def _to_float(stored: np.ndarray) -> np.ndarray:
         x *= np.float32(1 / 32768)
         return x
     return stored
+
+
+class Files:
+    """What ``apply`` of an augmentation gets when a row of a dump is made again: recordings by their paths."""
+
+    @staticmethod
+    def noise(path: str, samples: int, start: int) -> np.ndarray:
+        """A crop (samples,) from ``start`` on of a recording; AudioError."""
+        return read_noise(path, samples, start=start)[0]
+
+    @staticmethod
+    def rir(path: str) -> np.ndarray:
+        """An impulse response of unit energy; AudioError."""
+        return read_rir(path)
+
+
+class Surroundings:
+    """What ``draw`` and ``apply`` of an augmentation get while training: the recordings by category and number.
+
+    The categories are the folders of ``musan_path``, and "rir". ``unusable`` are (event kind, file, reason).
+    """
+
+    def __init__(self, noise: dict[str, list[str]], rirs: list[str], pack: Pack | None, rir_pack: Pack | None):
+        self.recordings = Sounds([path for files in noise.values() for path in files], "mix", pack)
+        self.rirs = Sounds(rirs, "1", rir_pack)
+        ends = np.cumsum([0, *map(len, noise.values())]).tolist()
+        self.ranges = {category: (ends[i], ends[i + 1]) for i, category in enumerate(noise)}
+        self.kept, self.unusable = {}, []
+
+    def count(self, category: str) -> int:
+        """How many recordings a category has."""
+        first, end = self.ranges.get(category, (0, 0))
+        return len(self.rirs) if category == "rir" else end - first
+
+    def crop(self, category: str, number: int, samples: int, position: float) -> tuple[np.ndarray | None, dict]:
+        """Cut a crop at ``position`` in [0, 1) -> (x, {path, start}), or (None, {path, reason})."""
+        number += self.ranges[category][0]
+        path = self.recordings.path(number)
+        try:
+            x, start = self.recordings.crop(number, samples, position)
+        except AudioError as error:
+            return None, self._refused(path, error)
+        self.kept[path, samples, start] = x
+        return x, {"path": path, "start": start}
+
+    def response(self, number: int) -> tuple[np.ndarray | None, dict]:
+        """An impulse response of unit energy -> (rir, {path}), or (None, {path, reason})."""
+        path = self.rirs.path(number)
+        try:
+            self.kept[path] = self.rirs.response(number)
+        except AudioError as error:
+            return None, self._refused(path, error)
+        return self.kept[path], {"path": path}
+
+    def _refused(self, path: str, error: AudioError) -> dict:
+        self.unusable.append(("augmentation", path, str(error)))
+        return {"path": path, "reason": str(error)}
+
+    def note_silence(self, noise: np.ndarray, path: str):
+        """Take note of a recording that adds nothing, if it is one."""
+        if energy(noise) / len(noise) < SILENT_POWER:
+            self.unusable.append(("silent noise", path, "a silent crop, adds nothing"))
+
+    def noise(self, path: str, samples: int, start: int) -> np.ndarray:
+        """As that of ``Files``; the crop was drawn just now."""
+        return self.kept[path, samples, start]
+
+    def rir(self, path: str) -> np.ndarray:
+        """As that of ``Files``."""
+        return self.kept[path]

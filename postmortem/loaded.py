@@ -66,7 +66,7 @@ class Row:
     @property
     def files(self) -> list[str]:
         """All files that the row was made of: the speech file, then noises and impulse responses."""
-        draws = [draw["path"] for draw in self.info.get("augment", []) if "reason" not in draw]
+        draws = [draw["path"] for draw in self.info.get("augment", []) if "path" in draw and "reason" not in draw]
         return [self.path, *draws] if self.path else []
 
     def audio(self) -> np.ndarray:

@@ -29,7 +29,16 @@ FOLDED = 400  # rows of a folded table
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 STEPS = 1000  # of the history
 CURVES = (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr"), ("Loss scale", "scale"))
-DRAWN = (("snr_db", "SNR", " dB"), ("start", "from sample", ""), ("gain", "gain", ""))  # of an augmentation draw
+DRAWN = (  # of an augmentation draw
+    *(("snr_db", "SNR", " dB"), ("start", "from sample", ""), ("gain", "gain", ""), ("gain_db", "", " dB")),
+    *(
+        ("limit", "limit", ""),
+        ("low", "from", " Hz"),
+        ("high", "to", " Hz"),
+        ("rate", "at", " Hz"),
+        ("kbps", "", " kbit/s"),
+    ),
+)
 
 
 def as_dict(value) -> dict:
@@ -170,7 +179,8 @@ def _draw(draw: dict) -> str:
     """An augmentation draw in words."""
     words = [f"{name} {number_text(draw[key])}{unit}" for key, name, unit in DRAWN if key in draw]
     words += [escape(draw["reason"])] if draw.get("reason") else []
-    return f"{escape(draw.get('kind'))} <code>{escape(draw.get('path'))}</code> {', '.join(words)}"
+    file = f" <code>{escape(draw['path'])}</code>" if "path" in draw else ""
+    return f"{escape(draw.get('kind'))}{file} {', '.join(words)}"
 
 
 def _fold(dots: list[Dot], keep: set[int], caption: str, heads, limit=None) -> str:

@@ -52,11 +52,13 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
     for draw in draws:
         with np.errstate(over="ignore", invalid="ignore"):
             if len(bad_samples(apply_draws(clean, [draw]), limit)):
-                text = f"{info['path']} is fine; the {draw['kind']} augmentation {draw['path']} brings the bad samples"
-                return Origin("augmentation", draw["path"], first_bad_sample(draw), text)
+                path = draw.get("path", "")
+                named = f"{draw['kind']} augmentation {path}".rstrip()
+                text = f"{info['path']} is fine; the {named} brings the bad samples"
+                return Origin("augmentation", path or info["path"], first_bad_sample(draw) if path else None, text)
     if len(bad_samples(mixed, limit)):
         text = f"{info['path']} and each augmentation alone are fine; mixed, they give bad samples"
-        return Origin("augmentation", draws[0]["path"], None, text)
+        return Origin("augmentation", draws[0].get("path", info["path"]), None, text)
     text = f"{info['path']}, rebuilt with the same augmentation, is fine; the row in the batch is not"
     return Origin("environment", info["path"], guess, text)
 

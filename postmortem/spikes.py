@@ -135,7 +135,9 @@ def of_rows(case, columns: list[int]) -> Finding:
     finding = Finding("input", "outlier_row", "", phase="data", columns=columns, rows=rows)
     paths = list(dict.fromkeys(case.files[row]["path"] for row in rows if row < len(case.files)))
     finding.files = [{"path": path, "sample": None} for path in paths]
-    mixed = [d["path"] for row in rows if row < len(case.files) for d in case.files[row].get("augment", [])]
+    mixed = [
+        d["path"] for row in rows if row < len(case.files) for d in case.files[row].get("augment", []) if "path" in d
+    ]
     finding.evidence += [f"augmented with {', '.join(mixed)}"] if mixed else []
     finding.summary = f"{named(case, finding)} carries the step: without it the step is ordinary."
     return finding

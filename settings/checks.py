@@ -160,7 +160,7 @@ def check_margin(config: Config, utterances, refuse):
 
 def check_augmentation(config: Config, refuse):
     """Check that there is something to augment with, in every category."""
-    if not config.musan_path and not config.rir_path:
+    if not config.musan_path and not config.rir_path and not config.augmentation:
         refuse("augment", "needs musan_path or rir_path")
     for key in ("musan_path", "rir_path"):
         path = getattr(config, key)
@@ -169,7 +169,8 @@ def check_augmentation(config: Config, refuse):
     from corpus.augmentation import AugmentWAV
 
     try:
-        AugmentWAV(config.musan_path, config.rir_path)
+        with plugins.explained("augmentation"):
+            AugmentWAV(config.musan_path, config.rir_path, policy=config.augmentation)
     except UsageError as error:
         key, text = str(error).split(": ", 1)
         refuse(key, text)

@@ -13,7 +13,10 @@ from pathlib import Path
 from errors import ROOT, UsageError, first_line
 
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
-ENTRY = {"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"}
+ENTRY = {
+    **{"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"},
+    "augmentation": "Augmentation",  # chosen by the entries of the key of this name
+}
 CHOSEN_BY = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
 # Tried one by one; the packages' own metadata allow pairs that do not load.
 PAIRS = (
@@ -46,7 +49,7 @@ def available(folder: str) -> list[str]:
 
 def all_keys() -> set[str]:
     """The keyword arguments of every plug-in on disk."""
-    return {key for folder in ENTRY for name in available(folder) for key in known_declaration(folder, name).keys}
+    return {key for folder in CHOSEN_BY for name in available(folder) for key in known_declaration(folder, name).keys}
 
 
 def declaration(folder: str, name: str) -> Declaration | None:

@@ -15,13 +15,13 @@ import yaml
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
 from corpus.sources import entries_of
 from errors import Mistakes, UsageError
-from settings import plain_yaml, plugins
+from settings import plain_yaml, plugins, policy
 from settings.command_line import TRACEBACK
 from settings.list_keys import FIELDS, list_text
 from settings.plain_yaml import MOST_CHARACTERS, PlainLoader
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Setting:
 
     value: Any
     where: str  # "configs/x.yaml:14" or "command line"
+    lines: tuple[int, ...] = ()  # of the elements of a list in a file
 
     @property
     def from_command_line(self):
@@ -44,6 +45,8 @@ def key_text(setting: Setting, name: str) -> str:
 def coerce(key: Key, setting: Setting):
     """Convert a written value to the key's type and check its range; UsageError names place, key and value."""
     place = key_text(setting, key.name)
+    if key.name == "augmentation":
+        return policy.checked(setting.value, place, setting.lines)
     value = list_text(key.name, setting.value, place) if key.name in FIELDS else setting.value
     value = to_type(key.type, value, place)
     if key.switch and str(value).lower() in TRUE + FALSE:
@@ -122,7 +125,9 @@ def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]
             if name in settings:
                 found.add(f"{place}: duplicate key '{name}', first given at {settings[name].where}")
             else:
-                settings[name] = Setting(loader.construct_object(value_node, deep=True), place)
+                inside = value_node.value if isinstance(value_node, yaml.SequenceNode) else ()
+                lines = tuple(node.start_mark.line + 1 for node in inside)
+                settings[name] = Setting(loader.construct_object(value_node, deep=True), place, lines)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar that looks like a date and is none
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         line = f":{mark.line + 1}" if isinstance(error, yaml.YAMLError) else ""
@@ -249,6 +254,8 @@ def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None 
         if name in KEYS:
             with found.collected():
                 values[name] = coerce(KEYS[name], setting)
+    if values["augmentation"] and "augment" not in written:
+        values["augment"] = True
     _resolve_plugin_keys(values, written, notes, found)
     if mistakes is None:
         found.refuse()
@@ -409,7 +416,7 @@ def _suggest(name: str, names) -> str:
 
 
 def _unknown_message(name: str, setting: Setting, declared) -> str:
-    for folder in plugins.ENTRY:
+    for folder in plugins.CHOSEN_BY:
         for other in plugins.available(folder):
             if name not in declared and name in plugins.known_declaration(folder, other).own:
                 place = "command line" if setting.from_command_line else setting.where

@@ -27,14 +27,14 @@ def reference_page() -> str:
         if key.group != group:
             group = key.group
             lines += ["", f"## {group}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-        default = str(key.default).lower() if key.type is bool else key.default
+        default = str(key.default).lower() if key.type is bool else "" if key.default == [] else key.default
         text = (
             key.help + (f" ({', '.join(key.choices)})" if key.choices else "") + (f"; {key.unit}" if key.unit else "")
         )
         text = text.replace("|", "\\|")
         lines.append(f"| `{key.name}` | {key.type.__name__} | {f'`{default}`' if default != '' else ''} | {text} |")
     lines += ["", "## Keys of the plug-ins", "", "Legal while the plug-in is chosen; with their defaults.", ""]
-    for folder in plugins.ENTRY:
+    for folder in plugins.CHOSEN_BY:
         for name in plugins.available(folder):
             own = {k: v for k, v in plugins.known_declaration(folder, name).own.items() if k not in KEYS}
             own = {k: v for k, v in own.items() if v is not plugins.UNKNOWN}

@@ -85,8 +85,14 @@ def text_of(pattern: str):
 
 
 def check_setting(value, where):
-    """Kind of a value of the configuration: a scalar or a list of them."""
-    check_kind(value, [SCALAR] if type(value) is list else SCALAR, where)
+    """Kind of a value of the configuration: a scalar, or a list of scalars and of entries of a policy."""
+    check_kind(value, [check_entry] if type(value) is list else SCALAR, where)
+
+
+def check_entry(value, where):
+    """Kind of an entry of a policy: a scalar, or a dict of settings and of such entries."""
+    inner = {str: lambda item, place: (check_entry if type(item) is dict else check_setting)(item, place)}
+    check_kind(value, inner if type(value) is dict else SCALAR, where)
 
 
 def check_threads(value, where):
@@ -107,7 +113,7 @@ WHOLE = tensor_of("a tensor of whole numbers", lambda t: not t.is_floating_point
 BYTES = tensor_of("a generator's state", lambda t: t.dtype == torch.uint8, (1,))
 ONE_NUMBER = tensor_of("a number", lambda t: t.numel() == 1 and t.dtype != torch.bool)
 STATISTICS = Fields({"numel": INT, "nan": INT, "inf": INT, "abs_max": NUMBER, "norm": NUMBER})
-DRAW = Fields({"kind": TEXT, "path": TEXT}, {"start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
+DRAW = Fields({"kind": TEXT}, {"path": TEXT, "start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
 FILE = Fields(
     {"path": TEXT, "line": INT},
     {

@@ -18,7 +18,7 @@ LEVELS = {
     "storage": ("storage",),
     "settings": ("settings",),
     "corpus": ("corpus",),
-    "plug-ins": ("models", "loss", "optimizer", "scheduler"),
+    "plug-ins": ("models", "loss", "optimizer", "scheduler", "augmentation"),
     "ground": ("config", "utils", "errors", "web"),
 }
 # Where a room stands in the picture, from 0 (left) to 10, so that no arrow hides another.

@@ -101,7 +101,7 @@ def row_lines(dump: dict, fault: Fault) -> list[str]:
         if fault.reason == "label_out_of_range":
             text += f"; label {int(dump['label'][row % len(dump['label'])])}"
         for draw in crop.augment:
-            text += f"; {draw['kind']} {draw['path']}"
+            text += f"; {draw['kind']} {draw.get('path', '')}".rstrip()
         lines.append(text)
     rest = len(list(rows)) - len(shown)
     return lines + ([f"  ... and {plural(rest, 'more row')}"] if rest > 0 else [])

@@ -47,7 +47,7 @@ class Incidents(FaultDumps):
         self.file_dumps += 1
 
         def concerned(info):
-            return any(d["path"] in unusable for d in [*info.get("replaced", []), *info["augment"]])
+            return any(d.get("path") in unusable for d in [*info.get("replaced", []), *info["augment"]])
 
         rows = [row for row, info in enumerate(batch["files"]) if concerned(info)]
         what = "; ".join(f"{path}: {reason}" for path, reason in unusable.items())

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from augmentation.waveforms import convolve, energy
 from corpus.audio import AudioError
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.sound_pack import UNCACHED, compact
-from corpus.waveforms import convolve, energy
 
 RATE = 16000
 
@@ -37,7 +37,7 @@ def augmenter(sounds, cache):
 
 def test_crops_from_packs_and_files_have_the_same_bits_and_their_draws_give_them_again(sounds, tmp_path):
     packed, plain = augmenter(sounds, tmp_path), augmenter(sounds, UNCACHED)
-    assert packed.noise.pack is not None and packed.rirs.pack is not None and plain.noise.pack is None
+    assert packed.sounds.recordings.pack and packed.sounds.rirs.pack and plain.sounds.recordings.pack is None
     kinds = set()
     for seed in range(60):
         x = np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32)
@@ -62,7 +62,7 @@ def test_a_pack_is_made_once_and_again_when_a_file_changes_or_the_pack_is_cut(so
     assert len(packs) == 2
     rir = next(path for path in packs if path.name.startswith("rir"))
     rir.write_bytes(rir.read_bytes()[:-9])
-    assert augmenter(sounds, tmp_path).rirs.pack is not None
+    assert augmenter(sounds, tmp_path).sounds.rirs.pack is not None
     said = capsys.readouterr().out
     assert f"{rir}: it is not whole; it is made again" in said and "packed into" in said
 
@@ -70,7 +70,7 @@ def test_a_pack_is_made_once_and_again_when_a_file_changes_or_the_pack_is_cut(so
 def test_a_folder_that_cannot_be_written_is_said_and_the_files_are_read(sounds, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     found = augmenter(sounds, tmp_path / "file" / "cache")
-    assert found.noise.pack is None and found.augment(np.ones(4000, np.float32), np.random.default_rng(0))
+    assert found.sounds.recordings.pack is None and found.augment(np.ones(4000, np.float32), np.random.default_rng(0))
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2 and all("augment_cache: no pack in" in line and "file by file" in line for line in said)
 
@@ -105,4 +105,4 @@ def test_a_dead_impulse_response_is_named(sounds, tmp_path):
     soundfile.write(tmp_path / "rir" / "r.wav", np.zeros(100), RATE)
     for cache in (UNCACHED, tmp_path / "cache"):
         with pytest.raises(AudioError, match="without energy"):
-            AugmentWAV("", str(tmp_path / "rir"), 1.0, str(cache)).rirs.response(0)
+            AugmentWAV("", str(tmp_path / "rir"), 1.0, str(cache)).sounds.rirs.response(0)

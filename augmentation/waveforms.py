@@ -1,10 +1,16 @@
 """Arithmetic on waveforms, float32 throughout, that gives the same bits in every process."""
 
+import functools
+
 import numpy as np
 import scipy
 
+from config import SAMPLE_RATE
+
 BLOCK = 4096  # samples of a partition; transforms of twice that fit into a core's cache
 MOST_PARTITIONS = 16  # of an impulse response; a longer one has longer partitions
+TAPS = 401  # of a filter: edges of 130 Hz
+SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a recording
 
 
 def energy(x: np.ndarray) -> float:
@@ -49,3 +55,37 @@ def _lay_out(x: np.ndarray, rows: np.ndarray, block: int):
     rows[:whole, :block] = x[: whole * block].reshape(whole, block)
     if whole < len(rows):
         rows[whole, : len(x) - whole * block] = x[whole * block :]
+
+
+def mix(x: np.ndarray, noise: np.ndarray, gain: float) -> np.ndarray:
+    """Add noise times ``gain`` to a crop, both (samples,) float32."""
+    scaled = np.float32(gain) * noise
+    scaled += x
+    return scaled
+
+
+def gain_for(x: np.ndarray, noise: np.ndarray, snr_db: float) -> float:
+    """The factor of a noise that brings it ``snr_db`` below a crop; 0 if one of them is silent or not finite."""
+    signal, power = energy(x) / len(x), energy(noise) / len(noise)
+    if not (SILENT_POWER < signal < np.inf and SILENT_POWER <= power < np.inf):
+        return 0.0
+    return float(np.sqrt(signal / power / 10 ** (snr_db / 10)))
+
+
+@functools.lru_cache(maxsize=256)
+def band_filter(low: float, high: float, stop: bool = False) -> np.ndarray:
+    """A linear-phase filter (TAPS,) that passes what lies between two frequencies in Hz, or stops it."""
+    edges = [edge for edge in (low, high) if 0 < edge < SAMPLE_RATE / 2]
+    passes_zero = stop if low > 0 else not stop
+    return scipy.signal.firwin(TAPS, edges, pass_zero=passes_zero, fs=SAMPLE_RATE).astype(np.float32)
+
+
+def filtered(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """Filter a crop (samples,) without delay."""
+    half = len(taps) // 2
+    return convolve(np.concatenate([x, np.zeros(half, np.float32)]), taps)[half:]
+
+
+def resampled(x: np.ndarray, up: int, down: int) -> np.ndarray:
+    """Change the rate of a crop (samples,) float32 by ``up`` / ``down``."""
+    return scipy.signal.resample_poly(x, up, down).astype(np.float32, copy=False)

@@ -1,0 +1,81 @@
+"""A crop through an encoder and its decoder, in memory, by libsndfile: what the codecs share."""
+
+import io
+from typing import ClassVar
+
+import numpy as np
+import soundfile
+
+from augmentation.waveforms import resampled
+from config import SAMPLE_RATE
+
+RATES = (8000, 16000)  # that the codecs are run at
+
+
+def through(x: np.ndarray, rate: int, container: str, subtype: str, delay: int = 0, **options) -> np.ndarray:
+    """Encode and decode a crop (samples,) float32 at ``rate`` Hz -> (samples,) float32 at 16 kHz.
+
+    ``delay``: samples of encoder and decoder that libsndfile leaves at the beginning. The level is lowered to full
+    scale for the encoder if it is above, and raised again. A crop that is not finite stays as it is.
+    """
+    peak = float(np.abs(x).max())
+    if not np.isfinite(peak):
+        return x
+    scale = np.float32(max(peak, 1.0))
+    ratio = SAMPLE_RATE // rate
+    narrow = np.clip(resampled(x / scale, 1, ratio) if ratio > 1 else x / scale, -1, 1)
+    coded = io.BytesIO()
+    soundfile.write(coded, np.pad(narrow, (0, delay)), rate, format=container, subtype=subtype, **options)
+    coded.seek(0)
+    decoded, _ = soundfile.read(coded, dtype="float32")
+    decoded = decoded[delay:]
+    wide = resampled(decoded, ratio, 1) if ratio > 1 else decoded
+    return scale * np.pad(wide[: len(x)], (0, max(0, len(x) - len(wide))))
+
+
+class Codec:
+    """A codec at a fixed bit rate; ``rate`` is 8000 (telephony) or 16000 Hz."""
+
+    container, subtype = "WAV", ""
+
+    def __init__(self, rate=8000):
+        if rate not in RATES:
+            raise ValueError(f"rate: {rate}, expected {' or '.join(map(str, RATES))}")
+        self.rate = rate
+
+    def draw(self, x, rng, sounds) -> dict:
+        """Draw nothing."""
+        return {"rate": self.rate}
+
+    @classmethod
+    def apply(cls, x, draw: dict, sounds):
+        """Encode and decode."""
+        return through(x, draw["rate"], cls.container, cls.subtype)
+
+
+class VariableCodec:
+    """A codec at a bit rate drawn from ``kbps``, in kbit/s."""
+
+    container, subtype = "", ""
+    options: ClassVar[dict] = {}
+    limits = (0.0, 0.0)  # kbit/s that libsndfile's level of compression spans, from 1 to 0
+    delay = 0
+
+    def __init__(self, kbps, rate):
+        low, high = self.limits
+        if not low <= kbps[0] <= kbps[1] <= high:
+            raise ValueError(f"kbps: {list(kbps)}, expected from {low:g} to {high:g}")
+        if rate not in RATES:
+            raise ValueError(f"rate: {rate}, expected {' or '.join(map(str, RATES))}")
+        self.kbps, self.rate = kbps, rate
+
+    def draw(self, x, rng, sounds) -> dict:
+        """Draw a bit rate."""
+        return {"rate": self.rate, "kbps": float(rng.uniform(*self.kbps))}
+
+    @classmethod
+    def apply(cls, x, draw: dict, sounds):
+        """Encode and decode."""
+        low, high = cls.limits
+        level = min(max((high - draw["kbps"]) / (high - low), 0.0), 0.999)  # LAME takes no 1
+        return through(x, draw["rate"], cls.container, cls.subtype, cls.delay, compression_level=level, **cls.options)

@@ -1,0 +1,35 @@
+"""Synthetic noise whose power falls with frequency."""
+
+import numpy as np
+import scipy
+
+from augmentation.waveforms import gain_for, mix
+
+
+def noise_of(samples: int, seed: int, slope: float) -> np.ndarray:
+    """Gaussian noise (samples,) with a power of 1 / f ** slope."""
+    noise = np.random.default_rng(seed).standard_normal(samples, dtype=np.float32)
+    if not slope:
+        return noise
+    spectrum = scipy.fft.rfft(noise, scipy.fft.next_fast_len(samples, real=True))
+    spectrum[1:] *= np.arange(1, len(spectrum), dtype=np.float32) ** np.float32(-slope / 2)
+    spectrum[0] = 0
+    return scipy.fft.irfft(spectrum)[:samples].astype(np.float32, copy=False)
+
+
+class Augmentation:
+    """Adds noise at a ratio of ``snr`` in dB whose ``slope`` is drawn: 0 is white, 1 pink, 2 brown."""
+
+    def __init__(self, snr=(10, 30), slope=(0, 2)):
+        self.snr, self.slope = snr, slope
+
+    def draw(self, x, rng, sounds) -> dict:
+        """Draw a seed, a slope and a level."""
+        draw = {"seed": int(rng.integers(1 << 62)), "slope": float(rng.uniform(*self.slope))}
+        snr = float(rng.uniform(*self.snr))
+        return {**draw, "snr_db": snr, "gain": gain_for(x, noise_of(len(x), **draw), snr)}
+
+    @staticmethod
+    def apply(x, draw: dict, sounds):
+        """Add the noise."""
+        return mix(x, noise_of(len(x), draw["seed"], draw["slope"]), draw["gain"])

@@ -1,0 +1,29 @@
+"""Packets of a call over the internet that get lost."""
+
+import numpy as np
+
+from config import SAMPLE_RATE
+
+
+class Augmentation:
+    """Loses a ``share`` of packets of ``ms``; ``repeat`` puts the packet before, at half its level, in its place."""
+
+    def __init__(self, share=(0.02, 0.15), ms=20, repeat=True):
+        if ms <= 0:
+            raise ValueError(f"ms: {ms}, expected the length of a packet above 0")
+        self.share, self.samples, self.repeat = share, ms * SAMPLE_RATE // 1000, repeat
+
+    def draw(self, x, rng, sounds) -> dict:
+        """Draw which packets are lost, by a seed."""
+        share, seed = float(rng.uniform(*self.share)), int(rng.integers(1 << 62))
+        return {"seed": seed, "share": share, "samples": self.samples, "repeat": self.repeat}
+
+    @staticmethod
+    def apply(x, draw: dict, sounds):
+        """Lose packets."""
+        x, size = x.copy(), draw["samples"]
+        lost = np.random.default_rng(draw["seed"]).random(-(-len(x) // size)) < draw["share"]
+        for start in (np.flatnonzero(lost) * size).tolist():
+            part = x[start : start + size]
+            part[:] = x[start - size : start][: len(part)] / 2 if draw["repeat"] and start else 0
+        return x

@@ -1,0 +1,203 @@
+"""Policies of augmentation: every plug-in on disk, what is drawn and made again, and mistakes in the YAML file."""
+
+import numpy as np
+import pytest
+import scipy
+import soundfile
+import torch
+from programs import ROOT
+
+from augmentation.waveforms import energy
+from corpus.augmentation import AugmentWAV, apply_draws
+from corpus.crop import Crop
+from corpus.loader import make_loader
+from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
+from errors import UsageError
+from settings import plugins
+from settings.checks import check_paths
+from settings.policy import checked
+from settings.reader import load_config, to_yaml
+
+RATE = 16000
+NAMES = plugins.available("augmentation")
+SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}  # voxceleb_trainer's
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """Folders of noise of two seconds and of impulse responses with an RT60 of 0.3 s and their peak after 5 ms."""
+    folder, rng = tmp_path_factory.mktemp("around"), np.random.default_rng(0)
+    for category in SNR_DB:
+        (folder / "musan" / category).mkdir(parents=True)
+        for number in range(8):
+            soundfile.write(folder / "musan" / category / f"{number}.wav", rng.normal(0, 0.1, 2 * RATE), RATE)
+    (folder / "rir").mkdir()
+    for number in range(4):
+        rir = rng.normal(0, 0.05, 6000) * 10 ** (-3 * np.arange(6000) / (0.3 * RATE))
+        rir[80] = 1.0
+        soundfile.write(folder / "rir" / f"{number}.wav", 0.9 * rir, RATE)
+    return folder
+
+
+def augmenter(around, policy, **more):
+    return AugmentWAV(str(around / "musan"), str(around / "rir"), policy=checked(policy, "augmentation"), **more)
+
+
+def voice(seed=0, seconds=1.5):
+    rng = np.random.default_rng(seed)
+    x = scipy.signal.lfilter([1], [1, -0.9], rng.normal(0, 0.05, int(seconds * RATE)))
+    return (x * (1 + np.sin(2 * np.pi * 3 * np.arange(len(x)) / RATE)) / 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_plugin_changes_a_crop_and_its_draws_make_it_again(around, name):
+    found = augmenter(around, [{name: {}}])
+    for seed, x in enumerate((voice(), 0 * voice(), 3 * voice(2, 0.3), voice(3, 0.01))):
+        kept = x.copy()
+        y, draws, _ = found.augment(x, np.random.default_rng(seed))
+        assert y.dtype == np.float32 and y.shape == x.shape and np.isfinite(y).all() and np.array_equal(x, kept)
+        assert draws and all(type(v) in (str, int, float, bool) for draw in draws for v in draw.values())
+        assert np.array_equal(apply_draws(x, draws), y)
+        assert np.array_equal(found.augment(x, np.random.default_rng(seed))[0], y)
+        assert seed or not np.array_equal(y, x)
+    assert found.augment(np.full(900, np.nan, np.float32), np.random.default_rng(0))[0].shape == (900,)
+
+
+def level_db(x, low, high):
+    spectrum = np.abs(np.fft.rfft(x)) ** 2
+    frequency = np.fft.rfftfreq(len(x), 1 / RATE)
+    return 10 * np.log10(spectrum[(frequency >= low) & (frequency < high)].sum() + 1e-20)
+
+
+def through(around, name, x, **keys):
+    return augmenter(around, [{name: keys}]).augment(x, np.random.default_rng(1))[0]
+
+
+def test_channels_do_what_they_are_named_for(around):
+    x = (0.1 * np.random.default_rng(0).normal(0, 1, RATE)).astype(np.float32)
+    phone = through(around, "telephone", x)
+    assert (
+        level_db(phone, 0, 150) < level_db(x, 0, 150) - 20
+        and level_db(phone, 3700, 8000) < level_db(x, 3700, 8000) - 40
+    )
+    assert abs(level_db(phone, 600, 3000) - level_db(x, 600, 3000)) < 0.3
+    for name in ("mu_law", "a_law", "gsm"):
+        narrow = through(around, name, x)
+        assert level_db(narrow, 4500, 8000) < level_db(x, 4500, 8000) - 20, name
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
+    for name in ("mu_law", "a_law", "gsm", "opus", "mp3"):  # aligned in time, and near the original
+        coded = through(around, name, tone)
+        assert np.dot(coded, tone) / np.sqrt(energy(coded) * energy(tone)) > 0.97, name
+    drawn = augmenter(around, [{"coloured_noise": {"snr": 10, "slope": 2}}]).augment(x, np.random.default_rng(1))[0] - x
+    assert 10 * np.log10(energy(x) / energy(drawn)) == pytest.approx(10, abs=0.1)
+    assert level_db(drawn, 20, 200) > level_db(drawn, 2000, 8000) + 15
+    assert np.abs(through(around, "clipping", x, level=0.25)).max() == pytest.approx(0.25 * np.abs(x).max())
+    assert energy(through(around, "gain", x, db=6)) / energy(x) == pytest.approx(10**0.6, rel=1e-3)
+    assert (through(around, "packet_loss", x, share=0.5, repeat=False).reshape(-1, 320) == 0).all(1).mean() > 0.2
+    impulse = np.r_[1.0, np.zeros(3999)].astype(np.float32)
+    assert np.argmax(through(around, "reverb", impulse)) == 0
+    assert np.argmax(through(around, "reverb", impulse, align=False)) == 80
+
+
+def test_the_old_keys_have_the_distribution_of_voxceleb_trainer(around, tmp_path):
+    """Signal-to-noise ratios, mean spectrum and reverberation time, against a loop in float64 that is written anew."""
+    found, rng = AugmentWAV(str(around / "musan"), str(around / "rir"), 0.8, str(tmp_path)), np.random.default_rng(5)
+    x, rows = voice(), []
+    for seed in range(400):
+        rows.append(found.augment(x, np.random.default_rng(seed))[:2])
+    plain = sum(not draws for _, draws in rows)
+    assert 0.2 * 400 - 30 < plain < 0.2 * 400 + 30
+    ratios = {kind: [d["snr_db"] for _, draws in rows for d in draws if d["kind"] == kind] for kind in SNR_DB}
+    for kind, (low, high) in SNR_DB.items():
+        assert scipy.stats.kstest(ratios[kind], scipy.stats.uniform(low, high - low).cdf).pvalue > 1e-3, kind
+        crops = [draws for _, draws in rows if draws and draws[0]["kind"] == kind]
+        assert 50 < len(crops) < 115 and {len(draws) for draws in crops} == (
+            set(range(3, 8)) if kind == "speech" else {1}
+        )
+    wide = x.astype(np.float64)
+    files = {kind: [soundfile.read(p)[0] for p in (around / "musan" / kind).iterdir()] for kind in SNR_DB}
+    rirs = [soundfile.read(p)[0] for p in sorted((around / "rir").iterdir())]
+    spectra = {"new": [], "old": []}
+    for kind, (low, high) in SNR_DB.items():
+        for y, _ in [row for row in rows if row[1] and row[1][0]["kind"] == kind][:40]:
+            spectra["new"].append(np.abs(np.fft.rfft(y)) ** 2)
+            mixed = wide.copy()
+            for _ in range(rng.integers(3, 8) if kind == "speech" else 1):
+                noise = files[kind][rng.integers(8)][: len(x)]
+                power = np.mean(wide**2) / 10 ** (rng.uniform(low, high) / 10)
+                mixed += noise * np.sqrt(power / np.mean(noise**2))
+            spectra["old"].append(np.abs(np.fft.rfft(mixed)) ** 2)
+    new, old = (10 * np.log10(np.mean(spectra[k], axis=0)[:12000].reshape(30, -1).mean(axis=1)) for k in ("new", "old"))
+    assert np.abs(new - old).max() < 1
+    impulse = np.r_[1.0, np.zeros(7999)].astype(np.float32)
+    for number, rir in enumerate(rirs):
+        expected = np.convolve(impulse, rir / np.sqrt(np.sum(rir**2)))[:8000]
+        path = str(sorted((around / "rir").iterdir())[number])
+        assert np.allclose(apply_draws(impulse, [{"kind": "reverb", "path": path}]), expected, atol=1e-6)
+
+
+def test_rows_of_a_policy_are_the_same_for_any_number_of_workers(settings, around, tmp_path):
+    policy = (
+        "[{one_of: {p: 0.8, of: [noise, {babble: {count: [2, 4]}}, reverb]}}, {speed: {p: 0.3}}, {a_law: {p: 0.3}}]"
+    )
+    keys = {"augmentation": policy, "musan_path": around / "musan", "rir_path": around / "rir", "speed_perturb": True}
+    config = load_config([f"--{key}={value}" for key, value in {**settings, **keys}.items()])[0]
+    assert config.augment
+    dataset = TrainDataset(config)
+    sampler, runs = SpeakerBatchSampler(dataset, config, False), []
+    for workers in (0, 1, 2):
+        sampler.set_position(1)
+        runs.append(list(make_loader(dataset, sampler, collate, config, workers)))
+    for run in runs[1:]:
+        assert all(torch.equal(a["data"], b["data"]) and a["files"] == b["files"] for a, b in zip(runs[0], run))
+    kinds = {draw["kind"] for batch in runs[0] for info in batch["files"] for draw in info["augment"]}
+    assert {"a_law", "speed"} <= kinds and kinds & {"noise", "speech", "reverb"}
+    for row, info in enumerate(runs[0][0]["files"]):
+        made = Crop.from_dict(info).load(runs[0][0]["data"].shape[-1])[1]
+        assert np.array_equal(made, runs[0][0]["data"][0, row].numpy())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[nois: {p: 0.4}]", ":3: augmentation: no plug-in 'augmentation/nois.py' - did you mean 'noise'?"),
+        ("\n  - noise: {snt: [0, 15]}", ":4: augmentation: noise: unknown key 'snt' - did you mean 'snr'?"),
+        ("\n  - noise\n  - gain: {db: [3, 1]}", ":5: augmentation: gain: db: expected a range as [-10, 10], the lower"),
+        ("\n  - gain: {p: 1.5}", ":4: augmentation: gain: p: expected a share from 0 to 1, got '1.5'"),
+        ("\n  - packet_loss: {ms: soon}", ":4: augmentation: packet_loss: ms: expected a value as 20, got 'soon'"),
+        ("noise", ": augmentation: expected a list, as [{noise:"),
+        ("\n  - one_of: {p: 0.5}", ":4: augmentation: one_of: expected {p: 0.8, of: [noise, reverb]}; no list 'of'"),
+        ("\n  - opus: {kbps: 2}", "kbps: [2, 2], expected from 6 to 256"),
+        ("\n  - noise", "augmentation: noise needs musan_path with recordings in a folder 'noise'"),
+    ],
+)
+def test_mistakes_in_a_policy_are_named_with_their_line(data, tmp_path, text, message):
+    path = tmp_path / "x.yaml"
+    lists = f"train_list: {data}/train_list.txt\ntrain_path: {data}/wav\ntest_list: {data}/trials.txt"
+    lists += f"\ntest_path: {data}/wav"
+    head = f"model: ECAPA_TDNN\ntrainfunc: aamsoftmax\naugmentation: {text}\n{lists}\nsave_path: {tmp_path}/run\n"
+    path.write_text(head)
+    with pytest.raises(UsageError) as caught:
+        config, written, *_ = load_config(["--config", str(path)])
+        check_paths(config, written)
+    assert message in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
+
+
+def test_a_policy_that_was_printed_is_read_again(settings, write, tmp_path):
+    policy = [{"gain": {"p": 0.5, "db": [-3, 3]}}, "white_noise", {"one_of": {"of": ["gain", {"telephone": {}}]}}]
+    first = load_config(["--config", write({**settings, "augmentation": policy})])[0]
+    (tmp_path / "printed.yaml").write_text(to_yaml(first.values()))
+    config = load_config(["--config", str(tmp_path / "printed.yaml")])[0]
+    expected = [policy[0], {"white_noise": {}}, {"one_of": {"of": [{"gain": {}}, {"telephone": {}}]}}]
+    assert config.augmentation == expected and config.augment
+
+
+def test_the_plugin_of_the_documentation_works():
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    space = {}
+    exec(page.split("## An augmentation")[1].split("```python\n")[1].split("```")[0], space)
+    plugin, x = space["Augmentation"](hertz=60), 0 * voice()
+    draw = plugin.draw(x, np.random.default_rng(0), None)
+    hum = plugin.apply(x, draw, None)
+    assert hum.dtype == np.float32 and np.argmax(np.abs(np.fft.rfft(hum))) * RATE / len(x) == pytest.approx(60, abs=1)
+    assert -50 <= 20 * np.log10(np.abs(hum).max()) <= -30
