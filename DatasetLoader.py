@@ -36,6 +36,7 @@ class TrainDataset(Dataset):
 
     def __init__(self, config: Config):
         self.list = train_list_of(config)  # arrays: forked workers would copy lists of objects page by page
+        self.list.open_packs()
         self.speakers, self.labels, self.parts = self.list.speakers, self.list.labels, self.list.parts
         self.weights = [source.weight for source in self.list.sources]
         self.order = by_speaker(self.labels)
@@ -121,7 +122,8 @@ class TrainDataset(Dataset):
             path, line = self.list.file(utterance), int(self.list.lines[utterance])
             kind, reason = "nonfinite", NONFINITE
             try:
-                read = read_crop(path, self.samples, rng.random(), speed, channel=self.channel)
+                position, opened = rng.random(), self.list.opened(utterance, path)
+                read = read_crop(path, self.samples, position, speed, channel=self.channel, opened=opened)
                 usable = not finite or np.isfinite(read.x).all()
             except AudioError as error:
                 kind, reason, usable = "unreadable", str(error), False
@@ -137,6 +139,8 @@ class TrainDataset(Dataset):
             events.append(("mixed down", path, read.channels, ""))
         events.extend((kind, path, 0, text) for kind, text in read.notes)
         crop = Crop(path, line, read.start, read.rate, float(speed), read.channel, utterance, replaced=list(replaced))
+        if opened is not None:
+            crop.pack, crop.pack_row = opened.pack.folder, opened.row
         x = read.x
         if self.augmenter is not None:
             x, crop.augment, unusable = self.augmenter.augment(x, rng)

@@ -86,6 +86,7 @@ class Run:
 class Data:
     train_list: str = key("data/train_list.txt", "train list, lines 'speaker path'; or several, [a.txt, {list: b.txt, root: FOLDER, weight: 2, prefix: b-}]")
     train_path: str = key("data/voxceleb2", "folder that the paths of train_list are relative to")
+    train_pack: str = key("", "folder of pack_data.py that has the files of train_list: they are read from it, with the same results")
     test_list: str = key("data/test_list.txt", "trial list, lines 'label pathA pathB'; or several by name, {O: a.txt, E: {list: b.txt, root: FOLDER}}")
     best_list: str = key("", "of several trial lists the one whose EER decides which model is the best; empty is the first")
     test_path: str = key("data/voxceleb1", "folder that the paths of test_list are relative to")

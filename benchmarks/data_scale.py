@@ -1,6 +1,7 @@
 """Measure how a train list of any size starts: the plan of an epoch, reading, memory, the first batch.
 
 python benchmarks/data_scale.py plan     # an epoch dealt, at the sizes of known sets
+python benchmarks/data_scale.py pack     # crops a second from files and from a pack of them
 python benchmarks/data_scale.py lists    # from a list of 10 M lines to the first batch
 """
 
@@ -49,6 +50,45 @@ def plan(_):
             f"{utterances:,} utterances of {speakers:,} speakers, {len(sampler):,} batches of {batch_size} x {per_row}:"
             f" sampler {ready - began:.2f} s, plan of an epoch {dealt - ready:.2f} s"
         )
+
+
+# ------------------------------------------------------------------------------------------------ files and packs
+
+
+def pack(arguments):
+    """Print crops of 2 s a second that one process reads, from wav, flac and packs of them, in turns."""
+    import soundfile
+
+    from corpus.sources import TrainSource
+    from corpus.train_list import read_train_lists
+    from DatasetLoader import TrainDataset
+    from storage.packing import write_pack
+
+    with tempfile.TemporaryDirectory(dir=arguments.folder or None) as name:
+        folder, readers = Path(name), {}
+        for kind in ("wav", "flac"):
+            rng, lines = np.random.default_rng(0), []
+            (folder / kind).mkdir()
+            for number in range(arguments.files):
+                tone = np.sin(np.arange(int(rng.uniform(4, 12) * 16000)) * rng.uniform(0.02, 0.2))
+                x = 0.2 * tone + rng.normal(0, 0.02, len(tone))
+                soundfile.write(folder / kind / f"{number}.{kind}", x, 16000)
+                lines.append(f"s{number // 10} {number}.{kind}\n")
+            (folder / f"{kind}.txt").write_text("".join(lines))
+            listed = read_train_lists((TrainSource(str(folder / f"{kind}.txt"), str(folder / kind)),))
+            began = time.perf_counter()
+            done = write_pack(listed, folder / f"{kind}.pack", 1 << 28, os.cpu_count() or 1)
+            rate = done["hours"] * 3600 / (time.perf_counter() - began)
+            print(f"{kind}: {done['files']} files, {done['hours']:.1f} h, packed at {rate:,.0f} s of audio a second")
+            keys = {"train_list": str(folder / f"{kind}.txt"), "train_path": str(folder / kind)}
+            readers[kind] = TrainDataset(Config(**keys))
+            readers[f"pack of {kind}"] = TrainDataset(Config(**keys, train_pack=str(folder / f"{kind}.pack")))
+        for turn in range(3):
+            for name, dataset in readers.items():
+                began = time.perf_counter()
+                for utterance in range(arguments.files):
+                    dataset[turn, ((utterance, 0),)]
+                print(f"  {name:<14} {arguments.files / (time.perf_counter() - began):8,.0f} crops a second")
 
 
 # ---------------------------------------------------------------------------------------------- from list to batch
@@ -147,6 +187,10 @@ def main():
     of_lists.add_argument("--workers", type=int, default=4, help="loader processes (default 4)")
     of_lists.add_argument("--folder", default="", help="where to write the list meanwhile (0.5 GB)")
     of_lists.set_defaults(run=lists)
+    of_packs = commands.add_parser("pack", help="crops a second from files and packs")
+    of_packs.add_argument("--files", type=int, default=2000, help="files of 4 to 12 s (default 2,000)")
+    of_packs.add_argument("--folder", default="", help="where to write them meanwhile (1.5 GB)")
+    of_packs.set_defaults(run=pack)
     inner = commands.add_parser("start")
     inner.add_argument("keys", type=json.loads)
     inner.add_argument("workers", type=int)

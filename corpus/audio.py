@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -54,6 +53,7 @@ def class_count(speakers: int, speed_perturb: bool) -> int:
     return speakers * (len(SPEEDS) if speed_perturb else 1)
 
 
+@functools.lru_cache(maxsize=256)
 def _ratio(rate: int, speed: Fraction) -> Fraction:
     """Output samples for each sample of the file."""
     return Fraction(SAMPLE_RATE, rate) / speed
@@ -112,15 +112,17 @@ def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_ch
     return crop.x, crop.start, crop.rate, crop.channels
 
 
-def read_crop(path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix") -> Excerpt:
+def read_crop(
+    path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix", opened=None
+) -> Excerpt:
     """Read a crop as 16 kHz mono float32.
 
     ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop, or ``start`` does, its first
     sample in the file; ``speed`` above 1 is faster. ``channel``: "mix" for the mean of all, a number from 1, or
-    "loudest" for that of the most energy in the whole file.
+    "loudest" for that of the most energy in the whole file. ``opened`` is the recording if it need not be opened.
     Raises AudioError for a file that is unreadable, empty, truncated or damaged, or lacks the channel.
     """
-    with Recording(path) as recording:
+    with opened or Recording(path) as recording:
         ratio = _ratio(recording.rate, speed)
         channel = _channel_of(recording, channel)
         mixer = Mixer(recording.channels, channel)
@@ -146,18 +148,10 @@ def _channel_of(recording: Recording, channel: str) -> str:
     if recording.channels == 1 and channel in ("loudest", "mix"):
         return "mix"
     if channel == "loudest":
-        return str(_loudest(os.fspath(recording.path), recording.found.stamp))
+        return str(recording.loudest())
     if channel != "mix" and int(channel) > recording.channels:
         raise AudioError(f"has {recording.channels} channel{'s' * (recording.channels > 1)}, not channel {channel}")
     return channel
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _loudest(path, stamp) -> int:
-    """The channel of the most energy in a whole file, from 1; decoded once for each ``stamp``."""
-    with Recording(path) as recording:
-        power = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in recording.blocks())
-    return int(np.argmax(power)) + 1
 
 
 class Mixer:

@@ -10,6 +10,8 @@ import numpy as np
 from config import SAMPLE_RATE
 from corpus.audio import NORMAL, AudioError, read_crop
 from corpus.augmentation import apply_draws
+from corpus.pack import Pack
+from errors import UsageError
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Crop:
     ``line`` is that of the list, ``start`` the first sample counted at the file's own ``rate``, ``speed`` that of a
     speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
     not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
+    ``pack`` is the folder of a pack that it was read from, as its ``pack_row``.
     """
 
     path: str
@@ -32,6 +35,8 @@ class Crop:
     replaced: list[dict] = field(default_factory=list)
     peak: float = 0.0
     rms: float = 0.0
+    pack: str = ""
+    pack_row: int = 0
 
     @classmethod
     def from_dict(cls, info: dict) -> "Crop":
@@ -46,6 +51,8 @@ class Crop:
             del info["replaced"]
         if self.utterance is None:
             del info["utterance"]
+        if not self.pack:
+            del info["pack"], info["pack_row"]
         return info
 
     @property
@@ -58,13 +65,26 @@ class Crop:
 
         AudioError if one of its files cannot be read.
         """
-        for path in (self.path, *(draw["path"] for draw in self.draws if "path" in draw)):
+        opened = self._packed() if self.pack and not Path(self.path).is_file() else None
+        for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
         speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL
-        clean = read_crop(self.path, samples, start=int(self.start), speed=speed, channel=str(self.channel)).x
+        clean = read_crop(
+            self.path, samples, start=int(self.start), speed=speed, channel=str(self.channel), opened=opened
+        ).x
         with np.errstate(over="ignore", invalid="ignore"):
             return clean, apply_draws(clean, self.augment)
+
+    def _packed(self):
+        """The recording in the pack that the crop was read from, where the file itself is gone; AudioError without."""
+        try:
+            pack = Pack(self.pack)
+        except UsageError as error:
+            raise AudioError(f"no such file: {self.path}; and its pack: {error}") from error
+        if self.pack_row >= len(pack) or not self.path.endswith(pack.paths[self.pack_row]):
+            raise AudioError(f"no such file: {self.path}; {self.pack} was written anew")
+        return pack.recording(self.pack_row, self.path)
 
     def sample_in_file(self, index: int) -> int:
         """Sample of the file, at its own rate, that sample ``index`` of the crop was made from."""

@@ -92,6 +92,10 @@ class Recording:
             notes = [("repaired", UNCHECKED)]
         return notes + ([("decoder warnings", summary(self.lines))] if self.lines else [])
 
+    def loudest(self) -> int:
+        """The channel of the most energy in the whole file, from 1."""
+        return _loudest(os.fspath(self.path), self.found.stamp)
+
     def _begin(self):
         """Open the file at its first sample, for the second time too."""
         self.close()
@@ -270,3 +274,11 @@ def _count(path, stamp) -> int:
     """Decode a file to its end to count its samples, once for each ``stamp``."""
     with Recording(path) as recording:
         return sum(len(block) for block in recording.blocks())
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _loudest(path, stamp) -> int:
+    """The channel of the most energy in a whole file, from 1; decoded once for each ``stamp``."""
+    with Recording(path) as recording:
+        power = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in recording.blocks())
+    return int(np.argmax(power)) + 1

@@ -2,23 +2,23 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from config import Config
 
 
 @dataclass(frozen=True)
 class TrainSource:
-    """A train list: its ``path``, the ``root`` of its files, how often its rows come, a prefix of its speakers."""
+    """A train list: its ``path``, the ``root`` of its files, how often its rows come, a prefix of its speakers.
+
+    ``pack``: the folder of a pack that has its files, "" if they are read themselves.
+    """
 
     path: str
     root: str
     weight: float = 1.0
     prefix: str = ""
-
-    def to_dict(self) -> dict:
-        """The source as JSON holds it."""
-        return asdict(self)
+    pack: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ def train_sources(config: Config) -> tuple[TrainSource, ...]:
     """The train lists of a configuration, in the order in which they are given."""
     entries = entries_of(config.train_list)
     if entries is None:
-        return (TrainSource(config.train_list, config.train_path),)
-    return tuple(
-        TrainSource(e["list"], e.get("root", config.train_path), float(e.get("weight", 1.0)), e.get("prefix", ""))
-        for e in entries
-    )
+        return (TrainSource(config.train_list, config.train_path, pack=config.train_pack),)
+    found = []
+    for e in entries:
+        weight, pack = float(e.get("weight", 1.0)), e.get("pack", "" if "root" in e else config.train_pack)
+        found.append(TrainSource(e["list"], e.get("root", config.train_path), weight, e.get("prefix", ""), pack))
+    return tuple(found)
 
 
 def trial_sources(config: Config) -> tuple[TrialSource, ...]:

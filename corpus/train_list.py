@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from config import Config
 from corpus.folders import is_audio
 from corpus.list_forms import chunks_of, files_of
 from corpus.list_lines import stamp_of, unreadable
+from corpus.pack import Pack, PackedRecording
 from corpus.sources import TrainSource, train_sources
 from corpus.texts import Texts, TextsBuilder
 from errors import UsageError
@@ -35,6 +36,8 @@ class TrainList:
     lines: np.ndarray
     parts: np.ndarray | None
     hash: str
+    packs: list[Pack | None] = field(default_factory=list)  # of each list, if a run reads from packs
+    rows: np.ndarray | None = None  # of each utterance in the pack of its list
 
     def __len__(self):
         return len(self.labels)
@@ -45,7 +48,27 @@ class TrainList:
 
     def file(self, utterance: int) -> str:
         """Path of the file of an utterance."""
-        return str(Path(self.source(utterance).root, self.paths[utterance]))
+        path = os.path.join(self.source(utterance).root, self.paths[utterance])
+        plain = os.sep == "/" and "//" not in path and "./" not in path
+        return path if plain else str(Path(path))  # which takes as long as reading a crop from a pack
+
+    def open_packs(self):
+        """Open the packs that the sources name, and find the utterances in them; UsageError if one is not there."""
+        if self.packs or not any(source.pack for source in self.sources):
+            return
+        self.packs, rows = [], np.full(len(self), -1, np.int32)
+        for source, numbers in self.by_source():
+            self.packs.append(Pack(source.pack) if source.pack else None)
+            if self.packs[-1] is not None:
+                part = slice(numbers.start, numbers.stop)
+                offsets = self.paths.offsets[numbers.start : numbers.stop + 1]
+                rows[part] = self.packs[-1].rows_of(Texts(self.paths.content, offsets), self.hash, source.path)
+        self.rows = rows
+
+    def opened(self, utterance: int, path: str) -> PackedRecording | None:
+        """The recording of an utterance, open, if a pack has it; AudioError if it could not be read when packed."""
+        pack = self.packs[0 if self.parts is None else int(self.parts[utterance])] if self.packs else None
+        return pack.recording(self.rows[utterance], path) if pack is not None else None
 
     def place(self, utterance: int) -> str:
         """'list:line' of an utterance."""

@@ -75,12 +75,16 @@ def best_model(save_path: str) -> str:
 def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it."""
     sources, listed = train_sources(config), None
-    both = [(existing("train_list", False, s.path, is_list), existing("train_path", True, s.root)) for s in sources]
+    both = []
+    for source in sources:
+        there = existing("train_list", False, source.path, is_list)
+        both.append((there, bool(source.pack) or existing("train_path", True, source.root)))
     with mistakes.collected():
         if all(there for there, _ in both):
             listed = read_train_lists(sources)
+            listed.open_packs()
             for (source, numbers), (_, folder) in zip(listed.by_source(), both):
-                if folder:
+                if folder and not source.pack:
                     sample = [listed.paths[i] for i in numbers[:: max(1, len(numbers) // MANY_FILES)]]
                     check_files(source.path, source.root, "train_path", sample, refuse)
     if listed is not None:

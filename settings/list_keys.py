@@ -11,7 +11,7 @@ import yaml
 from errors import UsageError
 from settings import plain_yaml
 
-FIELDS = {"train_list": ("list", "root", "weight", "prefix"), "test_list": ("list", "root")}
+FIELDS = {"train_list": ("list", "root", "weight", "prefix", "pack"), "test_list": ("list", "root")}
 MOST_LISTS = 255
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,39}")
 

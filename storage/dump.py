@@ -125,6 +125,8 @@ FILE = Fields(
         "peak": NUMBER,
         "rms": NUMBER,
         "augment": [DRAW],
+        "pack": TEXT,
+        "pack_row": between(0, 1 << 40),
         "replaced": [Fields({"path": TEXT, "reason": TEXT})],
     },
 )

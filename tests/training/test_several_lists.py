@@ -73,7 +73,7 @@ def test_a_weight_multiplies_the_rows_of_a_list(lists, tools):
         (
             "train_list",
             "[{list: a, rot: b}]",
-            "list 1: unknown 'rot'; an entry has list, root, weight, prefix",
+            "list 1: unknown 'rot'; an entry has list, root, weight, prefix, pack",
         ),
         ("train_list", "[{list: a, weight: 0}]", "list 1: weight must be a number above 0, got '0'"),
         ("train_list", "{a: b}", "train_list: expected a path, or lists as [a.txt, {list: b.txt, root: B}]"),

@@ -1,0 +1,153 @@
+"""Recordings packed into a few large files, read by mapping them into memory: the samples of the files, bit for bit."""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+import corpus.decode
+from corpus.containers import AudioError
+from corpus.texts import Texts
+from errors import UsageError, plural
+
+FORMAT = 1
+HEADER, INDEX, PATHS, OFFSETS, KEYS, TEXTS = (
+    *("pack.json", "index.npy", "paths.npy", "offsets.npy", "keys.npy", "texts.json"),
+)
+# ``kind``: how samples are stored, interleaved; BAD: the file cannot be read. ``crc`` is the CRC-32 of what is stored,
+# ``offset`` its place in the shard; ``size`` and ``time`` are those of the file that was packed.
+ENTRY = np.dtype(
+    [("shard", "<u4"), ("kind", "<u2"), ("channels", "<u2"), ("rate", "<u4"), ("crc", "<u4")]
+    + [("frames", "<u8"), ("offset", "<u8"), ("size", "<i8"), ("time", "<i8")]
+)
+BAD, INT16, FLOAT32 = 0, 1, 2
+STORED = {INT16: np.dtype("<i2"), FLOAT32: np.dtype("<f4")}
+FULL_SCALE = np.float32(1 / 32768)
+
+
+def shard_name(number: int) -> str:
+    """Name of a shard."""
+    return f"shard-{number:05}.bin"
+
+
+def keys_of(paths) -> np.ndarray:
+    """64-bit keys (N,) of paths: by these a list finds its files in a pack of another list."""
+    encoded = (path.encode("utf-8", "surrogateescape") for path in paths)
+    digests = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
+    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64)
+
+
+class Pack:
+    """A folder that pack_data.py wrote; ``recording(row)`` opens a file of it as ``Recording`` opens one on disk.
+
+    Index and samples are mapped, so that all processes share them. UsageError if it is no pack or lacks a part.
+    """
+
+    def __init__(self, folder):
+        self.folder = os.fspath(folder)
+        try:
+            self.header = json.loads(Path(folder, HEADER).read_text(encoding="utf-8"))
+            if self.header["format"] != FORMAT:
+                raise UsageError(f"{self._path(HEADER)}: format {self.header['format']}, this program reads {FORMAT}")
+            self.index, self.keys, *paths = (self._mapped(name) for name in (INDEX, KEYS, PATHS, OFFSETS))
+            self.paths = Texts(*paths)
+            texts = json.loads(Path(folder, TEXTS).read_text(encoding="utf-8"))
+            self.texts = {int(row): value for row, value in texts.items()}
+            sizes = [os.path.getsize(self._path(shard_name(number))) for number in range(len(self.header["shards"]))]
+        except FileNotFoundError as error:
+            raise UsageError(f"{error.filename}: no such file; python pack_data.py finishes a pack") from error
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UsageError(f"{self.folder}: not a pack of pack_data.py: {error}") from error
+        for number, (size, wanted) in enumerate(zip(sizes, self.header["shards"])):
+            if size != wanted["bytes"]:
+                raise UsageError(f"{self._path(shard_name(number))}: has {size} bytes instead of {wanted['bytes']}")
+        if not len(self.index) == len(self.paths) == len(self.keys) or self.index.dtype != ENTRY:
+            raise UsageError(f"{self.folder}: not a pack of pack_data.py: its index is damaged")
+        self.shards: dict[int, np.ndarray] = {}
+
+    def __reduce__(self):
+        return Pack, (self.folder,)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def _mapped(self, name: str) -> np.ndarray:
+        return np.asarray(np.load(self._path(name), mmap_mode="r"))  # plain: each look into a memmap costs microseconds
+
+    def __len__(self):
+        return len(self.index)
+
+    def rows_of(self, paths: Texts, list_hash: str, place: str) -> np.ndarray:
+        """The row (N,) int32 of each path of a list; UsageError, after ``place``, if one is not in the pack."""
+        if list_hash == self.header["list_sha256"] and len(paths) == len(self):
+            return np.arange(len(self), dtype=np.int32)
+        order = np.argsort(self.keys, kind="stable")
+        wanted = keys_of(paths)
+        found = np.minimum(np.searchsorted(self.keys, wanted, sorter=order), max(len(self) - 1, 0))
+        rows = order[found].astype(np.int32)
+        missing = np.flatnonzero(self.keys[rows] != wanted)
+        if len(missing):
+            raise UsageError(
+                f"{place}: {plural(len(missing), 'file')} of the list are not in {self.folder}, the first "
+                f"'{paths[int(missing[0])]}'; python pack_data.py with this list adds them"
+            )
+        return rows
+
+    def recording(self, row: int, path: str) -> "PackedRecording":
+        """Open a file; ``path`` is where it was, for what is said of it. AudioError if it could not be read then."""
+        return PackedRecording(self, int(row), path)
+
+    def stored(self, row: int) -> np.ndarray:
+        """The stored samples (frames, channels) of a file, as they are mapped."""
+        entry = self.index[row]
+        number, kind = int(entry["shard"]), STORED[int(entry["kind"])]
+        if number not in self.shards:
+            self.shards[number] = np.asarray(np.memmap(self._path(shard_name(number)), np.uint8, "r"))
+        frames, channels, offset = int(entry["frames"]), int(entry["channels"]), int(entry["offset"])
+        content = self.shards[number][offset : offset + frames * channels * kind.itemsize]
+        return content.view(kind).reshape(frames, channels)
+
+
+class PackedRecording:
+    """A file of a pack, with what crops are read by of a ``Recording``, and the same results."""
+
+    def __init__(self, pack: Pack, row: int, path: str):
+        if corpus.decode.on_open is not None:
+            corpus.decode.on_open(path)
+        entry, told = pack.index[row], pack.texts.get(row, {})
+        if entry["kind"] == BAD:
+            raise AudioError(told.get("reason", "could not be read when it was packed"))
+        self.pack, self.row, self.path = pack, row, path
+        self.rate, self.channels, self.frames = int(entry["rate"]), int(entry["channels"]), int(entry["frames"])
+        self.notes = [(kind, text) for kind, text in told.get("notes", [])]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Read ``count`` samples from ``start`` on -> (count, channels) float32."""
+        stored = self.pack.stored(self.row)[start : start + count]
+        if len(stored) < count:
+            raise AudioError(f"the pack has {self.frames} samples of it, reading ends there")
+        return stored * FULL_SCALE if stored.dtype == STORED[INT16] else np.array(stored, np.float32)
+
+    def blocks(self, size: int = corpus.decode.BLOCK):
+        """Yield all samples in blocks (samples, channels) float32."""
+        for start in range(0, self.frames, size):
+            yield self.read(start, min(size, self.frames - start))
+
+    def loudest(self) -> int:
+        """The channel of the most energy in the whole file, from 1."""
+        return _loudest(self.pack, self.row)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _loudest(pack: Pack, row: int) -> int:
+    recording = pack.recording(row, "")
+    return int(np.argmax(sum(np.square(block, dtype=np.float64).sum(axis=0) for block in recording.blocks()))) + 1

@@ -1,0 +1,91 @@
+"""Pack the recordings of a train list into a few large files, which are read faster, with the same results.
+
+python pack_data.py --train_list data/mine/train_list.txt --train_path my/people --out data/pack
+python trainSpeakerNet.py --config data/mine/config.yaml --train_pack data/pack
+"""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+from errors import UsageError, plural
+from settings.command_line import Parser, run
+
+
+def main(argv) -> int:
+    """Run the command line: 0 done, 1 damaged, 2 bad usage."""
+    parser = Parser("pack_data.py", __doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--config", default="", metavar="YAML", help="configuration with train_list and train_path")
+    add("--train_list", default="", metavar="LIST", help="train list, a Kaldi folder or JSON lines")
+    add("--train_path", default="", metavar="FOLDER", help="folder that its paths are relative to")
+    add("--out", required=True, metavar="FOLDER", help="folder of the pack; one that is there goes on")
+    add("--shard_mb", type=int, default=1024, help="size of a shard in MB (default 1024)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode (default: the cores)")
+    add("--check", action="store_true", help="hold a pack against its checksums, and stop")
+    args = parser.parse_args(argv)
+    if args.shard_mb < 1 or args.workers < 1:
+        raise UsageError("pack_data.py: --shard_mb and --workers must be at least 1")
+    if args.check:
+        return check(args.out)
+    from corpus.train_list import read_train_lists
+    from storage.packing import write_pack
+
+    source = source_of(args)
+    done = write_pack(read_train_lists((source,)), Path(args.out), args.shard_mb << 20, args.workers)
+    for path, place, reason in done["bad"]:
+        print(f"unreadable: {path} ({place}): {reason}", file=sys.stderr)
+    new = f", {done['new']} of them new" if done["new"] < done["files"] else ""
+    hours, size = done["hours"], done["bytes"]
+    long = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    large = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    print(f"{args.out}: {plural(done['files'], 'file')}{new}, {long}, {large}")
+    if done["bad"]:
+        print(f"{plural(len(done['bad']), 'file')} that cannot be read: named in a run too, as without the pack")
+    print(f"to train from it: --train_pack {args.out}")
+    return 0
+
+
+def source_of(args):
+    """The train list to pack, of the configuration or the command line."""
+    from corpus.list_forms import is_list
+    from corpus.sources import TrainSource, entries_of
+    from settings.reader import read_yaml
+
+    settings = read_yaml(args.config) if args.config else {}
+    values = {name: settings[name].value for name in ("train_list", "train_path") if name in settings}
+    values.update({name: getattr(args, name) for name in ("train_list", "train_path") if getattr(args, name)})
+    for name in ("train_list", "train_path"):
+        if name not in values:
+            raise UsageError(f"pack_data.py: needs --{name}, or a --config that has it")
+    if not isinstance(values["train_list"], str) or entries_of(values["train_list"]):
+        raise UsageError(
+            "train_list: several lists; pack each, by --train_list and --train_path, into a folder of its own"
+        )
+    if not is_list(values["train_list"]):
+        raise UsageError(f"train_list: no such file: '{values['train_list']}'")
+    if not os.path.isdir(values["train_path"]):
+        raise UsageError(f"train_path: no such folder: '{values['train_path']}'")
+    return TrainSource(values["train_list"], str(values["train_path"]))
+
+
+def check(folder: str) -> int:
+    """Say which files of a pack are damaged; returns the exit status."""
+    from corpus.pack import Pack
+    from storage.packing import damaged
+
+    pack = Pack(folder)
+    found = list(damaged(pack))
+    for path in found:
+        print(f"damaged: {path}", file=sys.stderr)
+    print(f"{folder}: {plural(len(pack), 'file')}, {len(found)} of them damaged")
+    if found:
+        print(f"remove {folder} and pack again, or copy it again", file=sys.stderr)
+    return 1 if found else 0
+
+
+command = functools.partial(run, main)
+
+if __name__ == "__main__":
+    sys.exit(command())
