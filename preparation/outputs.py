@@ -37,7 +37,9 @@ def write_config(path: Path, base: Path, keys: dict):
 
     text = base.read_text(encoding="utf-8")
     for key, value in keys.items():
-        line = yaml.safe_dump({key: value}, allow_unicode=True, width=1 << 20).strip()
+        flow = None if isinstance(value, dict) else False  # all of a value in the line of its key
+        line = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1 << 20)
+        line = line.strip()
         text, count = re.subn(rf"^{key}: .*$", lambda found, line=line: line, text, count=1, flags=re.M)
         text += "" if count else f"{line}\n"
     write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
@@ -85,7 +87,11 @@ def write_run(out: Path, root: Path, division, given: tuple[str, str], hours: fl
     write_rows(files.train_list, [(utterance.speaker, utterance.listed) for utterance in division.train])
     config, model = given
     base = Path(config) if config else FINETUNE if model else LARGE if hours > LARGE_HOURS else SMALL
-    keys = {"train_list": str(files.train_list), "test_list": str(next(iter(division.trials.values())))}
+    trials = {name: str(path) for name, path in division.trials.items()}
+    keys = {
+        "train_list": str(files.train_list),
+        "test_list": trials if len(trials) > 1 else next(iter(trials.values())),
+    }
     keys |= {"train_path": str(root), "test_path": str(root), "save_path": files.save_path}
     keys |= {"initial_model": model} if model else {}
     if any(noise.values()) or (not config and "augment: true" in base.read_text(encoding="utf-8")):

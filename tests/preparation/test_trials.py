@@ -4,10 +4,12 @@ import collections
 
 import numpy as np
 import pytest
+import yaml
 
 from errors import UsageError
 from preparation import trials
 from preparation.corpora import Utterance
+from preparation.outputs import write_run
 from preparation.trials import divide
 
 
@@ -84,6 +86,7 @@ def trial_list(path, count, *speakers):
 def test_the_official_lists_say_who_is_tested(vox, tmp_path, monkeypatch):
     meta = tmp_path / "vox1" / "meta"
     meta.mkdir(parents=True)
+    (tmp_path / "my set").mkdir()
     trial_list(meta / "veri_test2.txt", 37_611, "id10270", "id10271")
     division = divide(vox, [tmp_path / "vox1"], tmp_path / "t.txt", 0, 1)
     assert division.trials == {"O": meta / "veri_test2.txt"} and not (tmp_path / "t.txt").exists()
@@ -94,6 +97,9 @@ def test_the_official_lists_say_who_is_tested(vox, tmp_path, monkeypatch):
     division = divide(vox, [tmp_path / "vox1"], tmp_path / "t.txt", 0, 1)
     assert list(division.trials) == ["O", "E"] and {u.speaker for u in division.train} == {"id00012"}
     assert "VoxCeleb1-E: 9 trials, the known number, of 4 people; 2 of its files are not at hand" in division.said
+    files = write_run(tmp_path / "my set", tmp_path, division, ("", ""), 1.0, {"musan": "", "rirs": ""})
+    written = yaml.safe_load(files.config.read_text())
+    assert list(written["test_list"]) == ["O", "E"] and written["test_list"]["O"] == str(meta / "veri_test2.txt")
     division = divide(vox[:-2], [tmp_path / "vox1"], tmp_path / "t.txt", 0, 1)  # without VoxCeleb2
     assert list(division.trials) == ["O"] and len(division.train) == 4
     assert "VoxCeleb1-E: not used, for all who are left to train on are in it" in division.said
