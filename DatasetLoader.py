@@ -139,6 +139,8 @@ class TrainDataset(Dataset):
             events.append(("mixed down", path, read.channels, ""))
         events.extend((kind, path, 0, text) for kind, text in read.notes)
         crop = Crop(path, line, read.start, read.rate, float(speed), read.channel, utterance, replaced=list(replaced))
+        if self.parts is not None:
+            crop.list_path = self.list.place(utterance).rpartition(":")[0]
         if opened is not None:
             crop.pack, crop.pack_row = opened.pack.folder, opened.row
         x = read.x

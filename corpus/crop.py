@@ -21,7 +21,8 @@ class Crop:
     ``line`` is that of the list, ``start`` the first sample counted at the file's own ``rate``, ``speed`` that of a
     speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
     not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
-    ``pack`` is the folder of a pack that it was read from, as its ``pack_row``.
+    ``pack`` is the folder of a pack that it was read from, as its ``pack_row``; ``list_path`` the list, if a run has
+    several.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Crop:
     rms: float = 0.0
     pack: str = ""
     pack_row: int = 0
+    list_path: str = ""
 
     @classmethod
     def from_dict(cls, info: dict) -> "Crop":
@@ -53,7 +55,14 @@ class Crop:
             del info["utterance"]
         if not self.pack:
             del info["pack"], info["pack_row"]
+        if not self.list_path:
+            del info["list_path"]
         return info
+
+    @property
+    def place(self) -> str:
+        """Where the list names it."""
+        return f"{self.list_path}:{self.line}" if self.list_path else f"list line {self.line}"
 
     @property
     def draws(self) -> list[dict]:

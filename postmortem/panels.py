@@ -135,7 +135,8 @@ def _crop(dump, verdict, x: torch.Tensor, row: int) -> str:
     runs = bad_runs(~x.float().isfinite())
     marks = [(runs[0][0], _bad_words(x, *runs[0]))] if runs else _named_samples(verdict, info, origin, len(x))
     shown = [("Label", "" if label is None else number_text(label.flatten()[row % label.numel()]))]
-    shown += [(term, escape(info.get(key, ""))) for term, key in (("List line", "line"), ("Sample rate", "rate"))]
+    shown += [("List", escape(info.get("list_path", ""))), ("List line", escape(info.get("line", "")))]
+    shown.append(("Sample rate", escape(info.get("rate", ""))))
     if origin.start is not None:
         shown.append(("Crop begins", f"file sample {number_text(origin.first)}, {origin.start:.3f} s"))
     shown.append(("Speed", number_text(origin.speed) if origin.speed != 1 else ""))

@@ -126,6 +126,7 @@ FILE = Fields(
         "rms": NUMBER,
         "augment": [DRAW],
         "pack": TEXT,
+        "list_path": TEXT,
         "pack_row": between(0, 1 << 40),
         "replaced": [Fields({"path": TEXT, "reason": TEXT})],
     },

@@ -93,7 +93,7 @@ def row_lines(dump: dict, fault: Fault) -> list[str]:
     shown = list(rows)[: 10 if fault.rows or odd else 5]
     for row in shown:
         crop = Crop.from_dict(dump["files"][row])
-        text = f"  row {row}: {crop.path} (list line {crop.line}), from sample {crop.start}"
+        text = f"  row {row}: {crop.path} ({crop.place}), from sample {crop.start}"
         text += f"; {odd[row]}" if row in odd else ""
         if flat.shape[1]:
             wrong = (~flat[row].isfinite()).nonzero().flatten()

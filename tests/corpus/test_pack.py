@@ -48,12 +48,12 @@ def pack(mixed, out, *more):
     return pack_data.main([*words, *more])
 
 
-def batches(settings, mixed, workers=0, **more):
+def batches(settings, mixed, workers=0, rank=0, world=1, first=0, **more):
     keys = {**settings, "train_list": mixed / "list.txt", "train_path": mixed / "wav", "speed_perturb": True, **more}
     config = load_config([f"--{key}={value}" for key, value in keys.items()])[0]
     dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, False)
-    sampler.set_position(2)
+    sampler = SpeakerBatchSampler(dataset, config, False, rank, world)
+    sampler.set_position(2, first)
     return list(make_loader(dataset, sampler, collate, config, workers))
 
 
@@ -82,6 +82,17 @@ def test_batches_from_a_pack_are_those_from_files(settings, mixed, tmp_path, cap
     other.write_text("\n".join(reversed((mixed / "list.txt").read_text().splitlines()[3:])))
     keys = {"train_list": other, "train_pack": tmp_path / "pack"}
     same(batches(settings, mixed, train_list=other), batches(settings, mixed, **keys))
+
+
+def test_processes_and_a_later_start_share_the_same_batches(settings, mixed, tmp_path):
+    pack(mixed, tmp_path / "pack")
+    files = batches(settings, mixed, batch_size=8)
+    keys = {"batch_size": 4, "world": 2, "train_pack": tmp_path / "pack"}
+    ranks = [batches(settings, mixed, workers, rank, **keys) for workers, rank in ((0, 0), (1, 1))]
+    for whole, *parts in zip(files, *ranks):
+        for rank, part in enumerate(parts):
+            assert torch.equal(whole["data"][:, rank::2], part["data"])
+    same(files[2:], batches(settings, mixed, first=2, batch_size=8, train_pack=tmp_path / "pack"))
 
 
 def test_a_crop_is_made_again_from_the_pack_if_the_file_is_gone(settings, mixed, tmp_path):

@@ -1,6 +1,7 @@
 """Several train lists with roots and weights of their own, and several trial lists in one evaluation."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,11 @@ def test_a_weight_multiplies_the_rows_of_a_list(lists, tools):
     parts = trainer.dataset.parts[[utterance for ((utterance, _),) in plan]]
     assert np.bincount(parts).tolist() == [20, 30] and len(set(plan)) == 50
     batch = next(iter(trainer.loader))
-    assert any("/data" not in info["path"] for info in batch["files"])
+    for info in batch["files"]:
+        source = trainer.dataset.list.source(info["utterance"])
+        assert info["list_path"] == source.path and info["path"].startswith(source.root)
+        line = Path(source.path).read_text().splitlines()[info["line"] - 1]
+        assert info["path"].endswith(line.split()[1])
 
 
 @pytest.mark.parametrize(
