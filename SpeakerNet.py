@@ -94,7 +94,7 @@ class ModelTrainer:
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
         self.step.rechecks = self.chosen_recheck()
         self.average = MovingAverage(self.network, config.ema_decay)
-        self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs)
+        self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs, config.freeze_norms)
         pin = config.pin_memory and self.device.type == "cuda"
         workers = config.nDataLoaderThread
         self.loader = Loader(dataset, sampler, collate, config, workers, pin, config.persistent_workers)

@@ -134,6 +134,7 @@ class Optimisation:
     backbone_lr_factor: float = key(1.0, "factor of the learning rate for the model", above=0)
     head_lr_factor: float = key(1.0, "factor of the learning rate for the loss's weights", above=0)
     freeze_epochs: int = key(0, "first epochs in which only the loss's weights train", low=0)
+    freeze_norms: bool = key(False, "the model's norms keep the running statistics that they start with, as for fine-tuning on few people")
     ema_decay: float = key(0.0, "evaluate an exponential moving average of the weights with this decay, as 0.999; 0 is off", low=0, high=0.9999999)
     lr_decay: float = key(0.95, "factor of the learning rate in a step of steplr", above=0, high=1)
     weight_decay: float = key(0.0, "weight decay", low=0)

@@ -148,7 +148,8 @@ class Replay:
     def prepare(self, network):
         """Put a network into the mode of the step."""
         network.train()
-        FrozenBackbone(network, int(number(self.config, "freeze_epochs", 0))).enter(self.dump["epoch"])
+        epochs, norms = int(number(self.config, "freeze_epochs", 0)), self.config.get("freeze_norms") is True
+        FrozenBackbone(network, epochs, norms).enter(self.dump["epoch"])
 
     def new_optimizer(self, network, settings: dict | None = None, saved: dict | None = None):
         """Build the optimizer of the run, its configuration changed by ``settings``.

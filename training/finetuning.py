@@ -13,12 +13,12 @@ class FrozenBackbone:
     """Holds the backbone (the model without its loss) as it is for the first ``epochs`` epochs.
 
     Its parameters get no gradients, so an optimizer passes them by, weight decay included, and its norms use their
-    running statistics and leave them as they are. 0 epochs: never.
+    running statistics and leave them as they are. 0 epochs: never. ``norms``: these do so in every epoch.
     """
 
-    def __init__(self, network, epochs: int):
+    def __init__(self, network, epochs: int, norms: bool = False):
         backbone = network.__S__
-        self.epochs, self.frozen = epochs, False
+        self.epochs, self.frozen, self.frozen_norms = epochs, False, norms
         self.parameters = [p for p in backbone.parameters() if p.requires_grad]
         self.norms = [m for m in backbone.modules() if getattr(m, "running_mean", None) is not None]
         if epochs and not any(p.requires_grad for p in getattr(network.loss, "parameters", list)()):
@@ -30,7 +30,7 @@ class FrozenBackbone:
         To be called after ``train()``, which puts norms back to the statistics of the batch.
         """
         frozen = epoch <= self.epochs
-        for norm in self.norms if frozen else ():
+        for norm in self.norms if frozen or self.frozen_norms else ():
             norm.eval()
         if frozen == self.frozen:
             return False

@@ -93,6 +93,14 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_trains_afterwards(se
     assert any(name.endswith("running_mean") for name in moved) and "__S__.linear.weight" in moved
 
 
+def test_frozen_norms_keep_their_statistics_while_the_weights_train(settings, tools):
+    trainer = tools.build(settings, **FAST, freeze_norms=True, max_epoch=1)
+    backbone = part(trainer, "__S__.")
+    run(trainer)
+    moved = changed(backbone, part(trainer, "__S__."))
+    assert "__S__.linear.weight" in moved and not any("running" in name or "tracked" in name for name in moved)
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resuming_in_or_after_the_frozen_epochs_changes_nothing(settings, tools, tmp_path, stop):
     keys = {**FAST, "freeze_epochs": 2, "max_epoch": 4, "backbone_lr_factor": 0.1, "ema_decay": 0.9}
@@ -113,18 +121,20 @@ def test_freezing_needs_a_loss_with_weights(settings, tools):
         tools.build(settings, trainfunc="proto", nPerSpeaker=2, freeze_epochs=1)
 
 
-def test_a_fault_of_a_frozen_step_is_replayed(settings, tools):
+@pytest.mark.parametrize("keys", [{"freeze_epochs": 1}, {"freeze_norms": True}])
+def test_a_fault_of_a_frozen_step_is_replayed(settings, tools, keys):
     from postmortem.replay import Replay
     from storage.dump import read_dump
 
-    trainer = tools.build(settings, **FAST, freeze_epochs=1, max_epoch=1, nan_inject="2:grad")
+    trainer = tools.build(settings, **FAST, **keys, max_epoch=1, nan_inject="2:grad")
     run(trainer).close()
     (path,) = trainer.incidents.writer.folder.glob("nan_batch_*.pt")
     dump = read_dump(path)
     assert len(dump["trainable"]) == len(trainer.step.parameters)
     state = torch.load(path.parent / dump["state"], weights_only=True)
     network = Replay(dump, state).network()
-    assert not any(p.requires_grad for p in network.__S__.parameters()) and network.loss.weight.requires_grad
+    trains = "freeze_norms" in keys
+    assert {p.requires_grad for p in network.__S__.parameters()} == {trains} and network.loss.weight.requires_grad
     assert {m.training for m in network.__S__.modules() if hasattr(m, "running_mean")} == {False}
 
 
