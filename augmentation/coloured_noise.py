@@ -3,7 +3,7 @@
 import numpy as np
 import scipy
 
-from augmentation.waveforms import gain_for, mix
+from augmentation.waveforms import energy, gain_for, mix
 
 
 def noise_of(samples: int, seed: int, slope: float) -> np.ndarray:
@@ -27,7 +27,7 @@ class Augmentation:
         """Draw a seed, a slope and a level."""
         draw = {"seed": int(rng.integers(1 << 62)), "slope": float(rng.uniform(*self.slope))}
         snr = float(rng.uniform(*self.snr))
-        return {**draw, "snr_db": snr, "gain": gain_for(x, noise_of(len(x), **draw), snr)}
+        return {**draw, "snr_db": snr, "gain": gain_for(energy(x), noise_of(len(x), **draw), snr)}
 
     @staticmethod
     def apply(x, draw: dict, sounds):

@@ -1,6 +1,6 @@
 """Recordings that are added to a crop: what noise, music and babble share."""
 
-from augmentation.waveforms import gain_for, mix
+from augmentation.waveforms import energy, gain_for, mix
 
 
 class Mixed:
@@ -15,12 +15,13 @@ class Mixed:
         """Draw recordings, their places and levels."""
         there = sounds.count(self.category)
         count = min(int(rng.integers(self.count[0], self.count[1] + 1)), there)
-        draws = []
-        for number in rng.choice(there, count, replace=False).tolist():
+        numbers = rng.choice(there, count, replace=False).tolist() if count > 1 else [int(rng.integers(there))]
+        signal, draws = energy(x), []
+        for number in numbers:
             snr, position = float(rng.uniform(*self.snr)), rng.random()
             noise, draw = sounds.crop(self.category, number, len(x), position)
             if noise is not None:
-                draw |= {"snr_db": snr, "gain": gain_for(x, noise, snr)}
+                draw |= {"snr_db": snr, "gain": gain_for(signal, noise, snr)}
                 if not draw["gain"]:
                     draw["reason"] = "silent"
                     sounds.note_silence(noise, draw["path"])

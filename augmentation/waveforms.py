@@ -64,9 +64,12 @@ def mix(x: np.ndarray, noise: np.ndarray, gain: float) -> np.ndarray:
     return scaled
 
 
-def gain_for(x: np.ndarray, noise: np.ndarray, snr_db: float) -> float:
-    """The factor of a noise that brings it ``snr_db`` below a crop; 0 if one of them is silent or not finite."""
-    signal, power = energy(x) / len(x), energy(noise) / len(noise)
+def gain_for(signal: float, noise: np.ndarray, snr_db: float) -> float:
+    """The factor of a noise (samples,) that brings it ``snr_db`` below a crop of as many samples and energy ``signal``.
+
+    0 if one of them is silent or not finite.
+    """
+    signal, power = signal / len(noise), energy(noise) / len(noise)
     if not (SILENT_POWER < signal < np.inf and SILENT_POWER <= power < np.inf):
         return 0.0
     return float(np.sqrt(signal / power / 10 ** (snr_db / 10)))

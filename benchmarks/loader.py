@@ -37,6 +37,7 @@ from corpus.lists import read_train_list
 from corpus.loader import make_loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.reader import load_config
+from training.allocator import keep_freed_memory
 
 RATE = 16000
 # voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
@@ -270,6 +271,7 @@ def main() -> int:
     args = parser.parse_args()
     args.settings = dict(setting.split("=", 1) for setting in args.set)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as trainSpeakerNet.py does; every loader here gains by it
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = {key: getattr(args, key) for key in ("train_list", "train_path", "musan_path", "rir_path")}

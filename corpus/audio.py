@@ -56,6 +56,8 @@ def class_count(speakers: int, speed_perturb: bool) -> int:
 @functools.lru_cache(maxsize=256)
 def _ratio(rate: int, speed: Fraction) -> Fraction:
     """Output samples for each sample of the file."""
+    if rate == SAMPLE_RATE and speed is NORMAL:
+        return NORMAL  # fractions are slow
     return Fraction(SAMPLE_RATE, rate) / speed
 
 
@@ -68,7 +70,7 @@ def audio_length(path) -> int:
 def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
     """Bring one channel (samples,) float32 to 16 kHz; ``speed`` above 1 is faster."""
     ratio = _ratio(rate, speed)
-    if ratio == 1:
+    if ratio is NORMAL or ratio == 1:
         return x
     up, down = ratio.numerator, ratio.denominator
     return scipy.signal.resample_poly(x, up, down, window=_low_pass(max(up, down))).astype(np.float32, copy=False)
@@ -128,7 +130,7 @@ def read_crop(
         mixer = Mixer(recording.channels, channel)
         if samples:
             total = recording.frames
-            wanted = min(math.ceil(samples / ratio), total)
+            wanted = min(samples if ratio is NORMAL else math.ceil(samples / ratio), total)
             start = int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
             x = mixer.mix(recording.read(start, wanted))
         else:

@@ -36,11 +36,12 @@ class Sounds:
 
     def crop(self, number: int, samples: int, position: float) -> tuple[np.ndarray, int]:
         """Cut a crop at ``position`` in [0, 1) -> ((samples,) float32, its first sample); AudioError."""
-        if self.pack is None:
+        stored = None if self.pack is None else self.pack.stored(number)
+        if stored is None:
             x, start = read_noise(self.path(number), samples, position)
         else:
-            x, start = _cut(self.pack.stored(number), samples, position)
-        if not np.isfinite(x).all():
+            x, start = _cut(stored, samples, position)
+        if (stored is None or stored.dtype != np.int16) and not np.isfinite(x).all():
             raise AudioError("non-finite samples")
         return x, start
 

@@ -10,8 +10,11 @@ import torch
 from tqdm import tqdm
 
 from config import Config
+from corpus.loader import usable_cores
+from errors import plural
 
 LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
+WAITING, LEAST_WAITED = 20.0, 5.0  # % of an epoch and seconds of waiting for data from which on something is said
 WIDE = 100  # columns of a terminal that has room for a bar beside the figures
 
 
@@ -90,6 +93,7 @@ class Display:
         self.bar: Bar | None = None
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
+        self.advised = False  # whether it was said what to do about waiting for data
 
     def begin(self, hidden: bool):
         """Put up the bar of an epoch; if it is ``hidden``, ``show`` prints lines."""
@@ -168,6 +172,10 @@ class Display:
             f"Epoch {epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{shown}"
             f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
         )
+        advice = waiting_advice(self.config, wait, speed, self.progress.totals["waited"])
+        if advice and not self.advised:
+            self.log(advice)
+            self.advised = True
         if self.progress.diverges(loss):
             self.log(
                 f"WARNING: the run diverges: mean loss {loss:.3g}, in its first step {self.progress.first_loss:.3g}; "
@@ -183,6 +191,28 @@ class Display:
         scalars = {"Loss": loss, "Accuracy": accuracy, "LR": lr, "UttPerS": speed, "SkippedBatches": skipped}
         for tag, value in {**scalars, **named}.items():
             self.files.scalar(f"Train/{tag}", value, epoch)
+
+
+def waiting_advice(config: Config, wait: float, speed: float, seconds: float) -> str:
+    """Say what to change if steps wait for data in more than WAITING % of an epoch; '' if they do not.
+
+    ``wait`` in %, ``speed`` in utterances a second, ``seconds`` that were waited: one batch alone tells nothing.
+    """
+    if not WAITING < wait < 100 or seconds < LEAST_WAITED:
+        return ""
+    cores, workers = usable_cores(), min(config.nDataLoaderThread, usable_cores())
+    loads = f"{plural(workers, 'loader process')} of nDataLoaderThread" if workers else "no loader process"
+    if workers < cores - 1 or (not workers and cores > 1):
+        change = f"nDataLoaderThread: {max(cores - 1, 1)} ({plural(cores, 'core')} here)"
+    else:
+        packed = "a pack of the speech on a local disk (pack_data.py)"
+        changes = ([] if config.train_pack else [packed]) + (["a smaller share of augmented crops"] * config.augment)
+        change = ", or ".join(changes) or "a faster disk"
+    without = speed / (1 - wait / 100)
+    return (
+        f"steps wait for data {wait:.0f} % of the time: {speed:.0f} utt/s, without waiting {without:.0f}, with {loads}"
+        f"; try {change}; docs/performance.md"
+    )
 
 
 def learning_rates(optimizer) -> dict[str, float]:

@@ -15,6 +15,7 @@ import programs
 import pytest
 import torch
 
+from config import Config
 from training import display
 
 LONG = (
@@ -121,3 +122,34 @@ def test_no_point_is_written_where_none_is_wanted(settings, tools):
     trainer = tools.build(settings, log_interval=0)
     trainer.train_epoch()
     assert trainer.progress.step and not trainer.files.metrics.exists()
+
+
+@pytest.mark.parametrize(
+    "workers, augment, cores, wait, seconds, said",
+    [
+        (
+            0,
+            False,
+            8,
+            35,
+            60,
+            "35 % of the time: 65 utt/s, without waiting 100, with no loader process; try nData",
+        ),
+        (2, True, 8, 35, 60, "with 2 loader processes of nDataLoaderThread; try nDataLoaderThread: 7 (8 cores here)"),
+        (
+            9,
+            True,
+            8,
+            35,
+            60,
+            "try a pack of the speech on a local disk (pack_data.py), or a smaller share of",
+        ),
+        (0, False, 1, 35, 60, "with no loader process; try a pack of the speech on a local disk (pack_data.py); docs/"),
+        (0, False, 8, 15, 60, ""),
+        (0, False, 8, 90, 2, ""),
+    ],
+)
+def test_a_run_that_waits_for_data_is_told_what_to_change(monkeypatch, workers, augment, cores, wait, seconds, said):
+    monkeypatch.setattr(display, "usable_cores", lambda: cores)
+    line = display.waiting_advice(Config(nDataLoaderThread=workers, augment=augment), wait, 65.0, seconds)
+    assert said in line and bool(said) == bool(line), line
