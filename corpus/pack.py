@@ -58,7 +58,8 @@ class Pack:
             self.texts = {int(row): value for row, value in texts.items()}
             sizes = [os.path.getsize(self._path(shard_name(number))) for number in range(len(self.header["shards"]))]
         except FileNotFoundError as error:
-            raise UsageError(f"{error.filename}: no such file; python pack_data.py finishes a pack") from error
+            command = f"python pack_data.py --out {self.folder}"
+            raise UsageError(f"{error.filename}: no such file; {command} .. makes a pack, or finishes it") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise UsageError(f"{self.folder}: not a pack of pack_data.py: {error}") from error
         for number, (size, wanted) in enumerate(zip(sizes, self.header["shards"])):

@@ -78,6 +78,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     both = []
     for source in sources:
         there = existing("train_list", False, source.path, is_list)
+        there = (not source.pack or existing("train_pack", True, source.pack)) and there
         both.append((there, bool(source.pack) or existing("train_path", True, source.root)))
     with mistakes.collected():
         if all(there for there, _ in both):

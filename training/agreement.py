@@ -7,7 +7,8 @@ import platform
 import torch
 
 from config import Config
-from corpus.lists import trials_hash
+from corpus.lists import list_hash, trials_hash
+from corpus.sources import trial_sources
 from errors import SharedError, UsageError, rank_prefix
 from settings import plugins
 from settings.user_code import imported_user_code
@@ -63,6 +64,8 @@ def facts_of(config: Config, dataset=None) -> dict:
     """What decides over a run beside its weights: keys, contents of lists, sources of plug-ins, versions."""
     facts = {name: value for name, value in config.values().items() if name not in LOCAL_KEYS}
     facts["test_list"] = trials_hash(config)
+    for source in trial_sources(config)[1:]:
+        facts[f"test_list {source.name}"] = list_hash(source.path)
     if dataset is not None:
         facts.update(train_list=dataset.list.hash, speakers=dataset.speakers_hash())
     facts.update(source_hashes(imported_user_code(plugins.ROOT)))

@@ -118,7 +118,7 @@ def test_a_killed_packing_goes_on_and_gives_the_same_pack(mixed, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         packing.write_pack(listed(mixed), tmp_path / "killed", 1 << 16, 1)
     assert not (tmp_path / "killed" / "pack.json").exists() and (tmp_path / "killed" / "shard-00000.npy").exists()
-    with pytest.raises(UsageError, match=r"no such file; python pack_data.py finishes a pack"):
+    with pytest.raises(UsageError, match=r"pack.json: no such file; python pack_data.py --out .* finishes it"):
         Pack(tmp_path / "killed")
     monkeypatch.undo()
     done = packing.write_pack(listed(mixed), tmp_path / "killed", 1 << 16, 2)
