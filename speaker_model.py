@@ -8,9 +8,7 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 import contextlib
 import math
 import sys
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +52,6 @@ class SpeakerModel:
         self.identity = identity_of(network.state_dict(), config)
         self.bfloat16 = False
         self.onnx: Callable | None = None  # computes in the place of the network
-        self.at_once = 1  # batches that are embedded at the same time
 
     def compute_in_bfloat16(self):
         """Compute products and convolutions in bfloat16 from now on; UsageError where the device only emulates it."""
@@ -68,11 +65,9 @@ class SpeakerModel:
 
     def compute_by_onnx(self, path):
         """Compute by an ONNX file of this model from now on, in onnxruntime on the CPU; UsageError if it is not."""
-        import torch
-
         from storage.exported import OnnxModel
 
-        self.onnx, self.at_once = OnnxModel(path, self.identity), torch.get_num_threads()
+        self.onnx = OnnxModel(path, self.identity)
 
     def embed(self, wave, sample_rate: int = SAMPLE_RATE, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
@@ -109,6 +104,13 @@ class SpeakerModel:
         if not np.isfinite(embedding).all():
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
+
+    @property
+    def at_once(self) -> int:
+        """Batches that ``embed_files`` embeds at the same time."""
+        from corpus.windows import batches_at_once
+
+        return batches_at_once(self.device)
 
     @property
     def window(self) -> int:
@@ -150,7 +152,8 @@ class SpeakerModel:
         """
         from tqdm import tqdm
 
-        from corpus.loader import Loader
+        from corpus.loader import Loader, LoaderFailed
+        from corpus.windows import in_order
         from DatasetLoader import TestDataset, collate_one
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
@@ -160,7 +163,14 @@ class SpeakerModel:
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
         notes = {}
-        for (read, audio, unreadable), embedded in self._embed_ahead(loader):
+
+        def embed(batch):
+            return self.embed_rows(batch[1][:, 0]) if batch[0] else None
+
+        for batch, embedded in in_order(loader, embed, self.at_once):
+            if isinstance(batch, LoaderFailed):
+                raise batch
+            read, audio, unreadable = batch
             problems.update(unreadable)
             for kind, file, text in unreadable.notes:
                 notes.setdefault(kind, {})[file] = text
@@ -179,25 +189,6 @@ class SpeakerModel:
         for kind, files in notes.items():
             print(note_on_files(kind, files), file=sys.stderr)
         return embeddings, problems
-
-    def _embed_ahead(self, loader):
-        """(batch, what ``embed_rows`` gives of it) of each batch in order; the next ones are read meanwhile."""
-        from corpus.loader import LoaderFailed
-
-        def embed(batch):
-            return self.embed_rows(batch[1][:, 0]) if batch[0] else None
-
-        with ThreadPoolExecutor(self.at_once) as pool:
-            waiting = deque()
-            for batch in loader:
-                if isinstance(batch, LoaderFailed):
-                    raise batch
-                waiting.append((batch, pool.submit(embed, batch)))
-                if len(waiting) > self.at_once:
-                    batch, embedded = waiting.popleft()
-                    yield batch, embedded.result()
-            for batch, embedded in waiting:
-                yield batch, embedded.result()
 
 
 def fault_of(x: np.ndarray, min_seconds: float) -> str:

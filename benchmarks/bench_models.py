@@ -3,6 +3,7 @@
 python benchmarks/bench_models.py                            # print the tables
 python benchmarks/bench_models.py --only ReDimNet ResNet34   # settings whose names hold one of these words
 python benchmarks/bench_models.py --check                    # fp32, bf16 and fp16, gradients, lengths, batches
+python benchmarks/bench_models.py --memory                   # what a training step keeps of an utterance
 python benchmarks/bench_models.py --write docs/models.md     # put the tables between their marks in the page
 
 The settings are those of benchmarks/published_models.py. A parameter count that differs from it is an error.
@@ -20,6 +21,7 @@ from errors import UsageError
 from settings.command_line import Parser, existing_file, run
 
 SECONDS = 2
+CROPS = (2.0, 6.0)  # seconds: of common recipes, and of fine-tuning with large margins
 LEAST_TIME = 0.3  # seconds that a speed is measured for, at least
 SLOW = 0.3  # seconds for one utterance alone: from here on batches are not measured, there is nothing to gain
 # Parameters whose gradient is exactly zero, and why.
@@ -189,11 +191,49 @@ def batches(model) -> str:
     return f"{float((together - alone).abs().max() / together.abs().max()):.0e}"
 
 
+def activation_megabytes(model, seconds: float, dtype) -> float:
+    """MB that one more utterance of a batch keeps from the forward pass for the backward pass."""
+    few, many = 2, 4  # rows: batch normalisation wants more than one
+    # The difference, for what does not grow with the batch (weights, their copies in bfloat16) is kept once.
+    return (kept_bytes(model, many, seconds, dtype) - kept_bytes(model, few, seconds, dtype)) / (many - few) / 1e6
+
+
+def kept_bytes(model, rows: int, seconds: float, dtype) -> int:
+    """Bytes of all tensors that a forward pass keeps; only shapes are computed, no values."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kept, wave = {}, voices(rows, seconds)
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # which also keeps its address from being used again
+        return tensor
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32),
+    ):
+        model(fake.from_tensor(wave))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory_row(setting) -> list[str]:
+    """Cells of the table of memory."""
+    import torch
+
+    model = build(setting).train()
+    kinds = [(seconds, dtype) for seconds in CROPS for dtype in (torch.float32, torch.bfloat16)]
+    return [setting.name, *(f"{activation_megabytes(model, *kind):.0f}" for kind in kinds)]
+
+
 SPEED_HEAD = (
     "model | keys | parameters | authors' figure | GFLOP | EER on O / E / H (%) | of"
     " | utt/s, 1 thread | in 16s | utt/s, 2 threads | in 16s | x real time"
 )
 COUNT_HEAD = "model | keys | parameters | authors' figure"
+MEMORY_HEAD = "model | " + " | ".join(f"{seconds:g} s, {kind}" for seconds in CROPS for kind in ("fp32", "bf16"))
 CHECK_HEAD = "model | fp32 | bf16 | fp16 | gradient reaches | any length | batch against single"
 
 
@@ -227,6 +267,7 @@ def main(argv) -> int:
     parser = Parser("benchmarks/bench_models.py", __doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="WORD", help="settings whose names hold one of these words")
     parser.add_argument("--check", action="store_true", help="check the numerics instead of measuring the speed")
+    parser.add_argument("--memory", action="store_true", help="count what a training step keeps, not the speed")
     parser.add_argument("--write", metavar="PAGE", help="write the tables into this page, not to the screen")
     args = parser.parse_args(argv)
     if args.write:
@@ -244,6 +285,8 @@ def main(argv) -> int:
     parts = {}
     if args.check:
         parts["checks"] = table(CHECK_HEAD, [check_row(s) for s in tqdm(timed, disable=None)])
+    elif args.memory:
+        parts["memory"] = table(MEMORY_HEAD, [memory_row(s) for s in tqdm(timed, disable=None)])
     else:
         speeds = table(SPEED_HEAD, [speed_row(s) for s in tqdm(timed, disable=None)])
         sources = "\n".join(f"- {name}: <{SOURCES[name]}>" for name in dict.fromkeys(s.source for s in timed))

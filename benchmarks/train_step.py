@@ -13,7 +13,7 @@ ours:KEY=VALUE   the same with this key, as ours:mixedprec=true; several are joi
 against          the network and loss of a checkout that has voxceleb_trainer's shape, in the plain loop
 speechbrain      SpeechBrain's ECAPA-TDNN, filter banks and AAM softmax from its package, in the plain loop
 
-The limit is what a product of two matrices of 2,048 rows reaches in this run.
+The limit is what a product of two matrices of 2,048 rows reaches in this run. Where there is a GPU all variants use it.
 """
 
 import argparse
@@ -21,14 +21,12 @@ import contextlib
 import importlib
 import io
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from alternate import Variant, compared, serve, take_turns, times_as_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = (
@@ -48,8 +46,15 @@ def words_of(model: str, rows: int, data: str) -> list[str]:
     return [*words_on_voices(model, rows, Path(data)), f"--nClasses={CLASSES}"]
 
 
+def device():
+    """Where all variants compute: a GPU if there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def make_batch(rows: int):
-    """Waveforms (1, rows, samples) of noise and labels (rows,), the same in every process."""
+    """Waveforms (1, rows, samples) of noise and labels (rows,), the same in every process, on the CPU."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -61,12 +66,13 @@ def plain_loop(network, rows: int):
     """The shortest training loop: returns a function that takes a step and returns its loss."""
     import torch
 
-    data, label = make_batch(rows)
+    network.to(device())
+    batch = make_batch(rows)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
 
     def step():
         optimizer.zero_grad()
-        loss = network(data, label)[0]
+        loss = network(*(part.to(device()) for part in batch))[0]
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -90,7 +96,7 @@ def ours(spec: dict):
     from training.compilation import compile_model
 
     words = words_of(spec["model"], spec["rows"], spec["data"])
-    words += [f"--{setting}" for setting in filter(None, spec["keys"].split("+"))]
+    words += [f"--{setting}" for setting in spec["keys"]]
     with contextlib.redirect_stdout(sys.stderr):
         trainer = build(words, tempfile.mkdtemp(dir=spec["data"]))
         compile_model(trainer.step, trainer.config)
@@ -145,7 +151,7 @@ def speechbrain(spec: dict):
             self.loss = LogSoftmaxWrapper(AdditiveAngularMargin(margin=0.2, scale=30))
 
         def forward(self, data, label):
-            lengths = torch.ones(data.shape[1])
+            lengths = torch.ones(data.shape[1], device=data.device)
             x = self.model(self.norm(self.features(data[0]), lengths), lengths)
             return (self.loss(self.classifier(x), label.unsqueeze(1)),)
 
@@ -156,7 +162,7 @@ def limit(spec: dict):
     """A product of two matrices, the most work that this machine does in a second; returns what it takes of it."""
     import torch
 
-    a, b = (torch.randn(2048, 2048) for _ in range(2))
+    a, b = (torch.randn(2048, 2048, device=device()) for _ in range(2))
 
     def step():
         return float((a @ b)[0, 0])
@@ -164,51 +170,16 @@ def limit(spec: dict):
     return step
 
 
-def work(spec: dict):
-    """Serve one variant: for each line on stdin take so many steps, and answer with their seconds."""
-    answers, sys.stdout = sys.stdout, sys.stderr
+def make_step(spec: dict):
+    """The step of a variant."""
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     import torch
 
     torch.manual_seed(0)
-    step = globals()[spec["variant"]](spec)
-    for line in sys.stdin:
-        seconds, loss = [], 0.0
-        for _ in range(int(line)):
-            begin = time.perf_counter()
-            loss = step()
-            seconds.append(time.perf_counter() - begin)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"seconds": seconds, "loss": loss, "memory": memory}), file=answers, flush=True)
+    return globals()[spec["variant"]](spec)
 
 
 # ---------------------------------------------------------------------------------------------------- all of them
-
-
-class Variant:
-    """One way to take a step, in a process that waits until it is asked to take some."""
-
-    def __init__(self, name: str, spec: dict):
-        self.name, self.rounds, self.loss, self.memory, self.first = name, [], float("nan"), 0.0, 0.0
-        kind, _, keys = name.partition(":")
-        spec = json.dumps({**spec, "variant": kind, "keys": keys})
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", spec]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def take(self, steps: int) -> list[float]:
-        """Take steps and return their seconds; RuntimeError if the process has ended."""
-        print(steps, file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"variant {self.name} failed; its error stands above")
-        answer = json.loads(line)
-        self.loss, self.memory = answer["loss"], answer["memory"]
-        return answer["seconds"]
-
-    def close(self):
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def count_flops(model: str, rows: int, data: str) -> float:
@@ -229,24 +200,16 @@ def measure(model: str, args, data: str) -> dict:
     """Time all variants of a model, round after round."""
     spec = {"model": model, "rows": args.rows, "data": data, "against": args.against}
     names = [name for name in args.variants.split(",") if name != "speechbrain" or model.startswith("ECAPA_TDNN")]
-    variants = [Variant(name, spec) for name in [*names, *(["against"] if args.against else []), "limit"]]
-    for variant in variants:
-        variant.first = sum(variant.take(3))  # compiles, and fills the allocator
-    for _ in range(args.rounds):
-        for variant in variants:
-            variant.rounds.append(float(np.median(variant.take(args.steps))))
-    for variant in variants:
-        variant.close()
+    names = [*names, *(["against"] if args.against else []), "limit"]
+    variants = [Variant(name, spec, __file__) for name in names]
+    take_turns(variants, args.rounds, args.steps, warm=3)  # which compiles, and fills the allocator
     flops, limits = count_flops(model, args.rows, data), variants.pop()
     limit_rate = 2 * 2048**3 / np.median(limits.rounds)
     rows = []
     for variant in variants:
-        ratios = [first / own for first, own in zip(variants[0].rounds, variant.rounds)]
-        seconds = float(np.median(variant.rounds))
-        found = {"variant": variant.name, "seconds": seconds, "rounds": variant.rounds, "first_three": variant.first}
-        found |= {"ratio": float(np.median(ratios)), "lowest": min(ratios), "highest": max(ratios)}
-        found |= {"gflops": flops / seconds / 1e9, "share": flops / seconds / limit_rate}
-        rows.append({**found, "memory_gb": variant.memory, "loss": variant.loss})
+        found = compared(variant, variants[0])
+        rate = flops / found["seconds"]
+        rows.append({**found, "gflops": rate / 1e9, "share": rate / limit_rate})
     return {"model": model, "gflop": flops / 1e9, "limit_gflops": limit_rate / 1e9, "variants": rows}
 
 
@@ -254,9 +217,8 @@ def table(result: dict, rows: int) -> list[str]:
     """The rows of one model in the table."""
     lines = []
     for v in result["variants"]:
-        ratio = f"{v['ratio']:.2f} ({v['lowest']:.2f} to {v['highest']:.2f})"
         speed = f"{v['seconds']:.3f} | {rows / v['seconds']:.1f} | {v['gflops']:.0f} | {100 * v['share']:.0f} %"
-        lines.append(f"| {result['model']} | {v['variant']} | {speed} | {ratio} | {v['memory_gb']:.2f} |")
+        lines.append(f"| {result['model']} | {v['variant']} | {speed} | {times_as_fast(v)} | {v['memory_gb']:.2f} |")
     return lines
 
 
@@ -273,14 +235,14 @@ def main() -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(json.loads(args.worker))
+        spec = json.loads(args.worker)
+        serve(lambda: make_step(spec))
         return 0
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    import torch
     from bench_postmortem import make_voices
     from bench_training import machine
 
-    named = machine(torch.device("cpu"))
+    named = machine(device())
     print(f"{named}, {args.rows} rows of 2 s, {args.rounds} rounds of {args.steps} steps")
     print("| model | variant | step s | utterances/s | GFLOP/s | of the limit | times as fast as the first | GB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

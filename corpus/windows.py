@@ -1,7 +1,9 @@
-"""Embeddings of recordings too long to embed at once."""
+"""Embeddings of recordings of any length: several at the same time, and the longest in windows."""
 
 import math
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -9,6 +11,41 @@ import torch
 from corpus.audio import MIN_SAMPLES, SAMPLE_RATE
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")  # CUDA's, Linux's, Windows'
+MOST_AT_ONCE = 8  # batches that are embedded at the same time on a CPU: each needs memory of its own
+
+
+def batches_at_once(device) -> int:
+    """Batches of recordings to embed at the same time."""
+    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" else 1
+
+
+def in_order(batches, embed, at_once: int):
+    """Pairs (batch, ``embed(batch)``) in the order of the batches; ``at_once`` of them are embedded at the same time.
+
+    They share torch's threads. Recordings of different lengths cannot be one batch, and all threads on one recording
+    after the other wait for one another the more of them there are. An exception in place of a batch is passed on.
+    """
+    threads = torch.get_num_threads()
+    if at_once == 1:
+        yield from ((batch, None if isinstance(batch, Exception) else embed(batch)) for batch in batches)
+        return
+    share, waiting = threads // at_once, deque()
+    try:
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[share]) as pool:
+            for batch in batches:
+                waiting.append((batch, None if isinstance(batch, Exception) else pool.submit(embed, batch)))
+                if len(waiting) > at_once or isinstance(batch, Exception):
+                    yield from _done(waiting, 1 if not isinstance(batch, Exception) else len(waiting))
+            yield from _done(waiting, len(waiting))
+    finally:
+        torch.set_num_threads(threads)  # of threads to come: they would have those of the pool, which were set last
+
+
+def _done(waiting: deque, count: int):
+    """Take the first ``count`` pairs of a batch and its future, when they are done."""
+    for _ in range(count):
+        batch, future = waiting.popleft()
+        yield batch, future and future.result()
 
 
 def window_samples(seconds: float) -> int:

@@ -9,9 +9,8 @@ from settings.command_line import need
 class OnnxModel:
     """An ONNX file that takes waveforms: called with (B, samples) float32, it gives embeddings (B, D) float32.
 
-    It computes a call on one thread, so that several calls at once keep all cores busy: of recordings of different
-    lengths that is faster than all threads on one. UsageError if the file is not one of export.py's, takes features, or
-    was exported from another model than ``identity`` says.
+    It computes a call on one thread, for ``embed_files`` makes several calls at once. UsageError if the file is not
+    one of export.py's, takes features, or was exported from another model than ``identity`` says.
     """
 
     def __init__(self, path, identity: str):

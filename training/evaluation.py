@@ -13,7 +13,7 @@ from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
 from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
-from corpus.windows import embed_rows, window_samples
+from corpus.windows import batches_at_once, embed_rows, in_order, window_samples
 from DatasetLoader import TestDataset, collate_one
 from errors import UsageError, plural, rank_prefix
 from scoring import plots
@@ -83,32 +83,40 @@ class Evaluator:
         def forward(x):
             return network(x.to(self.ranks.device)).float().cpu()
 
-        embeddings, problems = None, dict(self.dataset.problems)
-        hidden = not self.ranks.main or None
-        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
-        notes, spans, failure = {}, {}, None
-        for batch in progress:
-            if isinstance(batch, LoaderFailed):
-                failure = f"{rank_prefix()}loader: {batch}"
-            if failure or should_stop():
-                break
-            read, audio, unreadable = batch
-            problems.update(unreadable)
-            for kind, file, text in unreadable.notes:
-                notes.setdefault(kind, {})[file] = text
+        def embed(batch):
+            """Embeddings (files, crops, D) of a batch, and {row: reason}."""
+            read, audio, _ = batch
             if not read:
-                continue
+                return None
             files, crops, samples = audio.shape
             # Not around the collectives below, which torch 2.4 refuses in inference mode.
             with torch.inference_mode(), without_tf32():
                 rows = audio.reshape(files * crops, samples)
                 out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
-            problems.update({read[row // crops]: reason for row, reason in too_large.items()})
-            reduced = torch.from_numpy(reduce_crops(out.reshape(files, crops, -1), self.config.score_mode))
+            return out.reshape(files, crops, -1), too_large
+
+        embeddings, problems = None, dict(self.dataset.problems)
+        hidden = not self.ranks.main or None
+        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
+        notes, spans, failure = {}, {}, None
+        for batch, embedded in in_order(progress, embed, batches_at_once(self.ranks.device)):
+            if isinstance(batch, LoaderFailed):
+                failure = f"{rank_prefix()}loader: {batch}"
+            if failure or should_stop():
+                break
+            read, _, unreadable = batch
+            problems.update(unreadable)
+            for kind, file, text in unreadable.notes:
+                notes.setdefault(kind, {})[file] = text
+            if embedded is None:
+                continue
+            out, too_large = embedded
+            problems.update({read[row // out.shape[1]]: reason for row, reason in too_large.items()})
+            reduced = torch.from_numpy(reduce_crops(out, self.config.score_mode))
             if embeddings is None:
                 embeddings = torch.zeros(len(self.files), *reduced.shape[1:], dtype=reduced.dtype)
             embeddings[read] = reduced
-            for index, row, own in zip(read, reduced, out.reshape(files, crops, -1)):
+            for index, row, own in zip(read, reduced, out):
                 if not row.isfinite().all():
                     spans[index] = span(own)
         failures = [text for text in self.ranks.gather(failure) if text]

@@ -1,5 +1,7 @@
 """Recordings that memory is too small for: embedded in windows, or named and left out."""
 
+import threading
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +9,8 @@ import torch
 
 import embed
 import verify
-from corpus.windows import embed_windows
+from corpus.windows import embed_windows, in_order
+from errors import UsageError
 from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
 from storage.embedding_files import read_embeddings
@@ -131,3 +134,25 @@ def test_an_evaluation_goes_on_without_a_recording_that_is_too_long(settings, da
     assert result["nan_scores"] == 1 and result["failed"] is None and result["eer"] >= 0
     assert [file["path"] for file in result["nan_files"]] == [str(model[1] / "long.wav")]
     assert "needs more memory than there is (5 s)" in result["nan_files"][0]["reason"]
+
+
+def test_batches_embedded_at_the_same_time_come_in_order_and_leave_the_threads_as_they_were():
+    threads, seen, together = torch.get_num_threads(), [], threading.Barrier(3, timeout=20)
+    failure = UsageError("no more")
+
+    def embed(batch):
+        seen.append(torch.get_num_threads())
+        together.wait()  # breaks unless three are at work
+        return 10 * batch
+
+    torch.set_num_threads(6)
+    try:
+        pairs = list(in_order([1, 2, 3, 4, 5, 6, failure, failure], embed, 3))
+        assert pairs == [*((n, 10 * n) for n in range(1, 7)), (failure, None), (failure, None)]
+        assert seen == [2] * 6 and torch.get_num_threads() == 6
+        assert list(in_order([1, failure], lambda batch: -batch, 1)) == [(1, -1), (failure, None)]
+        with pytest.raises(ZeroDivisionError):
+            list(in_order([1, 0], lambda batch: 1 / batch, 2))
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(threads)
