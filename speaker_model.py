@@ -51,6 +51,7 @@ class SpeakerModel:
         self.dimension = config.nOut
         self.identity = identity_of(network.state_dict(), config)
         self.bfloat16 = False
+        self.replicas: Callable | None = None  # of the network, while several batches are embedded at the same time
         self.onnx: Callable | None = None  # computes in the place of the network
 
     def compute_in_bfloat16(self):
@@ -106,13 +107,6 @@ class SpeakerModel:
         return embedding
 
     @property
-    def at_once(self) -> int:
-        """Batches that ``embed_files`` embeds at the same time."""
-        from corpus.windows import batches_at_once
-
-        return batches_at_once(self.device)
-
-    @property
     def window(self) -> int:
         """Samples of the windows in which a longer recording is embedded, 0 for none."""
         from corpus.windows import window_samples
@@ -142,7 +136,7 @@ class SpeakerModel:
             return self.onnx(x)
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
         with torch.inference_mode(), without_tf32(), cast:
-            return self.network(x.to(self.device)).float().cpu()
+            return (self.replicas or self.network)(x.to(self.device)).float().cpu()
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
@@ -153,7 +147,7 @@ class SpeakerModel:
         from tqdm import tqdm
 
         from corpus.loader import Loader, LoaderFailed
-        from corpus.windows import in_order
+        from corpus.windows import Replicas, batches_at_once, in_order
         from DatasetLoader import TestDataset, collate_one
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
@@ -162,12 +156,13 @@ class SpeakerModel:
         plan = [[i] for i in range(len(dataset))]
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
-        notes = {}
+        notes, at_once = {}, batches_at_once(self.device)
+        self.replicas = Replicas(self.network, at_once) if self.onnx is None else None
 
         def embed(batch):
             return self.embed_rows(batch[1][:, 0]) if batch[0] else None
 
-        for batch, embedded in in_order(loader, embed, self.at_once):
+        for batch, embedded in in_order(loader, embed, at_once):
             if isinstance(batch, LoaderFailed):
                 raise batch
             read, audio, unreadable = batch
@@ -186,6 +181,7 @@ class SpeakerModel:
                         problems[index], embeddings[index] = fault, np.nan
             bar.update(len(read) + len(unreadable))
         bar.close()
+        self.replicas = None
         for kind, files in notes.items():
             print(note_on_files(kind, files), file=sys.stderr)
         return embeddings, problems

@@ -1,6 +1,8 @@
 """Embeddings of recordings of any length: several at the same time, and the longest in windows."""
 
+import copy
 import math
+import queue
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,32 @@ MOST_AT_ONCE = 8  # batches that are embedded at the same time on a CPU: each ne
 def batches_at_once(device) -> int:
     """Batches of recordings to embed at the same time."""
     return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" else 1
+
+
+class Replicas:
+    """A network that ``count`` threads may call at the same time.
+
+    Each call has modules of its own, for a plug-in may keep what a forward pass found in attributes; all share their
+    tensors. If a network cannot be copied, calls wait for one another.
+    """
+
+    def __init__(self, network, count: int):
+        self.free = queue.SimpleQueue()
+        self.free.put(network)
+        shared = [*network.parameters(), *network.buffers()]
+        shared += [each for module in network.modules() for each in vars(module).values() if torch.is_tensor(each)]
+        try:
+            for _ in range(count - 1):
+                self.free.put(copy.deepcopy(network, {id(tensor): tensor for tensor in shared}))
+        except Exception:  # what a plug-in holds may refuse in any way; only time is lost
+            return
+
+    def __call__(self, x):
+        network = self.free.get()
+        try:
+            return network(x)
+        finally:
+            self.free.put(network)
 
 
 def in_order(batches, embed, at_once: int):

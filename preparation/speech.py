@@ -82,8 +82,7 @@ class Silero:
         import torch
 
         if not hasattr(_models, "model"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the form that its weights are kept in
+            with warnings.catch_warnings(record=True):  # of the form that its weights are kept in
                 _models.model = silero_vad.load_silero_vad()
         x = np.concatenate([*self.blocks, np.zeros(0, np.float32)])
         x = torch.from_numpy(np.ascontiguousarray(resample(x, self.rate)))

@@ -13,7 +13,7 @@ from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
 from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
-from corpus.windows import batches_at_once, embed_rows, in_order, window_samples
+from corpus.windows import Replicas, batches_at_once, embed_rows, in_order, window_samples
 from DatasetLoader import TestDataset, collate_one
 from errors import UsageError, plural, rank_prefix
 from scoring import plots
@@ -79,27 +79,13 @@ class Evaluator:
         said so; LoaderFailed without batches.
         """
         network.eval()
-
-        def forward(x):
-            return network(x.to(self.ranks.device)).float().cpu()
-
-        def embed(batch):
-            """Embeddings (files, crops, D) of a batch, and {row: reason}."""
-            read, audio, _ = batch
-            if not read:
-                return None
-            files, crops, samples = audio.shape
-            # Not around the collectives below, which torch 2.4 refuses in inference mode.
-            with torch.inference_mode(), without_tf32():
-                rows = audio.reshape(files * crops, samples)
-                out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
-            return out.reshape(files, crops, -1), too_large
-
+        at_once = batches_at_once(self.ranks.device)
+        embed = functools.partial(self._embed_batch, Replicas(network, at_once))
         embeddings, problems = None, dict(self.dataset.problems)
         hidden = not self.ranks.main or None
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
         notes, spans, failure = {}, {}, None
-        for batch, embedded in in_order(progress, embed, batches_at_once(self.ranks.device)):
+        for batch, embedded in in_order(progress, embed, at_once):
             if isinstance(batch, LoaderFailed):
                 failure = f"{rank_prefix()}loader: {batch}"
             if failure or should_stop():
@@ -133,11 +119,26 @@ class Evaluator:
         embeddings[sorted(problems)] = float("nan")
         return embeddings, problems
 
+    def _embed_batch(self, network, batch):
+        """((files, crops, D), {row: reason}) of a batch, None of one without files."""
+        read, audio, _ = batch
+        if not read:
+            return None
+
+        def forward(x):
+            return network(x.to(self.ranks.device)).float().cpu()
+
+        files, crops, samples = audio.shape
+        # Not around the collectives of ``embed``, which torch 2.4 refuses in inference mode.
+        with torch.inference_mode(), without_tf32():
+            rows = audio.reshape(files * crops, samples)
+            out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
+        return out.reshape(files, crops, -1), too_large
+
     def _merge(self, embeddings):
         """Put the ranks' parts together: each file was embedded by one rank, the others hold zeros."""
-        kinds = [
-            k for k in self.ranks.gather(None if embeddings is None else (embeddings.shape, embeddings.dtype)) if k
-        ]
+        kind = None if embeddings is None else (embeddings.shape, embeddings.dtype)
+        kinds = [kind for kind in self.ranks.gather(kind) if kind]
         if not kinds:
             return torch.full((len(self.files), 1), float("nan"))
         if embeddings is None:

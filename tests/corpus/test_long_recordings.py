@@ -1,6 +1,8 @@
 """Recordings that memory is too small for: embedded in windows, or named and left out."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 import embed
 import verify
-from corpus.windows import embed_windows, in_order
+from corpus.windows import Replicas, embed_windows, in_order
 from errors import UsageError
 from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
@@ -134,6 +136,34 @@ def test_an_evaluation_goes_on_without_a_recording_that_is_too_long(settings, da
     assert result["nan_scores"] == 1 and result["failed"] is None and result["eer"] >= 0
     assert [file["path"] for file in result["nan_files"]] == [str(model[1] / "long.wav")]
     assert "needs more memory than there is (5 s)" in result["nan_files"][0]["reason"]
+
+
+class Forgetful(torch.nn.Module):
+    """A plug-in that keeps what it works on in an attribute, as a graph's tensor too."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.kept = self.weight * 2
+
+    def forward(self, x):
+        self.kept = x * self.weight
+        time.sleep(0.002)  # another thread writes meanwhile
+        return self.kept
+
+
+def test_a_network_that_keeps_values_in_attributes_is_embedded_with_by_several_threads():
+    network = Forgetful()
+    replicas = Replicas(network, 3)
+    assert replicas.free.qsize() == 3
+    network.weight.data.fill_(3.0)  # they share weights that change between evaluations
+    batches = [torch.full((2,), float(n)) for n in range(40)]
+    with ThreadPoolExecutor(6) as pool:
+        assert [out.tolist() for out in pool.map(replicas, batches)] == [[3.0 * n] * 2 for n in range(40)]
+    network.lock = threading.Lock()  # cannot be copied
+    alone = Replicas(network, 3)
+    with ThreadPoolExecutor(3) as pool:
+        assert [out[0].item() for out in pool.map(alone, batches[:9])] == [3.0 * n for n in range(9)]
 
 
 def test_batches_embedded_at_the_same_time_come_in_order_and_leave_the_threads_as_they_were():
