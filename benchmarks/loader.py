@@ -3,9 +3,10 @@
 python benchmarks/loader.py                                                  # makes its own voices, noise and rooms
 python benchmarks/loader.py --train_list L --train_path wav --musan_path musan_split --rir_path rirs --json out.json
 
-Three loaders take turns in one run, for each number of worker processes: this project's with full augmentation; whole
-files read as float64, augmented as voxceleb_trainer does and collated by torch; and bare slices of one memory-mapped
-int16 file, which is the limit. Ratios are of neighbours in time, with the smallest and the largest.
+Loaders take turns in one run, for each number of worker processes: this project's with full augmentation, from files
+and from a pack of pack_data.py; whole files read as float64, augmented as voxceleb_trainer does and collated by torch;
+and bare slices of one memory-mapped int16 file, which is the limit. Ratios are of neighbours in time, with the smallest
+and the largest.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from scipy import signal
 from torch.utils.data import DataLoader, Dataset
 
 import make_demo_data
+import pack_data
 from corpus.audio import samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list
@@ -43,21 +45,27 @@ RATE = 16000
 # voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
 SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}
 HOW_MANY = {"noise": (1, 1), "speech": (3, 7), "music": (1, 1)}
-NAMES = {"ours": "this project", "plain": "as voxceleb_trainer", "limit": "bare int16 slices"}
+PREFETCH = 3  # batches that each process prepares ahead
+NAMES = {
+    "ours": "this project",
+    "plain": "as voxceleb_trainer",
+    "pack": "this project, pack",
+    "limit": "bare int16 slices",
+}
 
 
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-def make_set(folder: Path, speakers: int, seconds: float) -> dict[str, str]:
-    """Make voices of ``seconds`` as wav, noise cut into 5 s and impulse responses below ``folder`` -> keys of a run."""
+def make_set(folder: Path, speakers: int, seconds: float, ending: str = "wav") -> dict[str, str]:
+    """Make voices of ``seconds``, noise cut into 5 s and impulse responses below ``folder`` -> keys of a run."""
     size = ["--speakers", str(speakers), "--trial_speakers", "2", "--utterances", "8", "--seconds", str(seconds)]
     with contextlib.redirect_stdout(io.StringIO()):
         make_demo_data.main(["--out", str(folder / "voices"), *size])
     lines = []
     for line in (folder / "voices" / "train_list.txt").read_text(encoding="utf-8").splitlines():
         speaker, path = line.split()
-        target = (folder / "wav" / path).with_suffix(".wav")
+        target = (folder / "wav" / path).with_suffix(f".{ending}")
         target.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(target, *soundfile.read(folder / "voices" / "wav" / path))
         lines.append(f"{speaker} {target.relative_to(folder / 'wav').as_posix()}\n")
@@ -186,28 +194,28 @@ class Turn:
         return rate
 
 
+def ours(keys: dict[str, str], args, workers: int, folder: Path) -> Turn:
+    """This project's loader."""
+    words = [f"--{name}={value}" for name, value in {**keys, **args.settings}.items()]
+    words += ["--augment", f"--batch_size={args.batch_size}", f"--max_frames={args.frames}"]
+    words += [f"--save_path={folder}/run", "--model=ECAPA_TDNN", "--trainfunc=aamsoftmax"]
+    config = load_config(words)[0]
+    dataset, epochs = TrainDataset(config), iter(range(1, 1 << 30))
+    sampler = SpeakerBatchSampler(dataset, config, False)
+    loader = make_loader(dataset, sampler, collate, config, workers, keep=workers > 0)
+    return Turn(loader, 1 + workers * PREFETCH, lambda: sampler.set_position(next(epochs)))
+
+
 def build(keys: dict[str, str], args, workers: int, folder: Path) -> dict[str, Turn]:
     """The loaders to compare, by their short names."""
-    words = [f"--{name}={value}" for name, value in {**keys, **args.settings}.items()]
-    words += [
-        "--augment",
-        f"--batch_size={args.batch_size}",
-        f"--max_frames={args.frames}",
-        f"--save_path={folder}/run",
-    ]
-    words += [f"--save_path={folder}/run"]
-    config = load_config([*words, "--model=ECAPA_TDNN", "--trainfunc=aamsoftmax"])[0]
-    dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, False)
-    wait_for = 1 + workers * config.prefetch_factor
-    epochs = iter(range(1, 1 << 30))
     plain, slices = PlainDataset(keys, args.frames), Slices(folder / "speech.int16", samples_of(args.frames))
     options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0}
-    options |= {"prefetch_factor": config.prefetch_factor} if workers else {}
-    ours = make_loader(dataset, sampler, collate, config, workers, keep=workers > 0)
+    options |= {"prefetch_factor": PREFETCH} if workers else {}
+    wait_for = 1 + workers * PREFETCH
     return {
-        "ours": Turn(ours, wait_for, lambda: sampler.set_position(next(epochs))),
+        "ours": ours(keys, args, workers, folder),
         "plain": Turn(DataLoader(plain, shuffle=True, drop_last=True, **options), wait_for),
+        "pack": ours({**keys, "train_pack": str(folder / "pack")}, args, workers, folder),
         "limit": Turn(DataLoader(slices, shuffle=True, collate_fn=collate_slices, **options), wait_for),
     }
 
@@ -216,29 +224,33 @@ def build(keys: dict[str, str], args, workers: int, folder: Path) -> dict[str, T
 
 
 def compare(turns: dict[str, Turn], rounds: int, seconds: float) -> dict:
-    """Let the loaders take turns: {name: median crops a second, ratio, share_of_limit} with their extremes."""
+    """Let the loaders take turns: {name: median crops a second}, ratios and shares of the limit with their extremes."""
     rates = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
             rates[name].append(turn.measure(seconds))
-    ratios = np.divide(rates["ours"], rates["plain"])
+
+    def over(name, other):
+        values = np.divide(rates[name], rates[other])
+        return [float(value) for value in (np.median(values), values.min(), values.max())]
+
     return {
         **{name: float(np.median(values)) for name, values in rates.items()},
-        "ratio": [float(v) for v in (np.median(ratios), ratios.min(), ratios.max())],
-        "share_of_limit": float(np.median(np.divide(rates["ours"], rates["limit"]))),
+        "ratio": over("ours", "plain"),
+        "ratio_pack": over("pack", "plain"),
+        "share_of_limit": over("pack", "limit"),
         "rates": rates,
     }
 
 
 def table(results: dict[int, dict]) -> list[str]:
     """The results as lines of a table."""
-    heads = ["workers", *NAMES.values(), "ratio", "least to largest", "of the limit"]
+    heads = ["workers", *NAMES.values(), "ratio", "ratio of the pack", "pack of the limit"]
     lines = [f"| {' | '.join(heads)} |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for workers, found in results.items():
-        middle, low, high = found["ratio"]
-        cells = [str(workers), *(f"{found[name]:,.0f}" for name in NAMES), f"{middle:.2f}"]
-        cells += [f"{low:.2f} to {high:.2f}", f"{100 * found['share_of_limit']:.1f} %"]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [str(workers), *(f"{found[name]:,.0f}" for name in NAMES)]
+        cells += ["{:.2f} ({:.2f} to {:.2f})".format(*found[name]) for name in ("ratio", "ratio_pack")]
+        lines.append(f"| {' | '.join(cells)} | {100 * found['share_of_limit'][0]:.1f} % |")
     return lines
 
 
@@ -265,6 +277,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default 2)")
     parser.add_argument("--speakers", type=int, default=40, help="speakers of the set that is made (default 40)")
     parser.add_argument("--utterance_seconds", type=float, default=8.0, help="length of its recordings (default 8)")
+    parser.add_argument("--ending", default="wav", help="of its recordings, wav (default) or flac")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more keys for this project's loader")
     parser.add_argument("--profile", action="store_true", help="only show where the time of this project's loader goes")
     parser.add_argument("--json", help="write the figures to this file")
@@ -276,12 +289,15 @@ def main() -> int:
         folder = Path(name)
         keys = {key: getattr(args, key) for key in ("train_list", "train_path", "musan_path", "rir_path")}
         if not any(keys.values()):
-            keys = make_set(folder, args.speakers, args.utterance_seconds)
+            keys = make_set(folder, args.speakers, args.utterance_seconds, args.ending)
         elif not all(keys.values()):
             parser.error("give all of --train_list, --train_path, --musan_path and --rir_path, or none")
         pack_speech(keys, folder / "speech.int16")
+        with contextlib.redirect_stdout(io.StringIO()):
+            listed = ["--train_list", keys["train_list"], "--train_path", keys["train_path"]]
+            pack_data.main([*listed, "--out", str(folder / "pack")])
         if args.profile:
-            print(profile(build(keys, args, 0, folder)["ours"], 4 * args.seconds))
+            print(profile(ours(keys, args, 0, folder), 4 * args.seconds))
             return 0
         described = f"{machine(torch.device('cpu'))}, Python {platform.python_version()}"
         print(f"crops a second; {described}", flush=True)
