@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from corpus.folders import is_audio
 from errors import UsageError
 from preparation.corpora import UNSAFE
 from preparation.journal import Journal, stamp
@@ -66,9 +67,15 @@ def _is_part_of(file: Path, stem: str) -> bool:
 
 
 def unpacked(path: Path, out: Path, journal: Journal) -> Path:
-    """The folder of what the archives in a folder, or the archive given, hold; the path itself if there are none."""
+    """The folder of what the archives in a folder, or the archive given, hold; the path itself if there are none.
+
+    Archives beside recordings are left as they are, for they were unpacked already as a rule.
+    """
     found = archives_of(path)
     if not found:
+        return path
+    if path.is_dir() and has_recordings(path):
+        print(f"{path}: has recordings, so its archives stay packed; give {next(iter(found.values()))[0]} to unpack it")
         return path
     folder = out / "unpacked" / path.name.removesuffix("".join(path.suffixes) if path.is_file() else "")
     for name, parts in found.items():
@@ -81,6 +88,11 @@ def unpacked(path: Path, out: Path, journal: Journal) -> Path:
     for table in (p for p in path.iterdir() if p.suffix in (".csv", ".txt", ".TXT")) if path.is_dir() else ():
         shutil.copyfile(table, folder / table.name)  # lists and tables of speakers beside the archives
     return folder
+
+
+def has_recordings(folder: Path) -> bool:
+    """Whether there is a recording below a folder."""
+    return any(is_audio(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def check_sums(parts: list[Path], journal: Journal):

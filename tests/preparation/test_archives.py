@@ -90,6 +90,17 @@ def test_links_and_devices_are_refused_and_damage_is_said(tmp_path):
         unpack([tmp_path / "b.zip"], tmp_path / "out")
 
 
+def test_archives_beside_recordings_stay_packed(tmp_path, journal, capsys):
+    folder = tmp_path / "vox"
+    (folder / "wav").mkdir(parents=True)
+    zipped(folder / "dev.zip", {"wav/1.wav": b"x"})
+    assert unpacked(folder, tmp_path / "out", journal) == tmp_path / "out" / "unpacked" / "vox"
+    (folder / "wav" / "1.wav").write_bytes(b"x")
+    assert unpacked(folder, tmp_path / "out2", journal) == folder and not (tmp_path / "out2").exists()
+    assert f"so its archives stay packed; give {folder / 'dev.zip'} to unpack it" in capsys.readouterr().out
+    assert unpacked(folder / "dev.zip", tmp_path / "out2", journal) == tmp_path / "out2" / "unpacked" / "dev"
+
+
 def test_only_archives_are_taken_for_such(tmp_path):
     for name in ("ann_01", "notes.txt", "vox1_dev_wav_partaa", "a.wav"):
         (tmp_path / name).write_bytes(b"RIFF no archive")
