@@ -254,8 +254,12 @@ def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None 
         if name in KEYS:
             with found.collected():
                 values[name] = coerce(KEYS[name], setting)
-    if values["augmentation"] and "augment" not in written:
-        values["augment"] = True
+    if values["augmentation"]:
+        values["augment"] = values["augment"] or "augment" not in written
+        if "augment_prob" in written:
+            notes.append(
+                f"{_unknown_place(written['augment_prob'], 'augment_prob')} is not used: augmentation has its own"
+            )
     _resolve_plugin_keys(values, written, notes, found)
     if mistakes is None:
         found.refuse()
