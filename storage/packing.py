@@ -61,7 +61,8 @@ def pack_file(key: int, path: str) -> Packed:
             rate, notes = recording.rate, recording.notes
     except AudioError as error:
         return Packed(key, entry, told={"reason": str(error)})
-    small = (x * np.float32(32768)).astype(np.int16) if np.abs(x).max() <= 1 else np.zeros(0, np.int16)
+    inside = x.max() < 1 and x.min() >= -1  # and so no NaN
+    small = (x * np.float32(32768)).astype(np.int16) if inside else np.zeros(0, np.int16)
     exact = small.shape == x.shape and np.array_equal((small * FULL_SCALE).view(np.int32), x.view(np.int32))
     content = np.ascontiguousarray(small if exact else x).data.cast("B")
     entry["kind"], entry["rate"], entry["crc"] = INT16 if exact else FLOAT32, rate, zlib.crc32(content)

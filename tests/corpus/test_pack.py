@@ -148,6 +148,20 @@ def test_changed_files_and_new_lines_are_added(mixed, tmp_path):
     assert read_crop("", opened=Pack(out).recording(5, "")).x.tolist() == [0.25] * 9000
 
 
+@pytest.mark.parametrize("odd", [1.0, -0.0, np.nan, np.inf, 3e-8, 1e6])
+def test_samples_that_are_none_of_16_bits_keep_their_bits(tmp_path, odd):
+    x = np.array([-1.0, 0.5, 0.0, 32767 / 32768] * 300, np.float32)
+    for values, kind in ((x, 1), (np.append(x, np.float32(odd)), 2)):
+        soundfile.write(tmp_path / "s.wav", values, 16000, subtype="FLOAT")
+        (tmp_path / "list").write_text("s s.wav\n")
+        packing.write_pack(
+            read_train_lists((TrainSource(str(tmp_path / "list"), str(tmp_path)),)), tmp_path, 1 << 20, 1
+        )
+        pack = Pack(tmp_path)
+        assert pack.index["kind"][0] == kind
+        assert pack.recording(0, "").read(0, len(values)).tobytes() == values.tobytes()
+
+
 def test_a_damaged_pack_is_found(mixed, tmp_path, capsys):
     out = tmp_path / "pack"
     pack(mixed, out)
