@@ -102,13 +102,17 @@ class Pack:
         return PackedRecording(self, int(row), path)
 
     def stored(self, row: int) -> np.ndarray:
-        """The stored samples (frames, channels) of a file, as they are mapped."""
+        """The stored samples (frames, channels) of a file, as they are mapped; AudioError if they are not there."""
         entry = self.index[row]
-        number, kind = int(entry["shard"]), STORED[int(entry["kind"])]
+        number, kind = int(entry["shard"]), STORED.get(int(entry["kind"]))
+        if kind is None or number >= len(self.header["shards"]):
+            raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
         if number not in self.shards:
             self.shards[number] = np.asarray(np.memmap(self._path(shard_name(number)), np.uint8, "r"))
         frames, channels, offset = int(entry["frames"]), int(entry["channels"]), int(entry["offset"])
         content = self.shards[number][offset : offset + frames * channels * kind.itemsize]
+        if len(content) != frames * channels * kind.itemsize or not len(content):
+            raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
         return content.view(kind).reshape(frames, channels)
 
 

@@ -12,7 +12,7 @@ import torch
 from programs import ROOT
 
 import pack_data
-from corpus.audio import read_crop
+from corpus.audio import AudioError, read_crop
 from corpus.crop import Crop
 from corpus.loader import make_loader
 from corpus.pack import Pack
@@ -173,6 +173,14 @@ def test_a_damaged_pack_is_found(mixed, tmp_path, capsys):
     capsys.readouterr()
     assert pack_data.main(["--out", str(out), "--check"]) == 1
     assert capsys.readouterr().err.startswith("damaged: train000/")
+    index = np.load(out / "index.npy")
+    for field, value in (("offset", 1 << 40), ("frames", 1 << 60), ("shard", 7), ("kind", 9), ("channels", 0)):
+        spoilt = index.copy()
+        spoilt[field][0] = value
+        np.save(out / "index.npy", spoilt)
+        with pytest.raises(AudioError, match=r"row 0 of .*index.npy is damaged"):
+            read_crop("", opened=Pack(out).recording(0, ""))
+    np.save(out / "index.npy", index)
     shard.write_bytes(content[:-64])
     with pytest.raises(UsageError, match=r"shard-00000.bin: has \d+ bytes instead of \d+"):
         Pack(out)
