@@ -70,7 +70,8 @@ def choose_kernels(config: Config):
     cudnn.deterministic, cudnn.benchmark = same, not same
     if same:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(same)
+    if torch.are_deterministic_algorithms_enabled() != same:  # the call alone imports torch's compiler, for a second
+        torch.use_deterministic_algorithms(same)
 
 
 @contextlib.contextmanager
