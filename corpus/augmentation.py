@@ -87,7 +87,10 @@ class Augment:
 
     def __init__(self, name: str, keys: dict):
         self.name, self.p = name, keys.get("p", 1.0)
-        self.plugin = plugin_of(name)(**{key: value for key, value in keys.items() if key != "p"})
+        try:
+            self.plugin = plugin_of(name)(**{key: value for key, value in keys.items() if key != "p"})
+        except ValueError as error:  # what a plug-in refuses, in its own words
+            raise UsageError(f"augmentation: {name}: {error}") from error
 
     def categories(self) -> set[str]:
         """The kinds of recordings that the plug-in wants."""

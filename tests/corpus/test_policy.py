@@ -167,7 +167,7 @@ def test_rows_of_a_policy_are_the_same_for_any_number_of_workers(settings, aroun
         ("\n  - packet_loss: {ms: soon}", ":4: augmentation: packet_loss: ms: expected a value as 20, got 'soon'"),
         ("noise", ": augmentation: expected a list, as [{noise:"),
         ("\n  - one_of: {p: 0.5}", ":4: augmentation: one_of: expected {p: 0.8, of: [noise, reverb]}; no list 'of'"),
-        ("\n  - opus: {kbps: 2}", "kbps: [2, 2], expected from 6 to 256"),
+        ("\n  - opus: {kbps: 2}", "augmentation: opus: kbps: [2, 2], expected from 6 to 256"),
         ("\n  - noise", "augmentation: noise needs musan_path with recordings in a folder 'noise'"),
     ],
 )
