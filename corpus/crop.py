@@ -39,6 +39,7 @@ class Crop:
     pack: str = ""
     pack_row: int = 0
     list_path: str = ""
+    refused: str = ""  # why it must not be made again, set by who reads a dump
 
     @classmethod
     def from_dict(cls, info: dict) -> "Crop":
@@ -49,6 +50,7 @@ class Crop:
     def to_dict(self) -> dict:
         """The crop as a dump holds it."""
         info = dict(vars(self))  # not ``asdict``, whose copies take longer than the draws
+        del info["refused"]
         if not self.replaced:
             del info["replaced"]
         if self.utterance is None:
@@ -72,8 +74,10 @@ class Crop:
     def load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32 at 16 kHz.
 
-        AudioError if one of its files cannot be read.
+        AudioError if one of its files cannot be read, or if it is ``refused``.
         """
+        if self.refused:
+            raise AudioError(self.refused)
         opened = self._packed() if self.pack and not Path(self.path).is_file() else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened

@@ -9,6 +9,7 @@ import torch
 
 from postmortem.built_replay import BuiltReplay
 from postmortem.probe import Probe, Record
+from postmortem.provenance import rows_with_known_code
 from postmortem.replay import Outcome, OutOfTime, Replay, ReplayError
 from postmortem.retraining import Retraining
 from storage.dump import rows_of
@@ -29,7 +30,7 @@ class Case:
     def __init__(self, path, dump: dict, state: dict | None, replay: bool = True, trust=False, seconds: float = 60.0):
         self.path, self.dump, self.state = path, dump, state
         self.config = dump.get("config", {})
-        self.files = dump.get("files", [])
+        self.files = rows_with_known_code(dump, trust)
         self.built = "build" in dump  # of a loop that is not the trainer's
         self.begin, self.seconds = time.perf_counter(), seconds
         self.replay, self.refusal = None, ""

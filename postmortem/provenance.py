@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from corpus.audio import AudioError, read_blocks
-from corpus.augmentation import apply_draws
+from corpus.augmentation import CATEGORIES, KINDS, apply_draws
 from corpus.crop import Crop
+from errors import ROOT
+from settings.user_code import changed_since
 from storage.dump import rows_of
 
 ABSURD = 1e4  # |sample| that no recording in [-1, 1] has
@@ -21,6 +23,30 @@ class Origin:
     path: str
     sample: int | None  # in the file, counted at the file's own rate
     text: str
+
+
+def rows_with_known_code(dump: dict, trust: bool) -> list[dict]:
+    """The provenance of a dump's rows; one whose augmentation is not the run's code says so, and is not made again.
+
+    A plug-in of augmentation/ runs only if its hash is that of the dump, as every plug-in. Dumps from before there
+    were such plug-ins name none; what they could draw is known.
+    """
+    hashes = {
+        name: digest for name, digest in dump.get("source_hashes", {}).items() if name.startswith("augmentation/")
+    }
+    known = set() if hashes else {"reverb", *CATEGORIES}
+    rows, told = [], {}
+    for info in dump.get("files", []):
+        for kind in dict.fromkeys(str(draw.get("kind")) for draw in Crop.from_dict(info).draws):
+            if kind not in told:
+                name = f"augmentation/{KINDS.get(kind, kind)}.py"
+                own = {name: hashes[name]} if name in hashes else {}
+                changed = [] if trust or kind in known else changed_since(own, [name], ROOT)
+                told[kind] = f"{changed[0]} differs from the run's" if changed else ""
+            if told[kind]:
+                info = {**info, "refused": f"{told[kind]}; --trust-changed-code runs it"}
+        rows.append(info)
+    return rows
 
 
 def bad_samples(row: np.ndarray, limit: float = np.inf) -> np.ndarray:

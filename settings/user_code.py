@@ -14,7 +14,15 @@ PLUG_INS = tuple(ENTRY)
 ROOMS = ("corpus", "postmortem", "preflight", "preparation", "scoring", "settings", "storage", "training", "web")
 COMMANDS = (
     *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export", "average_checkpoints"),
-    *("prepare_data", "make_demo_data", "analyze_nan_debug", "tuneThreshold", "speaker_model", "SpeakerNet"),
+    *(
+        "prepare_data",
+        "pack_data",
+        "make_demo_data",
+        "analyze_nan_debug",
+        "tuneThreshold",
+        "speaker_model",
+        "SpeakerNet",
+    ),
     *("DatasetLoader", "config", "utils", "errors"),
 )
 DEVELOPERS = ("tests", "benchmarks")

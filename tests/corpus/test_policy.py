@@ -8,15 +8,18 @@ import torch
 from programs import ROOT
 
 from augmentation.waveforms import energy
+from corpus.audio import AudioError
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.crop import Crop
 from corpus.loader import make_loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
+from postmortem.provenance import rows_with_known_code
 from settings import plugins
 from settings.checks import check_paths
 from settings.policy import checked
 from settings.reader import load_config, to_yaml
+from settings.user_code import source_hash
 
 RATE = 16000
 NAMES = plugins.available("augmentation")
@@ -201,3 +204,29 @@ def test_the_plugin_of_the_documentation_works():
     hum = plugin.apply(x, draw, None)
     assert hum.dtype == np.float32 and np.argmax(np.abs(np.fft.rfft(hum))) * RATE / len(x) == pytest.approx(60, abs=1)
     assert -50 <= 20 * np.log10(np.abs(hum).max()) <= -30
+
+
+def test_a_row_of_a_dump_is_made_again_only_by_the_code_of_the_run(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(), RATE)
+    info = Crop(str(path), augment=[{"kind": "gain", "gain_db": 6.0}]).to_dict()
+    code = "augmentation/gain.py"
+    known = {code: source_hash(ROOT / code)}
+
+    def refused(dump, trust=False):
+        (row,) = rows_with_known_code({"files": [info], **dump}, trust)
+        try:
+            Crop.from_dict(row).load(8000)
+        except AudioError as error:
+            return str(error)
+        return ""
+
+    assert refused({"source_hashes": known}) == ""
+    changed = {"source_hashes": {code: "0" * 64}}
+    assert refused(changed) == f"{code} differs from the run's; --trust-changed-code runs it"
+    assert refused(changed, trust=True) == ""
+    assert "no hash in the dump" in refused({"source_hashes": {}})  # one that names code of its own choice
+    info = {**info, "augment": []}
+    assert refused({}) == ""
+    info = {**info, "augment": [{"kind": "noise", "path": str(path), "start": 0, "gain": 0.1}]}
+    assert refused({}) == ""  # of a dump from before the plug-ins

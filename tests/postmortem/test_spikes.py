@@ -148,15 +148,15 @@ def test_a_rate_far_above_that_before_is_at_fault_if_no_row_is(run):
     trainer, batch, _ = run()
     with_noise(trainer.network)
     for step in list(trainer.incidents.history)[-12:]:
-        step["lr"] = 0.06
+        step["lr"] = 0.6
     for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.06
+        group["lr"] = 0.6
     analysis = analyse(spiked(trainer, batch))
     verdict = analysis.verdict
     assert far_out(verdict) == ("optimizer", "lr") and verdict["location"]["rows"] == []
-    assert "The learning rate rose from 0.003 to 0.06" in analysis.summary
+    assert "The learning rate rose from 0.003 to 0.6" in analysis.summary
     assert verdict["location"]["source"] == "scheduler/cosine.py"
-    assert {"lr": 0.00015} in verified(verdict), verdict["recommendations"]
+    assert {"lr": 1.5e-05} in verified(verdict), verdict["recommendations"]
 
 
 def test_a_loss_that_rises_over_many_steps_points_to_the_rate(run):
