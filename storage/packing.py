@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
 import numpy as np
 from tqdm import tqdm
 
 from corpus.containers import AudioError
 from corpus.decode import Recording
+from corpus.locks import folder_lock
 from corpus.pack import (
     BAD,
     ENTRY,
@@ -81,12 +81,14 @@ def stamp(path: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Keep a folder for one writer; UsageError if it has one."""
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise UsageError(f"{folder}: another pack_data.py writes there") from error
+    """Keep a folder, made if there is none, for one writer; UsageError if it has one or cannot be written."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(folder_lock(folder / ".lock", f"{folder}: another pack_data.py writes there"))
+        except OSError as error:
+            raise UsageError(f"--out: '{folder}' cannot be written: {error.strerror or error}") from error
+        yield
 
 
 class Parts:
@@ -143,7 +145,6 @@ def write_pack(listed: TrainList, out: Path, shard_bytes: int, workers: int) -> 
 
     Returns {"files", "new", "bad", "hours", "bytes"}. The same list gives the same pack, however often it was killed.
     """
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         parts, keys = Parts(out), keys_of(listed.paths)
         first = np.unique(keys, return_index=True)[1]
