@@ -6,6 +6,7 @@ embedding = model.embed(wave, 16000)                        # (D,) float32, not 
 """
 
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -51,7 +52,6 @@ class SpeakerModel:
         self.dimension = config.nOut
         self.identity = identity_of(network.state_dict(), config)
         self.bfloat16 = False
-        self.replicas: Callable | None = None  # of the network, while several batches are embedded at the same time
         self.onnx: Callable | None = None  # computes in the place of the network
 
     def compute_in_bfloat16(self):
@@ -116,27 +116,50 @@ class SpeakerModel:
     def embed_batch(self, x) -> np.ndarray:
         """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
         from corpus.windows import embed_windows
+        from training.precision import without_tf32
 
-        return embed_windows(self._forward, x, self.window).numpy()
+        with without_tf32():
+            return embed_windows(self._forward, x, self.window).numpy()
 
     def embed_rows(self, x):
         """As ``embed_batch``, and {row: reason} of the rows, then NaN, for which memory is too small."""
         from corpus.windows import embed_rows
+        from training.precision import without_tf32
 
-        rows, too_large = embed_rows(self._forward, x, self.window, self.dimension)
+        with without_tf32():
+            rows, too_large = embed_rows(self._forward, x, self.window, self.dimension)
         return rows.numpy(), too_large
 
-    def _forward(self, x):
+    def _forward(self, x, network=None):
         import torch
-
-        from training.precision import without_tf32
 
         x = torch.as_tensor(x)
         if self.onnx is not None:
             return self.onnx(x)
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
-        with torch.inference_mode(), without_tf32(), cast:
-            return (self.replicas or self.network)(x.to(self.device)).float().cpu()
+        with torch.inference_mode(), cast:
+            return (network or self.network)(x.to(self.device)).float().cpu()
+
+    def _embed_in_order(self, loader):
+        """(batch, what ``embed_rows`` gives of it, None of one without files) of each batch, several at a time."""
+        from corpus.loader import LoaderFailed
+        from corpus.windows import Replicas, batches_at_once, embed_rows, in_order
+        from training.precision import without_tf32
+
+        replicas = Replicas(self.network, self.device) if self.onnx is None else None
+        forward = functools.partial(self._forward, network=replicas)
+
+        def embed(batch, alone):
+            read, audio, _ = batch
+            return embed_rows(forward, audio[:, 0], self.window, self.dimension, alone) if read else None
+
+        with without_tf32():  # here, for what it sets is the same in all threads
+            for batch, embedded in in_order(
+                loader, embed, replicas.count if replicas else batches_at_once(self.device)
+            ):
+                if isinstance(batch, LoaderFailed):
+                    raise batch
+                yield batch, embedded
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
@@ -146,8 +169,7 @@ class SpeakerModel:
         """
         from tqdm import tqdm
 
-        from corpus.loader import Loader, LoaderFailed
-        from corpus.windows import Replicas, batches_at_once, in_order
+        from corpus.loader import Loader
         from DatasetLoader import TestDataset, collate_one
 
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
@@ -156,21 +178,14 @@ class SpeakerModel:
         plan = [[i] for i in range(len(dataset))]
         loader = Loader(dataset, plan, collate_one, self.config, min(workers, len(plan)))
         bar = tqdm(total=len(paths), unit="file", leave=False, disable=not (progress and sys.stderr.isatty()))
-        notes, at_once = {}, batches_at_once(self.device)
-        self.replicas = Replicas(self.network, at_once) if self.onnx is None else None
-
-        def embed(batch):
-            return self.embed_rows(batch[1][:, 0]) if batch[0] else None
-
-        for batch, embedded in in_order(loader, embed, at_once):
-            if isinstance(batch, LoaderFailed):
-                raise batch
-            read, audio, unreadable = batch
+        notes = {}
+        for (read, audio, unreadable), embedded in self._embed_in_order(loader):
             problems.update(unreadable)
             for kind, file, text in unreadable.notes:
                 notes.setdefault(kind, {})[file] = text
             if read:
-                embeddings[read], too_large = embedded
+                rows, too_large = embedded
+                embeddings[read] = rows.numpy()
                 problems.update({read[row]: reason for row, reason in too_large.items()})
                 for index, x in zip(read, audio[:, 0].numpy()):
                     own = x[: dataset.lengths[index]]  # without the repetition of a short one
@@ -181,7 +196,6 @@ class SpeakerModel:
                         problems[index], embeddings[index] = fault, np.nan
             bar.update(len(read) + len(unreadable))
         bar.close()
-        self.replicas = None
         for kind, files in notes.items():
             print(note_on_files(kind, files), file=sys.stderr)
         return embeddings, problems

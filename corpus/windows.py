@@ -5,7 +5,7 @@ import math
 import queue
 import sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -17,27 +17,32 @@ MOST_AT_ONCE = 8  # batches that are embedded at the same time on a CPU: each ne
 
 
 def batches_at_once(device) -> int:
-    """Batches of recordings to embed at the same time."""
-    return min(torch.get_num_threads(), MOST_AT_ONCE) if device.type == "cpu" else 1
+    """Batches of recordings to embed at the same time; each has an equal share of the threads."""
+    threads = torch.get_num_threads()
+    share = -(-threads // MOST_AT_ONCE)
+    return threads // share if device.type == "cpu" else 1
 
 
 class Replicas:
-    """A network that ``count`` threads may call at the same time.
+    """A network that ``count`` threads may call at the same time; 1 if it cannot be copied.
 
-    Each call has modules of its own, for a plug-in may keep what a forward pass found in attributes; all share their
-    tensors. If a network cannot be copied, calls wait for one another.
+    Each call has modules and buffers of its own, for a plug-in may keep what a forward pass found in them; all share
+    the parameters.
     """
 
-    def __init__(self, network, count: int):
-        self.free = queue.SimpleQueue()
+    def __init__(self, network, device):
+        self.count, self.free = batches_at_once(device), queue.SimpleQueue()
         self.free.put(network)
-        shared = [*network.parameters(), *network.buffers()]
-        shared += [each for module in network.modules() for each in vars(module).values() if torch.is_tensor(each)]
+        memo = {id(parameter): parameter for parameter in network.parameters()}
+        for module in network.modules():  # tensors in plain attributes: torch does not copy those of a graph
+            for value in vars(module).values():
+                if torch.is_tensor(value) and id(value) not in memo:
+                    memo[id(value)] = value.detach().clone()
         try:
-            for _ in range(count - 1):
-                self.free.put(copy.deepcopy(network, {id(tensor): tensor for tensor in shared}))
+            for _ in range(self.count - 1):
+                self.free.put(copy.deepcopy(network, dict(memo)))
         except Exception:  # what a plug-in holds may refuse in any way; only time is lost
-            return
+            self.count = 1
 
     def __call__(self, x):
         network = self.free.get()
@@ -48,32 +53,39 @@ class Replicas:
 
 
 def in_order(batches, embed, at_once: int):
-    """Pairs (batch, ``embed(batch)``) in the order of the batches; ``at_once`` of them are embedded at the same time.
+    """Pairs (batch, ``embed(batch, alone)``) in the order of the batches; ``at_once`` are embedded at the same time.
 
     They share torch's threads. Recordings of different lengths cannot be one batch, and all threads on one recording
-    after the other wait for one another the more of them there are. An exception in place of a batch is passed on.
+    after the other wait for one another the more of them there are. A batch for which memory is too small beside
+    others is embedded again ``alone``. An exception in place of a batch is passed on.
     """
     threads = torch.get_num_threads()
+    share = max(1, threads // at_once)
     if at_once == 1:
-        yield from ((batch, None if isinstance(batch, Exception) else embed(batch)) for batch in batches)
+        yield from ((batch, None if isinstance(batch, Exception) else embed(batch, True)) for batch in batches)
         return
-    share, waiting = threads // at_once, deque()
+    waiting: deque = deque()
     try:
         with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[share]) as pool:
             for batch in batches:
-                waiting.append((batch, None if isinstance(batch, Exception) else pool.submit(embed, batch)))
-                if len(waiting) > at_once or isinstance(batch, Exception):
-                    yield from _done(waiting, 1 if not isinstance(batch, Exception) else len(waiting))
-            yield from _done(waiting, len(waiting))
+                failed = isinstance(batch, Exception)
+                waiting.append((batch, None if failed else pool.submit(embed, batch, False)))
+                if len(waiting) > at_once or failed:
+                    yield from _done(waiting, embed, len(waiting) if failed else 1)
+            yield from _done(waiting, embed, len(waiting))
     finally:
         torch.set_num_threads(threads)  # of threads to come: they would have those of the pool, which were set last
 
 
-def _done(waiting: deque, count: int):
+def _done(waiting: deque, embed, count: int):
     """Take the first ``count`` pairs of a batch and its future, when they are done."""
     for _ in range(count):
         batch, future = waiting.popleft()
-        yield batch, future and future.result()
+        if future is not None and is_out_of_memory(future.exception()):
+            wait([other for _, other in waiting if other is not None])
+            yield batch, embed(batch, True)
+        else:
+            yield batch, future and future.result()
 
 
 def window_samples(seconds: float) -> int:
@@ -95,15 +107,16 @@ def embed_windows(forward, x, window: int):
     return sum(forward(x[:, start : start + window]) for start in starts.tolist()) / count
 
 
-def embed_rows(forward, x, window: int, dimension: int):
+def embed_rows(forward, x, window: int, dimension: int, alone: bool = True):
     """Embed waveforms (B, samples) as ``embed_windows`` does, with what memory there is.
 
-    Returns ((B, dimension), {row: reason}): rows of NaN for which memory is too small even alone.
+    Returns ((B, dimension), {row: reason}): rows of NaN for which memory is too small even alone. Unless the batch is
+    ``alone``, others have part of the memory, and a lack of it is raised.
     """
     try:
         return embed_windows(forward, x, window), {}
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not (alone and is_out_of_memory(error)):
             raise
     # Outside of the except clause: the error would keep the tensors of the failed attempt alive.
     seconds = f"{x.shape[1] / SAMPLE_RATE:.0f} s"
@@ -116,7 +129,7 @@ def embed_rows(forward, x, window: int, dimension: int):
     return torch.cat([part[0] for part in parts]), problems
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception says that memory, of the machine or of the GPU, is too small."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -13,7 +13,7 @@ from config import Config
 from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
 from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
-from corpus.windows import Replicas, batches_at_once, embed_rows, in_order, window_samples
+from corpus.windows import Replicas, embed_rows, in_order, window_samples
 from DatasetLoader import TestDataset, collate_one
 from errors import UsageError, plural, rank_prefix
 from scoring import plots
@@ -79,32 +79,34 @@ class Evaluator:
         said so; LoaderFailed without batches.
         """
         network.eval()
-        at_once = batches_at_once(self.ranks.device)
-        embed = functools.partial(self._embed_batch, Replicas(network, at_once))
+        self.spans.clear()
+        replicas = Replicas(network, self.ranks.device)
+        embed = functools.partial(self._embed_batch, replicas)
         embeddings, problems = None, dict(self.dataset.problems)
         hidden = not self.ranks.main or None
         progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
         notes, spans, failure = {}, {}, None
-        for batch, embedded in in_order(progress, embed, at_once):
-            if isinstance(batch, LoaderFailed):
-                failure = f"{rank_prefix()}loader: {batch}"
-            if failure or should_stop():
-                break
-            read, _, unreadable = batch
-            problems.update(unreadable)
-            for kind, file, text in unreadable.notes:
-                notes.setdefault(kind, {})[file] = text
-            if embedded is None:
-                continue
-            out, too_large = embedded
-            problems.update({read[row // out.shape[1]]: reason for row, reason in too_large.items()})
-            reduced = torch.from_numpy(reduce_crops(out, self.config.score_mode))
-            if embeddings is None:
-                embeddings = torch.zeros(len(self.files), *reduced.shape[1:], dtype=reduced.dtype)
-            embeddings[read] = reduced
-            for index, row, own in zip(read, reduced, out):
-                if not row.isfinite().all():
-                    spans[index] = span(own)
+        with without_tf32():  # here, for what it sets is the same in all threads
+            for batch, embedded in in_order(progress, embed, replicas.count):
+                if isinstance(batch, LoaderFailed):
+                    failure = f"{rank_prefix()}loader: {batch}"
+                if failure or should_stop():
+                    break
+                read, _, unreadable = batch
+                problems.update(unreadable)
+                for kind, file, text in unreadable.notes:
+                    notes.setdefault(kind, {})[file] = text
+                if embedded is None:
+                    continue
+                out, too_large = embedded
+                problems.update({read[row // out.shape[1]]: reason for row, reason in too_large.items()})
+                reduced = torch.from_numpy(reduce_crops(out, self.config.score_mode))
+                if embeddings is None:
+                    embeddings = torch.zeros(len(self.files), *reduced.shape[1:], dtype=reduced.dtype)
+                embeddings[read] = reduced
+                for index, row, own in zip(read, reduced, out):
+                    if not row.isfinite().all():
+                        spans[index] = span(own)
         failures = [text for text in self.ranks.gather(failure) if text]
         if failures:
             raise LoaderFailed(failures[0])
@@ -119,7 +121,7 @@ class Evaluator:
         embeddings[sorted(problems)] = float("nan")
         return embeddings, problems
 
-    def _embed_batch(self, network, batch):
+    def _embed_batch(self, network, batch, alone: bool):
         """((files, crops, D), {row: reason}) of a batch, None of one without files."""
         read, audio, _ = batch
         if not read:
@@ -130,9 +132,9 @@ class Evaluator:
 
         files, crops, samples = audio.shape
         # Not around the collectives of ``embed``, which torch 2.4 refuses in inference mode.
-        with torch.inference_mode(), without_tf32():
+        with torch.inference_mode():
             rows = audio.reshape(files * crops, samples)
-            out, too_large = embed_rows(forward, rows, self.window, self.config.nOut)
+            out, too_large = embed_rows(forward, rows, self.window, self.config.nOut, alone)
         return out.reshape(files, crops, -1), too_large
 
     def _merge(self, embeddings):

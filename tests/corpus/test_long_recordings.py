@@ -11,7 +11,7 @@ import torch
 
 import embed
 import verify
-from corpus.windows import Replicas, embed_windows, in_order
+from corpus.windows import Replicas, batches_at_once, embed_windows, in_order
 from errors import UsageError
 from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
@@ -38,10 +38,10 @@ def small_memory(monkeypatch, error, most):
     """Let models fail on more than ``most`` seconds at once."""
     whole = SpeakerModel._forward
 
-    def forward(self, x):
+    def forward(self, x, network=None):
         if x.shape[0] * x.shape[1] > most * RATE:
             raise error
-        return whole(self, x)
+        return whole(self, x, network)
 
     monkeypatch.setattr(SpeakerModel, "_forward", forward)
 
@@ -145,23 +145,29 @@ class Forgetful(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.kept = self.weight * 2
+        self.register_buffer("scratch", torch.zeros(2))
 
     def forward(self, x):
         self.kept = x * self.weight
+        self.scratch.copy_(x)
         time.sleep(0.002)  # another thread writes meanwhile
+        assert torch.equal(self.scratch, x)
         return self.kept
 
 
-def test_a_network_that_keeps_values_in_attributes_is_embedded_with_by_several_threads():
+def test_a_network_that_keeps_values_in_attributes_is_embedded_with_by_several_threads(monkeypatch):
     network = Forgetful()
-    replicas = Replicas(network, 3)
-    assert replicas.free.qsize() == 3
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("corpus.windows.batches_at_once", lambda device: 3)
+    replicas = Replicas(network, cpu)
+    assert replicas.count == 3
     network.weight.data.fill_(3.0)  # they share weights that change between evaluations
     batches = [torch.full((2,), float(n)) for n in range(40)]
     with ThreadPoolExecutor(6) as pool:
         assert [out.tolist() for out in pool.map(replicas, batches)] == [[3.0 * n] * 2 for n in range(40)]
     network.lock = threading.Lock()  # cannot be copied
-    alone = Replicas(network, 3)
+    alone = Replicas(network, cpu)
+    assert alone.count == 1
     with ThreadPoolExecutor(3) as pool:
         assert [out[0].item() for out in pool.map(alone, batches[:9])] == [3.0 * n for n in range(9)]
 
@@ -170,7 +176,7 @@ def test_batches_embedded_at_the_same_time_come_in_order_and_leave_the_threads_a
     threads, seen, together = torch.get_num_threads(), [], threading.Barrier(3, timeout=20)
     failure = UsageError("no more")
 
-    def embed(batch):
+    def embed(batch, alone):
         seen.append(torch.get_num_threads())
         together.wait()  # breaks unless three are at work
         return 10 * batch
@@ -180,9 +186,49 @@ def test_batches_embedded_at_the_same_time_come_in_order_and_leave_the_threads_a
         pairs = list(in_order([1, 2, 3, 4, 5, 6, failure, failure], embed, 3))
         assert pairs == [*((n, 10 * n) for n in range(1, 7)), (failure, None), (failure, None)]
         assert seen == [2] * 6 and torch.get_num_threads() == 6
-        assert list(in_order([1, failure], lambda batch: -batch, 1)) == [(1, -1), (failure, None)]
+        assert list(in_order([1, failure], lambda batch, alone: -batch, 1)) == [(1, -1), (failure, None)]
         with pytest.raises(ZeroDivisionError):
-            list(in_order([1, 0], lambda batch: 1 / batch, 2))
+            list(in_order([1, 0], lambda batch, alone: 1 / batch, 2))
         assert torch.get_num_threads() == 6
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_batch_that_has_no_room_beside_others_is_embedded_alone():
+    room, busy, alone_with = threading.Semaphore(2), [], []
+
+    def embed(batch, alone):
+        if not room.acquire(blocking=False):
+            raise MemoryError
+        busy.append(batch)
+        if alone:
+            alone_with.append(len(busy))
+        time.sleep(0.01)
+        busy.remove(batch)
+        room.release()
+        return -batch
+
+    assert list(in_order(range(30), embed, 5)) == [(n, -n) for n in range(30)]
+    assert set(alone_with) == {1}
+
+
+def test_threads_have_the_precision_that_was_chosen_for_all_of_them(model):
+    checkpoint, folder = model
+    paths = [folder / f"{name}.wav" for name in ("a", "b", "c", "long")]
+    loaded, seen = load_model(checkpoint), []
+    loaded.network.register_forward_pre_hook(lambda *a: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        loaded.embed_files(paths)
+        assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "threads, batches", [(1, 1), (2, 2), (7, 7), (8, 8), (9, 4), (11, 5), (12, 6), (16, 8), (64, 8)]
+)
+def test_batches_at_once_leave_few_threads_idle(monkeypatch, threads, batches):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert batches_at_once(torch.device("cpu")) == batches
+    assert batches_at_once(torch.device("cuda")) == 1
