@@ -4,6 +4,7 @@ An entry of a policy is {name of a plug-in: {p: share of the crops, keys of the 
 {one_of: {p: .., of: [entries]}} takes one of several, each as likely as the others.
 """
 
+import contextlib
 import importlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from corpus.audio import AudioError
 from corpus.folders import find_recordings
 from corpus.sound_pack import UNCACHED, packed
 from corpus.sounds import Files, Surroundings
-from errors import ROOT, UsageError
+from errors import ROOT, UsageError, first_line
 
 CATEGORIES = ("noise", "speech", "music")  # folders of musan_path
 ONE_OF = "one_of"
@@ -166,13 +167,20 @@ def applied(plugin, x: np.ndarray, draw: dict, sounds) -> np.ndarray:
     return y
 
 
+@contextlib.contextmanager
+def values_of_dumps(what: str):
+    """Turn whatever values of a dump raise, which may hold anything, into an AudioError on ``what``."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # RuntimeError: libsndfile's
+        raise AudioError(f"{what} cannot be made again: {type(error).__name__}: {first_line(error)}") from error
+
+
 def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
-    """Augment a clean crop (samples,) again as its recorded draws say; AudioError if a file cannot be read."""
+    """Augment a clean crop (samples,) again as its recorded draws say; AudioError if that is not possible."""
     for draw in draws:
-        if "reason" in draw:  # could not be used then either
-            continue
-        try:
-            x = applied(plugin_of(draw["kind"]), x, draw, Files)
-        except (TypeError, IndexError, OverflowError) as error:  # the draw of a dump may hold anything
-            raise AudioError(f"the draw of '{draw['kind']}' cannot be applied: {error}") from error
+        if "reason" not in draw:  # else it could not be used then either
+            with values_of_dumps(f"the draw of '{draw.get('kind')}'"):
+                x = applied(plugin_of(draw["kind"]), x, draw, Files)
     return x

@@ -9,7 +9,7 @@ import numpy as np
 
 from config import SAMPLE_RATE
 from corpus.audio import NORMAL, AudioError, read_crop
-from corpus.augmentation import apply_draws
+from corpus.augmentation import apply_draws, values_of_dumps
 from corpus.pack import Pack
 from errors import UsageError
 
@@ -74,10 +74,14 @@ class Crop:
     def load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32 at 16 kHz.
 
-        AudioError if one of its files cannot be read, or if it is ``refused``.
+        AudioError if one of its files cannot be read or a value is not one that a crop has, or if it is ``refused``.
         """
         if self.refused:
             raise AudioError(self.refused)
+        with values_of_dumps("the crop"):
+            return self._load(samples)
+
+    def _load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         opened = self._packed() if self.pack and not Path(self.path).is_file() else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened

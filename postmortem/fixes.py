@@ -213,7 +213,7 @@ def for_augmentation(case, finding) -> list[dict]:
         kept = [d for d in info.get("augment", []) if d.get("path") not in paths]
         try:
             flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
-        except (AudioError, OSError, KeyError, ValueError) as error:
+        except (AudioError, OSError) as error:
             return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be rebuilt: {error}")]
     return [attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data))]
 

@@ -14,7 +14,7 @@ from corpus.crop import Crop
 from corpus.loader import make_loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
-from postmortem.provenance import rows_with_known_code
+from postmortem.provenance import origin_of, rows_with_known_code, same_as_files
 from settings import plugins
 from settings.checks import check_paths
 from settings.policy import checked
@@ -230,3 +230,26 @@ def test_a_row_of_a_dump_is_made_again_only_by_the_code_of_the_run(tmp_path):
     assert refused({}) == ""
     info = {**info, "augment": [{"kind": "noise", "path": str(path), "start": 0, "gain": 0.1}]}
     assert refused({}) == ""  # of a dump from before the plug-ins
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        {"kind": "opus", "rate": 12345, "kbps": 8.0},  # what libsndfile refuses
+        {"kind": "packet_loss", "seed": 1, "share": 0.5, "samples": 0, "repeat": True},
+        {"kind": "gain"},
+        {"kind": "gain", "gain_db": "six"},
+        {"kind": "telephone", "low": 3000, "high": 300},
+        {"kind": 5},
+        {"kind": "noise", "path": 5, "start": 0, "gain": 1.0},
+    ],
+)
+def test_a_draw_that_cannot_be_made_again_ends_no_analysis(tmp_path, draw):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(), RATE)
+    info = Crop(str(path), augment=[draw]).to_dict()
+    row = np.full(8000, np.nan, np.float32)
+    with pytest.raises(AudioError):
+        Crop.from_dict(info).load(8000)
+    assert origin_of(row, info).cause == "unknown"
+    assert same_as_files(torch.from_numpy(row)[None, None], [info], [0]) is None
