@@ -1,5 +1,6 @@
 """Pieces of time that are missing."""
 
+from augmentation.ranges import counts, within
 from config import SAMPLE_RATE
 
 
@@ -7,7 +8,7 @@ class Augmentation:
     """Silences ``count`` pieces of a length drawn from ``seconds``."""
 
     def __init__(self, count=(1, 4), seconds=(0.05, 0.2)):
-        self.count, self.seconds = count, seconds
+        self.count, self.seconds = counts("count", count), within("seconds", seconds, 0, 3600)
 
     def draw(self, x, rng, sounds) -> list[dict]:
         """Draw pieces."""

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from augmentation.ranges import within
+
 
 class Augmentation:
     """Cuts off all above a limit, a part of the largest sample drawn from ``level``."""
 
     def __init__(self, level=(0.1, 0.7)):
-        self.level = level
+        self.level = within("level", level, 0.001, 1)
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw a limit."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import soundfile
 
+from augmentation.ranges import within
 from augmentation.waveforms import resampled
 from config import SAMPLE_RATE
 
@@ -33,14 +34,22 @@ def through(x: np.ndarray, rate: int, container: str, subtype: str, delay: int =
     return scale * np.pad(wide[: len(x)], (0, max(0, len(x) - len(wide))))
 
 
+def check_codec(container: str, subtype: str, rate: int):
+    """ValueError if the rate is not one of RATES, or if the libsndfile here lacks the codec."""
+    if rate not in RATES:
+        raise ValueError(f"rate: {rate}, expected {' or '.join(map(str, RATES))}")
+    if container not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(container):
+        version = soundfile.__libsndfile_version__
+        raise ValueError(f"libsndfile {version} has no {subtype} in {container}; pip install -U soundfile brings one")
+
+
 class Codec:
     """A codec at a fixed bit rate; ``rate`` is 8000 (telephony) or 16000 Hz."""
 
     container, subtype = "WAV", ""
 
     def __init__(self, rate=8000):
-        if rate not in RATES:
-            raise ValueError(f"rate: {rate}, expected {' or '.join(map(str, RATES))}")
+        check_codec(self.container, self.subtype, rate)
         self.rate = rate
 
     def draw(self, x, rng, sounds) -> dict:
@@ -62,12 +71,8 @@ class VariableCodec:
     delay = 0
 
     def __init__(self, kbps, rate):
-        low, high = self.limits
-        if not low <= kbps[0] <= kbps[1] <= high:
-            raise ValueError(f"kbps: {list(kbps)}, expected from {low:g} to {high:g}")
-        if rate not in RATES:
-            raise ValueError(f"rate: {rate}, expected {' or '.join(map(str, RATES))}")
-        self.kbps, self.rate = kbps, rate
+        check_codec(self.container, self.subtype, rate)
+        self.kbps, self.rate = within("kbps", kbps, *self.limits), rate
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw a bit rate."""

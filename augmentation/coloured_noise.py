@@ -3,6 +3,7 @@
 import numpy as np
 import scipy
 
+from augmentation.ranges import decibels, within
 from augmentation.waveforms import energy, gain_for, mix
 
 
@@ -21,7 +22,7 @@ class Augmentation:
     """Adds noise at a ratio of ``snr`` in dB whose ``slope`` is drawn: 0 is white, 1 pink, 2 brown."""
 
     def __init__(self, snr=(10, 30), slope=(0, 2)):
-        self.snr, self.slope = snr, slope
+        self.snr, self.slope = decibels("snr", snr), within("slope", slope, -10, 10)
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw a seed, a slope and a level."""

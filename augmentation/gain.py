@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from augmentation.ranges import decibels
+
 
 class Augmentation:
     """Multiplies by a factor drawn from ``db``, in dB."""
 
     def __init__(self, db=(-10, 10)):
-        self.db = db
+        self.db = decibels("db", db)
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw a gain."""

@@ -1,5 +1,6 @@
 """Recordings that are added to a crop: what noise, music and babble share."""
 
+from augmentation.ranges import counts, decibels
 from augmentation.waveforms import energy, gain_for, mix
 
 
@@ -9,12 +10,14 @@ class Mixed:
     category = ""  # folder of musan_path
 
     def __init__(self, snr, count):
-        self.snr, self.count = snr, count
+        self.snr, self.count = decibels("snr", snr), counts("count", count)
 
     def draw(self, x, rng, sounds) -> list[dict]:
         """Draw recordings, their places and levels."""
         there = sounds.count(self.category)
         count = min(int(rng.integers(self.count[0], self.count[1] + 1)), there)
+        if not count:
+            return []
         numbers = rng.choice(there, count, replace=False).tolist() if count > 1 else [int(rng.integers(there))]
         signal, draws = energy(x), []
         for number in numbers:

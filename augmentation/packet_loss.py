@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from augmentation.ranges import within
 from config import SAMPLE_RATE
 
 
@@ -9,9 +10,9 @@ class Augmentation:
     """Loses a ``share`` of packets of ``ms``; ``repeat`` puts the packet before, at half its level, in its place."""
 
     def __init__(self, share=(0.02, 0.15), ms=20, repeat=True):
-        if ms <= 0:
-            raise ValueError(f"ms: {ms}, expected the length of a packet above 0")
-        self.share, self.samples, self.repeat = share, ms * SAMPLE_RATE // 1000, repeat
+        if not 0 < ms <= 10000:
+            raise ValueError(f"ms: {ms}, expected the length of a packet from 1 to 10000")
+        self.share, self.samples, self.repeat = within("share", share, 0, 1), ms * SAMPLE_RATE // 1000, repeat
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw which packets are lost, by a seed."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from augmentation.ranges import within
 from augmentation.waveforms import resampled
 
 
@@ -12,9 +13,7 @@ class Augmentation:
     """
 
     def __init__(self, factor=(0.95, 1.05)):
-        if not 0.5 <= factor[0] <= factor[1] <= 2:
-            raise ValueError(f"factor: {list(factor)}, expected from 0.5 to 2")
-        self.factor = factor
+        self.factor = within("factor", factor, 0.5, 2)
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw a speed."""

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from config import SAMPLE_RATE
 from corpus.audio import AudioError
 from corpus.folders import find_recordings
 from corpus.sound_pack import UNCACHED, packed
 from corpus.sounds import Files, Surroundings
-from errors import ROOT, UsageError, first_line
+from errors import ROOT, UsageError, first_line, with_place
 
 CATEGORIES = ("noise", "speech", "music")  # folders of musan_path
 ONE_OF = "one_of"
@@ -45,6 +46,23 @@ def usual_policy(noise: dict, rirs: list, probability: float) -> list[dict]:
     return [{ONE_OF: {"p": probability, "of": kinds}}]
 
 
+class PolicyError(UsageError):
+    """An entry of a policy that cannot be used; ``entry`` is its number in the list."""
+
+    def __init__(self, text: str, entry: int):
+        super().__init__(text)
+        self.entry = entry
+
+
+@contextlib.contextmanager
+def of_entry(number: int):
+    """Turn a UsageError into the PolicyError of an entry."""
+    try:
+        yield
+    except UsageError as error:
+        raise PolicyError(str(error), number) from error
+
+
 class AugmentWAV:
     """Augments crops by a ``policy``, the usual one if it is empty.
 
@@ -64,13 +82,24 @@ class AugmentWAV:
                     raise UsageError(f"musan_path: no recording in a folder '{category}' below '{musan_path}'")
             if not noise and not rirs:
                 raise UsageError("augment: needs musan_path or rir_path")
-        self.steps = [step_of(entry) for entry in policy or usual_policy(noise, rirs, probability)]
+        self.steps = []
+        for number, entry in enumerate(policy or usual_policy(noise, rirs, probability)):
+            with of_entry(number):
+                self.steps.append(step_of(entry))
         files = [path for found in noise.values() for path in found]
         wanted = {category for step in self.steps for category in step.categories()}
         pack = packed(musan_path, files, "mix", cache) if wanted & noise.keys() else None
         self.sounds = Surroundings(noise, rirs, pack, packed(rir_path, rirs, "1", cache) if "rir" in wanted else None)
-        for step in self.steps:
-            step.check(self.sounds)
+        for number, step in enumerate(self.steps):
+            with of_entry(number):
+                step.check(self.sounds)
+
+    def try_out(self):
+        """Apply each step once, with noise in the place of each recording; PolicyError if one cannot be applied."""
+        x = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE // 2).astype(np.float32)
+        for number, step in enumerate(self.steps):
+            with of_entry(number):
+                step.try_out(x, self.sounds.untouched())
 
     def augment(self, x: np.ndarray, rng: np.random.Generator):
         """Return (x augmented (samples,) float32, list of draws, list of (event kind, file, reason) of unusable files).
@@ -105,10 +134,19 @@ class Augment:
             where = "rir_path" if category == "rir" else f"musan_path with recordings in a folder '{category}'"
             raise UsageError(f"augmentation: {self.name} needs {where}")
 
+    def try_out(self, x, sounds: Surroundings):
+        """Draw and apply once, whatever the share; UsageError if that raises anything."""
+        try:
+            self.act(x, np.random.default_rng(0), sounds, [])
+        except Exception as error:  # a plug-in may raise anything
+            raise UsageError(f"augmentation: {self.name}: it was tried, and fails: {with_place(error)}") from error
+
     def augment(self, x, rng, sounds: Surroundings, draws: list):
+        """Draw and apply on the share of the crops; the draws are added to ``draws``."""
+        return x if self.p < 1 and rng.random() >= self.p else self.act(x, rng, sounds, draws)
+
+    def act(self, x, rng, sounds: Surroundings, draws: list):
         """Draw and apply; the draws are added to ``draws``."""
-        if self.p < 1 and rng.random() >= self.p:
-            return x
         sounds.kept.clear()
         drawn = self.plugin.draw(x, rng, sounds)
         for draw in drawn if isinstance(drawn, list) else [drawn]:
@@ -133,6 +171,11 @@ class OneOf:
         """As that of ``Augment``."""
         for step in self.steps:
             step.check(sounds)
+
+    def try_out(self, x, sounds: Surroundings):
+        """As that of ``Augment``, of each entry."""
+        for step in self.steps:
+            step.try_out(x, sounds)
 
     def augment(self, x, rng, sounds: Surroundings, draws: list):
         """As that of ``Augment``."""

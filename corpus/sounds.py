@@ -4,6 +4,7 @@ A crop is cut from the whole recording as it is at 16 kHz. ``read_noise`` and ``
 alone, bit for bit, wherever the pack has gone.
 """
 
+import copy
 import functools
 import os
 
@@ -50,6 +51,22 @@ class Sounds:
         if self.pack is None:
             return read_rir(self.path(number))
         return unit_energy(_to_float(self.pack.stored(number)))
+
+
+class Untouched(Sounds):
+    """Recordings that are not read: a policy is tried on noise in the place of each."""
+
+    def __init__(self, recordings: Sounds):
+        self.paths = recordings.paths
+
+    def crop(self, number: int, samples: int, position: float) -> tuple[np.ndarray, int]:
+        """As that of ``Sounds``, noise."""
+        return np.random.default_rng(number).normal(0, 0.1, samples).astype(np.float32), 0
+
+    def response(self, number: int) -> np.ndarray:
+        """As that of ``Sounds``, decaying noise."""
+        samples = SAMPLE_RATE // 10
+        return unit_energy(self.crop(number, samples, 0)[0] * np.geomspace(1, 1e-3, samples, dtype=np.float32))
 
 
 def read_noise(path: str, samples: int, position: float = 0.0, start: int | None = None) -> tuple[np.ndarray, int]:
@@ -130,6 +147,13 @@ class Surroundings:
         ends = np.cumsum([0, *map(len, noise.values())]).tolist()
         self.ranges = {category: (ends[i], ends[i + 1]) for i, category in enumerate(noise)}
         self.kept, self.unusable = {}, []
+
+    def untouched(self) -> "Surroundings":
+        """The same recordings by number, none of which is read."""
+        other = copy.copy(self)
+        other.recordings, other.rirs = Untouched(self.recordings), Untouched(self.rirs)
+        other.kept, other.unusable = {}, []
+        return other
 
     def count(self, category: str) -> int:
         """How many recordings a category has."""

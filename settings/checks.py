@@ -13,7 +13,7 @@ from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
-from settings import plugins
+from settings import plugins, policy
 
 MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
@@ -25,8 +25,10 @@ def check_paths(config: Config, written: dict):
     """
     mistakes = Mistakes()
 
-    def refuse(key, text):
+    def refuse(key, text, entry=None):
         place = f"{written[key].where}: {key}" if key in written and not written[key].from_command_line else None
+        if place and entry is not None:
+            place = policy.place_of(place, written[key].lines, entry)
         place = place or (f"command line: --{key}" if key in written else key)
         raise UsageError(f"{place}: {text}")
 
@@ -175,7 +177,7 @@ def check_augmentation(config: Config, refuse):
 
     try:
         with plugins.explained("augmentation"):
-            AugmentWAV(config.musan_path, config.rir_path, policy=config.augmentation)
+            AugmentWAV(config.musan_path, config.rir_path, policy=config.augmentation).try_out()
     except UsageError as error:
         key, text = str(error).split(": ", 1)
-        refuse(key, text)
+        refuse(key, text, getattr(error, "entry", None))

@@ -1,6 +1,7 @@
 """The key ``augmentation``: a list of plug-ins of augmentation/ with their keys, checked against their declarations."""
 
 import difflib
+import math
 
 import yaml
 
@@ -25,7 +26,7 @@ def checked(value, place: str, lines: tuple[int, ...] = ()) -> list[dict]:
     mistakes, entries = Mistakes(), []
     for number, entry in enumerate(value):
         with mistakes.collected():
-            entries.append(_entry(entry, _place_of(place, lines, number)))
+            entries.append(_entry(entry, place_of(place, lines, number)))
     mistakes.refuse()
     return entries
 
@@ -37,7 +38,7 @@ def _read(text: str, place: str):
         raise UsageError(f"{place}: expected a list, as '{EXAMPLE}'; got '{text}'") from error
 
 
-def _place_of(place: str, lines: tuple[int, ...], number: int) -> str:
+def place_of(place: str, lines: tuple[int, ...], number: int) -> str:
     """'x.yaml:5: augmentation' for an entry that stands in line 5."""
     if number >= len(lines):
         return place
@@ -90,7 +91,11 @@ def _value(value, default, place: str):
         pair = [value, value] if _is_number(value) else value
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)) or pair[0] > pair[1]:
             raise UsageError(f"{place}: expected a range as {list(default)}, the lower end first; got '{value}'")
+        if not all(map(math.isfinite, pair)):
+            raise UsageError(f"{place}: expected finite numbers, got '{value}'")
         return pair
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{place}: expected a finite number, got '{value}'")
     kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(type(default))
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         raise UsageError(f"{place}: expected a value as {default}, got '{value}'")
@@ -98,7 +103,9 @@ def _value(value, default, place: str):
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):  # one beyond the range of floats is of no use
+        return not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, float)
 
 
 def _suggestion(name: str, known: list[str]) -> str:

@@ -255,7 +255,7 @@ def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None 
             with found.collected():
                 values[name] = coerce(KEYS[name], setting)
     if values["augmentation"]:
-        values["augment"] = values["augment"] or "augment" not in written
+        values["augment"] = values["augment"] or _augmentation_wins(written, notes)
         if "augment_prob" in written:
             notes.append(
                 f"{_unknown_place(written['augment_prob'], 'augment_prob')} is not used: augmentation has its own"
@@ -264,6 +264,17 @@ def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None 
     if mistakes is None:
         found.refuse()
     return Config(**values)
+
+
+def _augmentation_wins(written: dict[str, Setting], notes: list) -> bool:
+    """Whether a policy is used in spite of ``augment`` that is not true, and a note on which of the two is not."""
+    if "augment" not in written:
+        return True
+    policy_key, switch = written["augmentation"], written["augment"]
+    wins = policy_key.from_command_line and not switch.from_command_line
+    off, chosen = f"{key_text(switch, 'augment')}: false", key_text(policy_key, "augmentation")
+    notes.append(f"{off} is not used: {chosen} wins over it" if wins else f"{chosen} is not used: {off}")
+    return wins
 
 
 def _rename_aliases(settings: dict, notes: list, mistakes: Mistakes) -> dict:

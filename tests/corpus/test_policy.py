@@ -12,6 +12,7 @@ from corpus.audio import AudioError
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.crop import Crop
 from corpus.loader import make_loader
+from corpus.sound_pack import UNCACHED
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
 from postmortem.provenance import origin_of, rows_with_known_code, same_as_files
@@ -171,6 +172,25 @@ def test_rows_of_a_policy_are_the_same_for_any_number_of_workers(settings, aroun
         ("noise", ": augmentation: expected a list, as [{noise:"),
         ("\n  - one_of: {p: 0.5}", ":4: augmentation: one_of: expected {p: 0.8, of: [noise, reverb]}; no list 'of'"),
         ("\n  - opus: {kbps: 2}", "augmentation: opus: kbps: [2, 2], expected from 6 to 256"),
+        (
+            "\n  - gain\n  - frequency_drop: {frequency: [7500, 9000]}",
+            ":5: augmentation: frequency_drop: frequency: [7500",
+        ),
+        (
+            "\n  - white_noise: {snr: [0, .inf]}",
+            ":4: augmentation: white_noise: snr: expected finite numbers, got '[0, inf]'",
+        ),
+        ("\n  - gain: {db: .nan}", ":4: augmentation: gain: db: expected finite numbers, got 'nan'"),
+        ("\n  - telephone: {low: .nan}", ":4: augmentation: telephone: low: expected a finite number, got 'nan'"),
+        (
+            "\n  - babble: {count: [0.5, 2]}",
+            ":4: augmentation: babble: count: [0.5, 2], expected whole numbers of at least 0",
+        ),
+        (
+            "\n  - chunk_drop: {count: [-1, 2]}",
+            ":4: augmentation: chunk_drop: count: [-1, 2], expected whole numbers of",
+        ),
+        ("\n  - packet_loss: {share: 2}", ":4: augmentation: packet_loss: share: [2, 2], expected from 0 to 1"),
         ("\n  - noise", "augmentation: noise needs musan_path with recordings in a folder 'noise'"),
     ],
 )
@@ -253,3 +273,68 @@ def test_a_draw_that_cannot_be_made_again_ends_no_analysis(tmp_path, draw):
         Crop.from_dict(info).load(8000)
     assert origin_of(row, info).cause == "unknown"
     assert same_as_files(torch.from_numpy(row)[None, None], [info], [0]) is None
+
+
+def test_ranges_that_are_taken_give_finite_crops_at_their_ends(around):
+    wide = "[{frequency_drop: {frequency: [0, 8000], width: [0, 8000]}}, {coloured_noise: {snr: -200, slope: 10}}]"
+    low = "[{gain: {db: -200}}, {clipping: {level: 0.001}}, {chunk_drop: {count: 0}}, {packet_loss: {share: 1}}]"
+    for policy in (wide, low):
+        for seed in range(8):
+            y = augmenter(around, policy).augment(voice(), np.random.default_rng(seed))[0]
+            assert np.isfinite(y).all()
+
+
+def test_a_count_of_none_adds_no_recording(around):
+    found, x = augmenter(around, "[{noise: {count: [0, 1]}}]"), voice()
+    added = [len(found.augment(x, np.random.default_rng(seed))[1]) for seed in range(20)]
+    assert set(added) == {0, 1}
+    assert augmenter(around, "[{babble: {count: 0}}]").augment(x, np.random.default_rng(0))[0] is x
+
+
+def test_what_would_end_a_loader_process_is_said_before_the_run(around, monkeypatch):
+    monkeypatch.setattr(soundfile, "available_subtypes", lambda container: {"VORBIS": ""})
+    with pytest.raises(
+        UsageError, match=r"augmentation: opus: libsndfile \S+ has no OPUS in OGG; pip install -U sound"
+    ):
+        augmenter(around, "[opus]")
+    monkeypatch.undo()
+
+    def refuse(*_, **__):
+        raise soundfile.LibsndfileError(1)
+
+    monkeypatch.setattr(soundfile, "write", refuse)  # one that was built without the encoder
+    with pytest.raises(UsageError) as caught:
+        augmenter(around, "[noise, {one_of: {of: [{mp3: {p: 0}}]}}]").try_out()
+    said = str(caught.value)
+    assert (
+        "augmentation: mp3: it was tried, and fails: " in said and "LibsndfileError" in said and caught.value.entry == 1
+    )
+
+
+def test_a_trial_reads_no_recording(around, monkeypatch):
+    monkeypatch.setattr("corpus.sounds.read_crop", None)
+    augmenter(around, "[noise, music, babble, reverb]", cache=UNCACHED).try_out()
+
+
+@pytest.mark.parametrize(
+    "file, words, used, note",
+    [
+        (
+            "augment: false",
+            ["--augmentation", "[gain]"],
+            True,
+            "x.yaml:1: augment: false is not used: command line: --",
+        ),
+        ("augment: false\naugmentation: [gain]", [], False, "x.yaml:2: augmentation is not used: "),
+        ("augmentation: [gain]", ["--no-augment"], False, "augmentation is not used: command line: --augment: false"),
+        ("augmentation: [gain]\naugment: true", [], True, ""),
+        ("augmentation: [gain]", [], True, ""),
+    ],
+)
+def test_augment_and_a_policy_that_contradict_each_other(settings, tmp_path, file, words, used, note):
+    path = tmp_path / "x.yaml"
+    path.write_text(file)
+    rest = [f"--{key}={value}" for key, value in settings.items() if key != "augment"]
+    config, _, notes, _ = load_config(["--config", str(path), *words, *rest])
+    said = [line for line in notes if "is not used" in line]
+    assert config.augment == used and len(said) == bool(note) and all(note in line for line in said)
