@@ -142,7 +142,7 @@ class TrainDataset(Dataset):
         if self.parts is not None:
             crop.list_path = self.list.place(utterance).rpartition(":")[0]
         if opened is not None:
-            crop.pack, crop.pack_row = opened.pack.folder, opened.row
+            crop.pack, crop.pack_row, crop.pack_crc = opened.pack.folder, opened.row, opened.crc
         x = read.x
         if self.augmenter is not None:
             x, crop.augment, unusable = self.augmenter.augment(x, rng)

@@ -55,6 +55,7 @@ def source_of(args):
 
     settings = read_yaml(args.config) if args.config else {}
     values = {name: settings[name].value for name in ("train_list", "train_path") if name in settings}
+    values = {name: value for name, value in values.items() if value is not None}  # a key without a value
     values.update({name: getattr(args, name) for name in ("train_list", "train_path") if getattr(args, name)})
     for name in ("train_list", "train_path"):
         if name not in values:

@@ -1,5 +1,6 @@
 """The origin of a row of a batch, enough to make it again: written by the loader, kept in dumps, read by the replay."""
 
+import functools
 import pickle
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -10,7 +11,8 @@ import numpy as np
 from config import SAMPLE_RATE
 from corpus.audio import NORMAL, AudioError, read_crop
 from corpus.augmentation import apply_draws, values_of_dumps
-from corpus.pack import Pack
+from corpus.list_lines import stamp_of
+from corpus.pack import HEADER, Pack
 from errors import UsageError
 
 
@@ -21,8 +23,8 @@ class Crop:
     ``line`` is that of the list, ``start`` the first sample counted at the file's own ``rate``, ``speed`` that of a
     speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
     not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
-    ``pack`` is the folder of a pack that it was read from, as its ``pack_row``; ``list_path`` the list, if a run has
-    several.
+    ``pack`` is the folder of a pack that it was read from, as its ``pack_row``, whose samples have the checksum
+    ``pack_crc``; ``list_path`` the list, if a run has several.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Crop:
     rms: float = 0.0
     pack: str = ""
     pack_row: int = 0
+    pack_crc: int = -1  # not known, of an older dump
     list_path: str = ""
     refused: str = ""  # why it must not be made again, set by who reads a dump
 
@@ -56,7 +59,7 @@ class Crop:
         if self.utterance is None:
             del info["utterance"]
         if not self.pack:
-            del info["pack"], info["pack_row"]
+            del info["pack"], info["pack_row"], info["pack_crc"]
         if not self.list_path:
             del info["list_path"]
         return info
@@ -74,6 +77,7 @@ class Crop:
     def load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32 at 16 kHz.
 
+        A crop of a pack is read from it while it has the same recording there, and else from the file.
         AudioError if one of its files cannot be read or a value is not one that a crop has, or if it is ``refused``.
         """
         if self.refused:
@@ -82,7 +86,7 @@ class Crop:
             return self._load(samples)
 
     def _load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        opened = self._packed() if self.pack and not Path(self.path).is_file() else None
+        opened = self._packed() if self.pack else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
@@ -94,14 +98,18 @@ class Crop:
             return clean, apply_draws(clean, self.augment)
 
     def _packed(self):
-        """The recording in the pack that the crop was read from, where the file itself is gone; AudioError without."""
+        """The recording in the pack that it was read from, None if only the file is left; AudioError without both."""
         try:
-            pack = Pack(self.pack)
-        except UsageError as error:
-            raise AudioError(f"no such file: {self.path}; and its pack: {error}") from error
-        if self.pack_row >= len(pack) or not self.path.endswith(pack.paths[self.pack_row]):
-            raise AudioError(f"no such file: {self.path}; {self.pack} was written anew")
-        return pack.recording(self.pack_row, self.path)
+            pack = _opened(self.pack, stamp_of(Path(self.pack, HEADER)))
+            row, crc = self.pack_row, self.pack_crc
+            if row < len(pack) and self.path.endswith(pack.paths[row]) and crc in (-1, int(pack.index["crc"][row])):
+                return pack.recording(row, self.path)
+            reason = f"{self.pack} was written anew"
+        except (UsageError, OSError) as error:
+            reason = f"and its pack: {error}"
+        if not Path(self.path).is_file():
+            raise AudioError(f"no such file: {self.path}; {reason}")
+        return None
 
     def sample_in_file(self, index: int) -> int:
         """Sample of the file, at its own rate, that sample ``index`` of the crop was made from."""
@@ -110,6 +118,12 @@ class Crop:
     def second_in_file(self, index: int) -> float:
         """Second of the file that sample ``index`` of the crop was made from."""
         return self.start / self.rate + index / SAMPLE_RATE * self.speed
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(folder: str, stamp) -> Pack:
+    """A pack as it is now, by the ``stamp`` of its header: the rows of a dump are made again one by one."""
+    return Pack(folder)
 
 
 class Provenance:

@@ -40,43 +40,75 @@ def keys_of(paths) -> np.ndarray:
     return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64)
 
 
+def hash_of(*parts) -> str:
+    """Hash of arrays and bytes: of the index of a pack and all that belongs to it."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return found.hexdigest()
+
+
 class Pack:
     """A folder that pack_data.py wrote; ``recording(row)`` opens a file of it as ``Recording`` opens one on disk.
 
-    Index and samples are mapped, so that all processes share them. UsageError if it is no pack or lacks a part.
+    Index and samples are mapped, so that all processes share them, and stay as they are if the folder is packed again.
+    UsageError if it is no pack or lacks a part.
     """
 
     def __init__(self, folder):
-        self.folder = os.fspath(folder)
+        self.folder, self.refused = os.fspath(folder), ""
         try:
             self.header = json.loads(Path(folder, HEADER).read_text(encoding="utf-8"))
             if self.header["format"] != FORMAT:
                 raise UsageError(f"{self._path(HEADER)}: format {self.header['format']}, this program reads {FORMAT}")
             self.index, self.keys, *paths = (self._mapped(name) for name in (INDEX, KEYS, PATHS, OFFSETS))
+            texts = Path(folder, TEXTS).read_bytes()
+            self.identity = hash_of(self.index, self.keys, *paths, texts)
+            if self.header.get("index_hash", self.identity) != self.identity:
+                raise ValueError("its index is damaged, or of another packing: pack again")
+            self._check(*paths)
             self.paths = Texts(*paths)
-            texts = json.loads(Path(folder, TEXTS).read_text(encoding="utf-8"))
-            self.texts = {int(row): value for row, value in texts.items()}
-            sizes = [os.path.getsize(self._path(shard_name(number))) for number in range(len(self.header["shards"]))]
+            self.texts = {int(row): dict(value) for row, value in json.loads(texts).items()}
+            wanted = [int(shard["bytes"]) for shard in self.header["shards"]]
+            self.shards = [self._shard(shard_name(number)) for number in range(len(wanted))]
         except FileNotFoundError as error:
             command = f"python pack_data.py --out {self.folder}"
             raise UsageError(f"{error.filename}: no such file; {command} .. makes a pack, or finishes it") from error
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise UsageError(f"{self.folder}: not a pack of pack_data.py: {error}") from error
-        for number, (size, wanted) in enumerate(zip(sizes, self.header["shards"])):
-            if size != wanted["bytes"]:
-                raise UsageError(f"{self._path(shard_name(number))}: has {size} bytes instead of {wanted['bytes']}")
-        if not len(self.index) == len(self.paths) == len(self.keys) or self.index.dtype != ENTRY:
-            raise UsageError(f"{self.folder}: not a pack of pack_data.py: its index is damaged")
-        self.shards: dict[int, np.ndarray] = {}
+        for number, (shard, size) in enumerate(zip(self.shards, wanted)):
+            if len(shard) != size:
+                raise UsageError(
+                    f"{self._path(shard_name(number))}: has {len(shard)} bytes instead of {size}; pack again: files "
+                    "that it lacks are packed anew"
+                )
+
+    def _check(self, content: np.ndarray, offsets: np.ndarray):
+        """Refuse arrays that cannot be an index: ValueError."""
+        kinds = (self.index.dtype, self.keys.dtype, content.dtype, offsets.dtype)
+        right = kinds == (ENTRY, np.uint64, np.uint8, np.int64) and self.index.ndim == offsets.ndim == content.ndim == 1
+        if not (right and len(self.index) == len(self.keys) == len(offsets) - 1):
+            raise ValueError("its index is damaged")
+        if offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{OFFSETS} is damaged")
+        rates = self.index["rate"][self.index["kind"] != BAD]
+        if len(rates) and not corpus.decode.RATES[0] <= rates.min() <= rates.max() <= corpus.decode.RATES[1]:
+            raise ValueError(f"{INDEX} has a sample rate of {rates.min()} or {rates.max()} Hz")
+        if not isinstance(self.header["list_sha256"], str):
+            raise ValueError(f"{HEADER} is damaged")
 
     def __reduce__(self):
-        return Pack, (self.folder,)
+        return _mapped_again, (self.folder, self.identity)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
     def _mapped(self, name: str) -> np.ndarray:
         return np.asarray(np.load(self._path(name), mmap_mode="r"))  # plain: each look into a memmap costs microseconds
+
+    def _shard(self, name: str) -> np.ndarray:
+        path = self._path(name)
+        return np.asarray(np.memmap(path, np.uint8, "r")) if os.path.getsize(path) else np.zeros(0, np.uint8)
 
     def __len__(self):
         return len(self.index)
@@ -99,21 +131,36 @@ class Pack:
 
     def recording(self, row: int, path: str) -> "PackedRecording":
         """Open a file; ``path`` is where it was, for what is said of it. AudioError if it could not be read then."""
+        if self.refused:
+            raise UsageError(self.refused)
         return PackedRecording(self, int(row), path)
 
     def stored(self, row: int) -> np.ndarray:
         """The stored samples (frames, channels) of a file, as they are mapped; AudioError if they are not there."""
         entry = self.index[row]
         number, kind = int(entry["shard"]), STORED.get(int(entry["kind"]))
-        if kind is None or number >= len(self.header["shards"]):
+        if kind is None or number >= len(self.shards):
             raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
-        if number not in self.shards:
-            self.shards[number] = np.asarray(np.memmap(self._path(shard_name(number)), np.uint8, "r"))
         frames, channels, offset = int(entry["frames"]), int(entry["channels"]), int(entry["offset"])
         content = self.shards[number][offset : offset + frames * channels * kind.itemsize]
         if len(content) != frames * channels * kind.itemsize or not len(content):
             raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
         return content.view(kind).reshape(frames, channels)
+
+
+def _mapped_again(folder: str, identity: str) -> Pack:
+    """The pack of another process; if it is not the same any more, its recordings are refused by UsageError.
+
+    Not here: a process that is spawned could not say why it ended.
+    """
+    try:
+        pack, refused = Pack(folder), ""
+        if pack.identity != identity:
+            refused = f"{folder}: was packed again since the run began, its rows are others; start the run again"
+    except UsageError as error:
+        pack, refused = Pack.__new__(Pack), str(error)
+    pack.refused = refused
+    return pack
 
 
 class PackedRecording:
@@ -125,7 +172,7 @@ class PackedRecording:
         entry, told = pack.index[row], pack.texts.get(row, {})
         if entry["kind"] == BAD:
             raise AudioError(told.get("reason", "could not be read when it was packed"))
-        self.pack, self.row, self.path = pack, row, path
+        self.pack, self.row, self.path, self.crc = pack, row, path, int(entry["crc"])
         self.rate, self.channels, self.frames = int(entry["rate"]), int(entry["channels"]), int(entry["frames"])
         self.notes = [(kind, text) for kind, text in told.get("notes", [])]
 

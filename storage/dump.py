@@ -128,6 +128,7 @@ FILE = Fields(
         "pack": TEXT,
         "list_path": TEXT,
         "pack_row": between(0, 1 << 40),
+        "pack_crc": between(-1, 1 << 32),
         "replaced": [Fields({"path": TEXT, "reason": TEXT})],
     },
 )

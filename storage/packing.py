@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from corpus.pack import (
     PATHS,
     TEXTS,
     Pack,
+    hash_of,
     keys_of,
     shard_name,
 )
@@ -81,14 +83,15 @@ def stamp(path: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Keep a folder, made if there is none, for one writer; UsageError if it has one or cannot be written."""
-    with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(folder_lock(folder / ".lock", f"{folder}: another pack_data.py writes there"))
-        except OSError as error:
-            raise UsageError(f"--out: '{folder}' cannot be written: {error.strerror or error}") from error
-        yield
+    """Keep a folder, made if there is none, for one writer; UsageError if it has one, or if the system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder / ".lock", f"{folder}: another pack_data.py writes there"):
+            yield
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"--out: {error.filename or folder}: {error.strerror or error}") from error
 
 
 class Parts:
@@ -98,8 +101,11 @@ class Parts:
         self.folder, self.shards = folder, []
         self.entries, self.told = np.zeros(0, PART), {}
         while (part := self.path(len(self.shards), ".npy")).is_file():
-            texts = json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
-            self._take(np.load(part), texts, self.path(len(self.shards), ".bin"))
+            try:
+                self._take(*self._read(part))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+                print(f"{part.with_suffix('')}: {error}; its files are packed anew", file=sys.stderr)
+                self._empty(len(self.shards))
         for left in folder.glob(".shard-*.tmp"):  # of a process that was killed
             left.unlink()
 
@@ -107,10 +113,29 @@ class Parts:
         """A file of a shard."""
         return (self.folder / shard_name(number)).with_suffix(ending)
 
-    def _take(self, entries, texts: dict, path: Path):
+    def _read(self, part: Path):
+        """The entries and texts of a finished shard, and its size; OSError or ValueError, among others, if damaged."""
+        texts = json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
+        entries, size = np.load(part), part.with_suffix(".bin").stat().st_size
+        if entries.dtype != PART or entries.ndim != 1 or (entries["entry"]["shard"] != len(self.shards)).any():
+            raise ValueError(f"{part.name} is damaged")
+        wanted = end_of(entries["entry"])
+        if size != wanted:
+            raise ValueError(f"has {size} bytes instead of {wanted}")
+        return entries, {int(key): dict(told) for key, told in texts.items()}, size
+
+    def _empty(self, number: int):
+        """Put an empty shard into the place of a damaged one, whose files are then missing."""
+        (self.folder / HEADER).unlink(missing_ok=True)  # the index does not hold any more
+        write_atomically(self.path(number, ".bin"), b"")
+        self._finish(number, [], {})
+
+    def _take(self, entries, texts: dict, size: int):
+        for key in self.told.keys() & set(entries["key"].tolist()):  # it was said of what lay at the path before
+            del self.told[key]
         self.entries = np.concatenate([self.entries, entries])
-        self.told.update({int(key): told for key, told in texts.items()})
-        self.shards.append({"bytes": path.stat().st_size, "files": len(entries)})
+        self.told.update(texts)
+        self.shards.append({"bytes": size, "files": len(entries)})
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """The newest entry of each key (N,), -1 for none."""
@@ -133,11 +158,22 @@ class Parts:
                     texts[packed.key] = packed.told
                 if shard.tell() >= most:
                     break
+        self._finish(number, entries, texts)
+
+    def _finish(self, number: int, entries: list, texts: dict):
+        """Write what is known of the files of a shard that is there; with it the shard is finished."""
         write_atomically(self.path(number, ".json"), json.dumps(texts).encode())
         table = np.array(entries, PART)
         with replacing(self.path(number, ".npy")) as temporary, open(temporary, "wb") as file:
             np.save(file, table)
-        self._take(table, {str(key): told for key, told in texts.items()}, self.path(number, ".bin"))
+        self._take(table, texts, self.path(number, ".bin").stat().st_size)
+
+
+def end_of(entries: np.ndarray) -> int:
+    """Bytes of a shard with these entries."""
+    widths = np.where(entries["kind"] == INT16, 2, 4) * (entries["kind"] != BAD)
+    ends = entries["offset"] + entries["frames"] * entries["channels"] * widths.astype(np.uint64)
+    return int(ends.max(initial=0))
 
 
 def write_pack(listed: TrainList, out: Path, shard_bytes: int, workers: int) -> dict:
@@ -149,19 +185,24 @@ def write_pack(listed: TrainList, out: Path, shard_bytes: int, workers: int) -> 
         parts, keys = Parts(out), keys_of(listed.paths)
         first = np.unique(keys, return_index=True)[1]
         found = parts.find(keys[first])
-        todo = sorted(int(row) for row, part in zip(first, found) if part < 0 or changed(listed.file(row), parts, part))
+        todo = sorted(int(row) for row, part in zip(first, found) if missing(listed.file(row), parts, part))
+        before, bad = len(parts.entries), np.append(parts.entries["entry"]["kind"] == BAD, False)[found]
+        known = set(keys[first[bad]].tolist())
         with (
             ThreadPoolExecutor(workers) as pool,
             tqdm(total=len(todo), unit="file", desc="packing", disable=None) as bar,
         ):
-            files = ahead(pool, ((int(keys[row]), listed.file(row)) for row in todo), 4 * workers, bar)
+            files = ahead(pool, ((int(keys[row]), listed.file(row)) for row in todo), workers + 2, bar)
+            files = (packed for packed in files if packed.entry["kind"] != BAD or packed.key not in known)
             for packed in files:
                 parts.add(itertools.chain([packed], files), shard_bytes)
-        return finish(listed, keys, parts, len(todo))
+        return finish(listed, keys, parts, len(parts.entries) - before)
 
 
-def changed(path: str, parts: Parts, part: int) -> bool:
-    """Whether a file is another one than that which was packed; one that is gone is not."""
+def missing(path: str, parts: Parts, part: int) -> bool:
+    """Whether a file is to be packed: it is new, changed (one that is gone is not), or could not be read before."""
+    if part < 0 or parts.entries[part]["entry"]["kind"] == BAD:  # for its disk may not have answered
+        return True
     now, entry = stamp(path), parts.entries[part]["entry"]
     return now != (-1, -1) and now != (int(entry["size"]), int(entry["time"]))
 
@@ -184,12 +225,15 @@ def finish(listed: TrainList, keys, parts: Parts, new: int) -> dict:
     out, rows = parts.folder, parts.find(keys)
     index = parts.entries["entry"][rows]
     told = {row: parts.told[key] for row, key in enumerate(keys.tolist()) if key in parts.told}
+    texts = json.dumps(told).encode()
     arrays = {INDEX: index, KEYS: keys, PATHS: listed.paths.content, OFFSETS: listed.paths.offsets}
+    (out / HEADER).unlink(missing_ok=True)  # killed in between, it is no pack rather than one of two lists
     for name, array in arrays.items():
         with replacing(out / name) as temporary, open(temporary, "wb") as file:
             np.save(file, array)
-    write_atomically(out / TEXTS, json.dumps(told).encode())
+    write_atomically(out / TEXTS, texts)
     header = {"format": FORMAT, "list": listed.sources[0].path, "root": listed.sources[0].root}
+    header.update(index_hash=hash_of(*arrays.values(), texts))
     header.update(list_sha256=listed.hash, files=len(keys), shards=parts.shards)
     write_atomically(out / HEADER, (json.dumps(header, indent=1, ensure_ascii=False) + "\n").encode(errors="replace"))
     once = index[np.unique(keys, return_index=True)[1]]
@@ -203,9 +247,14 @@ def damaged(pack: Pack):
     """Yield the path of each file of a pack whose stored bytes have another checksum than when they were written."""
     with tqdm(total=len(pack), unit="file", desc="checking", disable=None) as bar:
         for row, entry in enumerate(pack.index):
-            if (
-                entry["kind"] != BAD
-                and zlib.crc32(np.ascontiguousarray(pack.stored(row)).data.cast("B")) != entry["crc"]
-            ):
+            if entry["kind"] != BAD and not whole(pack, row):
                 yield pack.paths[row]
             bar.update()
+
+
+def whole(pack: Pack, row: int) -> bool:
+    """Whether the stored bytes of a file are there and have the checksum that they were written with."""
+    try:
+        return zlib.crc32(np.ascontiguousarray(pack.stored(row)).data.cast("B")) == pack.index["crc"][row]
+    except AudioError:
+        return False

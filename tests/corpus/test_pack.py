@@ -1,9 +1,12 @@
 """Packs: the same batches as from files, bit for bit, however often packing was killed."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -173,13 +176,26 @@ def test_a_damaged_pack_is_found(mixed, tmp_path, capsys):
     capsys.readouterr()
     assert pack_data.main(["--out", str(out), "--check"]) == 1
     assert capsys.readouterr().err.startswith("damaged: train000/")
-    index = np.load(out / "index.npy")
+    index, header = np.load(out / "index.npy"), json.loads((out / "pack.json").read_text())
+    np.save(out / "index.npy", index[::-1])
+    with pytest.raises(UsageError, match="its index is damaged, or of another packing"):
+        Pack(out)
+    del header["index_hash"]  # as in packs of before
+    (out / "pack.json").write_text(json.dumps(header))
     for field, value in (("offset", 1 << 40), ("frames", 1 << 60), ("shard", 7), ("kind", 9), ("channels", 0)):
         spoilt = index.copy()
         spoilt[field][0] = value
         np.save(out / "index.npy", spoilt)
         with pytest.raises(AudioError, match=r"row 0 of .*index.npy is damaged"):
             read_crop("", opened=Pack(out).recording(0, ""))
+        capsys.readouterr()
+        assert pack_data.main(["--out", str(out), "--check"]) == 1
+        assert capsys.readouterr().err.startswith("damaged: train000/")
+    index["rate"][0] = 0
+    np.save(out / "index.npy", index)
+    with pytest.raises(UsageError, match=r"index.npy has a sample rate of 0"):
+        Pack(out)
+    index["rate"][0] = 16000
     np.save(out / "index.npy", index)
     shard.write_bytes(content[:-64])
     with pytest.raises(UsageError, match=r"shard-00000.bin: has \d+ bytes instead of \d+"):
@@ -189,8 +205,180 @@ def test_a_damaged_pack_is_found(mixed, tmp_path, capsys):
         Pack(out)
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        *(("texts.json", "[]"), ("texts.json", '{"x": {}}'), ("texts.json", '{"1": 2}'), ("index.npy", "")),
+        *(("offsets.npy", np.zeros(31)), ("offsets.npy", np.arange(31)), ("keys.npy", np.zeros(30, np.int32))),
+        *(("pack.json", "[]"), ("pack.json", '{"format": 1, "shards": [{}], "list_sha256": "x"}')),
+    ],
+)
+def test_a_pack_with_a_part_of_another_form_is_refused_in_one_line(packed, tmp_path, name, content):
+    out = shutil.copytree(packed[1], tmp_path / "pack")
+    header = json.loads((out / "pack.json").read_text())
+    del header["index_hash"]
+    (out / "pack.json").write_text(json.dumps(header))
+    if isinstance(content, str):
+        (out / name).write_text(content)
+    else:
+        np.save(out / name, content)
+    with pytest.raises(UsageError, match=r"not a pack of pack_data.py: "):
+        Pack(out)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A folder of 30 short recordings, the first an mp3, with its list, and its pack of three shards."""
+    folder = tmp_path_factory.mktemp("short")
+    rng = np.random.default_rng(1)
+    names = ["0.mp3", *(f"{number}.wav" for number in range(1, 30))]
+    for name in names:
+        soundfile.write(folder / name, rng.normal(0, 0.1, 20000), 16000)
+    write_list(folder, names)
+    assert make(folder, folder / "pack")["new"] == 30
+    return folder, folder / "pack"
+
+
+def write_list(folder, names):
+    (folder / "list.txt").write_text("".join(f"s{name[0]} {name}\n" for name in names))
+
+
+def make(folder, out):
+    source = TrainSource(str(folder / "list.txt"), str(folder))
+    return packing.write_pack(read_train_lists((source,)), out, 400_000, 1)
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    folder = shutil.copytree(packed[0], tmp_path / "copy")
+    return folder, folder / "pack"
+
+
+def test_killed_while_the_index_is_replaced_it_is_no_pack(copied, monkeypatch):
+    folder, out = copied
+    write_list(folder, ["0.mp3", *(f"{number}.wav" for number in range(29, 0, -1))])  # as long as before
+    inner, done = packing.replacing, []
+
+    def dying(path, *mode):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        return inner(path, *mode)
+
+    monkeypatch.setattr(packing, "replacing", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, out)
+    with pytest.raises(UsageError, match=r"pack.json: no such file; python pack_data.py"):
+        Pack(out)
+    monkeypatch.undo()
+    assert make(folder, out)["new"] == 0 and Pack(out).paths[1] == "29.wav"
+
+
+def test_a_spawned_process_refuses_a_pack_that_was_written_anew(copied):
+    folder, out = copied
+    before = Pack(out)
+    again = pickle.dumps(before)
+    assert np.array_equal(pickle.loads(again).stored(3), before.stored(3))
+    write_list(folder, ["0.mp3", *(f"{number}.wav" for number in range(29, 0, -1))])
+    shutil.rmtree(out)
+    make(folder, out)
+    with pytest.raises(UsageError, match="was packed again since the run began"):
+        pickle.loads(again).recording(1, "")
+    assert before.paths[1] == "1.wav" and np.array_equal(before.stored(1), Pack(out).stored(29))
+    (out / "pack.json").unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        pickle.loads(again).recording(1, "")
+
+
+def test_a_crop_of_a_pack_is_made_again_from_it_while_it_has_the_recording(copied):
+    folder, out = copied
+    crops = []
+    for row, name in enumerate(("0.mp3", "1.wav")):
+        opened = Pack(out).recording(row, str(folder / name))
+        read = read_crop(str(folder / name), 8000, 0.5, opened=opened)
+        crop = Crop(str(folder / name), start=read.start, pack=str(out), pack_row=row, pack_crc=opened.crc)
+        crops.append((read.x, Crop.from_dict(crop.to_dict())))
+    wav = (folder / "1.wav").read_bytes()
+    soundfile.write(folder / "1.wav", np.zeros(20000), 16000)  # after it was packed
+    for x, crop in crops:
+        assert np.array_equal(crop.load(8000)[0], x)
+    make(folder, out)
+    assert not crops[1][1].load(8000)[0].any() and np.array_equal(crops[0][1].load(8000)[0], crops[0][0])
+    (folder / "1.wav").write_bytes(wav)
+    shutil.rmtree(out)
+    assert np.array_equal(crops[1][1].load(8000)[0], crops[1][0])
+
+
+def spoil(path, how):
+    if how is None:
+        path.unlink()
+    else:
+        path.write_bytes(how(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "ending, how",
+    [
+        (".bin", lambda b: b[:-100]),
+        (".bin", None),
+        (".json", lambda b: b"[]"),
+        (".json", None),
+        (".npy", lambda b: b[:50]),
+    ],
+)
+def test_a_damaged_shard_is_packed_anew(copied, packed, capsys, ending, how):
+    folder, out = copied
+    spoil(out / f"shard-00001{ending}", how)
+    assert 5 < make(folder, out)["new"] < 15 and "shard-00001: " in capsys.readouterr().err
+    pack, whole = Pack(out), Pack(packed[1])
+    assert all(np.array_equal(pack.stored(row), whole.stored(row)) for row in range(30))
+    assert not list(packing.damaged(pack)) and make(folder, out)["new"] == 0
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_and_its_notes_go(copied, monkeypatch):
+    folder, out = copied
+    shutil.rmtree(out)
+    inner = packing.Recording
+
+    def unanswered(path):
+        if path.endswith("/5.wav"):
+            raise AudioError("Input/output error")
+        return inner(path)
+
+    monkeypatch.setattr(packing, "Recording", unanswered)
+    for new in (30, 0):
+        done = make(folder, out)
+        assert (done["new"], [reason for *_, reason in done["bad"]]) == (new, ["Input/output error"])
+    monkeypatch.undo()
+    done = make(folder, out)
+    assert (done["new"], done["bad"], Pack(out).texts) == (1, [], {})
+
+
+def test_few_decoded_files_wait_for_the_disk(monkeypatch, packed):
+    begun, pool = [], ThreadPoolExecutor(2)
+    monkeypatch.setattr(packing, "pack_file", lambda number: begun.append(number) or number)
+    with pool, packing.tqdm(disable=True) as bar:
+        files = packing.ahead(pool, ((number,) for number in range(100)), 4, bar)
+        for number in files:
+            time.sleep(0.001)
+            assert len(begun) <= number + 5
+    assert number == 99
+
+
 def test_a_mistake_of_the_command_is_one_line(tmp_path):
     for words, text in [([], "needs --train_list"), (["--train_list", "x", "--train_path", "."], "no such file: 'x'")]:
         command = [sys.executable, str(ROOT / "pack_data.py"), "--out", str(tmp_path / "p"), *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_the_system_refuses_is_one_line(packed, tmp_path):
+    folder = packed[0]
+    words = ["--train_list", str(folder / "list.txt"), "--train_path", str(folder)]
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        with pytest.raises(UsageError, match=r"^--out: .*file"):
+            pack_data.main([*words, "--out", str(tmp_path / out)])
+    (tmp_path / "x.yaml").write_text(f"train_list: {folder / 'list.txt'}\ntrain_path:\n")
+    with pytest.raises(UsageError, match="needs --train_path"):
+        pack_data.main(["--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "p")])
