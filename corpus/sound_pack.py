@@ -1,7 +1,7 @@
 """Noise recordings and impulse responses in one memory-mapped file, made once and shared by all loader processes.
 
 The file holds the samples of each recording at 16 kHz, as int16 where these have the same bits, else as float32, and
-behind them an index. Its name has a hash of the names, sizes and times of change of the recordings.
+behind them an index. Its name has a hash of the names, sizes and times of change of the recordings below their folder.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from corpus.audio import AudioError, read_crop
-from errors import plural
+from corpus.locks import folder_lock
+from errors import plural, rank_prefix
 
 MAGIC = b"speaker sounds 1"  # at the beginning and at the end of a whole file
 ALIGNED = 64
@@ -63,28 +63,35 @@ def packed(root: str, paths: list[str], channel: str, folder: str) -> Pack | Non
     if folder == UNCACHED:
         return None
     try:
-        files = _stamps(paths)
+        files = _stamps(root, paths)
         place = Path(folder).absolute()
-        family = f"{''.join(c for c in Path(root).name if c.isalnum())}-{_hash([os.path.abspath(root), channel])[:8]}"
+        whole = os.path.abspath(root)
+        family = f"{''.join(c for c in Path(whole).name if c.isalnum())}-{_hash([whole, channel])[:8]}"
         path = place / f"{family}-{_hash([MAGIC.decode(), channel, files])[:16]}.pack"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # only to make one may the folder have to be written
+            if _mended(found := Pack(path), paths, channel) is None:
+                return found
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / f"{family}.lock"):
-            return _opened(path) or _made(root, paths, channel, path, family, sum(_decoded(*file) for file in files))
+        with folder_lock(place / f"{family}.lock"):
+            found = _opened(path, paths, channel)
+            return found or _made(root, paths, channel, path, family, sum(_decoded(*file) for file in files))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         _say(f"augment_cache: no pack in {folder}: {reason}; {root} is read file by file, which takes longer")
         return None
 
 
-def _stamps(paths: list[str]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file; a missing one has none."""
+def _stamps(root: str, paths: list[str]) -> list[tuple[str, int, int]]:
+    """Name below ``root``, size and time of change of each file; a missing one has none."""
+    folder = os.path.join(str(Path(root)), "")
 
     def stamp(path):
+        name = str(path).removeprefix(folder)
         try:
             found = os.stat(path)
         except OSError:
-            return str(path), 0, 0
-        return str(path), found.st_size, found.st_mtime_ns
+            return name, 0, 0
+        return name, found.st_size, found.st_mtime_ns
 
     with ThreadPoolExecutor(16) as pool:  # on a network disk each call waits
         return list(pool.map(stamp, paths))
@@ -100,22 +107,38 @@ def _hash(value) -> str:
 
 
 def _say(text: str):
-    if os.environ.get("RANK", "0") == "0":
-        tqdm.write(text)
-        sys.stdout.flush()
+    tqdm.write(f"{'' if os.environ.get('RANK') == '0' else rank_prefix()}{text}")
+    sys.stdout.flush()
 
 
-def _opened(path: Path) -> Pack | None:
+def _opened(path: Path, paths, channel: str) -> Pack | None:
+    """The pack if there is one that can stay."""
     try:
-        return Pack(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        found = Pack(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
         _say(f"{path}: {error}; it is made again")
         return None
+    mended = found and _mended(found, paths, channel)
+    if mended:
+        _say(f"{path}: {mended} can be read now; it is made again")
+    return None if mended else found
+
+
+def _mended(found: Pack, paths, channel: str) -> str | None:
+    """The first recording that could not be read for the pack and can be read now, as after a fault of the disk."""
+    for number in found.reasons:
+        with contextlib.suppress(AudioError):
+            read_crop(paths[number], channel=channel)
+            return paths[number]
+    return None
 
 
 def _made(root, paths, channel: str, path: Path, family: str, size: int) -> Pack:
     """Read all recordings into a new pack, and remove those that it replaces."""
     began, temporary = time.monotonic(), path.with_suffix(f".{os.getpid()}.tmp")
+    for left in path.parent.glob(f"{family}-*.tmp"):  # by a process that was killed: here only one packs at a time
+        with contextlib.suppress(OSError):
+            left.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
     if size > 0.9 * free:
         raise OSError(f"it would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")

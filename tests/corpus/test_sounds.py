@@ -1,10 +1,14 @@
 """Noise and impulse responses: packed once, cut as from their own files, and what is said if they cannot be packed."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 
 from augmentation.waveforms import convolve, energy
+from corpus import sound_pack
 from corpus.audio import AudioError
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.sound_pack import UNCACHED, compact
@@ -106,3 +110,76 @@ def test_a_dead_impulse_response_is_named(sounds, tmp_path):
     for cache in (UNCACHED, tmp_path / "cache"):
         with pytest.raises(AudioError, match="without energy"):
             AugmentWAV("", str(tmp_path / "rir"), 1.0, str(cache)).sounds.rirs.response(0)
+
+
+@pytest.fixture
+def noises(tmp_path):
+    """A folder of three noise files, and the call that packs it into a folder."""
+    (tmp_path / "own" / "noise").mkdir(parents=True)
+    for number in range(3):
+        x = np.random.default_rng(number).normal(0, 0.1, 8000)
+        soundfile.write(tmp_path / "own" / "noise" / f"{number}.wav", x, RATE)
+
+    def pack(root=tmp_path / "own", cache=tmp_path / "cache"):
+        return sound_pack.packed(str(root), sorted(map(str, Path(root, "noise").iterdir())), "mix", str(cache))
+
+    return pack
+
+
+def test_a_shared_cache_that_cannot_be_written_is_used(noises, monkeypatch, capsys):
+    noises()
+
+    @contextlib.contextmanager
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    monkeypatch.setattr(sound_pack, "folder_lock", refused)  # tests may run as root, whom no mode keeps out
+    capsys.readouterr()
+    assert noises() is not None and capsys.readouterr().out == ""
+
+
+def test_a_root_that_is_relative_has_the_pack_of_the_absolute_one(noises, monkeypatch, tmp_path, capsys):
+    first = noises().path
+    capsys.readouterr()
+    for folder, root in ((tmp_path, "own"), (tmp_path / "own", "."), (tmp_path / "cache", "../own")):
+        monkeypatch.chdir(folder)
+        assert noises(root).path == first
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_killed_packing_left_is_removed(noises, tmp_path):
+    noises()
+    (pack,) = (tmp_path / "cache").glob("*.pack")
+    left, other = pack.with_suffix(".1.tmp"), pack.with_name("other-1-2.1.tmp")
+    left.write_text("half")
+    other.write_text("of another folder")
+    pack.unlink()
+    noises()
+    assert not left.exists() and other.exists() and pack.exists()
+
+
+def test_a_file_that_could_not_be_read_once_is_tried_at_the_next_start(noises, monkeypatch, capsys):
+    read = sound_pack.read_crop
+
+    def failing(path, **keys):
+        if path.endswith("1.wav"):
+            raise AudioError("Input/output error")
+        return read(path, **keys)
+
+    monkeypatch.setattr(sound_pack, "read_crop", failing)
+    assert noises().reasons == {1: "Input/output error"}
+    assert "1 of them cannot be read" in capsys.readouterr().out
+    assert noises().reasons == {1: "Input/output error"} and capsys.readouterr().out == ""
+    monkeypatch.undo()
+    found = noises()
+    assert found.reasons == {} and len(found.stored(1)) == 8000
+    assert "1.wav can be read now; it is made again" in capsys.readouterr().out
+
+
+def test_every_process_says_that_it_has_no_pack(noises, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for rank, start in (("0", "augment_cache: no pack"), ("3", "rank 3 on ")):
+        monkeypatch.setenv("RANK", rank)
+        assert noises(cache=tmp_path / "file" / "cache") is None
+        assert capsys.readouterr().out.startswith(start)
