@@ -212,9 +212,8 @@ def describe_run(trainer, written):
         people = len(np.unique(dataset.labels[numbers.start : numbers.stop]))
         trainer.log(f"  {source.path}: {len(numbers)} utterances of {people} speakers, weight {source.weight:g}")
     listed = [(source.root, dataset.list.paths.between(r.start, r.stop)) for source, r in dataset.list.by_source()]
-    for source in dataset.list.sources:
-        if source.pack:
-            trainer.log(f"{source.path} is read from {source.pack}")
+    for text in filter(None, map(dataset.list.read_from, range(len(dataset.list.sources)))):
+        trainer.log(text)
     voices = known_in(dataset.speakers, listed, [(trainer.evaluator.root, trainer.evaluator.files)])
     if voices:
         trainer.log(f"WARNING: {voices}")

@@ -15,6 +15,7 @@ HEAD = 4096  # bytes read at once; most headers lie within
 TAIL = 4096  # bytes behind the samples that are passed over: tags and padding
 PLACEHOLDER = 0x7FFF0000  # sizes from here on that a file is too short for come from programs that write to a pipe
 MOST_CHUNKS = 1000
+MOST_CHANNELS = 1024  # of libsndfile
 SAMPLES_PER_BYTE = 1000  # more than any codec makes of a byte, digital silence apart
 
 NO_LENGTH = "no length in the header, as of a file written to a pipe: read to its end"
@@ -171,17 +172,18 @@ def _chunked(file: _Bytes) -> Finding:
     if _goes_on(file, layout, start + size + -size % layout.align, size):
         repair = TOO_SHORT if size > layout.inside else NO_LENGTH
         return file.finding(repair=repair, patch=_size_patch(layout, field, width, there))
-    return file.finding(plain=_plain(form, start, size) if file.head[:4] == b"RIFF" else None)
+    return file.finding(plain=_plain(file, form, start, size))
 
 
-def _plain(form: bytes, start: int, size: int) -> Plain | None:
-    """Where the samples of 16 bit PCM lie; None for any other encoding, and for what is odd in the ``fmt`` chunk."""
-    if len(form) < 16:
+def _plain(file: _Bytes, form: bytes, start: int, size: int) -> Plain | None:
+    """Where the samples of 16 bit PCM lie; None for any other encoding, and for all that libsndfile may refuse."""
+    if file.head[:4] != b"RIFF" or file.head[8:12] != b"WAVE" or len(form) < 16:
         return None
     kind, channels, rate, _, width, bits = struct.unpack("<HHIIHH", form)
-    if (kind, bits) != (1, 16) or not channels or width != 2 * channels or not size:
+    if (kind, bits) != (1, 16) or not 0 < channels <= MOST_CHANNELS or width != 2 * channels or not size:
         return None
-    return Plain(start, size // width, rate, channels)
+    chunks = [name for name, *_ in _chunks(file, _RIFF, _RIFF.first)]
+    return Plain(start, size // width, rate, channels) if chunks.count(b"fmt ") == chunks.count(b"data") == 1 else None
 
 
 def _size_patch(layout, field, width, size) -> tuple[int, bytes]:

@@ -65,6 +65,16 @@ class TrainList:
                 rows[part] = self.packs[-1].rows_of(Texts(self.paths.content, offsets), self.hash, source.path)
         self.rows = rows
 
+    def read_from(self, number: int) -> str:
+        """What is said of list ``number`` at the start if a pack is read in its place, "" if its files are read."""
+        source, pack = self.sources[number], self.packs[number] if self.packs else None
+        if pack is None:
+            return ""
+        below, text = pack.header.get("root", source.root), f"{source.path} is read from {source.pack}"
+        if below == source.root or os.path.realpath(str(below)) == os.path.realpath(source.root):
+            return text
+        return f"{text}, which was packed below '{below}', not below '{source.root}': make sure that they are the same"
+
     def opened(self, utterance: int, path: str) -> PackedRecording | None:
         """The recording of an utterance, open, if a pack has it; AudioError if it could not be read when packed."""
         pack = self.packs[0 if self.parts is None else int(self.parts[utterance])] if self.packs else None

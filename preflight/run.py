@@ -54,10 +54,11 @@ def check_data(config: Config, report):
 
     if not config.eval:
         listed = train_list_of(config)
-        for source, numbers in listed.by_source():
+        listed.open_packs()
+        for i, (source, numbers) in enumerate(listed.by_source()):
             if source.pack:
-                told = f"{source.path} is read from {source.pack} and not looked at here"
-                report.finding("note", f"{told}; python pack_data.py --out {source.pack} --check reads it whole")
+                look = f"python pack_data.py --out {source.pack} --check reads it whole"
+                report.finding("note", f"{listed.read_from(i)}; it is not looked at here, {look}")
                 continue
             for path, number in zip(listed.paths.between(numbers.start, numbers.stop), numbers):
                 add(os.path.join(source.root, path), listed.place(number), "train")

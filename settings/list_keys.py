@@ -25,7 +25,9 @@ def list_text(key: str, value, place: str):
         try:
             value = plain_yaml.load(value)
         except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"{place}: neither a path nor a list of lists in YAML: '{value[:80]}'") from error
+            why = getattr(error, "problem", None)
+            text = f"{place}: neither a path nor a list of lists in YAML: '{value[:80]}'"
+            raise UsageError(f"{text}: {why}" if why else text) from error
     if not isinstance(value, (list, dict)):
         return value
     wanted = list if key == "train_list" else dict
@@ -36,10 +38,21 @@ def list_text(key: str, value, place: str):
         raise UsageError(f"{place}: {len(value)} lists, more than {MOST_LISTS}")
     if isinstance(value, list):
         return _text([_entry(key, entry, f"{place}: list {i}") for i, entry in enumerate(value, 1)])
-    for name in value:
+    _check_names(value, place)
+    return _text({str(name): _entry(key, entry, f"{place}: list '{name}'") for name, entry in value.items()})
+
+
+def _check_names(names, place: str):
+    """Refuse names that are none, and those that would share their files."""
+    known: dict[str, Any] = {}
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise UsageError(f"{place}: YAML reads the name of a list as '{name}'; put it into quotes")
         if not NAME.fullmatch(str(name)):
             raise UsageError(f"{place}: '{name}' is no name of a list: letters, digits and ._+- are, up to 40")
-    return _text({str(name): _entry(key, entry, f"{place}: list '{name}'") for name, entry in value.items()})
+        same = known.setdefault(str(name).casefold(), name)
+        if same is not name:
+            raise UsageError(f"{place}: '{same}' and '{name}' name two lists, but their files the same; rename one")
 
 
 def _text(entries) -> str:

@@ -31,6 +31,16 @@ class PlainLoader(yaml.SafeLoader):
             )
         return node
 
+    def construct_mapping(self, node, deep=False):
+        """A mapping, each of whose keys stands there once: yaml would keep the last without a word."""
+        found = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in found:
+                problem = f"duplicate key '{key.value}'"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            found.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
     def construct_yaml_int(self, node):
         """A whole number of at most 64 bits: Python cannot even print one of thousands of digits."""
         value = super().construct_yaml_int(node)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -252,9 +253,11 @@ class Evaluator:
                 if not writes.write(path, write):
                     return
                 written.append(path)
-        for name in names:
-            for old in set(folder.glob(f"{name}_epoch_*.txt")) - set(written):
-                writes.remove(old)
+        own = re.compile(
+            rf"({'|'.join(map(re.escape, names))})_epoch_\d+\.txt"
+        )  # and no more: other lists have names too
+        for old in sorted({path for path in folder.glob("*.txt") if own.fullmatch(path.name)} - set(written)):
+            writes.remove(old)
 
     def keep_best(self, files, weights: dict, result: dict):
         """Write model_best.calibration of the evaluated weights, and the pictures."""

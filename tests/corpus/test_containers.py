@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from corpus.audio import AudioError, audio_length, read_audio, read_blocks, read_crop
+from corpus.containers import examine
 from corpus.decode import Recording
 
 RATE = 16000
@@ -233,3 +234,24 @@ def test_a_plain_wav_file_is_read_without_libsndfile_and_has_its_bits(tmp_path, 
             assert np.array_equal(np.concatenate(list(recording.blocks(999))), expected)
     soundfile.write(tmp_path / "c.wav", x, 16000, subtype="PCM_24")
     assert Recording(tmp_path / "c.wav").found.plain is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda form, data: b"RIFF\0\0\0\0AVI " + form + data,
+        lambda form, data: b"RIFF\0\0\0\0WAVE" + form + form + data,
+        lambda form, data: b"RIFF\0\0\0\0WAVE" + form + data + data,
+        lambda form, data: b"RIFF\0\0\0\0WAVE" + fmt_chunk(1025) + data,
+    ],
+)
+def test_a_wav_file_that_libsndfile_may_refuse_is_left_to_it(tmp_path, odd):
+    data = b"data" + struct.pack("<I", 41000) + bytes(range(250)) * 164
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0\0\0\0WAVE" + fmt_chunk(1) + data)
+    assert examine(tmp_path / "a.wav").plain
+    (tmp_path / "a.wav").write_bytes(odd(fmt_chunk(1), data))
+    assert examine(tmp_path / "a.wav").plain is None
+
+
+def fmt_chunk(channels):
+    return b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, RATE, 2 * channels * RATE, 2 * channels, 16)

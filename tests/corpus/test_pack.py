@@ -354,6 +354,16 @@ def test_a_file_that_could_not_be_read_is_tried_again_and_its_notes_go(copied, m
     assert (done["new"], done["bad"], Pack(out).texts) == (1, [], {})
 
 
+def test_a_pack_that_was_made_below_another_root_is_said(packed, tmp_path):
+    folder, out = packed
+    for root, said in ((folder, False), (f"{folder}/../{folder.name}", False), (tmp_path, True)):
+        found = read_train_lists((TrainSource(str(folder / "list.txt"), str(root), pack=str(out)),))
+        found.open_packs()
+        text = found.read_from(0)
+        assert text.startswith(f"{folder}/list.txt is read from {out}")
+        assert (f"packed below '{folder}', not below '{tmp_path}'" in text) == said
+
+
 def test_few_decoded_files_wait_for_the_disk(monkeypatch, packed):
     begun, pool = [], ThreadPoolExecutor(2)
     monkeypatch.setattr(packing, "pack_file", lambda number: begun.append(number) or number)

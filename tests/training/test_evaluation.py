@@ -109,6 +109,11 @@ def test_nan_scores_are_counted_named_and_bound_the_eer(evaluator, tmp_path):
     evaluator.write_trials(tmp_path, result)
     assert len((tmp_path / "nan_trials_epoch_1.txt").read_text().splitlines()) == touched
     assert len((tmp_path / "trials_epoch_1.txt").read_text().splitlines()) == result["trials"]
+    others = [tmp_path / f"trials_{name}_epoch_7.txt" for name in ("O", "epoch", "epoch_2")]  # of other lists
+    for path in (*others, tmp_path / "trials_epoch_0.txt"):
+        path.write_text("")
+    evaluator.write_trials(tmp_path, clean)
+    assert sorted(tmp_path.glob("*trials*")) == sorted([*others, tmp_path / "trials_epoch_1.txt"])
 
 
 def test_crops_are_reduced_as_they_come_and_score_as_all_of_them(settings, tools):

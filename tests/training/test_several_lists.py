@@ -84,6 +84,10 @@ def test_a_weight_multiplies_the_rows_of_a_list(lists, tools):
         ("train_list", "{a: b}", "train_list: expected a path, or lists as [a.txt, {list: b.txt, root: B}]"),
         ("test_list", "[a, b]", "test_list: expected a path, or lists as {O: a.txt, E: {list: b.txt, root: B}}"),
         ("test_list", "{a b: c}", "test_list: 'a b' is no name of a list"),
+        ("test_list", "{NO: a}", "test_list: YAML reads the name of a list as 'False'; put it into quotes"),
+        ("test_list", "{1: a, '1': b}", "test_list: '1' and '1' name two lists, but their files the same; rename one"),
+        ("test_list", "{o: a, O: b}", "test_list: 'o' and 'O' name two lists, but their files the same; rename one"),
+        ("test_list", "{O: a, O: b}", "duplicate key 'O'"),
         ("best_list", "E", "best_list: must be a name, and test_list gives none; got 'E'"),
     ],
 )
