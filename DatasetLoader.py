@@ -20,7 +20,7 @@ from corpus.audio import (
     samples_of,
     wrap_pad,
 )
-from corpus.augmentation import AugmentWAV
+from corpus.augmentation import AugmentWAV, first_at_fault
 from corpus.crop import Crop, Provenance
 from corpus.sampling import SpeakerBatchSampler, by_speaker
 from corpus.train_list import train_list_of
@@ -90,8 +90,9 @@ class TrainDataset(Dataset):
     def _crop(self, utterance, speed, rng, events):
         """Read and augment one crop; an unreadable file gives way to another of its speaker.
 
-        If the crop holds NaN or Inf, its provenance has a ``spare``, another crop of the speaker that does not: (crop,
-        provenance, events), or None.
+        If the crop holds NaN or Inf, its provenance has a ``spare``: (event that says what brings them, (crop,
+        provenance, events) without them or None). That is another crop of the speaker, or, if it is the augmentation
+        that brings them, the crop as it is.
         """
         candidates, replaced = self._candidates(utterance, rng), []
         found = self._first_usable(candidates, speed, rng, events, replaced)
@@ -100,11 +101,11 @@ class TrainDataset(Dataset):
             last = replaced[-1]
             return np.zeros(self.samples, np.float32), Crop(last["path"], last["line"]).to_dict()
         crop, info = found
-        if not np.isfinite(info["peak"]):
-            of_spare = []
+        if not np.isfinite(info["peak"]) and "spare" not in info:
+            of_spare, event = [], ("nonfinite", info["path"], info["line"], NONFINITE)
             replaced.append({"path": info["path"], "line": info["line"], "reason": NONFINITE})
             spare = self._first_usable(candidates, speed, rng, of_spare, replaced, finite=True)
-            info["spare"] = None if spare is None else (*spare, of_spare)
+            info["spare"] = event, None if spare is None else (*spare, of_spare)
         return crop, info
 
     def _candidates(self, utterance, rng):
@@ -147,15 +148,31 @@ class TrainDataset(Dataset):
         if self.augmenter is not None:
             x, crop.augment, unusable = self.augmenter.augment(x, rng)
             events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
-        crop.peak = float(np.maximum(x.max(), -x.min()))  # NaN if a sample is
-        crop.rms = math.sqrt(energy(x) / len(x))
-        return x, crop.to_dict()
+        info = measured(x, crop)
+        if x is not read.x and not np.isfinite(info["peak"]) and np.isfinite(read.x).all():
+            event = "augmentation", first_at_fault(read.x, crop.augment), 0, f"it gives {NONFINITE}"
+            crop.augment = [{"reason": NONFINITE, **draw} for draw in crop.augment]
+            clean = read.x, measured(read.x, crop)
+            if not finite:
+                info["spare"] = event, (*clean, [])
+            else:
+                events.append(event)
+                x, info = clean
+        return x, info
+
+
+def measured(x: np.ndarray, crop: Crop) -> dict:
+    """The provenance of a row (samples,), with its level."""
+    crop.peak = float(np.maximum(x.max(), -x.min()))  # NaN if a sample is
+    crop.rms = math.sqrt(energy(x) / len(x))
+    return crop.to_dict()
 
 
 def collate(rows):
     """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files (M B dicts), spares, events}.
 
-    ``files`` is a Provenance. ``spares`` {row: (crop, provenance, events) or None} is for rows with NaN or Inf.
+    ``files`` is a Provenance. ``spares`` {row: (event, (crop, provenance, events) or None)} is for rows with NaN or
+    Inf.
     """
     crops, labels, provenance, events = zip(*rows)
     files = [dict(info) for utterance in zip(*provenance) for info in utterance]
@@ -166,7 +183,9 @@ def collate(rows):
         "label": torch.tensor(labels, dtype=torch.int64),
         "peak": torch.tensor([info["peak"] for info in files]),
         "files": Provenance(files),
-        "spares": {row: spare and (torch.from_numpy(spare[0]), *spare[1:]) for row, spare in spares.items()},
+        "spares": {
+            row: (event, spare and (torch.from_numpy(spare[0]), *spare[1:])) for row, (event, spare) in spares.items()
+        },
         "events": [event for row in events for event in row],
     }
 

@@ -107,8 +107,9 @@ class AugmentWAV:
         A draw that could not be used has a ``reason``.
         """
         draws, self.sounds.unusable = [], []
-        for step in self.steps:
-            x = step.augment(x, rng, self.sounds, draws)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for NaN and Inf
+            for step in self.steps:
+                x = step.augment(x, rng, self.sounds, draws)
         return x, draws, self.sounds.unusable
 
 
@@ -136,10 +137,13 @@ class Augment:
 
     def try_out(self, x, sounds: Surroundings):
         """Draw and apply once, whatever the share; UsageError if that raises anything."""
+        kept = x.copy()
         try:
-            self.act(x, np.random.default_rng(0), sounds, [])
+            self.act(kept, np.random.default_rng(0), sounds, [])
         except Exception as error:  # a plug-in may raise anything
             raise UsageError(f"augmentation: {self.name}: it was tried, and fails: {with_place(error)}") from error
+        if not np.array_equal(kept, x):  # what was read is needed once more if NaN come out
+            raise UsageError(f"augmentation: {self.name}: it changes the crop that it is given; work on x.copy()")
 
     def augment(self, x, rng, sounds: Surroundings, draws: list):
         """Draw and apply on the share of the crops; the draws are added to ``draws``."""
@@ -227,3 +231,16 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
             with values_of_dumps(f"the draw of '{draw.get('kind')}'"):
                 x = applied(plugin_of(draw["kind"]), x, draw, Files)
     return x
+
+
+def first_at_fault(x: np.ndarray, draws: list[dict]) -> str:
+    """The file, else the plug-in, of the first draw that brings NaN or Inf into a crop (samples,) without them."""
+    name = "augmentation"
+    for draw in draws:
+        if "reason" not in draw:
+            name = draw.get("path") or f"augmentation/{KINDS.get(draw['kind'], draw['kind'])}.py"
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = apply_draws(x, [draw])
+            if not np.isfinite(x).all():
+                break
+    return name

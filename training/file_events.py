@@ -53,18 +53,15 @@ class FileEvents:
         return path not in self.known
 
     def replace_rows(self, batch):
-        """Put the spare in the place of each row whose file is known to hold NaN or Inf.
+        """Put the spare in the place of each row whose file, or augmentation, is known to bring NaN or Inf.
 
-        A batch with such a file that is new to the run stays as it is: it is refused and dumped, once for the file.
+        A batch with one that is new to the run stays as it is: it is refused and dumped, once for each.
         """
         files, columns = batch["files"], batch["data"].shape[1]
-        events = [
-            ("nonfinite", files[row]["path"], files[row]["line"], "NaN or Inf samples") for row in batch["spares"]
-        ]
-        new = [event for event in events if self.meet(event)]
+        new = [event for event, _ in batch["spares"].values() if self.meet(event)]
         if new:
             return
-        for row, spare in batch["spares"].items():
+        for row, (_, spare) in batch["spares"].items():
             if spare is not None:
                 crop, files[row], events = spare
                 batch["data"][row // columns, row % columns] = crop

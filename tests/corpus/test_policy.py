@@ -1,5 +1,7 @@
 """Policies of augmentation: every plug-in on disk, what is drawn and made again, and mistakes in the YAML file."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy
@@ -21,6 +23,7 @@ from settings.checks import check_paths
 from settings.policy import checked
 from settings.reader import load_config, to_yaml
 from settings.user_code import source_hash
+from training.file_events import FileEvents
 
 RATE = 16000
 NAMES = plugins.available("augmentation")
@@ -338,3 +341,60 @@ def test_augment_and_a_policy_that_contradict_each_other(settings, tmp_path, fil
     config, _, notes, _ = load_config(["--config", str(path), *words, *rest])
     said = [line for line in notes if "is not used" in line]
     assert config.augment == used and len(said) == bool(note) and all(note in line for line in said)
+
+
+LOUD = "[white_noise, {gain: {db: 200}}, {gain: {db: 200}}, {gain: {db: 200}}, {gain: {db: 200}}]"  # beyond float32
+
+
+def first_batch(settings, **keys):
+    config = load_config([f"--{key}={value}" for key, value in {**settings, "augmentation": LOUD, **keys}.items()])[0]
+    dataset = TrainDataset(config)
+    sampler = SpeakerBatchSampler(dataset, config, False)
+    sampler.set_position(1)
+    return config, dataset, next(iter(make_loader(dataset, sampler, collate, config, 0)))
+
+
+def test_nan_that_an_augmentation_brings_is_laid_to_it_and_the_clean_crop_takes_its_place(settings):
+    config, dataset, batch = first_batch(settings)
+    alone = SimpleNamespace(gather=lambda value: [value])
+    said = []
+    events = FileEvents(config, dataset.list, alone, None, said.append)
+    bad = batch["data"].clone()
+    assert not bad.isfinite().flatten(2).all(2).any() and len(batch["spares"]) == bad.shape[0] * bad.shape[1]
+    events.replace_rows(batch)
+    assert torch.equal(batch["data"].nan_to_num(), bad.nan_to_num())  # the first is refused and dumped
+    events.share()
+    assert said == ["augmentation: augmentation/gain.py: it gives NaN or Inf samples"] and not events.bad
+    events.replace_rows(batch)
+    assert batch["data"].isfinite().all() and batch["peak"].isfinite().all()
+    for row, info in enumerate(batch["files"]):
+        made = Crop.from_dict(info).load(bad.shape[-1])[1]
+        assert np.array_equal(made, batch["data"].flatten(0, 1)[row].numpy()) and info["augment"][0]["reason"]
+
+
+def test_nan_of_a_file_is_laid_to_the_file_and_its_spare_is_sound_whatever_the_augmentation(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for speaker in "ab":
+        for number in range(3):
+            x = rng.normal(0, 0.1, RATE).astype(np.float32)
+            x[:: 100 if number == 0 else RATE + 1] = np.nan if number == 0 else 0
+            soundfile.write(tmp_path / f"{speaker}{number}.wav", x, RATE, subtype="FLOAT")
+            lines.append(f"{speaker} {speaker}{number}.wav")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    keys = {"train_list": tmp_path / "list.txt", "train_path": tmp_path, "batch_size": 2, "max_frames": 30}
+    dataset = first_batch(settings, **keys)[1]
+    for utterance in range(6):
+        (_, _, (info,), _) = dataset[1, ((utterance, 0),)]
+        event, (x, provenance, events) = info["spare"]
+        path = str(tmp_path / dataset.path(utterance))
+        from_file = path.endswith("0.wav")
+        assert event[:2] == (("nonfinite", path) if from_file else ("augmentation", "augmentation/gain.py"))
+        assert np.isfinite(x).all() and np.isfinite(provenance["peak"])
+        assert [kind for kind, *_ in events] == (["augmentation"] if from_file else [])
+
+
+def test_a_plugin_that_changes_its_crop_is_refused(around, monkeypatch):
+    monkeypatch.setattr("augmentation.gain.Augmentation.apply", staticmethod(lambda x, draw, sounds: np.negative(x, x)))
+    with pytest.raises(UsageError, match="gain: it changes the crop that it is given"):
+        augmenter(around, "[gain]").try_out()
