@@ -233,14 +233,17 @@ def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
     return x
 
 
-def first_at_fault(x: np.ndarray, draws: list[dict]) -> str:
-    """The file, else the plug-in, of the first draw that brings NaN or Inf into a crop (samples,) without them."""
-    name = "augmentation"
-    for draw in draws:
-        if "reason" not in draw:
-            name = draw.get("path") or f"augmentation/{KINDS.get(draw['kind'], draw['kind'])}.py"
-            with np.errstate(over="ignore", invalid="ignore"):
-                x = apply_draws(x, [draw])
-            if not np.isfinite(x).all():
-                break
-    return name
+def source_of(draw: dict) -> str:
+    """The file of a draw, else its plug-in."""
+    return draw.get("path") or f"augmentation/{KINDS.get(draw['kind'], draw['kind'])}.py"
+
+
+def first_at_fault(x: np.ndarray, draws: list[dict], limit: float = np.inf) -> str:
+    """``source_of`` the first draw that brings samples not finite, or above ``limit``, into a crop (samples,)."""
+    used = [draw for draw in draws if "reason" not in draw]
+    for draw in used:
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = apply_draws(x, [draw])
+            if not (np.isfinite(x) & (np.abs(x) <= limit)).all():
+                return source_of(draw)
+    return source_of(used[-1]) if used else "augmentation"

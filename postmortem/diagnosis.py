@@ -139,9 +139,10 @@ def trace_files(case, finding, flat, rows, limit):
     at = f" at sample {first['sample']}" if first["sample"] is not None else ""
     more = f" and {len(finding.files) - 1} more" if len(finding.files) > 1 else ""
     what = "NaN or Inf" if limit == math.inf else "absurdly large samples"
+    brings = "brings" if first["path"].endswith(".py") else "has"  # a plug-in of augmentation/, or a recording
     finding.summary = {
         "input": f"{first['path']}{more} has {what}{at}.",
-        "augmentation": f"The augmentation file {first['path']}{more} has {what}{at}; the speech file is fine.",
+        "augmentation": f"The augmentation file {first['path']}{more} {brings} {what}{at}; the speech file is fine.",
         "environment": f"The batch has {what}, but its files do not: {first['path']}{more} reads fine.",
     }[finding.cause]
     if all(o.cause == "unknown" for o in origins):

@@ -5,6 +5,7 @@ import math
 import torch
 
 from corpus.audio import AudioError
+from corpus.augmentation import source_of
 from corpus.crop import Crop
 from errors import plural
 from postmortem.code_fixes import (
@@ -198,24 +199,27 @@ def without_injection(case, finding) -> dict:
 
 
 def for_augmentation(case, finding) -> list[dict]:
-    """Try the rows rebuilt without the impulse responses and noise files at fault."""
+    """Try the rows rebuilt without the impulse responses, noise files and plug-ins at fault."""
     paths = list(dict.fromkeys(f["path"] for f in finding.files))
     text = f"repair, or remove from its folder: {', '.join(paths)}"
-    change = {"file": paths[0]} if len(paths) == 1 else {"files": paths}
+    action, change = "exclude_file", {"file": paths[0]} if len(paths) == 1 else {"files": paths}
+    if all(path.startswith("augmentation/") and path.endswith(".py") for path in paths):
+        text = f"repair, or take out of the policy (augmentation), or lower its keys: {', '.join(paths)}"
+        action, change = "none", None
     if case.dump.get("reason") == "data_error":
         outcome = "the run left it out of this batch, and the step was finite"
-        return [recommendation(text, "exclude_file", change, True, outcome)]
+        return [recommendation(text, action, change, True, outcome)]
     if case.replay is None:
-        return [recommendation(text, "exclude_file", change, None, case.refusal)]
+        return [recommendation(text, action, change, None, case.refusal)]
     flat = rows_of(case.dump["data"]).float().clone()
     for row in finding.rows:
         info = case.files[row]
-        kept = [d for d in info.get("augment", []) if d.get("path") not in paths]
+        kept = [d for d in info.get("augment", []) if source_of(d) not in paths]
         try:
             flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
         except (AudioError, OSError) as error:
-            return [recommendation(text, "exclude_file", change, None, f"row {row} cannot be rebuilt: {error}")]
-    return [attempt(case, text, "exclude_file", change, data=flat.view_as(case.replay.data))]
+            return [recommendation(text, action, change, None, f"row {row} cannot be rebuilt: {error}")]
+    return [attempt(case, text, action, change, data=flat.view_as(case.replay.data))]
 
 
 def for_label(case, finding) -> list[dict]:

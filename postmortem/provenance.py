@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.audio import AudioError, read_blocks
-from corpus.augmentation import CATEGORIES, KINDS, apply_draws
+from corpus.augmentation import CATEGORIES, KINDS, apply_draws, first_at_fault, source_of
 from corpus.crop import Crop
 from errors import ROOT
 from settings.user_code import changed_since
@@ -77,13 +77,12 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
         return Origin("input", info["path"], sample, f"{info['path']} has {shown} at sample {sample}")
     for draw in draws:
         if len(bad_samples(alone(clean, draw), limit)):
-            path = draw.get("path", "")
-            named = f"{draw['kind']} augmentation {path}".rstrip()
-            text = f"{info['path']} is fine; the {named} brings the bad samples"
-            return Origin("augmentation", path or info["path"], first_bad_sample(draw) if path else None, text)
+            path, sample = source_of(draw), first_bad_sample(draw) if "path" in draw else None
+            text = f"{info['path']} is fine; the {draw['kind']} augmentation {path} brings the bad samples"
+            return Origin("augmentation", path, sample, text)
     if len(bad_samples(mixed, limit)):
         text = f"{info['path']} and each augmentation alone are fine; mixed, they give bad samples"
-        return Origin("augmentation", draws[0].get("path", info["path"]), None, text)
+        return Origin("augmentation", first_at_fault(clean, draws, limit), None, text)
     text = f"{info['path']}, rebuilt with the same augmentation, is fine; the row in the batch is not"
     return Origin("environment", info["path"], guess, text)
 

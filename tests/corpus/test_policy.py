@@ -17,6 +17,7 @@ from corpus.loader import make_loader
 from corpus.sound_pack import UNCACHED
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
+from postmortem.fixes import for_augmentation
 from postmortem.provenance import origin_of, rows_with_known_code, same_as_files
 from settings import plugins
 from settings.checks import check_paths
@@ -398,3 +399,26 @@ def test_a_plugin_that_changes_its_crop_is_refused(around, monkeypatch):
     monkeypatch.setattr("augmentation.gain.Augmentation.apply", staticmethod(lambda x, draw, sounds: np.negative(x, x)))
     with pytest.raises(UsageError, match="gain: it changes the crop that it is given"):
         augmenter(around, "[gain]").try_out()
+
+
+def test_the_analysis_names_the_plugin_that_brings_nan_and_not_the_speech_file(tmp_path):
+    path, x = tmp_path / "a.wav", voice()
+    soundfile.write(path, x, RATE, subtype="FLOAT")
+    phone = {"kind": "telephone", "low": 300.0, "high": 3400.0}
+    loud = [phone, *({"kind": "gain", "gain_db": 200.0} for _ in range(4))]
+    row = np.full(8000, np.nan, np.float32)
+    info = Crop(str(path), augment=loud).to_dict()
+    found = origin_of(row, info)  # all of them together
+    assert (found.cause, found.path) == ("augmentation", "augmentation/gain.py")
+    info = Crop(str(path), augment=[phone, {"kind": "gain", "gain_db": 900.0}]).to_dict()
+    found = origin_of(row, info)
+    assert (found.cause, found.path, found.sample) == ("augmentation", "augmentation/gain.py", None)
+    data, label = torch.from_numpy(row)[None, None], torch.zeros(1, dtype=torch.int64)
+    case = SimpleNamespace(dump={"data": data}, files=[info], replay=SimpleNamespace(data=data), label=lambda: label)
+    case.base, case.small, tried = SimpleNamespace(finite=False), None, []
+    case.replay.run = lambda data: tried.append(data) or SimpleNamespace(finite=True)
+    finding = SimpleNamespace(rows=[0], files=[{"path": found.path}], columns=[0])
+    (fix,) = for_augmentation(case, finding)
+    assert fix["verdict"] == "verified" and fix["action"] == "none" and "augmentation/gain.py" in fix["text"]
+    expected = apply_draws(x[:8000], [phone])
+    assert np.array_equal(tried[0].flatten().numpy(), expected)  # without the gain, but by telephone
