@@ -76,7 +76,8 @@ class Batches(Dataset):
         try:
             return self.collate([self.dataset[item] for item in items])
         except Exception as error:  # a bug, or no memory for a file: any kind, and the main process says it in one line
-            return LoaderFailed(f"{with_place(error)}{self.open_files.while_it_read(number)}")
+            said = str(error) if isinstance(error, UsageError) else with_place(error)
+            return LoaderFailed(f"{said}{self.open_files.while_it_read(number)}")
         finally:
             self.open_files.note("")
             corpus.decode.on_open = None

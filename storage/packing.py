@@ -104,7 +104,8 @@ class Parts:
             try:
                 self._take(*self._read(part))
             except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-                print(f"{part.with_suffix('')}: {error}; its files are packed anew", file=sys.stderr)
+                reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+                print(f"{part.with_suffix('')}: {reason}; its files are packed anew", file=sys.stderr)
                 self._empty(len(self.shards))
         for left in folder.glob(".shard-*.tmp"):  # of a process that was killed
             left.unlink()

@@ -17,7 +17,7 @@ from programs import ROOT
 import pack_data
 from corpus.audio import AudioError, read_crop
 from corpus.crop import Crop
-from corpus.loader import make_loader
+from corpus.loader import Batches, LoaderFailed, OpenFiles, make_loader
 from corpus.pack import Pack
 from corpus.sources import TrainSource
 from corpus.train_list import read_train_lists
@@ -284,6 +284,9 @@ def test_a_spawned_process_refuses_a_pack_that_was_written_anew(copied):
     make(folder, out)
     with pytest.raises(UsageError, match="was packed again since the run began"):
         pickle.loads(again).recording(1, "")
+    reader = type("Reader", (), {"__getitem__": lambda self, row: pickle.loads(again).recording(row, "")})()
+    failed = Batches(reader, list, OpenFiles(1)).__getitems__([1])
+    assert isinstance(failed, LoaderFailed) and str(failed).startswith(f"{out}: was packed again")
     assert before.paths[1] == "1.wav" and np.array_equal(before.stored(1), Pack(out).stored(29))
     (out / "pack.json").unlink()
     with pytest.raises(UsageError, match="no such file"):
@@ -329,7 +332,9 @@ def spoil(path, how):
 def test_a_damaged_shard_is_packed_anew(copied, packed, capsys, ending, how):
     folder, out = copied
     spoil(out / f"shard-00001{ending}", how)
-    assert 5 < make(folder, out)["new"] < 15 and "shard-00001: " in capsys.readouterr().err
+    assert 5 < make(folder, out)["new"] < 15
+    said = capsys.readouterr().err
+    assert "shard-00001: " in said and said.count("packed anew") == 1 and "Errno" not in said
     pack, whole = Pack(out), Pack(packed[1])
     assert all(np.array_equal(pack.stored(row), whole.stored(row)) for row in range(30))
     assert not list(packing.damaged(pack)) and make(folder, out)["new"] == 0
