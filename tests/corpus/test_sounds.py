@@ -12,6 +12,7 @@ from corpus import sound_pack
 from corpus.audio import AudioError
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.sound_pack import UNCACHED, compact
+from training.agreement import LOCAL_KEYS
 
 RATE = 16000
 
@@ -183,3 +184,7 @@ def test_every_process_says_that_it_has_no_pack(noises, monkeypatch, tmp_path, c
         monkeypatch.setenv("RANK", rank)
         assert noises(cache=tmp_path / "file" / "cache") is None
         assert capsys.readouterr().out.startswith(start)
+
+
+def test_processes_may_have_their_packs_in_folders_of_their_own():
+    assert "augment_cache" in LOCAL_KEYS
