@@ -73,6 +73,9 @@ def people_of(folder: str) -> dict[str, list[str]]:
         people.setdefault(inside[0], []).append(str(path))
     if not people:
         raise UsageError(f"--dir: no recording below '{folder}'")
+    if len(people) == 1:
+        name = next(iter(people))
+        print(f"--dir: '{folder}' holds one person, '{name}'; is that a folder of people, give {Path(folder) / name}")
     return people
 
 
@@ -91,7 +94,8 @@ def enroll_folder(args) -> int:
     new = [(n, file) for n in people for file in people[n] if os.path.abspath(file) not in known.get(n, ())]
     for name, file in tqdm(new, unit="file", leave=False, disable=not sys.stderr.isatty()):
         try:
-            found.setdefault(name, []).append(embed_recording(model, file))
+            utterance = embed_recording(model, file)
+            found.setdefault(name, []).append(utterance)
         except UsageError as error:
             problems += 1
             tqdm.write(str(error), file=sys.stderr)

@@ -75,7 +75,19 @@ def parse(argv):
     for flag in ("config", "initial_model"):
         if getattr(args, flag):
             existing_file(getattr(args, flag), f"--{flag}")
+    check_bases(args.config, args.initial_model)
     return args
+
+
+def check_bases(config: str, model: str):
+    """UsageError if what the new configuration starts from is no configuration or no checkpoint."""
+    from settings.reader import read_yaml
+    from storage.checkpoint import load
+
+    if config:
+        read_yaml(config)
+    if model:
+        load(model)
 
 
 command = functools.partial(run, main)

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -37,6 +39,7 @@ KNOWN = {
     "vox2_dev_aac_partah": "6b84a81b9af72a9d9eecbb3b1f602e65",
     "vox2_test_aac.zip": "0d2b3ea430a821c33263b5ea37ede312",
 }
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)
 HASHES = {32: "md5", 40: "sha1", 64: "sha256"}  # by the length of their text
 
 
@@ -47,9 +50,11 @@ def archives_of(path: Path) -> dict[str, list[Path]]:
     for file in files:
         part = PART.match(file.name)
         if file.name.lower().endswith(ENDINGS):
-            found[re.sub(r"(\.tar)?\.\w+$", "", file.name)] = [file]
+            stem = re.sub(r"(\.tar)?\.\w+$", "", file.name)
+            found[file.name if stem in found else stem] = [file]  # as of ok.tar.gz and ok.zip
         elif part and not file.suffix.lower().endswith((".wav", ".flac", ".txt")) and _begins_as_archive(file, part):
-            found[part["stem"]] = sorted(p for p in file.parent.iterdir() if _is_part_of(p, part["stem"]))
+            parts = sorted(p for p in file.parent.iterdir() if _is_part_of(p, part["stem"]))
+            found[file.name if part["stem"] in found else part["stem"]] = parts
     return found
 
 
@@ -77,16 +82,34 @@ def unpacked(path: Path, out: Path, journal: Journal) -> Path:
     if path.is_dir() and has_recordings(path):
         print(f"{path}: has recordings, so its archives stay packed; give {next(iter(found.values()))[0]} to unpack it")
         return path
-    folder = out / "unpacked" / path.name.removesuffix("".join(path.suffixes) if path.is_file() else "")
+    folder = _folder_for(path, out / "unpacked", journal)
     for name, parts in found.items():
-        key = "unpacked|" + "|".join(stamp(str(part)) for part in parts)
-        if journal.get(key) is None:
+        stamps = "|".join(stamp(str(part)) for part in parts)
+        key, begun = f"unpacked|{folder / name}|{stamps}", f"begun|{folder / name}"
+        if journal.get(key) is None or journal.get(begun) != stamps or not (folder / name).is_dir():
             check_sums(parts, journal)
+            if journal.get(begun) not in (None, stamps):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of another archive that lay there
+            if journal.get(begun) != stamps:
+                journal.add(begun, stamps)
             unpack(parts, folder / name)
-            journal.add(key, True)
+            if journal.get(key) is None:
+                journal.add(key, True)
         print(f"{parts[0]}{f' and {len(parts) - 1} more parts' if parts[1:] else ''}: unpacked to {folder / name}")
     for table in (p for p in path.iterdir() if p.suffix in (".csv", ".txt", ".TXT")) if path.is_dir() else ():
         shutil.copyfile(table, folder / table.name)  # lists and tables of speakers beside the archives
+    return folder
+
+
+def _folder_for(path: Path, home: Path, journal: Journal) -> Path:
+    """The folder for what is packed in ``path``: that of its name, with a number if another path has that."""
+    name = path.name.removesuffix("".join(path.suffixes) if path.is_file() else "") or path.name
+    folder, number = home / name, 1
+    while journal.get(f"folder|{folder}") not in (None, str(path.absolute())):
+        number += 1
+        folder = home / f"{name}~{number}"
+    if journal.get(f"folder|{folder}") is None:
+        journal.add(f"folder|{folder}", str(path.absolute()))
     return folder
 
 
@@ -184,8 +207,10 @@ def unpack(parts: list[Path], folder: Path):
                 file.seek(0)
                 with tarfile.open(fileobj=file, mode="r:*") as archive:
                     _unpack_tar(archive, parts[0], folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error}") from error
+    except DAMAGED as error:
+        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error or type(error).__name__}") from error
+    except RuntimeError as error:  # what zipfile raises without a password
+        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error}: unpack it by hand") from error
 
 
 def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path):
@@ -216,6 +241,8 @@ def _unpack_tar(archive: tarfile.TarFile, path: Path, folder: Path):
                 _write(archive.extractfile(member), place)
             bar.n = archive.fileobj.tell()
             bar.refresh()
+        while archive.fileobj.read(PIECE):  # only at its end does a packed stream say whether it is whole
+            pass
 
 
 def place_of(name: str, path: Path, folder: Path) -> Path:

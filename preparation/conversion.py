@@ -1,5 +1,6 @@
 """Recordings that are written anew: m4a as flac, parts of files, speech without silence around it, noise in pieces."""
 
+import collections
 import functools
 import importlib.util
 import os
@@ -18,6 +19,7 @@ from corpus.measuring import scan
 from errors import UsageError
 from preparation.corpora import Utterance
 from preparation.findings import Sound
+from preparation.journal import Journal, stamp
 from preparation.tree import unlink
 from storage.files import WriteError
 
@@ -26,10 +28,13 @@ SLACK = 0.1  # seconds that a part may end behind its file
 PIECE_SECONDS = 5.0  # of noise
 
 
-def write_anew(utterances: list[Utterance], tree: Path, workers: int) -> dict[str, Sound]:
+def write_anew(
+    utterances: list[Utterance], among: list[Utterance], tree: Path, journal: Journal, workers: int
+) -> dict[str, Sound]:
     """Convert what libsndfile does not read, and cut parts of files, to flac below ``tree``; change their paths.
 
-    What is there already is left. Returns {path: sound with its error} of those that cannot be read; their paths stay.
+    What was made of the same part of the same file is left. No name is that of another of ``among``. Returns {path:
+    sound with its error} of those that cannot be read; their paths stay.
     """
     wanted = [u for u in utterances if u.is_part or u.path.lower().endswith(CONVERTED)]
     if not wanted:
@@ -39,20 +44,39 @@ def write_anew(utterances: list[Utterance], tree: Path, workers: int) -> dict[st
         raise UsageError(f"{first}: ffmpeg or PyAV is needed to convert it: pip install av")
     for speaker in {utterance.speaker for utterance in wanted}:
         unlink(tree / speaker)
-    failed = {}
-    for utterance, written in scan(wanted, workers, functools.partial(_anew, tree=tree), "converted"):
-        stem = utterance.name.rpartition(".")[0]
+    failed, stems = {}, collections.Counter(os.path.splitext(u.listed)[0] for u in among)
+    for utterance in wanted:
+        stem, ending = os.path.splitext(utterance.name)
+        if stems[f"{utterance.speaker}/{stem}"] > 1:  # 1.m4a and 1.wav
+            utterance.name = f"{stem}~{ending[1:]}{ending}"
+    for utterance, written in scan(wanted, workers, functools.partial(_anew, tree=tree, journal=journal), "converted"):
+        stem = os.path.splitext(utterance.name)[0]
         if isinstance(written, Sound):
             failed[utterance.path + (f"@{utterance.start:g}" if utterance.is_part else "")] = written
             utterance.path += f"@{utterance.start:g}" if utterance.is_part else ""
         else:
+            key, made = _made_of(utterance, tree)
+            if journal.get(key) != [*made, written.suffix]:
+                journal.add(key, [*made, written.suffix])
             utterance.path, utterance.name = str(written), stem + written.suffix
             utterance.start = utterance.seconds = 0.0
     return failed
 
 
-def _anew(utterance: Utterance, tree: Path) -> "Path | Sound":
-    place = tree / utterance.speaker / utterance.name.rpartition(".")[0]
+def _made_of(utterance: Utterance, tree: Path) -> tuple[str, list]:
+    """The key of the file that is made of an utterance, and what tells it from one of another source or part."""
+    key = f"made|{tree / os.path.splitext(utterance.listed)[0]}"
+    return key, [stamp(utterance.path), utterance.start, utterance.seconds]
+
+
+def _anew(utterance: Utterance, tree: Path, journal: Journal) -> "Path | Sound":
+    place = tree / os.path.splitext(utterance.listed)[0]
+    key, made = _made_of(utterance, tree)
+    *before, ending = journal.get(key) or [""]
+    if before == made and (there := place.with_name(place.name + ending)).is_file():
+        return there
+    for ending in (".flac", ".wav"):
+        place.with_name(place.name + ending).unlink(missing_ok=True)
     try:
         return write_part(utterance.path, place, utterance.start, utterance.seconds)
     except AudioError as error:
@@ -64,9 +88,6 @@ def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0)
 
     ``place`` is the file without its ending. Samples beyond full scale or not finite are kept, as a wav of floats.
     """
-    for ending in (".flac", ".wav"):
-        if (there := place.with_name(place.name + ending)).exists():
-            return there
     with Recording(path) as recording:
         rate = recording.rate
         with reading():
@@ -100,7 +121,7 @@ def write_sound(place: Path, x: np.ndarray, rate: int):
         raise WriteError(place, getattr(error, "strerror", None) or str(error)) from error
 
 
-def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, workers: int) -> int:
+def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, journal: Journal, workers: int) -> int:
     """Write those with more than ``SLACK`` of silence at an end without it, change their paths; returns how many."""
     wanted = []
     for utterance in utterances:
@@ -113,7 +134,7 @@ def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, work
         utterance.name = f"{stem}_trimmed{ending}"
     sources = [utterance.path for utterance in wanted]
     lengths = [utterance.seconds for utterance in wanted]
-    failed = write_anew(wanted, tree, workers)
+    failed = write_anew(wanted, utterances, tree, journal, workers)
     if failed:
         path, sound = next(iter(failed.items()))
         raise UsageError(f"{path}: has changed while it was read: {sound.error}")
@@ -124,21 +145,25 @@ def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, work
     return len(wanted)
 
 
-def cut_noise(folder: str, out: Path, workers: int) -> Path:
+def cut_noise(folder: str, out: Path, journal: Journal, workers: int) -> Path:
     """Cut the recordings of MUSAN into pieces of 5 s, so that one is read at once; returns the folder of the pieces."""
     sources = find_recordings(folder)
     if sources and all(path.stat().st_size < 4 * PIECE_SECONDS * 16000 for path in sources[:50]):
         return Path(folder)  # in pieces already
     target = out / "musan_split"
-    for _ in scan(sources, workers, functools.partial(_cut, folder=Path(folder), target=target), "cut"):
-        pass
+    work = functools.partial(_cut, folder=Path(folder), target=target, journal=journal)
+    for path, key in scan(sources, workers, work, "cut"):
+        if journal.get(key) != stamp(str(path)):
+            journal.add(key, stamp(str(path)))
     return target
 
 
-def _cut(path: Path, folder: Path, target: Path):
+def _cut(path: Path, folder: Path, target: Path, journal: Journal) -> str:
+    """Cut a recording unless it was; returns the key of its pieces."""
     place = target / path.relative_to(folder).with_suffix("")
-    if place.is_dir():
-        return
+    key = f"cut|{place}"
+    if place.is_dir() and journal.get(key) == stamp(str(path)):
+        return key
     part = place.with_name(f".{place.name}.part")
     try:
         with Recording(path) as recording:
@@ -146,8 +171,10 @@ def _cut(path: Path, folder: Path, target: Path):
             size = round(PIECE_SECONDS * rate)
             pieces = [block for block in recording.blocks(size) if len(block) >= size // 2]
     except AudioError:
-        return  # the loader names it where it is asked for
+        return key  # the loader names it where it is asked for
     for number, block in enumerate(pieces):
         write_sound(part / f"{round(number * PIECE_SECONDS):05d}.flac", block, rate)
+    shutil.rmtree(place, ignore_errors=True)
     if pieces:
         os.replace(part, place)
+    return key

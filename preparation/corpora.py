@@ -13,6 +13,7 @@ SPLITS = {"train": "train", "dev": "train", "val": "train", "valid": "train", "v
 SPLITS |= {"test": "test", "eval": "test", "evaluation": "test"}
 GENDERS = {"f": "f", "female": "f", "w": "f", "woman": "f", "female_feminine": "f"}
 GENDERS |= {"m": "m", "male": "m", "man": "m", "male_masculine": "m"}
+NAMED = 10  # names that are said
 UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # what no system's file name may hold
 
 
@@ -67,6 +68,7 @@ class Reading:
     speaker_pattern: str = ""
     only: str = ""  # a list of the utterances to take
     work: str = ""  # folder to write recordings to that lie in tables
+    unpacked: bool = False  # whether the first level of folders is that of archives, which are no people
 
 
 def gender_of(text: str) -> str:
@@ -88,15 +90,22 @@ def part_of(above) -> str:
 def merged(corpora: list[Corpus]) -> list[Utterance]:
     """The utterances of all corpora, sorted as they are listed, no two at one place.
 
-    A speaker's name that occurs in several corpora gets that of the corpus in front: two people, as far as is known.
+    A speaker's name that occurs in several corpora gets that of the corpus in front: two people, as far as is known. A
+    line says which names.
     """
     owners = collections.Counter(name for corpus in corpora for name in {u.speaker for u in corpus.utterances})
-    found = []
-    for corpus in corpora:
+    several = {name for name, count in owners.items() if count > 1}
+    names, found = _prefixes(corpora, set(owners), several), []
+    for corpus, prefix in zip(corpora, names):
         for utterance in corpus.utterances:
-            if owners[utterance.speaker] > 1:
-                utterance.speaker = f"{as_folder(corpus.root.name)}-{utterance.speaker}"
+            if utterance.speaker in several:
+                utterance.speaker = f"{prefix}-{utterance.speaker}"
             found.append(utterance)
+    if several:
+        shown = ", ".join(sorted(several)[:NAMED]) + (" .." if len(several) > NAMED else "")
+        example = " and ".join(f"{prefix}-{min(several)}" for prefix in names if prefix)
+        what = "name is" if len(several) == 1 else "names are"
+        print(f"{len(several)} {what} in several corpora, taken for different people: {shown}; listed as {example}")
     found.sort(key=lambda u: (u.speaker, u.name, u.path, u.start))
     taken = set()
     for utterance in found:
@@ -107,6 +116,28 @@ def merged(corpora: list[Corpus]) -> list[Utterance]:
             utterance.name = f"{stem}~{number}{ending}"
         taken.add(utterance.listed)
     return found
+
+
+def _prefixes(corpora: list[Corpus], names: set[str], several: set[str]) -> list[str]:
+    """A prefix for each corpus, '' if none is needed: its folder, that with the one above it, or that with a number.
+
+    No two are the same, and none makes a name that somebody else has.
+    """
+    given, roots = [], collections.Counter(as_folder(corpus.root.name) for corpus in corpora)
+    for corpus in corpora:
+        own = several.intersection(utterance.speaker for utterance in corpus.utterances)
+        if not own:
+            given.append("")
+            continue
+        prefix = as_folder(corpus.root.name)
+        if roots[prefix] > 1:
+            prefix = f"{as_folder(corpus.root.parent.name)}-{prefix}"
+        free, number = prefix, 1
+        while free in given or names.intersection(f"{free}-{name}" for name in own):
+            number += 1
+            free = f"{prefix}{number}"
+        given.append(free)
+    return given
 
 
 def keep_only(corpus: Corpus, path: str):

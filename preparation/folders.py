@@ -22,15 +22,20 @@ def read_folder(folder: Path, reading: Reading) -> Corpus:
         return _by_pattern(folder, paths, reading.speaker_pattern)
     parts = [path.relative_to(folder).parts for path in paths]
     depth = min(map(len, parts)) - 1
-    if not depth or reading.speaker_level > depth:
+    added = int(reading.unpacked and depth > 1)  # else the archive is the person
+    if not depth or reading.speaker_level > depth - added:
         loose = paths[min(range(len(parts)), key=lambda i: len(parts[i]))]
         if reading.speaker_level:
-            raise UsageError(f"--speaker_level {reading.speaker_level}: {loose} lies in {plural(depth, 'folder')} only")
+            raise UsageError(
+                f"--speaker_level {reading.speaker_level}: {loose} lies in {plural(depth - added, 'folder')} only"
+            )
         raise UsageError(
             f"{loose}: lies in no person's folder; wanted: {folder}/NAME/{loose.name}, or --speaker_pattern "
             "with the person in each name, as '([^_]+)_'"
         )
-    level = reading.speaker_level or speaker_level(parts, depth)
+    level = reading.speaker_level + added if reading.speaker_level else speaker_level(parts, depth, added)
+    alone = level > 1 + added and len({part[level - 2] for part in parts}) == 1
+    alone = alone and not holds_people(parts[0][level - 2])
     utterances = []
     for path, part in zip(paths, parts):
         above = [name.lower() for name in part[: level - 1]]
@@ -44,15 +49,22 @@ def read_folder(folder: Path, reading: Reading) -> Corpus:
                 part_of(above),
             )
         )
-    return Corpus("folder", folder, _said(parts[0], level, depth), utterances)
+    return Corpus("folder", folder, _said(parts[0][added:], level - added, depth - added, alone), utterances)
 
 
-def speaker_level(parts: list[tuple[str, ...]], depth: int) -> int:
-    """The level, from 1, of the first folders that are not all holders of people, as train-clean-100, wav or female."""
-    for level in range(1, depth):
-        if not all(holds_people(name) for name in {part[level - 1] for part in parts}):
-            return level
-    return depth
+def speaker_level(parts: list[tuple[str, ...]], depth: int, added: int = 0) -> int:
+    """The level, from 1, of the first folders that are not all holders of people, as train-clean-100, wav or female.
+
+    A level with one folder only is no person's if there is a better one below; the first ``added`` levels are none's.
+    """
+    alone = []
+    for level in range(1 + added, depth + 1):
+        names = {part[level - 1] for part in parts}
+        if not all(map(holds_people, names)):
+            if len(names) > 1:
+                return level
+            alone.append(level)
+    return (alone or [depth])[0]
 
 
 def holds_people(name: str) -> bool:
@@ -60,11 +72,13 @@ def holds_people(name: str) -> bool:
     return re.split(r"[-_ .\d]", name.lower())[0] in HOLDERS
 
 
-def _said(parts: tuple[str, ...], level: int, depth: int) -> str:
+def _said(parts: tuple[str, ...], level: int, depth: int, alone: bool) -> str:
     shown = "/".join(parts)
     if depth == 1:
         return f"a folder for each person, as '{parts[0]}' of {shown}"
-    return f"the person is folder level {level}, as '{parts[level - 1]}' of {shown} (--speaker_level N for another)"
+    skipped = f"; '{parts[level - 2]}' is one folder alone" if alone else ""
+    said = f"the person is folder level {level}, as '{parts[level - 1]}' of {shown}{skipped}"
+    return f"{said} (--speaker_level N for another)"
 
 
 def _by_pattern(folder: Path, paths: list[Path], pattern: str) -> Corpus:

@@ -5,8 +5,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from corpus.lists import LIST_TEXT, separator_for
-from errors import ROOT
+from errors import ROOT, UsageError
+from settings.reader import read_yaml
 from storage.files import write_atomically
 
 SMALL, LARGE = (ROOT / "configs" / name for name in ("small_speech.yaml", "ECAPA_TDNN_AAM.yaml"))
@@ -32,17 +35,48 @@ def write_bad_files(path: Path, rows: list[tuple[str, str, str]]):
 
 
 def write_config(path: Path, base: Path, keys: dict):
-    """Write ``base`` with other values for some of its keys, those that it lacks at its end."""
-    import yaml
+    """Write ``base`` with other values for some of its keys, those that it lacks at its end; None takes a key away.
 
-    text = base.read_text(encoding="utf-8")
-    for key, value in keys.items():
-        flow = None if isinstance(value, dict) else False  # all of a value in the line of its key
-        line = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1 << 20)
-        line = line.strip()
-        text, count = re.subn(rf"^{key}: .*$", lambda found, line=line: line, text, count=1, flags=re.M)
-        text += "" if count else f"{line}\n"
+    UsageError if ``base`` is no configuration, or written so that keys cannot be replaced one by one.
+    """
+    wanted = {name: setting.value for name, setting in read_yaml(str(base)).items()} | keys
+    wanted = {name: value for name, value in wanted.items() if value is not None or name not in keys}
+    text = base.read_text(encoding="utf-8-sig")
+    root = yaml.compose(text)
+    spans = {node.value: (node.start_mark.index, _end(value)) for node, value in root.value} if root else {}
+    for key in sorted(keys, key=lambda key: spans.get(key, (0, 0)), reverse=True):  # from the end: no span moves
+        if key in spans:
+            begin, end = spans[key]
+            text = text[:begin] + _line(key, keys[key]) + text[end:]
+    text = text.rstrip("\n") + "\n"
+    text += "".join(f"{_line(key, value)}\n" for key, value in keys.items() if key not in spans and value is not None)
     write_atomically(path, text.encode(errors=LIST_TEXT["errors"]))
+    try:
+        same = {name: setting.value for name, setting in read_yaml(str(path)).items()} == wanted
+    except UsageError:
+        same = False
+    if not same:
+        path.unlink()
+        raise UsageError(f"--config: keys of '{base}' cannot be replaced one by one: write each as a line 'key: value'")
+
+
+def _line(key: str, value) -> str:
+    """A key with all of its value in one line; '' for None."""
+    if value is None:
+        return ""
+    flow = None if isinstance(value, dict) else False
+    return yaml.safe_dump(
+        {key: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=1 << 20
+    ).strip()
+
+
+def _end(node) -> int:
+    """Where a value ends: a block ends for yaml where the next key begins, behind the comments in between."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        node = last[1] if isinstance(last, tuple) else last
+    in_block = isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
+    return node.end_mark.index - in_block  # without its line break
 
 
 @dataclass(frozen=True)
@@ -94,6 +128,9 @@ def write_run(out: Path, root: Path, division, given: tuple[str, str], hours: fl
     }
     keys |= {"train_path": str(root), "test_path": str(root), "save_path": files.save_path}
     keys |= {"initial_model": model} if model else {}
+    known = read_yaml(str(base))
+    if "best_list" in known and known["best_list"].value not in (trials if len(trials) > 1 else ()):
+        keys["best_list"] = None  # of lists that are not used
     if any(noise.values()) or (not config and "augment: true" in base.read_text(encoding="utf-8")):
         keys |= {"augment": any(noise.values()), "musan_path": noise["musan"], "rir_path": noise["rirs"]}
     write_config(files.config, base, keys)

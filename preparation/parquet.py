@@ -54,7 +54,7 @@ def _utterance(file: Path, number: int, cell: dict, out: Path) -> Utterance:
     original = os.path.basename(audio.get("path") or "") or "audio.wav"
     name = f"{as_folder(file.stem)}-{number:06d}-{as_folder(original)}"
     place = out / speaker / name
-    if not place.exists() or place.stat().st_size != len(audio["bytes"]):
+    if not place.exists() or place.read_bytes() != audio["bytes"]:
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(place.name + ".part")
         part.write_bytes(audio["bytes"])

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import UsageError, plural
@@ -55,7 +55,8 @@ def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
     """Unpack what is packed, and read each corpus; a line says what it is."""
     corpora = []
     for path in order.inputs:
-        corpus = read_corpus(unpacked(path, order.out, journal), order.reading)
+        folder = unpacked(path, order.out, journal)
+        corpus = read_corpus(folder, replace(order.reading, unpacked=folder != path))
         if order.reading.only and corpus.utterances:
             keep_only(corpus, order.reading.only)
         print(f"{path}: {corpus.said}", flush=True)
@@ -78,7 +79,7 @@ def working_folder(out: Path):
 
 def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     utterances, tree = merged(corpora), order.out.absolute() / "wav"
-    failed = write_anew(utterances, tree, order.workers)
+    failed = write_anew(utterances, utterances, tree, journal, order.workers)
     paths = sorted({utterance.path for utterance in utterances}.difference(failed))
     sounds = {**listen_to_all(paths, journal, order.workers, order.vad), **failed}
     faults = find_faults(utterances, sounds, order.limits)
@@ -87,14 +88,14 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     write_bad_files(order.out / "bad_files.txt", bad)
     tell_faults(order.out / "bad_files.txt", [kind for _, kind, _ in bad], len(utterances))
     if order.trim:
-        print(f"{plural(trim(good, sounds, tree, order.workers), 'recording')} trimmed to the speech")
+        print(f"{plural(trim(good, sounds, tree, journal, order.workers), 'recording')} trimmed to the speech")
     own = {name: rows for corpus in corpora for name, rows in corpus.trials.items()}
     division = divide(good, order.inputs, order.out / "trials.txt", order.share, order.seed, own)
     root = root_of(good, tree)
     hours = sum(sounds[utterance.path].seconds for utterance in division.train) / 3600
     noise = {"musan": order.musan or given(corpora, "musan"), "rirs": order.rirs or given(corpora, "rirs")}
     if noise["musan"] and not order.musan:
-        noise["musan"] = str(cut_noise(noise["musan"], order.out.absolute() / "noise", order.workers))
+        noise["musan"] = str(cut_noise(noise["musan"], order.out.absolute() / "noise", journal, order.workers))
     files = write_run(order.out, root, division, (order.config, order.initial_model), hours, noise)
     page = render(files.name, [corpus.said for corpus in corpora], good, sounds, bad, division.facts())
     write_atomically(order.out / "set.html", page.encode("utf-8", "surrogateescape"))

@@ -31,4 +31,4 @@ def test_noise_is_cut_and_both_go_into_the_configuration(tmp_path):
     joined = np.concatenate([soundfile.read(p, dtype="int16")[0] for p in pieces])
     whole = soundfile.read(tmp_path / "musan" / "music" / "fma" / "a.wav", dtype="int16")[0]
     assert np.array_equal(joined, whole[: len(joined)]) and len(joined) == 33 * 16000
-    assert cut_noise(str(pieces[0].parents[3]), tmp_path, 1) == pieces[0].parents[3]  # in pieces already
+    assert cut_noise(str(pieces[0].parents[3]), tmp_path, None, 1) == pieces[0].parents[3]  # in pieces already

@@ -1,0 +1,190 @@
+"""What was made before is made again where its source changed; archives and folders of all kinds hold the people."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+import prepare_data
+from errors import UsageError
+from preparation.archives import unpacked
+from preparation.conversion import cut_noise, write_anew
+from preparation.corpora import Reading, Utterance, merged
+from preparation.journal import Journal
+from preparation.layouts import read_corpus
+from preparation.outputs import write_config
+from settings.command_line import run
+
+
+def sound(path, seed=0, seconds=0.6):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = 0.1 * np.random.default_rng(seed).standard_normal(int(16000 * seconds))
+    soundfile.write(path, x, 16000)
+    return path
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "files.jsonl")
+    yield journal
+    journal.close()
+
+
+def samples(path):
+    return soundfile.read(path, dtype="int16")[0]
+
+
+def test_corpora_in_folders_of_one_name_keep_their_people_apart(tmp_path, capsys):
+    for name in ("a/wav/ann/1.wav", "b/wav/ann/1.wav", "b/wav/bob/1.wav", "c/ann/1.wav"):
+        sound(tmp_path / name)
+    sound(tmp_path / "a" / "wav" / "c-ann" / "1.wav")  # the name that the third ann would get
+    found = merged([read_corpus(tmp_path / name, Reading()) for name in ("a/wav", "b/wav", "c")])
+    assert [u.speaker for u in found] == ["a-wav-ann", "b-wav-ann", "bob", "c-ann", "c2-ann"]
+    assert capsys.readouterr().out == (
+        "1 name is in several corpora, taken for different people: ann; listed as a-wav-ann and b-wav-ann and c2-ann\n"
+    )
+
+
+def test_a_part_is_cut_again_where_its_source_or_its_place_changed(tmp_path, journal):
+    source, tree = sound(tmp_path / "x.wav", 1, 3), tmp_path / "tree"
+
+    def cut(start, seconds):
+        rows = [Utterance(str(source), "ann", "u.wav", start=start, seconds=seconds)]
+        assert write_anew(rows, rows, tree, journal, 1) == {}
+        return rows[0].path
+
+    first = cut(0.5, 1.0)
+    before = samples(first)
+    inode = tmp_path.joinpath(first).stat().st_mtime_ns
+    assert cut(0.5, 1.0) == first and tmp_path.joinpath(first).stat().st_mtime_ns == inode
+    assert len(samples(cut(0.5, 0.75))) == 12000 and not np.array_equal(samples(cut(1.5, 1.0)), before)
+    sound(source, 2, 3)
+    assert np.array_equal(samples(cut(0.5, 1.0)), samples(source)[8000:24000])
+
+
+def test_noise_is_cut_again_where_it_changed(tmp_path, journal):
+    source = sound(tmp_path / "musan" / "noise" / "a.wav", 1, 25)
+    for seed, seconds in ((1, 25), (2, 21)):
+        sound(source, seed, seconds)
+        cut_noise(str(tmp_path / "musan"), tmp_path / "out", journal, 1)
+    pieces = sorted((tmp_path / "out" / "musan_split" / "noise" / "a").iterdir())
+    assert len(pieces) == 4 and np.array_equal(samples(pieces[0]), samples(source)[:80000])
+
+
+def test_files_that_differ_in_their_ending_keep_names_of_their_own(tmp_path, journal):
+    rows = [Utterance(str(sound(tmp_path / n, i)), "ann", n, start=0.1) for i, n in enumerate(("1.wav", "1.flac"))]
+    rows.append(Utterance(str(tmp_path / "1.ogg"), "ann", "1.ogg"))
+    write_anew(rows, rows, tmp_path / "tree", journal, 2)
+    assert [u.name for u in rows] == ["1~wav.flac", "1~flac.flac", "1.ogg"]
+    assert not np.array_equal(samples(rows[0].path), samples(rows[1].path))
+
+
+def packed(path, files):
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def people_in(path, out, journal):
+    folder = unpacked(path, out, journal)
+    return sorted({u.speaker for u in read_corpus(folder, Reading(unpacked=True)).utterances})
+
+
+def test_an_archive_is_no_person_unless_it_holds_nothing_but_his_recordings(tmp_path, journal):
+    data = sound(tmp_path / "x.wav").read_bytes()
+    (tmp_path / "in").mkdir()
+    packed(tmp_path / "in" / "ok.zip", {"p0/1.wav": data, "p1/1.wav": data})
+    packed(tmp_path / "in" / "ok.tar.gz", {"p2/1.wav": data, "p3/1.wav": data})
+    assert people_in(tmp_path / "in", tmp_path / "out", journal) == ["p0", "p1", "p2", "p3"]
+    assert people_in(tmp_path / "in" / "ok.zip", tmp_path / "out", journal) == ["p0", "p1"]
+    (tmp_path / "each").mkdir()
+    for name in ("ann", "bob"):
+        packed(tmp_path / "each" / f"{name}.zip", {"1.wav": data})
+    assert people_in(tmp_path / "each", tmp_path / "out", journal) == ["ann", "bob"]
+    (tmp_path / "other").mkdir()
+    packed(tmp_path / "other" / "ok.zip", {"q0/1.wav": data, "q1/1.wav": data})  # beside the ok.zip from before
+    assert people_in(tmp_path / "other" / "ok.zip", tmp_path / "out", journal) == ["q0", "q1"]
+    packed(tmp_path / "other" / "ok.zip", {"q7/1.wav": data, "q8/1.wav": data, "q9/1.wav": data})
+    assert people_in(tmp_path / "other" / "ok.zip", tmp_path / "out", journal) == ["q7", "q8", "q9"]
+
+
+def test_a_level_with_a_single_folder_is_not_the_person(tmp_path):
+    for name in ("p0", "p1"):
+        sound(tmp_path / "in" / "a" / "b" / name / "1.wav")
+    assert {u.speaker for u in read_corpus(tmp_path / "in", Reading()).utterances} == {"p0", "p1"}
+    sound(tmp_path / "one" / "ann" / "wav" / "1.wav")
+    assert {u.speaker for u in read_corpus(tmp_path / "one", Reading()).utterances} == {"ann"}
+
+
+def test_a_damaged_end_and_a_password_are_one_line(tmp_path, journal):
+    path = packed(tmp_path / "a.tar.gz", {"p0/1.wav": np.random.default_rng(0).bytes(3000)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])  # the CRC of gzip
+    with pytest.raises(UsageError, match=r"a\.tar\.gz: cannot be unpacked to .*CRC"):
+        unpacked(path, tmp_path / "out", journal)
+    path.write_bytes(gzip.compress(gzip.decompress(whole))[:600] + b"\xff" * 300)
+    with pytest.raises(UsageError, match=r"a\.tar\.gz: cannot be unpacked to"):
+        unpacked(path, tmp_path / "out", journal)
+    secret = packed(tmp_path / "b.zip", {"p0/1.wav": b"x"})
+    data = bytearray(secret.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # encrypted, say both headers
+    secret.write_bytes(data)
+    with pytest.raises(UsageError, match=r"b\.zip: cannot be unpacked to .*password"):
+        unpacked(secret, tmp_path / "out", journal)
+
+
+BASE = """# mine
+lr: 0.1  # a word
+train_list:   # two of them
+  - a.txt
+  - {list: b.txt, weight: 2}
+
+# on tests
+test_list:
+  O: o.txt
+  H: h.txt  # hard
+best_list: H
+save_path: >
+  exps/a
+model: X"""
+
+
+def test_a_configuration_with_blocks_and_comments_has_other_values_for_some_keys(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    write_config(
+        tmp_path / "c.yaml",
+        tmp_path / "base.yaml",
+        {"train_list": "t.txt", "test_list": "u.txt", "best_list": None, "save_path": "exps/b", "augment": True},
+    )
+    text = (tmp_path / "c.yaml").read_text()
+    assert yaml.safe_load(text) == {
+        "lr": 0.1, "train_list": "t.txt", "test_list": "u.txt", "save_path": "exps/b", "model": "X", "augment": True
+    }  # fmt: skip
+    assert "# mine\nlr: 0.1  # a word\n" in text and "# on tests" in text
+    (tmp_path / "flow.yaml").write_text("{train_list: a.txt, model: X}\n")
+    with pytest.raises(UsageError, match=r"flow.yaml' cannot be replaced one by one"):
+        write_config(tmp_path / "d.yaml", tmp_path / "flow.yaml", {"train_list": "t.txt", "augment": True})
+
+
+def test_what_is_no_configuration_and_no_checkpoint_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# A page\n\nof text\n")
+    sound(tmp_path / "people" / "ann" / "1.wav")
+    for flag in ("--config", "--initial_model"):
+        words = [str(tmp_path / "people"), "--out", str(tmp_path / "out"), flag, str(tmp_path / "README.md")]
+        assert run(prepare_data.main, words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "README.md" in line and not (tmp_path / "out").exists()
