@@ -49,12 +49,13 @@ def check_paths(config: Config, written: dict):
             known = f"one of {', '.join(names)}" if names[0] else "a name, and test_list gives none"
             refuse("best_list", f"must be {known}; got '{config.best_list}'")
     for source in trial_sources(config):
-        both = existing("test_list", False, source.path), existing("test_path", True, source.root)
+        owner = root_key(config, "test", source)
+        both = existing("test_list", False, source.path), existing(owner, True, source.root)
         with mistakes.collected():
             if both[0]:
                 _, first, second = read_trials(source.path)
             if all(both):
-                check_files(source.path, source.root, "test_path", sorted(set(first) | set(second)), refuse)
+                check_files(source.path, source.root, owner, sorted(set(first) | set(second)), refuse)
     if config.initial_model:
         existing("initial_model", False, config.initial_model)
     if config.eval:
@@ -81,7 +82,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     for source in sources:
         there = existing("train_list", False, source.path, is_list)
         there = (not source.pack or existing("train_pack", True, source.pack)) and there
-        both.append((there, bool(source.pack) or existing("train_path", True, source.root)))
+        both.append((there, bool(source.pack) or existing(root_key(config, "train", source), True, source.root)))
     with mistakes.collected():
         if all(there for there, _ in both):
             listed = read_train_lists(sources)
@@ -89,7 +90,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
             for (source, numbers), (_, folder) in zip(listed.by_source(), both):
                 if folder and not source.pack:
                     sample = [listed.paths[i] for i in numbers[:: max(1, len(numbers) // MANY_FILES)]]
-                    check_files(source.path, source.root, "train_path", sample, refuse)
+                    check_files(source.path, source.root, root_key(config, "train", source), sample, refuse)
     if listed is not None:
         utterances = np.bincount(listed.labels)
         for check in (check_classes, check_rows, check_margin):
@@ -99,6 +100,11 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     if config.augment:
         with mistakes.collected():
             check_augmentation(config, refuse)
+
+
+def root_key(config: Config, kind: str, source) -> str:
+    """The key whose value the root of a list is: train_path or test_path, or that of a list with a root of its own."""
+    return f"{kind}_path" if source.root == getattr(config, f"{kind}_path") else f"{kind}_list"
 
 
 def check_save_path(save_path, refuse):

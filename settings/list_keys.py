@@ -69,7 +69,8 @@ def _entry(key: str, entry, place: str) -> dict:
     for name, value in entry.items():
         if name == "weight":
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise UsageError(f"{place}: weight must be a number above 0, got '{value}'")
+                got = f"the text '{value}'" if isinstance(value, str) else f"'{value}'"
+                raise UsageError(f"{place}: weight must be a number above 0, as 0.5 or 1.0e+6; got {got}")
             found[name] = value
         elif isinstance(value, (list, dict)) or value in (None, ""):
             raise UsageError(f"{place}: {name} must be a text, got '{value}'")

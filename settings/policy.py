@@ -54,7 +54,8 @@ def _entry(entry, place: str) -> dict:
     ((name, keys),) = entry.items()
     keys = {} if keys is None else keys
     if not isinstance(keys, dict):
-        raise UsageError(f"{place}: {name}: expected its keys, as {{{name}: {{p: 0.4}}}}; got '{keys}'")
+        form = "{of: [noise, music]}" if name == ONE_OF else "{p: 0.4}"
+        raise UsageError(f"{place}: {name}: expected its keys, as {{{name}: {form}}}; got '{keys}'")
     if name == ONE_OF:
         return {ONE_OF: _one_of(keys, place)}
     declared = plugins.declaration(FOLDER, name) if isinstance(name, str) else None
@@ -85,7 +86,8 @@ def _value(value, default, place: str):
     """Check a value against the type of the plug-in's default; ``p`` is a share. A range may be a single number."""
     if place.endswith(": p"):
         if not _is_number(value) or not 0 <= value <= 1:
-            raise UsageError(f"{place}: expected a share from 0 to 1, got '{value}'")
+            got = f"the text '{value}'" if isinstance(value, str) else f"'{value}'"
+            raise UsageError(f"{place}: expected a share from 0 to 1, got {got}")
         return value
     if isinstance(default, (tuple, list)):
         pair = [value, value] if _is_number(value) else value

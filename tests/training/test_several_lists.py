@@ -80,7 +80,9 @@ def test_a_weight_multiplies_the_rows_of_a_list(lists, tools):
             "[{list: a, rot: b}]",
             "list 1: unknown 'rot'; an entry has list, root, weight, prefix, pack",
         ),
-        ("train_list", "[{list: a, weight: 0}]", "list 1: weight must be a number above 0, got '0'"),
+        ("train_list", "[{list: a, weight: 0}]", "list 1: weight must be a number above 0, as 0.5 or 1.0e+6; got '0'"),
+        ("train_list", "[{list: a, weight: 1e9}]", "1.0e+6; got the text '1e9'"),
+        ("test_list", "{O: {list: LIST, root: /no/such}}", "command line: --test_list: no such folder: '/no/such'"),
         ("train_list", "{a: b}", "train_list: expected a path, or lists as [a.txt, {list: b.txt, root: B}]"),
         ("test_list", "[a, b]", "test_list: expected a path, or lists as {O: a.txt, E: {list: b.txt, root: B}}"),
         ("test_list", "{a b: c}", "test_list: 'a b' is no name of a list"),
@@ -93,5 +95,6 @@ def test_a_weight_multiplies_the_rows_of_a_list(lists, tools):
 )
 def test_a_mistake_in_lists_is_one_line(settings, key, value, words):
     with pytest.raises(UsageError) as error:
+        value = value.replace("LIST", settings["test_list"])
         configure([f"--{name}={given}" for name, given in {**settings, key: value}.items()])
     assert words in str(error.value) and "\n" not in str(error.value)
