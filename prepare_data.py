@@ -64,6 +64,8 @@ def parse(argv):
     for flag, given in [*places, ("--musan", args.musan), ("--rirs", args.rirs)]:
         if given and not os.path.exists(given):
             raise UsageError(f"{flag}: no such folder: '{given}'")
+        if given and not os.path.isdir(given) and not os.path.isfile(given):
+            raise UsageError(f"{flag}: neither a folder nor a file: '{given}'")
     if not 0 <= args.share < 1 or args.workers < 1 or args.speaker_level < 0:
         raise UsageError(
             "prepare_data.py: --share must lie between 0 and 1, --workers be at least 1, --speaker_level not negative"

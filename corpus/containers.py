@@ -7,6 +7,7 @@ are only estimates at their word, and others that are no lengths at all. So the 
 import functools
 import os
 import re
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -63,9 +64,9 @@ class _Bytes:
     def __init__(self, handle: int, path):
         self.handle, self.path = handle, path
         self.head = os.read(handle, HEAD)
-        stat = os.fstat(handle)
-        self.size = stat.st_size
-        self.stamp = (stat.st_size, stat.st_mtime_ns)
+        status = os.fstat(handle)
+        self.size = status.st_size
+        self.stamp = (status.st_size, status.st_mtime_ns)
 
     def at(self, place: int, count: int) -> bytes:
         if place + count <= len(self.head):
@@ -78,14 +79,16 @@ class _Bytes:
 
 
 def examine(path) -> Finding:
-    """Read the header of a file; AudioError if it cannot be opened, is empty, or promises more than is there."""
+    """Read the header of a file; AudioError if it cannot be opened, is none, is empty, or promises too much."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
         raise AudioError("no such file") from error
     except OSError as error:
         raise AudioError(f"cannot be opened: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # a pipe would be waited for
+            raise AudioError("not a regular file")
         file = _Bytes(handle, path)
         if not file.head:
             raise AudioError("empty file")

@@ -42,7 +42,10 @@ WORDS = (
     ("empty", r"^empty file|^no samples"),
     ("truncated", r"^truncated|^cut|promises \d+ .*(reading ends|there are)|shorter than"),
     ("wrong header", r"^a rate of|more than its size"),
-    ("not audio", r"no recording of a known kind|libsndfile cannot read it|no sound in it|Format not recogni"),
+    (
+        "not audio",
+        r"not a regular file|no recording of a known kind|libsndfile cannot read it|no sound in it|Format not recogni",
+    ),
 )
 CLIPPED = 0.01  # share of samples in flat tops at full scale
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 
@@ -11,6 +12,8 @@ import soundfile
 import yaml
 
 import prepare_data
+from corpus.audio import AudioError
+from corpus.decode import Recording
 from errors import UsageError
 from preparation.archives import unpacked
 from preparation.conversion import cut_noise, write_anew
@@ -188,3 +191,18 @@ def test_what_is_no_configuration_and_no_checkpoint_is_refused_before_anything_i
         assert run(prepare_data.main, words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "README.md" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_among_the_recordings_is_left_out_and_not_waited_for(tmp_path, capsys):
+    for i in range(10):
+        sound(tmp_path / "people" / f"p{i % 5}" / f"{i}.wav", i)
+    pipe = tmp_path / "people" / "p0" / "x.wav"
+    os.mkfifo(pipe)
+    for wanted in (pipe, pipe.parent):
+        with pytest.raises(AudioError, match="not a regular file"):
+            Recording(wanted)
+    assert run(prepare_data.main, [str(tmp_path / "people"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "bad_files.txt").read_text() == "p0/x.wav\tnot audio\tnot a regular file\n"
+    assert run(prepare_data.main, [str(pipe), "--out", str(tmp_path / "out")]) == 2
+    assert f"neither a folder nor a file: '{pipe}'" in capsys.readouterr().err
