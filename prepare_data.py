@@ -66,10 +66,7 @@ def parse(argv):
             raise UsageError(f"{flag}: no such folder: '{given}'")
         if given and not os.path.isdir(given) and not os.path.isfile(given):
             raise UsageError(f"{flag}: neither a folder nor a file: '{given}'")
-    if not 0 <= args.share < 1 or args.workers < 1 or args.speaker_level < 0:
-        raise UsageError(
-            "prepare_data.py: --share must lie between 0 and 1, --workers be at least 1, --speaker_level not negative"
-        )
+    check_numbers(args)
     if args.corpus and args.corpus not in NAMES:
         raise UsageError(f"--corpus '{args.corpus}': is none of {', '.join(NAMES)}")
     if args.vad == "silero":
@@ -79,6 +76,16 @@ def parse(argv):
             existing_file(getattr(args, flag), f"--{flag}")
     check_bases(args.config, args.initial_model)
     return args
+
+
+def check_numbers(args):
+    """UsageError that names the first flag whose number cannot be used, and the number."""
+    flags = ("seed", "speaker_level", "min_seconds", "max_seconds", "min_speech")
+    wrong = {"--share must lie between 0 and 1": args.share} if not 0 <= args.share < 1 else {}
+    wrong |= {"--workers must be at least 1": args.workers} if args.workers < 1 else {}
+    wrong |= {f"--{flag} must not be negative": getattr(args, flag) for flag in flags if not getattr(args, flag) >= 0}
+    for words, value in wrong.items():
+        raise UsageError(f"prepare_data.py: {words}, got {value:g}")
 
 
 def check_bases(config: str, model: str):

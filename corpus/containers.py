@@ -86,6 +86,8 @@ def examine(path) -> Finding:
         raise AudioError("no such file") from error
     except OSError as error:
         raise AudioError(f"cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or half of a character of UTF-16
+        raise AudioError("cannot be opened: the name of no file") from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):  # a pipe would be waited for
             raise AudioError("not a regular file")

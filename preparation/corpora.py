@@ -71,6 +71,26 @@ class Reading:
     unpacked: bool = False  # whether the first level of folders is that of archives, which are no people
 
 
+def children_of(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted; none of one that cannot be read.
+
+    ``find_recordings`` says which cannot.
+    """
+    try:
+        with os.scandir(folder) as entries:  # asks the system about no file, of which there may be a million
+            found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+    except PermissionError:
+        return []
+    return [folder / name for name in found]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def gender_of(text: str) -> str:
     """'f', 'm' or '' of a word of a table."""
     return GENDERS.get(text.strip().lower(), "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from errors import UsageError
+from errors import UsageError, plural
 from storage.files import WriteError
 
 FORMAT = {"format_version": 1}
@@ -27,22 +27,36 @@ class Journal:
 
     def _read(self):
         self.file.seek(0)
-        good = 0
+        good, bad = 0, []
         for number, line in enumerate(self.file):
             if not line.endswith(b"\n") or (number == 0 and line != json.dumps(FORMAT).encode() + b"\n"):
                 break
             good += len(line)
             if number:
-                key, end = DECODER.raw_decode(line.decode(), 1)
-                self.known[key] = line[end + 2 : -2]
+                try:
+                    text = line.decode()
+                    key, end = DECODER.raw_decode(text, 1)
+                    self.known[str(key)] = text[end + 2 : -2].encode()
+                except ValueError:
+                    bad.append(number + 1)
+        if bad:
+            of = plural(len(bad), "such line")
+            print(f"{self.path}:{bad[0]}: cannot be read, so its file is measured again ({of})")
+            good = 0
         self.file.truncate(good)
         if not good:
             self._write(FORMAT)
+        if bad:
+            self.file.writelines(b"[%b, %b]\n" % (json.dumps(key).encode(), text) for key, text in self.known.items())
+            self.file.flush()
 
     def get(self, key: str):
         """What is known of a key, or None."""
         text = self.known.get(key)
-        return None if text is None else json.loads(text)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError:  # a spoilt line
+            return None
 
     def add(self, key: str, value):
         """Take note of something; the system has it when this returns, so that a killed command loses nothing."""
@@ -76,6 +90,6 @@ def stamp(path: str) -> str:
     """A key that tells a file from what lay at its path before: its path, size and time of change."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return f"{path}|gone"
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"

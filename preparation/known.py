@@ -8,7 +8,7 @@ from pathlib import Path
 from corpus.folders import find_recordings
 from corpus.lists import LIST_TEXT, numbered_lines
 from errors import UsageError, plural
-from preparation.corpora import Corpus, Reading, Utterance, gender_of, part_of
+from preparation.corpora import Corpus, Reading, Utterance, children_of, gender_of, part_of
 
 VOX = re.compile(r"id\d{5,6}$")  # VoxCeleb1 and 2, VoxBlink, CN-Celeb
 LIBRI = re.compile(r"(train|dev|test)-(clean|other)")
@@ -24,9 +24,7 @@ def folders_below(folder: Path, deep: int = DEEP):
 
 
 def _children(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:  # asks the system about no file, of which there may be a million
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return [folder / name for name in sorted(names)[:100]]
+    return children_of(folder)[:100]
 
 
 # ---------------------------------------------------------------------------------------------- VoxCeleb, VoxBlink
@@ -75,7 +73,7 @@ def _vox_genders(folder: Path) -> dict[str, str]:
     genders = {}
     for inner in folders_below(folder, 3):
         for name in ("vox1_meta.csv", "vox2_meta.csv", "spk2gender"):
-            if (inner / name).is_file():
+            if os.path.isfile(inner / name):
                 for line in (inner / name).read_text(**LIST_TEXT).splitlines():
                     cells = [cell.strip() for cell in re.split(r"[,\t ]+", line.strip())]
                     if VOX.match(cells[0]):
@@ -90,8 +88,8 @@ def is_cnceleb(folder: Path) -> bool:
     """Whether there is a folder data/ with id00000/singing-01-001.flac."""
     for inner in folders_below(folder, 3):
         data = inner / "data"
-        person = next((p for p in _children(data) if VOX.match(p.name)), None) if data.is_dir() else None
-        if person is not None and any(re.match(r"[a-z_]+-\d+-\d+\.", p.name) for p in person.iterdir()):
+        person = next((p for p in _children(data) if VOX.match(p.name)), None) if os.path.isdir(data) else None
+        if person is not None and any(re.match(r"[a-z_]+-\d+-\d+\.", p) for p in os.listdir(person)):
             return True
     return False
 
@@ -101,10 +99,10 @@ def read_cnceleb(folder: Path, reading: Reading) -> Corpus:
 
     Without eval/, who is not in dev/dev.lst is for tests.
     """
-    lists = [p for inner in folders_below(folder, 3) if (p := inner / "dev" / "dev.lst").is_file()]
+    lists = [p for inner in folders_below(folder, 3) if os.path.isfile(p := inner / "dev" / "dev.lst")]
     trained = {name for path in lists for name in path.read_text(**LIST_TEXT).split()}
     table = next(
-        (p for inner in folders_below(folder, 3) if (p := inner / "eval" / "lists" / "trials.lst").is_file()), None
+        (p for inner in folders_below(folder, 3) if os.path.isfile(p := inner / "eval" / "lists" / "trials.lst")), None
     )
     utterances = []
     for path in find_recordings(folder):
@@ -151,7 +149,7 @@ def is_librispeech(folder: Path) -> bool:
 def read_librispeech(folder: Path, reading: Reading) -> Corpus:
     """LibriSpeech: SUBSET/SPEAKER/CHAPTER/FILE, the chapter is the session; dev and test subsets are for tests."""
     genders = {}
-    table = next((p for inner in folders_below(folder, 3) if (p := inner / "SPEAKERS.TXT").is_file()), None)
+    table = next((p for inner in folders_below(folder, 3) if os.path.isfile(p := inner / "SPEAKERS.TXT")), None)
     for line in table.read_text(**LIST_TEXT).splitlines() if table else ():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) > 2 and cells[0].isdigit():

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Order:
 def prepare(order: Order) -> int:
     """Run every step; 0 done."""
     for path in order.inputs:
-        if path.is_dir() and order.out.resolve().is_relative_to(path.resolve()):
+        if path.is_dir() and Path(os.path.realpath(order.out)).is_relative_to(os.path.realpath(path)):
             raise UsageError(f"--out: '{order.out}' lies inside of '{path}', whose recordings are read")
     with working_folder(order.out) as work, alone_in(work):
         journal = Journal(work / "files.jsonl")
@@ -55,8 +56,13 @@ def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
     """Unpack what is packed, and read each corpus; a line says what it is."""
     corpora = []
     for path in order.inputs:
-        folder = unpacked(path, order.out, journal)
-        corpus = read_corpus(folder, replace(order.reading, unpacked=folder != path))
+        try:
+            if path.is_dir():
+                os.scandir(path).close()
+            folder = unpacked(path, order.out, journal)
+            corpus = read_corpus(folder, replace(order.reading, unpacked=folder != path))
+        except OSError as error:
+            raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
         if order.reading.only and corpus.utterances:
             keep_only(corpus, order.reading.only)
         print(f"{path}: {corpus.said}", flush=True)

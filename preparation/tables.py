@@ -3,14 +3,16 @@
 import csv
 import functools
 import json
+import math
 import os
 import re
 import shlex
 from pathlib import Path
 
+from corpus.list_lines import opened
 from corpus.lists import LIST_TEXT, numbered_lines, wrong_columns
 from errors import UsageError, plural
-from preparation.corpora import Corpus, Reading, Utterance, as_folder, gender_of
+from preparation.corpora import Corpus, Reading, Utterance, as_folder, children_of, gender_of
 
 # What the columns are called by NeMo, SpeechBrain, wespeaker, lhotse and hand.
 COLUMNS = {
@@ -41,7 +43,9 @@ def existing(path: str, folder: Path) -> str:
     """A path of a table in full: relative to the table's folder, or to the current one as Kaldi takes it."""
     path = path.replace("$data_root/", "")  # SpeechBrain's
     return (
-        path if os.path.isabs(path) or (not (folder / path).exists() and os.path.exists(path)) else str(folder / path)
+        path
+        if os.path.isabs(path) or (not os.path.exists(folder / path) and os.path.exists(path))
+        else str(folder / path)
     )
 
 
@@ -63,10 +67,10 @@ def is_commonvoice(folder: Path) -> bool:
 
 
 def _languages(folder: Path) -> list[Path]:
-    inside = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
-    inside += [p for q in inside[1:] for p in sorted(q.iterdir()) if p.is_dir()][:500]
+    inside = [folder, *children_of(folder)]
+    inside += [p for q in inside[1:] for p in children_of(q)][:500]
     tables = ("validated.tsv", "train.tsv")
-    return [p for p in inside if (p / "clips").is_dir() and any((p / name).is_file() for name in tables)]
+    return [p for p in inside if os.path.isdir(p / "clips") and any(os.path.isfile(p / name) for name in tables)]
 
 
 def read_commonvoice(folder: Path, reading: Reading) -> Corpus:
@@ -76,7 +80,10 @@ def read_commonvoice(folder: Path, reading: Reading) -> Corpus:
         names = ["validated.tsv"] if (language / "validated.tsv").is_file() else ["train.tsv", "dev.tsv", "test.tsv"]
         for name in names:
             if (language / name).is_file():
-                for _, row in _rows(language / name, "\t"):
+                for number, row in _rows(language / name, "\t"):
+                    if not row.get("path") or not row.get("client_id"):
+                        raise UsageError(f"{language / name}:{number}: no path or no client_id in it")
+                    _check_names(f"{language / name}:{number}", row["path"], row["client_id"])
                     path = str(language / "clips" / row["path"])
                     path += "" if os.path.splitext(path)[1] else ".mp3"
                     speaker = as_folder(row["client_id"][:24])
@@ -120,7 +127,10 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
         if key not in speakers or len(speakers[key][1]) != 1:
             raise UsageError(f"{folder / 'utt2spk'}: has no line 'utterance speaker' for '{key}'")
         speaker, path = as_folder(speakers[key][1][0]), files[columns[0]]
-        gender = genders.get(speaker, (0, [""]))[1][0]
+        line, known = genders.get(speaker, (0, [""]))
+        if not known:
+            raise UsageError(f"{folder / 'spk2gender'}:{line}: expected 'speaker gender'")
+        gender = known[0]
         ending = os.path.splitext(path)[1]
         name, session = place_in(path, speaker, as_folder(key) + ending)
         if segments is not None:
@@ -134,7 +144,12 @@ def _scp_path(table: Path, number: int, words: list[str]) -> str:
     """The file of a line of wav.scp; of a pipe that only decodes, the file that it reads."""
     if words[-1] != "|" and not words[-1].endswith("|"):
         return " ".join(words)
-    words = shlex.split(" ".join(words).rstrip("| "))
+    try:
+        words = shlex.split(" ".join(words).rstrip("| "))
+    except ValueError as error:
+        raise UsageError(f"{table}:{number}: a pipe with a quote that does not end: {error}") from error
+    if not words:
+        raise UsageError(f"{table}:{number}: a pipe without a command: write the path of a file")
     files = [word for word in words[1:] if os.path.splitext(word)[1].lower() in (".flac", ".sph", ".wav")]
     if os.path.basename(words[0]) not in READERS or len(files) != 1 or "-c1" in words or "2" in words:
         raise UsageError(f"{table}:{number}: a pipe, which is not run here: write the path of a file ({words[0]} ..)")
@@ -143,9 +158,23 @@ def _scp_path(table: Path, number: int, words: list[str]) -> str:
 
 def _seconds(where: str, text) -> float:
     try:
-        return float(text or 0)
+        value = float(text or 0)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: '{text}' is no number of seconds") from error
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{where}: '{text}' is no number of seconds: at least 0 is wanted")
+    return value
+
+
+def _check_names(where: str, *names: str):
+    """UsageError for a name that no file can have: with a NUL, or half of a character of UTF-16."""
+    for name in names:
+        try:
+            wrong = b"\0" in os.fsencode(name)
+        except UnicodeEncodeError:
+            wrong = True
+        if wrong:
+            raise UsageError(f"{where}: {name!a} is the name of no file")
 
 
 # --------------------------------------------------------------------------------------------------- JSON lines, CSV
@@ -193,7 +222,7 @@ def read_list(path: Path, reading: Reading) -> Corpus:
 
 def read_csv(path: Path, reading: Reading) -> Corpus:
     """A file with a row of column names, separated by commas, semicolons or tabs."""
-    with open(path, **LIST_TEXT) as file:
+    with opened(path) as file:
         head = file.readline()
     between = max("\t,;", key=head.count)
     return described("csv", path.parent, "table", _of_rows(path, _rows(path, between)))
@@ -216,6 +245,7 @@ def _of_rows(path: Path, rows) -> list[Utterance]:
         cell = {kind: row.get(name) for kind, name in names.items()}
         if not cell["path"] or cell["speaker"] in (None, ""):
             raise UsageError(f"{path}:{number}: no {names['path']} or no {names['speaker']} in it")
+        _check_names(f"{path}:{number}", *(str(cell[kind]) for kind in ("path", "speaker")))
         file, speaker = existing(str(cell["path"]), path.parent), as_folder(str(cell["speaker"]))
         start, seconds = _part(f"{path}:{number}", cell)
         name, session = place_in(file, speaker, os.path.basename(file))
@@ -250,10 +280,17 @@ def _part(where: str, cell: dict) -> tuple[float, float]:
     """(start, seconds) of a part of a file; a duration alone is that of the whole file."""
     if cell.get("stop"):
         start, stop = (_seconds(where, cell.get(name)) / SPEECHBRAIN_RATE for name in ("start", "stop"))
-        return start, stop - start
+        return start, _length(where, start, stop)
     if cell.get("start") in (None, ""):
         return 0.0, 0.0
     start = _seconds(where, cell["start"])
     if cell.get("end"):
-        return start, _seconds(where, cell["end"]) - start
+        return start, _length(where, start, _seconds(where, cell["end"]))
     return start, _seconds(where, cell.get("seconds"))
+
+
+def _length(where: str, start: float, end: float) -> float:
+    """Seconds from ``start`` to ``end``."""
+    if end <= start:
+        raise UsageError(f"{where}: the part ends at {end:g} s, before it starts at {start:g} s")
+    return end - start

@@ -13,6 +13,14 @@ def root_of(utterances: list[Utterance], tree: Path) -> Path:
     A corpus that lies so already is left where it is. Of any other, ``tree`` gets a link to each file, or to the folder
     of a speaker who has one of his own, beside the files that were converted or cut there.
     """
+    try:
+        return _root_of(utterances, tree)
+    except (OSError, ValueError) as error:
+        place = getattr(error, "filename", None) or tree
+        raise UsageError(f"--out: cannot link to a recording: {place}: {getattr(error, 'strerror', error)}") from error
+
+
+def _root_of(utterances: list[Utterance], tree: Path) -> Path:
     roots = {_prefix(utterance) for utterance in utterances}
     if len(roots) == 1 and None not in roots:
         return Path(roots.pop())

@@ -206,3 +206,67 @@ def test_a_pipe_among_the_recordings_is_left_out_and_not_waited_for(tmp_path, ca
     assert (tmp_path / "out" / "bad_files.txt").read_text() == "p0/x.wav\tnot audio\tnot a regular file\n"
     assert run(prepare_data.main, [str(pipe), "--out", str(tmp_path / "out")]) == 2
     assert f"neither a folder nor a file: '{pipe}'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_and_a_link_to_itself_end_nothing(tmp_path, monkeypatch, capsys):
+    for i in range(10):
+        sound(tmp_path / "people" / f"p{i % 5}" / f"{i}.wav", i)
+    (tmp_path / "people" / "loop").symlink_to("loop")
+    (tmp_path / "people" / "shut").mkdir()
+    scandir, shut = os.scandir, [tmp_path / "people" / "shut"]
+
+    def guarded(path="."):
+        if os.fspath(path) in map(str, shut):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    words = [str(tmp_path / "people"), "--out", str(tmp_path / "out")]
+    assert run(prepare_data.main, words) == 0
+    assert f"{shut[0]}: cannot be read, its recordings are left out" in capsys.readouterr().err
+    journal = tmp_path / "out" / ".prepared" / "files.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:3], b"\xff spoilt", b'["key", {', *lines[3:]]) + b"\n")
+    assert run(prepare_data.main, words) == 0
+    assert f"{journal}:4: cannot be read" in capsys.readouterr().out
+    assert run(prepare_data.main, words) == 0 and "cannot be read" not in capsys.readouterr().out
+    shut.append(tmp_path / "people")
+    assert run(prepare_data.main, words) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'people'}: cannot be read: Permission denied\n"
+    assert run(prepare_data.main, [*words, "--seed", "-1"]) == 2
+    assert capsys.readouterr().err == "prepare_data.py: --seed must not be negative, got -1\n"
+
+
+LONG = "x" * 5000
+ROWS = [
+    ("t.csv", "path,speaker,start,end\na.wav,ann,1,inf\n", r"t.csv:2: 'inf' is no number of seconds"),
+    ("t.csv", "path,speaker,start,duration\na.wav,ann,1,-2\n", r"t.csv:2: '-2' is no number of seconds"),
+    ("t.csv", "path,speaker,start,end\na.wav,ann,3,2\n", r"t.csv:2: the part ends at 2 s, before it starts at 3 s"),
+    ("t.jsonl", '{"path": "a\\u0000.wav", "speaker": "ann"}', r"t.jsonl:1: 'a.x00.wav' is the name of no file"),
+    ("t.jsonl", '{"path": "a.wav", "speaker": "\\ud800"}', r"t.jsonl:1: '.ud800' is the name of no file"),
+    ("wav.scp", "u1 'flac -c x.flac |\n", r"wav.scp:1: a pipe with a quote that does not end"),
+    ("wav.scp", "u1 |\n", r"wav.scp:1: a pipe without a command"),
+    ("spk2gender", "ann\n", r"spk2gender:1: expected 'speaker gender'"),
+    ("segments", "u1 u1 0 nan\n", r"segments:1: 'nan' is no number of seconds"),
+    ("validated.tsv", "path\tsentence\n1.mp3\thello\n", r"validated.tsv:2: no path or no client_id in it"),
+]
+
+
+@pytest.mark.parametrize("file, text, words", ROWS)
+def test_a_row_that_cannot_be_used_is_named_by_its_line(tmp_path, file, text, words):
+    if file in ("wav.scp", "spk2gender", "segments"):
+        (tmp_path / "wav.scp").write_text("u1 x.wav\n")
+        (tmp_path / "utt2spk").write_text("u1 ann\n")
+    elif file == "validated.tsv":
+        (tmp_path / "clips").mkdir()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_corpus(tmp_path / file if file.startswith("t.") else tmp_path, Reading())
+
+
+def test_a_path_that_is_too_long_is_a_missing_file(tmp_path):
+    (tmp_path / "t.csv").write_text(f"path,speaker\n{LONG}.wav,ann\n")
+    (utterance,) = read_corpus(tmp_path / "t.csv", Reading()).utterances
+    for path in (utterance.path, "a\0.wav"):
+        with pytest.raises(AudioError, match="cannot be opened"):
+            Recording(path)
