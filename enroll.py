@@ -85,12 +85,18 @@ def enroll_folder(args) -> int:
     Recordings that are enrolled already are left as they are, so that a folder may grow.
     """
     from speaker_model import model_from
-    from storage.speaker_store import SpeakerStore, locked
+    from storage.speaker_store import SpeakerStore, check_name, locked
 
     people, model = people_of(args.dir), model_from(args)
     store = SpeakerStore.open(args.store, model.identity, model.dimension, create=True)
     known = {} if args.replace else {n: {u.source for u in rows} for n, rows in store.speakers.items()}
     found, problems = {}, 0
+    for name in list(people):
+        try:
+            check_name(name)
+        except UsageError as error:
+            problems += len(people.pop(name))
+            print(f"--dir: left out: {error}", file=sys.stderr)
     new = [(n, file) for n in people for file in people[n] if os.path.abspath(file) not in known.get(n, ())]
     for name, file in tqdm(new, unit="file", leave=False, disable=not sys.stderr.isatty()):
         try:
@@ -108,17 +114,11 @@ def enroll_folder(args) -> int:
     count = sum(map(len, found.values()))
     nobody = [name for name in people if name not in store.speakers]
     left = f", {plural(problems, 'recording')} left out" if problems else ""
-    print(
-        f"{args.store}: {plural(count, 'recording')} of {people_text(len(found))} enrolled{left}, {len(store)} in all"
-    )
+    enrolled = f"{plural(count, 'recording')} of {plural(len(found), 'person')}"
+    print(f"{args.store}: {enrolled} enrolled{left}, {len(store)} in all")
     if nobody:
         print(f"without a usable recording: {', '.join(nobody)}", file=sys.stderr)
     return 1 if problems else 0
-
-
-def people_text(count: int) -> str:
-    """'1 person', '2 people'."""
-    return "1 person" if count == 1 else f"{count} people"
 
 
 def change(args) -> int:

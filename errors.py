@@ -55,7 +55,9 @@ class Finished(Exception):
 
 
 def plural(count: int, noun: str) -> str:
-    """'1 row', '2 rows', '2 batches'."""
+    """'1 row', '2 rows', '2 batches', '2 people'."""
+    if noun == "person" and count != 1:
+        return f"{count} people"
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'ch')) else 's'}"
 
 

@@ -67,6 +67,12 @@ def parse(argv):
         if given and not os.path.isdir(given) and not os.path.isfile(given):
             raise UsageError(f"{flag}: neither a folder nor a file: '{given}'")
     check_numbers(args)
+    if not args.out.strip():
+        raise UsageError("--out: is empty; wanted: a folder for the lists and the configuration")
+    real = [os.path.realpath(given) for given in args.inputs]
+    for i, given in enumerate(args.inputs):
+        if real[i] in real[:i]:
+            raise UsageError(f"prepare_data.py: '{given}' is given twice")
     if args.corpus and args.corpus not in NAMES:
         raise UsageError(f"--corpus '{args.corpus}': is none of {', '.join(NAMES)}")
     if args.vad == "silero":

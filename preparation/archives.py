@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from corpus.folders import is_audio
-from errors import UsageError
+from errors import UsageError, first_line
 from preparation.corpora import UNSAFE
 from preparation.journal import Journal, stamp
 
@@ -54,6 +55,7 @@ def archives_of(path: Path) -> dict[str, list[Path]]:
             found[file.name if stem in found else stem] = [file]  # as of ok.tar.gz and ok.zip
         elif part and not file.suffix.lower().endswith((".wav", ".flac", ".txt")) and _begins_as_archive(file, part):
             parts = sorted(p for p in file.parent.iterdir() if _is_part_of(p, part["stem"]))
+            _check_whole(parts)
             found[file.name if part["stem"] in found else part["stem"]] = parts
     return found
 
@@ -64,6 +66,15 @@ def _begins_as_archive(file: Path, part) -> bool:
         return False
     with open(file, "rb") as opened:
         return opened.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh"))
+
+
+def _check_whole(parts: list[Path]):
+    """UsageError if a part between the first and the last is missing."""
+    for before, after in itertools.pairwise(parts):
+        name = PART.match(before.name)["part"]
+        wanted = name[0] + chr(ord(name[1]) + 1) if name.isalpha() else f"{int(name) + 1:0{len(name)}d}"
+        if PART.match(after.name)["part"] != wanted:
+            raise UsageError(f"{after}: the part '{wanted}' of this archive is missing, before it lies {before.name}")
 
 
 def _is_part_of(file: Path, stem: str) -> bool:
@@ -208,7 +219,9 @@ def unpack(parts: list[Path], folder: Path):
                 with tarfile.open(fileobj=file, mode="r:*") as archive:
                     _unpack_tar(archive, parts[0], folder)
     except DAMAGED as error:
-        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error or type(error).__name__}") from error
+        unknown = not str(error) or "not be opened" in str(error) or "not a zip" in str(error)  # words of no help
+        why = "damaged, or not whole: download it again" if unknown else first_line(error)
+        raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {why}") from error
     except RuntimeError as error:  # what zipfile raises without a password
         raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error}: unpack it by hand") from error
 
@@ -259,7 +272,11 @@ def place_of(name: str, path: Path, folder: Path) -> Path:
 def _check_room(total: int, path: Path, folder: Path):
     free = shutil.disk_usage(folder).free
     if total > free:
-        raise UsageError(f"{path}: needs {total / 1e9:.1f} GB below '{folder}', {free / 1e9:.1f} GB are free")
+        raise UsageError(f"{path}: needs {_size(total)} below '{folder}', {_size(free)} are free")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _is_there(place: Path, size: int) -> bool:

@@ -12,6 +12,7 @@ from preparation.corpora import Corpus, Reading, Utterance, children_of, gender_
 
 VOX = re.compile(r"id\d{5,6}$")  # VoxCeleb1 and 2, VoxBlink, CN-Celeb
 LIBRI = re.compile(r"(train|dev|test)-(clean|other)")
+RIRS = re.compile(r"(^|[^a-z])(b?rirs?|(room[-_ ]?)?impulse[-_ ]?responses?)([^a-z]|$)")  # names of their folders
 DEEP = 4  # folders below the one given in which a layout is looked for
 
 
@@ -56,7 +57,7 @@ def read_voxceleb(folder: Path, reading: Reading) -> Corpus:
         raise UsageError(f"prepare_data.py: no id10001/VIDEO/FILE below '{folder}'")
     utterances = list(found.values())
     people = len({utterance.speaker for utterance in utterances})
-    said = f"{_vox_name(utterances)}: {plural(len(utterances), 'recording')}, {people} people"
+    said = f"{_vox_name(utterances)}: {plural(len(utterances), 'recording')}, {plural(people, 'person')}"
     said += f"; {plural(others, 'recording')} in no folder of a person left out" if others else ""
     return Corpus("voxceleb", folder, said, utterances)
 
@@ -118,7 +119,7 @@ def read_cnceleb(folder: Path, reading: Reading) -> Corpus:
             utterances.append(Utterance(str(path), speaker, f"{inside}/{path.name}", session, "", "test"))
     people = len({utterance.speaker for utterance in utterances})
     genres = len({utterance.session.partition("-")[0] for utterance in utterances if utterance.session})
-    said = f"CN-Celeb: {plural(len(utterances), 'recording')}, {people} people, {plural(genres, 'genre')}"
+    said = f"CN-Celeb: {plural(len(utterances), 'recording')}, {plural(people, 'person')}, {plural(genres, 'genre')}"
     trials = {"CN-Celeb": _cnceleb_trials(table, utterances)} if table is not None else {}
     return Corpus("cnceleb", folder, said, utterances, trials=trials)
 
@@ -166,7 +167,9 @@ def read_librispeech(folder: Path, reading: Reading) -> Corpus:
             utterances.append(Utterance(str(path), speaker, name, session, genders.get(speaker, ""), part))
             subsets[parts[at]] += 1
     people = len({utterance.speaker for utterance in utterances})
-    said = f"LibriSpeech: {plural(len(utterances), 'recording')}, {people} people, {', '.join(sorted(subsets))}"
+    said = (
+        f"LibriSpeech: {plural(len(utterances), 'recording')}, {plural(people, 'person')}, {', '.join(sorted(subsets))}"
+    )
     return Corpus("librispeech", folder, said, utterances)
 
 
@@ -185,15 +188,19 @@ def read_musan(folder: Path, reading: Reading) -> Corpus:
 
 
 def is_rirs(folder: Path) -> bool:
-    """Whether it is RIRS_NOISES: a folder simulated_rirs/ or one of real ones."""
-    names = {"simulated_rirs", "real_rirs_isotropic_noises"}
-    return any(inner.name in names for inner in folders_below(folder, 3))
+    """Whether it is RIRS_NOISES: a folder simulated_rirs/ or one of real ones; or a folder that is named for such."""
+    return bool(_rirs(folder)) or bool(RIRS.search(folder.name.lower()))
+
+
+def _rirs(folder: Path) -> list[Path]:
+    names = ("simulated_rirs", "real_rirs_isotropic_noises")
+    return sorted((p for p in folders_below(folder, 3) if p.name in names), key=lambda p: p.name != names[0])
 
 
 def read_rirs(folder: Path, reading: Reading) -> Corpus:
-    """RIRS_NOISES: its simulated impulse responses, or else its real ones."""
-    inside = [p for p in folders_below(folder, 3) if p.name in ("simulated_rirs", "real_rirs_isotropic_noises")]
-    found = next((p for p in inside if p.name == "simulated_rirs"), inside[0])
-    return Corpus(
-        "rirs", folder, f"RIRS_NOISES: room impulse responses of {found.name} to augment with", rirs=str(found)
-    )
+    """RIRS_NOISES: its simulated impulse responses, or its real ones, or all of a folder named for them."""
+    found = next(iter(_rirs(folder)), folder)
+    said = f"RIRS_NOISES: room impulse responses of {found.name} to augment with"
+    if found == folder:
+        said = "room impulse responses by its name, to augment with (--corpus folder if they are people)"
+    return Corpus("rirs", folder, said, rirs=str(found))

@@ -40,7 +40,7 @@ def render(name: str, said: list[str], kept: list[Utterance], sounds: dict[str, 
     for utterance, sound in zip(kept, rows):
         people.setdefault(utterance.speaker, []).append(sound.seconds)
     hours = sum(sound.seconds for sound in rows) / 3600
-    counts = f"{len(kept):,} recordings of {len(people):,} people, {hours:,.2f} hours"
+    counts = f"{len(kept):,} recordings of {plural(len(people), 'person')}, {hours:,.2f} hours"
     left = f"; {plural(len(faults), 'file')} left out" if faults else "; no file is left out"
     lines = "".join(f'<p class="quiet">{escape(line)}</p>' for line in said)
     lead = f'<section><p class="lead">{counts}{left}</p>{lines}{_facts(kept, rows, use)}</section>'
@@ -163,5 +163,5 @@ def _people(people: dict[str, list[float]]) -> str:
     least = sorted(people, key=lambda name: (sum(people[name]), name))[:PEOPLE]
     rows = [[escape(name), str(len(people[name])), f"{sum(people[name]):.1f}"] for name in least]
     single = sum(len(of) == 1 for of in people.values())
-    caption = f"{plural(single, 'person')} with one recording only".replace("persons", "people") if single else ""
+    caption = f"{plural(single, 'person')} with one recording only" if single else ""
     return section("People with the least", _table(["person", "#recordings", "#seconds"], rows, caption))

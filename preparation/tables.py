@@ -53,7 +53,7 @@ def described(layout: str, root: Path, what: str, utterances: list[Utterance], m
     """A corpus with its line."""
     people = len({utterance.speaker for utterance in utterances})
     parts = sum(utterance.is_part for utterance in utterances)
-    said = f"{what}: {plural(len(utterances), 'recording')}, {people} people"
+    said = f"{what}: {plural(len(utterances), 'recording')}, {plural(people, 'person')}"
     said += f", {parts} of them parts of files" if parts else ""
     return Corpus(layout, root, said + more, utterances)
 
@@ -195,7 +195,10 @@ def _json_rows(path: Path):
             file.seek(0)
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UsageError(f"{path}:{number}: not JSON: {error}") from error
                     if not isinstance(row, dict):
                         raise UsageError(f"{path}:{number}: expected an object with a path and a speaker")
                     yield number, row

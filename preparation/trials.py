@@ -1,6 +1,7 @@
 """Who is kept out of training, and the trials of them."""
 
 import collections
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Division:
     def of_train(self) -> str:
         """How much there is to train on."""
         people = len({utterance.speaker for utterance in self.train})
-        return f"{plural(len(self.train), 'recording')} of {people} people"
+        return f"{plural(len(self.train), 'recording')} of {plural(people, 'person')}"
 
     def facts(self) -> list[tuple[str, str]]:
         """(term, text) for the page."""
@@ -76,7 +77,7 @@ def divide(good: list[Utterance], folders: list[Path], path: Path, share: float,
     trials, how = trials_of([utterance for utterance in good if utterance.speaker in tested], seed)
     write_rows(path, trials)
     targets = sum(label for label, *_ in trials)
-    said = f"{path}: {len(trials)} trials of {len(tested)} other people, {why}; {targets} of one person"
+    said = f"{path}: {plural(len(trials), 'trial')} of {len(tested)} other people, {why}; {targets} of one person"
     train = [u for u in good if u.speaker not in tested and not (apart and u.part == "test")]
     return Division(train, {"trials": path}, said + (f" ({how})" if how else ""))
 
@@ -112,7 +113,6 @@ def check_official(path: Path, name: str, listed: set[str]) -> tuple[set[str], s
     people = {file.partition("/")[0] for file in files}
     known = ", the known number" if name in dict(OFFICIAL.values()) else ""
     note = f"{title(name)}: {len(first)} trials{known}, of {plural(len(people), 'person')}"
-    note = note.replace("persons", "people")
     return people, note + (f"; {len(missing)} of its files are not at hand" if missing else "")
 
 
@@ -129,10 +129,16 @@ def held_out(utterances: list[Utterance], share: float, rng) -> tuple[set[str], 
     count = max(2, round((share or SHARE) * len(counts)))
     if not share:
         count = min(max(count, min(MIN_SPEAKERS, len(counts) // 3)), MOST_HELD_OUT)
+    if share and len(counts) >= FEWEST_PEOPLE and len(able) > 1 and len(counts) - count < 2:
+        raise UsageError(
+            f"prepare_data.py: --share {share:g}: {count} of {len(counts)} people for the trials leave "
+            f"{len(counts) - count} to train on; wanted: at least 2, so at most --share "
+            f"{math.floor(100 * (len(counts) - 2) / len(counts)) / 100:g}"
+        )
     if len(counts) < FEWEST_PEOPLE or len(able) < 2 or len(counts) - count < 2:
         raise UsageError(
-            f"prepare_data.py: {len(counts)} people with usable recordings, {len(able)} of them with more than one; "
-            f"wanted: at least {FEWEST_PEOPLE}, two of them with two recordings"
+            f"prepare_data.py: {plural(len(counts), 'person')} with usable recordings, {len(able)} of them with more "
+            f"than one; wanted: at least {FEWEST_PEOPLE}, two of them with two recordings"
         )
     return set(rng.choice(able, min(count, len(able)), replace=False).tolist()), False, "drawn at random"
 

@@ -28,6 +28,14 @@ class Utterance:
     source: str
 
 
+def check_name(name: str):
+    """UsageError for a name that no speaker can be enrolled by."""
+    control = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
+    if not name.strip() or len(name) > LONGEST_NAME or control:
+        shown = f"{name[:LONGEST_NAME]!r}"
+        raise UsageError(f"name: {shown} is empty, too long or has a line break or another control character")
+
+
 class SpeakerStore:
     """Names and the utterances that each was enrolled with; ``identity`` says of which model the embeddings are."""
 
@@ -75,14 +83,7 @@ class SpeakerStore:
 
     def add(self, name: str, utterances: list[Utterance], replace: bool = False):
         """Enroll a speaker, or add to what is there; a recording that is there already is refused."""
-        if (
-            not name.strip()
-            or len(name) > LONGEST_NAME
-            or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
-        ):
-            raise UsageError(
-                f"name: {name[:LONGEST_NAME]!r} is empty, too long or has a line break or another control character"
-            )
+        check_name(name)
         there = [] if replace else self.speakers.get(name, [])
         known = {utterance.source for utterance in there}
         for utterance in utterances:

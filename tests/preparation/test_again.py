@@ -244,6 +244,7 @@ ROWS = [
     ("t.csv", "path,speaker,start,end\na.wav,ann,3,2\n", r"t.csv:2: the part ends at 2 s, before it starts at 3 s"),
     ("t.jsonl", '{"path": "a\\u0000.wav", "speaker": "ann"}', r"t.jsonl:1: 'a.x00.wav' is the name of no file"),
     ("t.jsonl", '{"path": "a.wav", "speaker": "\\ud800"}', r"t.jsonl:1: '.ud800' is the name of no file"),
+    ("t.jsonl", '\n{"path": "a.wav", "speaker": "ann"}\n{bad\n', r"t.jsonl:3: not JSON: "),
     ("wav.scp", "u1 'flac -c x.flac |\n", r"wav.scp:1: a pipe with a quote that does not end"),
     ("wav.scp", "u1 |\n", r"wav.scp:1: a pipe without a command"),
     ("spk2gender", "ann\n", r"spk2gender:1: expected 'speaker gender'"),
@@ -270,3 +271,38 @@ def test_a_path_that_is_too_long_is_a_missing_file(tmp_path):
     for path in (utterance.path, "a\0.wav"):
         with pytest.raises(AudioError, match="cannot be opened"):
             Recording(path)
+
+
+def test_what_cannot_be_meant_is_refused_by_its_flag_and_value(tmp_path, capsys):
+    for i in range(10):
+        sound(tmp_path / "people" / f"p{i % 5}" / f"{i}.wav", i)
+    people, out = str(tmp_path / "people"), ("--out", str(tmp_path / "out"))
+    wrong = {
+        (people, "--out", ""): "--out: is empty",
+        (people, people + "/.", *out): "/people/.' is given twice",
+        (people, *out, "--share", "0.99"): "--share 0.99: 5 of 5 people for the trials leave 0 to train on",
+        (people, *out, "--workers", "0"): "--workers must be at least 1, got 0",
+        (people, *out, "--min_seconds", "nan"): "--min_seconds must not be negative, got nan",
+    }
+    for words, said in wrong.items():
+        assert run(prepare_data.main, list(words)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_missing_parts_and_what_is_no_archive_are_one_line(tmp_path, journal):
+    for letter, data in (("a", b"PK\x03\x04"), ("c", b"x")):
+        (tmp_path / f"vox_parta{letter}").write_bytes(data)
+    with pytest.raises(UsageError, match=r"vox_partac: the part 'ab' of this archive is missing"):
+        unpacked(tmp_path, tmp_path / "out", journal)
+    (tmp_path / "a.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UsageError, match=r"a.tar.gz: cannot be unpacked to '[^\n]*': damaged, or not whole"):
+        unpacked(tmp_path / "a.tar.gz", tmp_path / "out", journal)
+
+
+def test_a_folder_named_for_impulse_responses_holds_no_people(tmp_path):
+    for name in ("rirs/office/1.wav", "people/mirrors/1.wav", "people/bob/1.wav"):
+        sound(tmp_path / name)
+    assert read_corpus(tmp_path / "rirs", Reading()).rirs == str(tmp_path / "rirs")
+    assert read_corpus(tmp_path / "rirs", Reading(layout="folder")).layout == "folder"
+    assert read_corpus(tmp_path / "people", Reading()).said == "a folder for each person, as 'bob' of bob/1.wav"

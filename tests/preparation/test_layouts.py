@@ -138,7 +138,7 @@ def test_voxblink_s_list_chooses_utterances(tmp_path):
     (tmp_path / "audio" / "spk2gender").write_text("id000001,female\n")
     (tmp_path / "utt_clean").write_text("id000001-a-b_cdefghi-00001\n")
     corpus = read_corpus(tmp_path / "audio", Reading())
-    assert corpus.said.startswith("VoxBlink2: 2 recordings, 1 people")
+    assert corpus.said.startswith("VoxBlink2: 2 recordings, 1 person")
     keep_only(corpus, str(tmp_path / "utt_clean"))
     assert [(u.listed, u.gender) for u in corpus.utterances] == [("id000001/a-b_cdefghi/00001.wav", "f")]
     assert corpus.said.endswith("; 1 of them by --only")

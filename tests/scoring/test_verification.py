@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -116,11 +117,18 @@ def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_p
         for i in range(2):
             shutil.copy(wav(speaker, i), people / name / "mon" / f"{i} ü.flac")
     soundfile.write(people / "Борис" / "silent.wav", np.zeros(16000), 16000)
+    bad = ("eve",) if os.name == "nt" else ("eve", "a\nb")
+    for name in bad:
+        (people / name).mkdir()
+        shutil.copy(people / "Борис" / "silent.wav", people / name / "only.wav")
     more = ("--initial_model", model, "--store", tmp_path / "s.npz")
     status, out, error = call(enroll, capsys, "--dir", people, *more)
-    assert status == 1 and "4 recordings of 2 people enrolled, 1 recording left out, 2 in all" in out
-    assert error.startswith(f"{people / 'Борис' / 'silent.wav'}: ")
+    assert status == 1 and f"4 recordings of 2 people enrolled, {1 + len(bad)} recordings left out, 2 in all" in out
+    assert "without a usable recording: eve" in error
+    assert f"{people / 'Борис' / 'silent.wav'}: " in error and "left out: name: 'a\\nb' is empty" in error
     (people / "Борис" / "silent.wav").unlink()
+    for name in bad:
+        shutil.rmtree(people / name)
     (people / "cy").mkdir()
     shutil.copy(wav(2, 0), people / "cy")
     assert "1 recording of 1 person enrolled, 3 in all" in call(enroll, capsys, "--dir", people, *more)[1]
