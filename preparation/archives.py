@@ -22,6 +22,7 @@ from preparation.journal import Journal, stamp
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PART = re.compile(r"(?P<stem>.+?)(\.zip|\.tar\.gz|\.tgz|\.tar)?[._]?(part)?[._-]?(?P<part>a[a-z]|\d{2,3})$")
+FIRST = ("aa", "00", "01", "000", "001")
 PIECE = 1 << 22  # bytes at a time
 # MD5 sums that VoxCeleb publishes.
 KNOWN = {
@@ -53,19 +54,25 @@ def archives_of(path: Path) -> dict[str, list[Path]]:
         if file.name.lower().endswith(ENDINGS):
             stem = re.sub(r"(\.tar)?\.\w+$", "", file.name)
             found[file.name if stem in found else stem] = [file]  # as of ok.tar.gz and ok.zip
-        elif part and not file.suffix.lower().endswith((".wav", ".flac", ".txt")) and _begins_as_archive(file, part):
+        elif part and part["part"] in FIRST and not is_audio(file.name) and _begins_as_archive(file):
             parts = sorted(p for p in file.parent.iterdir() if _is_part_of(p, part["stem"]))
             _check_whole(parts)
             found[file.name if part["stem"] in found else part["stem"]] = parts
+    late = next(
+        (p for p in files if re.search(r"part_?a[b-z]$", p.name) and PART.match(p.name)["stem"] not in found), None
+    )
+    if late is not None and not _begins_as_archive(first := late.with_name(late.name[:-1] + "a")):
+        raise UsageError(f"{late}: the first part of this archive, {first.name}, is missing or none")
     return found
 
 
-def _begins_as_archive(file: Path, part) -> bool:
+def _begins_as_archive(file: Path) -> bool:
     """Whether a first part holds what an archive begins with."""
-    if part["part"] not in ("aa", "00", "01", "000", "001"):
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh"))
+    except FileNotFoundError:
         return False
-    with open(file, "rb") as opened:
-        return opened.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh"))
 
 
 def _check_whole(parts: list[Path]):
@@ -221,6 +228,7 @@ def unpack(parts: list[Path], folder: Path):
     except DAMAGED as error:
         unknown = not str(error) or "not be opened" in str(error) or "not a zip" in str(error)  # words of no help
         why = "damaged, or not whole: download it again" if unknown else first_line(error)
+        why += ": damaged, download it again" if not unknown and getattr(error, "errno", None) is None else ""
         raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {why}") from error
     except RuntimeError as error:  # what zipfile raises without a password
         raise UsageError(f"{parts[0]}: cannot be unpacked to '{folder}': {error}: unpack it by hand") from error

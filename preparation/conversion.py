@@ -151,16 +151,26 @@ def cut_noise(folder: str, out: Path, journal: Journal, workers: int) -> Path:
     if sources and all(path.stat().st_size < 4 * PIECE_SECONDS * 16000 for path in sources[:50]):
         return Path(folder)  # in pieces already
     target = out / "musan_split"
-    work = functools.partial(_cut, folder=Path(folder), target=target, journal=journal)
+    stems = collections.Counter(path.with_suffix("") for path in sources)
+    stems.update({place for path in sources for place in path.parents})  # beside a.wav may lie a.flac, or a folder a
+    places = {
+        path: target / (path if stems[path.with_suffix("")] > 1 else path.with_suffix("")).relative_to(folder)
+        for path in sources
+    }
+    work = functools.partial(_cut, places=places, journal=journal)
     for path, key in scan(sources, workers, work, "cut"):
         if journal.get(key) != stamp(str(path)):
             journal.add(key, stamp(str(path)))
+    wanted = set(places.values())
+    for piece in list(target.rglob("*.flac")):
+        if piece.parent not in wanted and piece.is_file():
+            piece.unlink()  # of a recording that is gone
     return target
 
 
-def _cut(path: Path, folder: Path, target: Path, journal: Journal) -> str:
+def _cut(path: Path, places: dict[Path, Path], journal: Journal) -> str:
     """Cut a recording unless it was; returns the key of its pieces."""
-    place = target / path.relative_to(folder).with_suffix("")
+    place = places[path]
     key = f"cut|{place}"
     if place.is_dir() and journal.get(key) == stamp(str(path)):
         return key

@@ -77,6 +77,14 @@ def test_noise_is_cut_again_where_it_changed(tmp_path, journal):
         cut_noise(str(tmp_path / "musan"), tmp_path / "out", journal, 1)
     pieces = sorted((tmp_path / "out" / "musan_split" / "noise" / "a").iterdir())
     assert len(pieces) == 4 and np.array_equal(samples(pieces[0]), samples(source)[:80000])
+    for name in ("a.flac", "a/b.wav"):
+        sound(tmp_path / "musan" / "noise" / name, 3, 21)
+    home = tmp_path / "out" / "musan_split" / "noise"
+    for wanted in ({"a.wav", "a.flac", "a/b"}, {"a/b"}):  # the folder a is no recording
+        cut_noise(str(tmp_path / "musan"), tmp_path / "out", journal, 1)
+        assert {p.parent.relative_to(home).as_posix() for p in home.rglob("*.flac") if p.is_file()} == wanted
+        for name in ("a.flac", "a.wav"):
+            (tmp_path / "musan" / "noise" / name).unlink(missing_ok=True)
 
 
 def test_files_that_differ_in_their_ending_keep_names_of_their_own(tmp_path, journal):
@@ -294,6 +302,9 @@ def test_missing_parts_and_what_is_no_archive_are_one_line(tmp_path, journal):
     for letter, data in (("a", b"PK\x03\x04"), ("c", b"x")):
         (tmp_path / f"vox_parta{letter}").write_bytes(data)
     with pytest.raises(UsageError, match=r"vox_partac: the part 'ab' of this archive is missing"):
+        unpacked(tmp_path, tmp_path / "out", journal)
+    (tmp_path / "vox_partaa").unlink()
+    with pytest.raises(UsageError, match=r"vox_partac: the first part of this archive, vox_partaa, is missing"):
         unpacked(tmp_path, tmp_path / "out", journal)
     (tmp_path / "a.tar.gz").write_bytes(b"no archive")
     with pytest.raises(UsageError, match=r"a.tar.gz: cannot be unpacked to '[^\n]*': damaged, or not whole"):
