@@ -48,6 +48,7 @@ def write_anew(
     for utterance in wanted:
         stem, ending = os.path.splitext(utterance.name)
         if stems[f"{utterance.speaker}/{stem}"] > 1:  # 1.m4a and 1.wav
+            _clear(tree / utterance.speaker / stem, journal)  # the place is for the other's
             utterance.name = f"{stem}~{ending[1:]}{ending}"
     for utterance, written in scan(wanted, workers, functools.partial(_anew, tree=tree, journal=journal), "converted"):
         stem = os.path.splitext(utterance.name)[0]
@@ -67,6 +68,13 @@ def _made_of(utterance: Utterance, tree: Path) -> tuple[str, list]:
     """The key of the file that is made of an utterance, and what tells it from one of another source or part."""
     key = f"made|{tree / os.path.splitext(utterance.listed)[0]}"
     return key, [stamp(utterance.path), utterance.start, utterance.seconds]
+
+
+def _clear(place: Path, journal: Journal):
+    """Take away what an earlier call made at a place, which is given without its ending."""
+    if journal.get(f"made|{place}") is not None:
+        for ending in (".flac", ".wav"):
+            place.with_name(place.name + ending).unlink(missing_ok=True)
 
 
 def _anew(utterance: Utterance, tree: Path, journal: Journal) -> "Path | Sound":

@@ -5,6 +5,7 @@ import io
 import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,10 +89,13 @@ def test_noise_is_cut_again_where_it_changed(tmp_path, journal):
 
 
 def test_files_that_differ_in_their_ending_keep_names_of_their_own(tmp_path, journal):
+    alone = [Utterance(str(sound(tmp_path / "1.wav")), "ann", "1.wav", start=0.1)]
+    write_anew(alone, alone, tmp_path / "tree", journal, 2)
     rows = [Utterance(str(sound(tmp_path / n, i)), "ann", n, start=0.1) for i, n in enumerate(("1.wav", "1.flac"))]
     rows.append(Utterance(str(tmp_path / "1.ogg"), "ann", "1.ogg"))
     write_anew(rows, rows, tmp_path / "tree", journal, 2)
     assert [u.name for u in rows] == ["1~wav.flac", "1~flac.flac", "1.ogg"]
+    assert alone[0].name == "1.flac" and not Path(alone[0].path).exists()  # its place may be that of a link now
     assert not np.array_equal(samples(rows[0].path), samples(rows[1].path))
 
 
