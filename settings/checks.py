@@ -14,6 +14,7 @@ from corpus.sources import shown, train_sources, trial_sources
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
 from settings import plugins, policy
+from settings.injections import parse_injections
 
 MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
@@ -76,7 +77,12 @@ def best_model(save_path: str) -> str:
 
 
 def check_training(config: Config, existing, refuse, mistakes: Mistakes):
-    """Check the train list and what depends on it."""
+    """Check the train list and what depends on it, and which steps are to be spoiled."""
+    with mistakes.collected():
+        try:
+            parse_injections(config.nan_inject)
+        except UsageError as error:
+            refuse("nan_inject", str(error).partition(": ")[2])
     sources, listed = train_sources(config), None
     both = []
     for source in sources:

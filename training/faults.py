@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from errors import UsageError, plural
+from errors import plural
 from storage.checkpoint import nonfinite_tensors
 from storage.dump_statistics import SETTINGS, number
 from training.attempt import gradients_of
-
-INJECTIONS = ("data", "loss", "grad", "buffer", "label", "update")
 
 
 @dataclass
@@ -103,20 +101,6 @@ def nan_from_the_start(network) -> str:
     names = ", ".join(f"'{name}'" for name in named[:5]) + (", ..." if named[5:] else "")
     head = f"{plural(len(named), 'buffer')} with NaN from the start, which no step checks: {names}"
     return f"{head}; mend what fills it, unless the NaN is a placeholder"
-
-
-def parse_injections(text: str, rank: int = 0) -> dict[int, str]:
-    """Read ``nan_inject``: '3:data,7:grad@1' -> {3: 'data', 7: 'grad'} on rank 1, {3: 'data'} elsewhere."""
-    chosen = {}
-    for part in filter(None, text.replace(" ", "").split(",")):
-        step, _, kind = part.partition(":")
-        kind, at, only = kind.partition("@")
-        if not step.isdigit() or kind not in INJECTIONS or (at and not only.isdigit()):
-            kinds = ", ".join(INJECTIONS)
-            raise UsageError(f"nan_inject: expected 'step:kind' or 'step:kind@rank' with kind {kinds}; got '{part}'")
-        if not only or int(only) == rank:
-            chosen[int(step)] = kind
-    return chosen
 
 
 def inject_batch(batch: dict, kind: str, classes: int) -> dict:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from config import Config
 from settings import plugins
+from settings.injections import parse_injections
 from settings.user_code import imported_user_code, source_hash
 from training.dumps import FaultDumps, StepRecord, concatenate_window
-from training.faults import Fault, parse_injections
+from training.faults import Fault
 
 
 class Incidents(FaultDumps):

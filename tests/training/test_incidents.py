@@ -15,11 +15,14 @@ import yaml
 
 import trainSpeakerNet
 from errors import UsageError
+from settings.checks import check_paths
+from settings.injections import parse_injections
+from settings.reader import load_config
 from storage import checkpoint
 from storage.dump import KEYS, DumpError, read_dump, read_state, validate
 from storage.dump_statistics import issues
 from storage.files import save_atomically
-from training.faults import check_batch, inject_batch, parse_injections
+from training.faults import check_batch, inject_batch
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
 REASON = {
@@ -292,12 +295,17 @@ def test_host_checks():
     assert check_batch({**batch, "peak": torch.tensor([0.0, math.inf, math.nan])}, 3).rows == [1, 2]
 
 
-def test_nan_inject_is_parsed_and_refused():
+def test_nan_inject_is_parsed_and_refused(settings, tools):
     assert parse_injections("3:data, 7:grad@1", 1) == {3: "data", 7: "grad"}
     assert parse_injections("3:data,7:grad@1", 0) == {3: "data"}
-    for wrong in ("data", "3:weights", "x:data", "3:data@x"):
+    for wrong in ("data", "3:weights", "x:data", "0:data", "3:data@x"):
         with pytest.raises(UsageError, match="nan_inject"):
             parse_injections(wrong)
+    with pytest.raises(UsageError, match=r"command line: --nan_inject: expected 'step:kind'.*; got '3:weights'"):
+        config, written, *_ = load_config(
+            [f"--{key}={value}" for key, value in settings.items()] + ["--nan_inject=3:weights"]
+        )
+        check_paths(config, written)
 
 
 def test_old_dumps_are_valid_and_others_are_not(tmp_path):
