@@ -1,13 +1,10 @@
 """What was done is kept in a file of lines below --out, so that a command that is killed goes on where it was."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from errors import UsageError, plural
+from errors import plural
 from storage.files import WriteError
 
 FORMAT = {"format_version": 1}
@@ -73,17 +70,6 @@ class Journal:
     def close(self):
         """Close the file."""
         self.file.close()
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path):
-    """Keep a second command out of the folder meanwhile."""
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout as error:
-        raise UsageError(f"--out: another prepare_data.py writes into '{folder.parent}'") from error
 
 
 def stamp(path: str) -> str:

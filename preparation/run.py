@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from corpus.locks import folder_lock
 from errors import UsageError, plural
 from preparation.archives import unpacked
 from preparation.conversion import cut_noise, trim, write_anew
 from preparation.corpora import Corpus, Reading, Utterance, keep_only, merged
 from preparation.findings import KINDS, Limits, find_faults, listen_to_all
-from preparation.journal import Journal, alone_in
+from preparation.journal import Journal
 from preparation.layouts import read_corpus
 from preparation.outputs import write_bad_files, write_run
 from preparation.page import render
@@ -44,7 +45,8 @@ def prepare(order: Order) -> int:
     for path in order.inputs:
         if path.is_dir() and Path(os.path.realpath(order.out)).is_relative_to(os.path.realpath(path)):
             raise UsageError(f"--out: '{order.out}' lies inside of '{path}', whose recordings are read")
-    with working_folder(order.out) as work, alone_in(work):
+    busy = f"--out: another prepare_data.py writes into '{order.out}'"
+    with working_folder(order.out) as work, folder_lock(work / "lock", busy):
         journal = Journal(work / "files.jsonl")
         try:
             return _prepare(order, read_corpora(order, journal), journal)

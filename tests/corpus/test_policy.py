@@ -316,8 +316,10 @@ def test_what_would_end_a_loader_process_is_said_before_the_run(around, monkeypa
 
 
 def test_a_trial_reads_no_recording(around, monkeypatch):
-    monkeypatch.setattr("corpus.sounds.read_crop", None)
+    read = []
+    monkeypatch.setattr("corpus.sounds.read_crop", lambda path, *rest, **more: read.append(path))
     augmenter(around, "[noise, music, babble, reverb]", cache=UNCACHED).try_out()
+    assert read == []
 
 
 @pytest.mark.parametrize(

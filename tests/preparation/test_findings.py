@@ -12,9 +12,10 @@ import soundfile
 from programs import ROOT, Program
 
 import prepare_data
+from corpus.locks import folder_lock
 from preparation.conversion import write_part
 from preparation.findings import KINDS, listen
-from preparation.journal import Journal, alone_in
+from preparation.journal import Journal
 from preparation.speech import FRAME, Energy, Silero, extent, speech_frames
 from settings.command_line import run
 
@@ -132,7 +133,7 @@ def test_a_file_that_changed_is_read_again_and_an_old_journal_is_put_aside(tmp_p
 
 def test_two_commands_do_not_write_into_one_folder(people, tmp_path, capsys):
     (tmp_path / "set" / ".prepared").mkdir(parents=True)
-    with alone_in(tmp_path / "set" / ".prepared"):
+    with folder_lock(tmp_path / "set" / ".prepared" / "lock"):
         assert prepare(people[0], "--out", tmp_path / "set") == 2
     assert "another prepare_data.py writes into" in capsys.readouterr().err
     assert prepare(people[0], "--out", people[0] / "set") == 2
