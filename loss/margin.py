@@ -1,8 +1,12 @@
-"""What losses with a margin share: how the margin rises in training, and the cosine of a larger angle."""
+"""What losses with a margin share: their head, how the margin rises in training, and the cosine of a larger angle."""
 
 import math
 
 import torch
+from torch import nn
+
+from loss.classes import ClassHead
+from utils import cosine_matrix
 
 # The sine is a root of 1 - cos^2: at |cos| = 1 its slope is infinite. Clamped before the root, gradients stay finite.
 MAX_COSINE = 1.0 - 1e-6
@@ -32,6 +36,38 @@ class MarginSchedule:
             return 1.0
         done = max(epoch - self.start, 0.0) / (self.end - self.start)
         return done if self.shape == "linear" else 1.0 - REST**done
+
+
+class MarginHead(ClassHead):
+    """Base of a loss on the cosines of rows (B, nOut) and class centres, with a ``margin`` that may rise in training.
+
+    A loss says the ``logits`` of a softmax: its margin. ``centers``: of each class, row class x centers + centre of
+    ``weight``.
+    """
+
+    def __init__(self, nOut, nClasses, margin, scale, margin_warmup, centers: int = 1):
+        super().__init__(nClasses)
+        self.final_margin, self.schedule = margin, MarginSchedule(margin_warmup)
+        self.scale, self.centers = scale, centers
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(nClasses * centers, nOut)))
+        self.set_epoch(1.0)
+
+    def set_epoch(self, epoch: float):
+        """Set the margin for a moment of training; ``epoch`` counts from 1 and has a fraction inside an epoch."""
+        self.margin = self.schedule.share(epoch) * self.final_margin
+
+    def cosines(self, batch):
+        """The cosine of each row with each class (B, classes), of several centres with the nearest."""
+        cosine = cosine_matrix(batch.x, batch.weight(self.weight, self.centers))
+        return cosine.unflatten(1, (-1, self.centers)).amax(dim=2) if self.centers > 1 else cosine
+
+    def loss(self, batch):
+        """(loss, accuracy in %) of a batch."""
+        return batch.cross_entropy(self.logits(batch, self.cosines(batch)))
+
+    def logits(self, batch, cosine):
+        """The logits (B, classes) of cosines."""
+        raise NotImplementedError
 
 
 def add_angle(cosine, angle: float):

@@ -9,6 +9,7 @@ class LossFunction(nn.Module):
     """x (B, M, nOut) with M utterances of B different speakers, label (B,) -> (sum of both losses, accuracy in %)."""
 
     per_speaker = (2, None)
+    class_weights = ("softmax.fc.weight", "softmax.fc.bias")
 
     def __init__(self, nOut, nClasses, init_w=10.0, init_b=-5.0):
         super().__init__()
