@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from augmentation.waveforms import energy
 from config import Config
@@ -177,7 +177,7 @@ def collate(rows):
     crops, labels, provenance, events = zip(*rows)
     files = [dict(info) for utterance in zip(*provenance) for info in utterance]
     spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
-    data = default_collate([torch.from_numpy(crop) for crop in crops])  # in a loader process into shared memory
+    data = torch.from_numpy(np.stack(crops))
     return {
         "data": data.transpose(0, 1).contiguous(),
         "label": torch.tensor(labels, dtype=torch.int64),

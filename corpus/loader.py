@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 import corpus.decode
 from config import Config
+from corpus.parcels import Sender, forget
 from errors import UsageError, rank_prefix, with_place, write_any_text
 
 RESTART_INTERVAL = 100  # batches that a restart must bring before another is tried
@@ -62,19 +64,22 @@ class OpenFiles:
 class Batches(Dataset):
     """A dataset and its collation, so that an exception in a loader process comes back as a LoaderFailed item."""
 
-    def __init__(self, dataset, collate, open_files: OpenFiles):
+    def __init__(self, dataset, collate, open_files: OpenFiles, ahead: int = 1):
         self.dataset = dataset
         self.collate = collate
         self.open_files = open_files
+        self.sender = Sender(ahead)
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitems__(self, items):
         corpus.decode.on_open = self.open_files.note
-        number = getattr(get_worker_info(), "id", 0)
+        info = get_worker_info()
+        number = info.id if info else 0
         try:
-            return self.collate([self.dataset[item] for item in items])
+            batch = self.collate([self.dataset[item] for item in items])
+            return self.sender.wrap(batch, number) if info else batch
         except Exception as error:  # a bug, or no memory for a file: any kind, and the main process says it in one line
             said = str(error) if isinstance(error, UsageError) else with_place(error)
             return LoaderFailed(f"{said}{self.open_files.while_it_read(number)}")
@@ -109,7 +114,9 @@ class Loader:
         self.remainder, self.keep = Remainder(batches), keep
         self.workers, self.timeout = min(workers, usable_cores()), config.loader_timeout
         self.open_files = OpenFiles(self.workers)
-        content = Batches(dataset, collate, self.open_files)
+        content = Batches(dataset, collate, self.open_files, config.prefetch_factor)
+        weakref.finalize(self, forget, content.sender.token)
+        self.token = content.sender.token
         self.build = functools.partial(make_loader, content, self.remainder, as_it_is, config, workers, pin, keep)
         self.loader = self.iterator = None
         self.restarted = False
@@ -162,6 +169,7 @@ class Loader:
         except StopIteration:
             if not self.keep:
                 self.iterator = None
+                forget(self.token)
             return ENDED
 
     def _wait_for(self, function):
@@ -232,6 +240,7 @@ class Loader:
             end = threading.Thread(target=self.iterator._shutdown_workers, daemon=True)
             end.start()
             end.join(PATIENCE)
+        forget(self.token)
         self.loader = self.iterator = None
         self.hung = ""
 
