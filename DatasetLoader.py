@@ -9,13 +9,12 @@ import torch
 from torch.utils.data import Dataset
 
 from augmentation.waveforms import energy
-from config import Config
+from config import SAMPLE_RATE, Config
 from corpus.audio import (
-    MIN_SAMPLES,
-    SAMPLE_RATE,
     SPEEDS,
     AudioError,
     audio_length,
+    least_samples,
     read_crop,
     samples_of,
     wrap_pad,
@@ -41,15 +40,15 @@ class TrainDataset(Dataset):
         self.weights = [source.weight for source in self.list.sources]
         self.order = by_speaker(self.labels)
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.labels, minlength=len(self.speakers)))])
-        self.samples = samples_of(config.max_frames)
+        self.sample_rate = config.sample_rate
+        self.samples = samples_of(config.max_frames, self.sample_rate)
         self.seed, self.channel = config.seed, config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
         self.augmenter = None
         if config.augment:
             cache = config.augment_cache or str(Path(config.save_path).parent / "noise_cache")
-            self.augmenter = AugmentWAV(
-                config.musan_path, config.rir_path, config.augment_prob, cache, config.augmentation
-            )
+            where = config.musan_path, config.rir_path
+            self.augmenter = AugmentWAV(*where, config.augment_prob, cache, config.augmentation, self.sample_rate)
 
     def __len__(self):
         return len(self.list)
@@ -99,7 +98,9 @@ class TrainDataset(Dataset):
         if found is None:  # silence of the right shape; the caller ends the run, for a whole speaker cannot be read
             events.append(("speaker", self.speakers[self.labels[utterance]], 0, "none of the files tried can be read"))
             last = replaced[-1]
-            return np.zeros(self.samples, np.float32), Crop(last["path"], last["line"]).to_dict()
+            return np.zeros(self.samples, np.float32), Crop(
+                last["path"], last["line"], sample_rate=self.sample_rate
+            ).to_dict()
         crop, info = found
         if not np.isfinite(info["peak"]) and "spare" not in info:
             of_spare, event = [], ("nonfinite", info["path"], info["line"], NONFINITE)
@@ -124,7 +125,8 @@ class TrainDataset(Dataset):
             kind, reason = "nonfinite", NONFINITE
             try:
                 position, opened = rng.random(), self.list.opened(utterance, path)
-                read = read_crop(path, self.samples, position, speed, channel=self.channel, opened=opened)
+                rate = self.sample_rate
+                read = read_crop(path, self.samples, position, speed, None, self.channel, opened, rate)
                 usable = not finite or np.isfinite(read.x).all()
             except AudioError as error:
                 kind, reason, usable = "unreadable", str(error), False
@@ -134,12 +136,13 @@ class TrainDataset(Dataset):
             replaced.append({"path": path, "line": line, "reason": reason})
         else:
             return None
-        if read.rate != SAMPLE_RATE:
+        if read.rate != self.sample_rate:
             events.append(("resampled", path, read.rate, ""))
         if read.channels > 1 and read.channel == "mix":
             events.append(("mixed down", path, read.channels, ""))
         events.extend((kind, path, 0, text) for kind, text in read.notes)
         crop = Crop(path, line, read.start, read.rate, float(speed), read.channel, utterance, replaced=list(replaced))
+        crop.sample_rate = self.sample_rate
         if self.parts is not None:
             crop.list_path = self.list.place(utterance).rpartition(":")[0]
         if opened is not None:
@@ -150,7 +153,7 @@ class TrainDataset(Dataset):
             events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
         info = measured(x, crop)
         if x is not read.x and not np.isfinite(info["peak"]) and np.isfinite(read.x).all():
-            event = "augmentation", first_at_fault(read.x, crop.augment), 0, f"it gives {NONFINITE}"
+            event = "augmentation", first_at_fault(read.x, crop.augment, self.sample_rate), 0, f"it gives {NONFINITE}"
             crop.augment = [{"reason": NONFINITE, **draw} for draw in crop.augment]
             clean = read.x, measured(read.x, crop)
             if not finite:
@@ -215,20 +218,27 @@ class TestDataset(Dataset):
     __test__ = False
 
     def __init__(
-        self, files: list[str], root: str, eval_frames: int, num_eval: int, batch_size: int, channel: str = "mix"
+        self,
+        files: list[str],
+        root: str,
+        eval_frames: int,
+        num_eval: int,
+        batch_size: int,
+        channel: str = "mix",
+        sample_rate: int = SAMPLE_RATE,
     ):
-        self.files, self.root, self.channel = files, root, channel
-        self.crop = samples_of(eval_frames) if eval_frames else 0
+        self.files, self.root, self.channel, self.sample_rate = files, root, channel, sample_rate
+        self.crop = samples_of(eval_frames, sample_rate) if eval_frames else 0
         self.num_eval = num_eval if eval_frames else 1
         with ThreadPoolExecutor(8) as pool:
             lengths = list(pool.map(self._length, files))
         self.problems = {i: text for i, text in enumerate(lengths) if isinstance(text, str)}
-        self.lengths = [0 if i in self.problems else n for i, n in enumerate(lengths)]  # samples at 16 kHz
+        self.lengths = [0 if i in self.problems else n for i, n in enumerate(lengths)]  # in samples
         self.plan = self._plan(self.lengths, batch_size)
 
     def _length(self, file):
         try:
-            return audio_length(Path(self.root, file))
+            return audio_length(Path(self.root, file), self.sample_rate)
         except AudioError as error:
             return str(error)
 
@@ -236,10 +246,10 @@ class TestDataset(Dataset):
         groups = {}
         for index, length in enumerate(lengths):
             if length:
-                groups.setdefault(self.crop or max(length, MIN_SAMPLES), []).append(index)
+                groups.setdefault(self.crop or max(length, least_samples(self.sample_rate)), []).append(index)
         plan = []
         for length in sorted(groups, reverse=True):  # longest first: running out of memory shows at once
-            size = max(1, min(batch_size, 10 * batch_size * SAMPLE_RATE // (length * self.num_eval)))
+            size = max(1, min(batch_size, 10 * batch_size * self.sample_rate // (length * self.num_eval)))
             members = groups[length]
             plan += [members[i : i + size] for i in range(0, len(members), size)]
         return plan
@@ -251,7 +261,8 @@ class TestDataset(Dataset):
         read, audio, problems = [], [], Problems()
         for index in self.plan[batch]:
             try:
-                crop = read_crop(Path(self.root, self.files[index]), channel=self.channel)
+                path = Path(self.root, self.files[index])
+                crop = read_crop(path, channel=self.channel, sample_rate=self.sample_rate)
             except AudioError as error:
                 problems[index] = str(error)
                 continue
@@ -262,7 +273,7 @@ class TestDataset(Dataset):
 
     def _crops(self, x):
         if not self.crop:
-            return wrap_pad(x, MIN_SAMPLES)[None]
+            return wrap_pad(x, least_samples(self.sample_rate))[None]
         x = wrap_pad(x, self.crop + 1)  # one sample more than a crop, as voxceleb_trainer's loadWAV
         starts = np.linspace(0, len(x) - self.crop, self.num_eval).astype(np.int64)
         return np.stack([x[s : s + self.crop] for s in starts])

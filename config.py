@@ -8,7 +8,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-SAMPLE_RATE = 16000  # Hz, of all audio once it is read
+SAMPLE_RATE = 16000  # Hz, of all audio once it is read, unless the key ``sample_rate`` says another
 
 Value = TypeVar("Value", bool, int, float, str, list)
 
@@ -16,6 +16,8 @@ Value = TypeVar("Value", bool, int, float, str, list)
 @dataclass(frozen=True)
 class Key:
     """One configuration key. ``low`` and ``high`` are inclusive bounds, ``above`` is an exclusive one.
+
+    A value is a ``multiple`` of a whole number.
 
     ``switch``: the choices that false and true stand for, of a key that was a bool once; () of others.
     """
@@ -29,6 +31,7 @@ class Key:
     low: float | None = None
     above: float | None = None
     high: float | None = None
+    multiple: int = 1
     choices: tuple[str, ...] = ()
     switch: tuple[str, ...] = ()
 
@@ -52,6 +55,7 @@ def key(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    multiple: int = 1,
     choices: tuple[str, ...] = (),
     switch: tuple[str, ...] = (),
 ) -> Value:
@@ -59,7 +63,7 @@ def key(
 
     A type checker is told that it is a value, since an instance of ``Config`` has the value in this attribute.
     """
-    return cast(Value, Key("", object, default, "", help, unit, low, above, high, choices, switch))
+    return cast(Value, Key("", object, default, "", help, unit, low, above, high, multiple, choices, switch))
 
 
 # fmt: off
@@ -92,6 +96,7 @@ class Data:
     test_path: str = key("data/voxceleb1", "folder that the paths of test_list are relative to")
     musan_path: str = key("", "MUSAN noise files, folders noise/, speech/ and music/ at any depth")
     rir_path: str = key("", "room impulse responses, wav files at any depth")
+    sample_rate: int = key(SAMPLE_RATE, "rate that all audio is brought to and the model works at, as 8000 for telephony", unit="Hz", low=8000, high=48000, multiple=25)
     channel: str = key("mix", "of recordings with several channels: their mean, a channel, or the one of the most energy", choices=("mix", "1", "2", "loudest"))
     augment: bool = key(False, "add noise or reverberation to the training crops")
     augment_prob: float = key(0.8, "share of crops that are augmented, by one of the kinds at hand", low=0, high=1)
@@ -185,6 +190,11 @@ class Config(Run, Data, ModelAndLoss, Optimisation, EvaluationAndSaving):
     def values(self) -> dict[str, Any]:
         """All keys and values as a plain dict, in table order, plug-in keys last."""
         return dict(vars(self))
+
+
+def frame_samples(rate: int) -> tuple[int, int]:
+    """Samples between frames of features, 10 ms, and of their windows, 25 ms, in whole samples as Kaldi counts them."""
+    return rate // 100, rate // 40
 
 
 GROUPS = {

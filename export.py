@@ -75,7 +75,8 @@ def export(args, out: Path) -> int:
             )
             return 1
         write_atomically(out, unchecked.read_bytes())
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {args.input} -> embedding of {model.dimension}")
+    given = args.input if args.input != "waveform" else f"waveform at {model.sample_rate} Hz"
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {given} -> embedding of {model.dimension}")
     return quantise(args, model, out) if args.int8 else 0
 
 
@@ -268,8 +269,8 @@ def quantise(args, model, out: Path) -> int:
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, int8 weights")
     exact, coarse = reader(out), reader(target)
     if args.test_list:
-        print(f"fp32: {evaluate(exact, args.test_list, args.test_path)}")
-        print(f"int8: {evaluate(coarse, args.test_list, args.test_path)}")
+        for kind, read in (("fp32", exact), ("int8", coarse)):
+            print(f"{kind}: {evaluate(read, args.test_list, args.test_path, model.sample_rate)}")
         return 0
     given = [example(model, args.input, seconds, 3)[0] for seconds in SECONDS]
     distance = max(differences(coarse(x), exact(x))[1] for x in given)
@@ -295,12 +296,12 @@ def quantise_onnx(source: Path, target: Path):
         log.setLevel(level)
 
 
-def evaluate(read, test_list: str, test_path: str) -> str:
+def evaluate(read, test_list: str, test_path: str, sample_rate: int) -> str:
     """EER and minDCF with their intervals of an exported model that takes waveforms, each file alone."""
     import numpy as np
     import torch
 
-    from corpus.audio import MIN_SAMPLES, AudioError, read_audio, wrap_pad
+    from corpus.audio import AudioError, least_samples, read_crop, wrap_pad
     from scoring.cosine import cosine_scores
     from scoring.figures import evaluation_metrics
     from scoring.intervals import trial_speakers
@@ -310,10 +311,11 @@ def evaluate(read, test_list: str, test_path: str) -> str:
     rows = []
     for file in number:
         try:
-            x, *_ = read_audio(Path(test_path, file))
+            x = read_crop(Path(test_path, file), sample_rate=sample_rate).x
         except AudioError as error:
             raise UsageError(f"{Path(test_path, file)}: {error}") from error
-        rows.append(read(torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[None]))[0].numpy())
+        x = wrap_pad(x, least_samples(sample_rate))
+        rows.append(read(torch.from_numpy(x[None]))[0].numpy())
     scores = cosine_scores(np.stack(rows), np.array([[number[a], number[b]] for a, b in zip(first, second)]))
     found = evaluation_metrics(scores, labels, speakers=trial_speakers(labels, first, second)[0])
     eer = (

@@ -23,7 +23,7 @@ def main(argv) -> int:
     out = Path(args.out)
     reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
     limits = Limits(args.min_seconds, args.max_seconds, args.min_speech)
-    names = ("share", "seed", "workers", "config", "initial_model", "trim", "vad")
+    names = ("share", "seed", "workers", "config", "initial_model", "trim", "vad", "sample_rate")
     more = {name: getattr(args, name) for name in names}
     more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}
     return prepare(Order([Path(given).absolute() for given in args.inputs], out, reading, limits, **more))
@@ -57,6 +57,7 @@ def parse(argv):
     add("--rirs", default="", metavar="FOLDER", help="room impulse responses")
     add("--config", default="", metavar="YAML", help="configuration to start from (default: by the size of the set)")
     add("--initial_model", default="", metavar="CKPT", help="write a configuration that fine-tunes it")
+    add("--sample_rate", type=int, default=0, metavar="HZ", help="that the model is to work at, as 8000 for telephony")
     add("--seed", type=int, default=1, help="seed of what is drawn (default 1)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that read recordings (default: the cores)")
     args = parser.parse_args(argv)
@@ -80,29 +81,35 @@ def parse(argv):
     for flag in ("config", "initial_model"):
         if getattr(args, flag):
             existing_file(getattr(args, flag), f"--{flag}")
-    check_bases(args.config, args.initial_model)
+    check_bases(args.config, args.initial_model, args.sample_rate)
     return args
 
 
 def check_numbers(args):
     """UsageError that names the first flag whose number cannot be used, and the number."""
+    from config import KEYS
+    from settings.reader import Setting, coerce
+
     flags = ("seed", "speaker_level", "min_seconds", "max_seconds", "min_speech")
     wrong = {"--share must lie between 0 and 1": args.share} if not 0 <= args.share < 1 else {}
     wrong |= {"--workers must be at least 1": args.workers} if args.workers < 1 else {}
     wrong |= {f"--{flag} must not be negative": getattr(args, flag) for flag in flags if not getattr(args, flag) >= 0}
+    if args.sample_rate:
+        coerce(KEYS["sample_rate"], Setting(args.sample_rate, "command line"))
     for words, value in wrong.items():
         raise UsageError(f"prepare_data.py: {words}, got {value:g}")
 
 
-def check_bases(config: str, model: str):
-    """UsageError if what the new configuration starts from is no configuration or no checkpoint."""
+def check_bases(config: str, model: str, rate: int):
+    """UsageError if what the new configuration starts from is no configuration or no checkpoint, or of another rate."""
+    from preparation.outputs import trained_at
     from settings.reader import read_yaml
-    from storage.checkpoint import load
 
     if config:
         read_yaml(config)
-    if model:
-        load(model)
+    trained = trained_at(model)
+    if rate and trained and rate != trained:
+        raise UsageError(f"--sample_rate: {rate}, but {model} was trained with {trained}; leave --sample_rate out")
 
 
 command = functools.partial(run, main)

@@ -139,7 +139,7 @@ class VerificationService:
             raise HTTPException(422, f"the name of a recording has at most {LONGEST_NAME} letters, got {len(name)}")
         try:
             with self.busy:
-                heard = read_upload(upload.file, self.model.config.channel)
+                heard = read_upload(upload.file, self.model.config.channel, self.model.sample_rate)
                 utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
                 return utterance, describe(*heard, log_mel(*heard))
         except (ValueError, UsageError) as error:
@@ -251,8 +251,8 @@ def unused(name: str, known: set[str]) -> str:
     return free
 
 
-def read_upload(file, channel: str = "mix"):
-    """Decode an uploaded recording -> (samples (T,) float32, sample rate); ValueError says why it is refused.
+def read_upload(file, channel: str = "mix", sample_rate: int = 16000):
+    """Decode an uploaded recording -> (samples (T,) float32, ``sample_rate``); ValueError says why it is refused.
 
     Silence of many channels at a high rate is a small file, so the samples are bounded before they are decoded.
     """
@@ -261,7 +261,7 @@ def read_upload(file, channel: str = "mix"):
 
     import numpy as np
 
-    from corpus.audio import SAMPLE_RATE, AudioError, read_crop
+    from corpus.audio import AudioError, read_crop
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recording")
@@ -269,12 +269,12 @@ def read_upload(file, channel: str = "mix"):
             shutil.copyfileobj(file, copy)
         try:
             check_upload(path)
-            x = read_crop(path, channel=channel).x
+            x = read_crop(path, channel=channel, sample_rate=sample_rate).x
         except AudioError as error:
             raise ValueError(f"not a recording that can be read: {error}; send WAV, FLAC, OGG or MP3") from error
     if not np.isfinite(x).all():
         raise ValueError("holds samples that are NaN or Inf")
-    return x, SAMPLE_RATE
+    return x, sample_rate
 
 
 def check_upload(path):
@@ -302,11 +302,10 @@ def log_mel(x, rate: int):
     """Log-mel spectrogram (80, frames) of a recording, for the eye: whatever features the model takes."""
     import torch
 
-    from corpus.audio import resample
     from models.frontend import FrontEnd
 
     with torch.inference_mode():
-        return FrontEnd("wespeaker", 80, "none")(torch.from_numpy(resample(x, rate))[None])[0].numpy()
+        return FrontEnd("wespeaker", 80, "none", sample_rate=rate)(torch.from_numpy(x)[None])[0].numpy()
 
 
 def describe(x, rate: int, features) -> dict:

@@ -2,7 +2,7 @@
 
 from speaker_model import load_model
 model = load_model("exps/demo/model/model_best.model")
-embedding = model.embed(wave, 16000)                        # (D,) float32, not length-normalised
+embedding = model.embed(wave, 44100)                        # (D,) float32, not length-normalised
 """
 
 import contextlib
@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ALIASES, KEYS, Config
+from config import ALIASES, KEYS, SAMPLE_RATE, Config
 from corpus.audio import (
     CHANNELS,
     MIN_EMBED_SECONDS,
-    MIN_SAMPLES,
-    SAMPLE_RATE,
     SILENT_DB,
     AudioError,
     decibels,
+    least_samples,
     note_on_files,
     read_crop,
     resample,
@@ -42,14 +41,14 @@ NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eva
 class SpeakerModel:
     """Embeds whole utterances. ``config``: the keys it was built with; ``dimension`` of an embedding.
 
+    ``sample_rate`` in Hz is what it works at, and what audio of other rates is brought to.
+
     It computes in fp32, or as ``compute_in_bfloat16`` and ``compute_by_onnx`` choose.
     """
 
-    sample_rate = SAMPLE_RATE
-
     def __init__(self, network, config: Config, device, path):
         self.network, self.config, self.device, self.path = network.eval(), config, device, path
-        self.dimension = config.nOut
+        self.dimension, self.sample_rate = config.nOut, config.sample_rate
         self.identity = identity_of(network.state_dict(), config)
         self.bfloat16 = False
         self.onnx: Callable | None = None  # computes in the place of the network
@@ -70,19 +69,20 @@ class SpeakerModel:
 
         self.onnx = OnnxModel(path, self.identity)
 
-    def embed(self, wave, sample_rate: int = SAMPLE_RATE, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
+    def embed(self, wave, sample_rate: int | None = None, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed a wave -> (D,) float32, not length-normalised.
 
-        ``wave``: (samples,), or (channels, samples), which are averaged; float in [-1, 1], or int16. Other rates than
-        16 kHz are resampled. ValueError for an empty, too short or silent wave, another type, samples or an embedding
-        that are not finite.
+        ``wave``: (samples,), or (channels, samples), which are averaged; float in [-1, 1], or int16. Its
+        ``sample_rate`` is the model's if none is given, and one of another rate is resampled. ValueError for an empty,
+        too short or silent wave, another type, samples or an embedding that are not finite.
         """
-        return self._embed(to_float(wave, sample_rate), "the wave", min_seconds)
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return self._embed(to_float(wave, rate, self.sample_rate), "the wave", min_seconds)
 
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError if that is not possible."""
         try:
-            crop = read_crop(path, channel=self.config.channel)
+            crop = read_crop(path, channel=self.config.channel, sample_rate=self.sample_rate)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
         try:
@@ -95,10 +95,10 @@ class SpeakerModel:
         return embedding
 
     def _embed(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
-        fault = fault_of(x, min_seconds)
+        fault = fault_of(x, min_seconds, self.sample_rate)
         if fault:
             raise ValueError(f"{what}: {fault}")
-        rows, too_large = self.embed_rows(wrap_pad(x, MIN_SAMPLES)[None])
+        rows, too_large = self.embed_rows(wrap_pad(x, least_samples(self.sample_rate))[None])
         if too_large:
             raise ValueError(f"{what}: {too_large[0]}")
         embedding = rows[0]
@@ -111,10 +111,10 @@ class SpeakerModel:
         """Samples of the windows in which a longer recording is embedded, 0 for none."""
         from corpus.windows import window_samples
 
-        return window_samples(self.config.embed_window_seconds)
+        return window_samples(self.config.embed_window_seconds, self.sample_rate)
 
     def embed_batch(self, x) -> np.ndarray:
-        """Embed waveforms of equal length (B, samples) at 16 kHz -> (B, D) float32."""
+        """Embed waveforms of equal length (B, samples) at ``sample_rate`` -> (B, D) float32."""
         from corpus.windows import embed_windows
         from training.precision import without_tf32
 
@@ -127,7 +127,8 @@ class SpeakerModel:
         from training.precision import without_tf32
 
         with without_tf32():
-            rows, too_large = embed_rows(self._forward, x, self.window, self.dimension)
+            rate = self.sample_rate
+            rows, too_large = embed_rows(self._forward, x, self.window, self.dimension, sample_rate=rate)
         return rows.numpy(), too_large
 
     def _forward(self, x, network=None):
@@ -151,7 +152,9 @@ class SpeakerModel:
 
         def embed(batch, alone):
             read, audio, _ = batch
-            return embed_rows(forward, audio[:, 0], self.window, self.dimension, alone) if read else None
+            if not read:
+                return None
+            return embed_rows(forward, audio[:, 0], self.window, self.dimension, alone, self.sample_rate)
 
         with without_tf32():  # here, for what it sets is the same in all threads
             for batch, embedded in in_order(
@@ -172,7 +175,8 @@ class SpeakerModel:
         from corpus.loader import Loader
         from DatasetLoader import TestDataset, collate_one
 
-        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, self.config.channel)
+        how = self.config.channel, self.sample_rate
+        dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, *how)
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
         plan = [[i] for i in range(len(dataset))]
@@ -189,7 +193,7 @@ class SpeakerModel:
                 problems.update({read[row]: reason for row, reason in too_large.items()})
                 for index, x in zip(read, audio[:, 0].numpy()):
                     own = x[: dataset.lengths[index]]  # without the repetition of a short one
-                    fault = problems.get(index) or fault_of(own, MIN_EMBED_SECONDS)
+                    fault = problems.get(index) or fault_of(own, MIN_EMBED_SECONDS, self.sample_rate)
                     if not fault and not np.isfinite(embeddings[index]).all():
                         fault = f"its embedding is not finite ({span(own)})"
                     if fault:
@@ -201,13 +205,14 @@ class SpeakerModel:
         return embeddings, problems
 
 
-def fault_of(x: np.ndarray, min_seconds: float) -> str:
-    """Why a waveform (samples,) at 16 kHz says nothing of a voice, or ""."""
+def fault_of(x: np.ndarray, min_seconds: float, sample_rate: int = SAMPLE_RATE) -> str:
+    """Why a waveform (samples,) says nothing of a voice, or ""."""
     bad = np.flatnonzero(~np.isfinite(x))
     if len(bad):
-        return f"{plural(len(bad), 'NaN or Inf sample')}, the first at {bad[0] / SAMPLE_RATE:.3f} s"
-    if len(x) < min_seconds * SAMPLE_RATE:
-        return f"too short: {len(x) / SAMPLE_RATE:.4g} s ({len(x)} samples at 16 kHz), needs {min_seconds:g} s"
+        return f"{plural(len(bad), 'NaN or Inf sample')}, the first at {bad[0] / sample_rate:.3f} s"
+    if len(x) < min_seconds * sample_rate:
+        length = f"{len(x) / sample_rate:.4g} s ({len(x)} samples at {sample_rate / 1000:g} kHz)"
+        return f"too short: {length}, needs {min_seconds:g} s"
     level = decibels(x)
     if level < SILENT_DB:
         return f"silent: {level:.0f} dB of full scale, below {SILENT_DB:g}" if level > -np.inf else "silent: all zero"
@@ -219,8 +224,8 @@ def span(x: np.ndarray) -> str:
     return f"{len(x)} samples from {x.min():.4g} to {x.max():.4g}"
 
 
-def to_float(wave, sample_rate) -> np.ndarray:
-    """A wave as one channel of float32 at 16 kHz; ValueError for what is none."""
+def to_float(wave, rate, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A wave at ``rate`` as one channel of float32 at ``sample_rate``; ValueError for what is none."""
     x = np.asarray(wave)
     if x.dtype == np.int16:
         x = x.astype(np.float32) / np.float32(32768.0)
@@ -230,12 +235,12 @@ def to_float(wave, sample_rate) -> np.ndarray:
         raise ValueError(f"a wave is (samples,) or (channels, samples) and not empty, got shape {x.shape}")
     if x.ndim == 2 and x.shape[0] > x.shape[1]:
         raise ValueError(f"a wave of several channels is (channels, samples), got shape {x.shape}: transpose it")
-    if int(sample_rate) != sample_rate or sample_rate < 1:
-        raise ValueError(f"sample_rate must be a whole number of Hz, got {sample_rate}")
+    if int(rate) != rate or rate < 1:
+        raise ValueError(f"sample_rate must be a whole number of Hz, got {rate}")
     x = x.astype(np.float32)
     if x.ndim == 2:
         x = np.ascontiguousarray(x.T).mean(axis=1)  # summed in the order in which a file's channels are
-    return resample(np.ascontiguousarray(x), int(sample_rate))
+    return resample(np.ascontiguousarray(x), int(rate), sample_rate=sample_rate)
 
 
 def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:

@@ -13,8 +13,10 @@ from config import SAMPLE_RATE
 RATES = (8000, 16000)  # that the codecs are run at
 
 
-def through(x: np.ndarray, rate: int, container: str, subtype: str, delay: int = 0, **options) -> np.ndarray:
-    """Encode and decode a crop (samples,) float32 at ``rate`` Hz -> (samples,) float32 at 16 kHz.
+def through(
+    x: np.ndarray, sample_rate: int, rate: int, container: str, subtype: str, delay: int = 0, **options
+) -> np.ndarray:
+    """Encode and decode a crop (samples,) float32 at ``sample_rate`` by a codec that works at ``rate`` Hz.
 
     ``delay``: samples of encoder and decoder that libsndfile leaves at the beginning. The level is lowered to full
     scale for the encoder if it is above, and raised again. A crop that is not finite stays as it is.
@@ -23,15 +25,13 @@ def through(x: np.ndarray, rate: int, container: str, subtype: str, delay: int =
     if not np.isfinite(peak):
         return x
     scale = np.float32(max(peak, 1.0))
-    ratio = SAMPLE_RATE // rate
-    narrow = np.clip(resampled(x / scale, 1, ratio) if ratio > 1 else x / scale, -1, 1)
+    given = np.clip(resampled(x / scale, rate, sample_rate), -1, 1)
     coded = io.BytesIO()
-    soundfile.write(coded, np.pad(narrow, (0, delay)), rate, format=container, subtype=subtype, **options)
+    soundfile.write(coded, np.pad(given, (0, delay)), rate, format=container, subtype=subtype, **options)
     coded.seek(0)
     decoded, _ = soundfile.read(coded, dtype="float32")
-    decoded = decoded[delay:]
-    wide = resampled(decoded, ratio, 1) if ratio > 1 else decoded
-    return scale * np.pad(wide[: len(x)], (0, max(0, len(x) - len(wide))))
+    back = resampled(decoded[delay:], sample_rate, rate)[: len(x)]
+    return scale * np.pad(back, (0, len(x) - len(back)))
 
 
 def check_codec(container: str, subtype: str, rate: int):
@@ -57,9 +57,9 @@ class Codec:
         return {"rate": self.rate}
 
     @classmethod
-    def apply(cls, x, draw: dict, sounds):
+    def apply(cls, x, draw: dict, sounds, sample_rate=SAMPLE_RATE):
         """Encode and decode."""
-        return through(x, draw["rate"], cls.container, cls.subtype)
+        return through(x, sample_rate, draw["rate"], cls.container, cls.subtype)
 
 
 class VariableCodec:
@@ -79,8 +79,9 @@ class VariableCodec:
         return {"rate": self.rate, "kbps": float(rng.uniform(*self.kbps))}
 
     @classmethod
-    def apply(cls, x, draw: dict, sounds):
+    def apply(cls, x, draw: dict, sounds, sample_rate=SAMPLE_RATE):
         """Encode and decode."""
         low, high = cls.limits
         level = min(max((high - draw["kbps"]) / (high - low), 0.0), 0.999)  # LAME takes no 1
-        return through(x, draw["rate"], cls.container, cls.subtype, cls.delay, compression_level=level, **cls.options)
+        how = {"compression_level": level, **cls.options}
+        return through(x, sample_rate, draw["rate"], cls.container, cls.subtype, cls.delay, **how)

@@ -9,10 +9,10 @@ from config import SAMPLE_RATE
 class Augmentation:
     """Loses a ``share`` of packets of ``ms``; ``repeat`` puts the packet before, at half its level, in its place."""
 
-    def __init__(self, share=(0.02, 0.15), ms=20, repeat=True):
+    def __init__(self, share=(0.02, 0.15), ms=20, repeat=True, sample_rate=SAMPLE_RATE):
         if not 0 < ms <= 10000:
             raise ValueError(f"ms: {ms}, expected the length of a packet from 1 to 10000")
-        self.share, self.samples, self.repeat = within("share", share, 0, 1), ms * SAMPLE_RATE // 1000, repeat
+        self.share, self.samples, self.repeat = within("share", share, 0, 1), ms * sample_rate // 1000, repeat
 
     def draw(self, x, rng, sounds) -> dict:
         """Draw which packets are lost, by a seed."""

@@ -1,14 +1,15 @@
 """The band of a telephone line."""
 
 from augmentation.waveforms import band_filter, filtered
+from config import SAMPLE_RATE
 
 
 class Augmentation:
     """Passes what lies between ``low`` and ``high`` Hz; 300 and 3,400 is the band of ITU-T G.712."""
 
-    def __init__(self, low=300.0, high=3400.0):
-        if not 0 < low < high < 8000:
-            raise ValueError(f"low: {low:g} and high: {high:g}, expected 0 < low < high < 8000 Hz")
+    def __init__(self, low=300.0, high=3400.0, sample_rate=SAMPLE_RATE):
+        if not 0 < low < high < sample_rate / 2:
+            raise ValueError(f"low: {low:g} and high: {high:g}, expected 0 < low < high < {sample_rate / 2:g} Hz")
         self.low, self.high = low, high
 
     def draw(self, x, rng, sounds) -> dict:
@@ -16,6 +17,6 @@ class Augmentation:
         return {"low": self.low, "high": self.high}
 
     @staticmethod
-    def apply(x, draw: dict, sounds):
+    def apply(x, draw: dict, sounds, sample_rate=SAMPLE_RATE):
         """Filter."""
-        return filtered(x, band_filter(draw["low"], draw["high"]))
+        return filtered(x, band_filter(draw["low"], draw["high"], sample_rate=sample_rate))

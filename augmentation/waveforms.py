@@ -9,7 +9,7 @@ from config import SAMPLE_RATE
 
 BLOCK = 4096  # samples of a partition; transforms of twice that fit into a core's cache
 MOST_PARTITIONS = 16  # of an impulse response; a longer one has longer partitions
-TAPS = 401  # of a filter: edges of 130 Hz
+TAPS_SECONDS = 0.025  # of a filter: edges of 130 Hz
 SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a recording
 
 
@@ -76,11 +76,14 @@ def gain_for(signal: float, noise: np.ndarray, snr_db: float) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def band_filter(low: float, high: float, stop: bool = False) -> np.ndarray:
-    """A linear-phase filter (TAPS,) that passes what lies between two frequencies in Hz, or stops it."""
-    edges = [edge for edge in (low, high) if 0 < edge < SAMPLE_RATE / 2]
+def band_filter(low: float, high: float, stop: bool = False, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A linear-phase filter (taps,) that passes what lies between two frequencies in Hz, or stops it."""
+    edges = [edge for edge in (low, high) if 0 < edge < sample_rate / 2]
+    if not edges:  # what the rate cannot hold is not there to be stopped
+        return np.ones(1, np.float32)
     passes_zero = stop if low > 0 else not stop
-    return scipy.signal.firwin(TAPS, edges, pass_zero=passes_zero, fs=SAMPLE_RATE).astype(np.float32)
+    taps = 2 * int(TAPS_SECONDS * sample_rate / 2) + 1
+    return scipy.signal.firwin(taps, edges, pass_zero=passes_zero, fs=sample_rate).astype(np.float32)
 
 
 def filtered(x: np.ndarray, taps: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Read audio as 16 kHz mono float32, only the part that is used."""
+"""Read audio as mono float32 at the rate that a model works at, only the part that is used."""
 
 import functools
 import math
@@ -8,13 +8,11 @@ from fractions import Fraction
 import numpy as np
 import scipy
 
-from config import SAMPLE_RATE
+from config import SAMPLE_RATE, frame_samples
 from corpus.containers import AudioError
 from corpus.decode import BLOCK, Recording, native, reading
 
 __all__ = ["AudioError", "audio_length", "native", "read_audio", "read_blocks", "read_crop", "resample", "wrap_pad"]
-
-MIN_SAMPLES = SAMPLE_RATE // 2  # shorter files are repeated to half a second before evaluation
 
 # What a recording must have: for an embedding one window of features, to be enrolled or decided on a bit of speech.
 MIN_EMBED_SECONDS, MIN_SECONDS = 0.025, 0.3
@@ -31,7 +29,7 @@ CHANNELS = ("mix", "1", "2", "loudest")  # values of the key ``channel``
 class Excerpt:
     """A piece of a recording as it was read.
 
-    ``x`` (samples,) float32 at 16 kHz; ``start``, its first sample in the file, counted at the file's ``rate``; the
+    ``x`` (samples,) float32; ``start``, its first sample in the file, counted at the file's ``rate``; the
     ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text).
     """
 
@@ -43,9 +41,15 @@ class Excerpt:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def samples_of(frames: int) -> int:
+def samples_of(frames: int, sample_rate: int = SAMPLE_RATE) -> int:
     """Samples that give ``frames`` windows of 25 ms every 10 ms, as voxceleb_trainer counts them."""
-    return frames * 160 + 240
+    hop, window = frame_samples(sample_rate)
+    return frames * hop + window - hop
+
+
+def least_samples(sample_rate: int = SAMPLE_RATE) -> int:
+    """Half a second: what shorter files are repeated to before evaluation."""
+    return sample_rate // 2
 
 
 def class_count(speakers: int, speed_perturb: bool) -> int:
@@ -54,22 +58,22 @@ def class_count(speakers: int, speed_perturb: bool) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _ratio(rate: int, speed: Fraction) -> Fraction:
+def _ratio(rate: int, speed: Fraction, sample_rate: int) -> Fraction:
     """Output samples for each sample of the file."""
-    if rate == SAMPLE_RATE and speed is NORMAL:
+    if rate == sample_rate and speed is NORMAL:
         return NORMAL  # fractions are slow
-    return Fraction(SAMPLE_RATE, rate) / speed
+    return Fraction(sample_rate, rate) / speed
 
 
-def audio_length(path) -> int:
-    """Samples of a file at 16 kHz, from its header alone if that gives its length."""
+def audio_length(path, sample_rate: int = SAMPLE_RATE) -> int:
+    """Samples of a file at ``sample_rate``, from its header alone if that gives its length."""
     with Recording(path) as recording:
-        return math.ceil(recording.frames * _ratio(recording.rate, NORMAL))
+        return math.ceil(recording.frames * _ratio(recording.rate, NORMAL, sample_rate))
 
 
-def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL) -> np.ndarray:
-    """Bring one channel (samples,) float32 to 16 kHz; ``speed`` above 1 is faster."""
-    ratio = _ratio(rate, speed)
+def resample(x: np.ndarray, rate: int, speed: Fraction = NORMAL, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Bring one channel (samples,) float32 at ``rate`` to ``sample_rate``; ``speed`` above 1 is faster."""
+    ratio = _ratio(rate, speed, sample_rate)
     if ratio is NORMAL or ratio == 1:
         return x
     up, down = ratio.numerator, ratio.denominator
@@ -115,9 +119,16 @@ def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_ch
 
 
 def read_crop(
-    path, samples=0, position=0.0, speed: Fraction = NORMAL, start=None, channel: str = "mix", opened=None
+    path,
+    samples=0,
+    position=0.0,
+    speed: Fraction = NORMAL,
+    start=None,
+    channel: str = "mix",
+    opened=None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> Excerpt:
-    """Read a crop as 16 kHz mono float32.
+    """Read a crop as mono float32 at ``sample_rate``.
 
     ``samples`` to return, 0 for the whole file; ``position`` in [0, 1) places the crop, or ``start`` does, its first
     sample in the file; ``speed`` above 1 is faster. ``channel``: "mix" for the mean of all, a number from 1, or
@@ -125,7 +136,7 @@ def read_crop(
     Raises AudioError for a file that is unreadable, empty, truncated or damaged, or lacks the channel.
     """
     with opened or Recording(path) as recording:
-        ratio = _ratio(recording.rate, speed)
+        ratio = _ratio(recording.rate, speed, sample_rate)
         channel = _channel_of(recording, channel)
         mixer = Mixer(recording.channels, channel)
         if samples:
@@ -138,7 +149,7 @@ def read_crop(
                 start = 0
                 x = np.concatenate([mixer.mix(block) for block in recording.blocks()])
         with reading():
-            x = resample(x, recording.rate, speed)
+            x = resample(x, recording.rate, speed, sample_rate)
             if samples:
                 x = wrap_pad(x, samples)[:samples]
             x = np.ascontiguousarray(x)

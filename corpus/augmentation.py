@@ -5,7 +5,9 @@ An entry of a policy is {name of a plug-in: {p: share of the crops, keys of the 
 """
 
 import contextlib
+import functools
 import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from errors import ROOT, UsageError, first_line, with_place
 
 CATEGORIES = ("noise", "speech", "music")  # folders of musan_path
 ONE_OF = "one_of"
+RATE = "sample_rate"  # argument of a plug-in that is told the rate
 KINDS = {"speech": "babble"}  # plug-ins that record their draws under another name
 
 
@@ -64,13 +67,19 @@ def of_entry(number: int):
 
 
 class AugmentWAV:
-    """Augments crops by a ``policy``, the usual one if it is empty.
+    """Augments crops at ``sample_rate`` by a ``policy``, the usual one if it is empty.
 
     ``cache``: the folder for packs of the files, UNCACHED to read the files themselves.
     """
 
     def __init__(
-        self, musan_path, rir_path, probability: float = 0.8, cache: str = UNCACHED, policy: list | None = None
+        self,
+        musan_path,
+        rir_path,
+        probability: float = 0.8,
+        cache: str = UNCACHED,
+        policy: list | None = None,
+        sample_rate: int = SAMPLE_RATE,
     ):
         noise = find_noise(musan_path) if musan_path else {}
         rirs = find_rirs(rir_path) if rir_path else []
@@ -85,18 +94,19 @@ class AugmentWAV:
         self.steps = []
         for number, entry in enumerate(policy or usual_policy(noise, rirs, probability)):
             with of_entry(number):
-                self.steps.append(step_of(entry))
+                self.steps.append(step_of(entry, sample_rate))
         files = [path for found in noise.values() for path in found]
         wanted = {category for step in self.steps for category in step.categories()}
-        pack = packed(musan_path, files, "mix", cache) if wanted & noise.keys() else None
-        self.sounds = Surroundings(noise, rirs, pack, packed(rir_path, rirs, "1", cache) if "rir" in wanted else None)
+        pack = packed(musan_path, files, "mix", cache, sample_rate) if wanted & noise.keys() else None
+        rir_pack = packed(rir_path, rirs, "1", cache, sample_rate) if "rir" in wanted else None
+        self.sounds = Surroundings(noise, rirs, pack, rir_pack, sample_rate)
         for number, step in enumerate(self.steps):
             with of_entry(number):
                 step.check(self.sounds)
 
     def try_out(self):
         """Apply each step once, with noise in the place of each recording; PolicyError if one cannot be applied."""
-        x = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE // 2).astype(np.float32)
+        x = np.random.default_rng(0).normal(0, 0.1, self.sounds.sample_rate // 2).astype(np.float32)
         for number, step in enumerate(self.steps):
             with of_entry(number):
                 step.try_out(x, self.sounds.untouched())
@@ -116,10 +126,12 @@ class AugmentWAV:
 class Augment:
     """One plug-in of a policy, which acts on the share ``p`` of the crops."""
 
-    def __init__(self, name: str, keys: dict):
+    def __init__(self, name: str, keys: dict, sample_rate: int):
         self.name, self.p = name, keys.get("p", 1.0)
+        own = {key: value for key, value in keys.items() if key != "p"}
         try:
-            self.plugin = plugin_of(name)(**{key: value for key, value in keys.items() if key != "p"})
+            plugin = plugin_of(name)
+            self.plugin = plugin(**own, **rate_for(plugin, sample_rate))
         except ValueError as error:  # what a plug-in refuses, in its own words
             raise UsageError(f"augmentation: {name}: {error}") from error
 
@@ -164,8 +176,8 @@ class Augment:
 class OneOf:
     """One of several entries, on the share ``p`` of the crops."""
 
-    def __init__(self, keys: dict):
-        self.p, self.steps = keys.get("p", 1.0), [step_of(entry) for entry in keys["of"]]
+    def __init__(self, keys: dict, sample_rate: int):
+        self.p, self.steps = keys.get("p", 1.0), [step_of(entry, sample_rate) for entry in keys["of"]]
 
     def categories(self) -> set[str]:
         """As that of ``Augment``."""
@@ -188,10 +200,20 @@ class OneOf:
         return self.steps[rng.integers(len(self.steps))].augment(x, rng, sounds, draws)
 
 
-def step_of(entry: dict) -> Augment | OneOf:
+def step_of(entry: dict, sample_rate: int) -> Augment | OneOf:
     """Make what acts for an entry of a policy."""
     ((name, keys),) = entry.items()
-    return OneOf(keys) if name == ONE_OF else Augment(name, keys)
+    return OneOf(keys, sample_rate) if name == ONE_OF else Augment(name, keys, sample_rate)
+
+
+def rate_for(function, sample_rate: int) -> dict[str, int]:
+    """The keyword argument with which a function of a plug-in is told the rate: {} if its signature names none."""
+    return {RATE: sample_rate} if _names_rate(getattr(function, "__func__", function)) else {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_rate(function) -> bool:
+    return RATE in inspect.signature(function).parameters
 
 
 def plugin_of(kind: str):
@@ -207,7 +229,7 @@ def plugin_of(kind: str):
 
 def applied(plugin, x: np.ndarray, draw: dict, sounds) -> np.ndarray:
     """Apply a draw; ValueError if that changes the length or the type of the crop."""
-    y = plugin.apply(x, draw, sounds)
+    y = plugin.apply(x, draw, sounds, **rate_for(plugin.apply, sounds.sample_rate))
     if getattr(y, "shape", None) != x.shape or y.dtype != np.float32:
         got = f"{y.dtype} {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
         raise ValueError(f"augmentation '{draw['kind']}': apply returned {got}, not float32 {x.shape}")
@@ -224,12 +246,13 @@ def values_of_dumps(what: str):
         raise AudioError(f"{what} cannot be made again: {type(error).__name__}: {first_line(error)}") from error
 
 
-def apply_draws(x: np.ndarray, draws: list[dict]) -> np.ndarray:
+def apply_draws(x: np.ndarray, draws: list[dict], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Augment a clean crop (samples,) again as its recorded draws say; AudioError if that is not possible."""
+    files = Files(sample_rate)
     for draw in draws:
         if "reason" not in draw:  # else it could not be used then either
             with values_of_dumps(f"the draw of '{draw.get('kind')}'"):
-                x = applied(plugin_of(draw["kind"]), x, draw, Files)
+                x = applied(plugin_of(draw["kind"]), x, draw, files)
     return x
 
 
@@ -238,12 +261,12 @@ def source_of(draw: dict) -> str:
     return draw.get("path") or f"augmentation/{KINDS.get(draw['kind'], draw['kind'])}.py"
 
 
-def first_at_fault(x: np.ndarray, draws: list[dict], limit: float = np.inf) -> str:
+def first_at_fault(x: np.ndarray, draws: list[dict], sample_rate: int, limit: float = np.inf) -> str:
     """``source_of`` the first draw that brings samples not finite, or above ``limit``, into a crop (samples,)."""
     used = [draw for draw in draws if "reason" not in draw]
     for draw in used:
         with np.errstate(over="ignore", invalid="ignore"):
-            x = apply_draws(x, [draw])
+            x = apply_draws(x, [draw], sample_rate)
             if not (np.isfinite(x) & (np.abs(x) <= limit)).all():
                 return source_of(draw)
     return source_of(used[-1]) if used else "augmentation"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import SAMPLE_RATE
+from config import KEYS, SAMPLE_RATE
 from corpus.audio import NORMAL, AudioError, read_crop
 from corpus.augmentation import apply_draws, values_of_dumps
 from corpus.list_lines import stamp_of
@@ -24,7 +24,7 @@ class Crop:
     speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
     not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
     ``pack`` is the folder of a pack that it was read from, as its ``pack_row``, whose samples have the checksum
-    ``pack_crc``; ``list_path`` the list, if a run has several.
+    ``pack_crc``; ``list_path`` the list, if a run has several. The row is at ``sample_rate``.
     """
 
     path: str
@@ -42,6 +42,7 @@ class Crop:
     pack_row: int = 0
     pack_crc: int = -1  # not known, of an older dump
     list_path: str = ""
+    sample_rate: int = SAMPLE_RATE  # of a dump that does not say it too
     refused: str = ""  # why it must not be made again, set by who reads a dump
 
     @classmethod
@@ -62,6 +63,8 @@ class Crop:
             del info["pack"], info["pack_row"], info["pack_crc"]
         if not self.list_path:
             del info["list_path"]
+        if self.sample_rate == SAMPLE_RATE:
+            del info["sample_rate"]
         return info
 
     @property
@@ -75,7 +78,7 @@ class Crop:
         return [draw for draw in self.augment if "reason" not in draw]
 
     def load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32 at 16 kHz.
+        """Read the crop again: (as it is in the file, with its augmentation), each (samples,) float32.
 
         A crop of a pack is read from it while it has the same recording there, and else from the file.
         AudioError if one of its files cannot be read or a value is not one that a crop has, or if it is ``refused``.
@@ -86,16 +89,18 @@ class Crop:
             return self._load(samples)
 
     def _load(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        low, high = KEYS["sample_rate"].low, KEYS["sample_rate"].high
+        if not low <= self.sample_rate <= high:  # an absurd one makes an absurd filter
+            raise AudioError(f"a row at {self.sample_rate} Hz, which no run has")
         opened = self._packed() if self.pack else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
             if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
         speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL
-        clean = read_crop(
-            self.path, samples, start=int(self.start), speed=speed, channel=str(self.channel), opened=opened
-        ).x
+        how = {"channel": str(self.channel), "opened": opened, "sample_rate": self.sample_rate}
+        clean = read_crop(self.path, samples, start=int(self.start), speed=speed, **how).x
         with np.errstate(over="ignore", invalid="ignore"):
-            return clean, apply_draws(clean, self.augment)
+            return clean, apply_draws(clean, self.augment, self.sample_rate)
 
     def _packed(self):
         """The recording in the pack that it was read from, None if only the file is left; AudioError without both."""
@@ -113,11 +118,11 @@ class Crop:
 
     def sample_in_file(self, index: int) -> int:
         """Sample of the file, at its own rate, that sample ``index`` of the crop was made from."""
-        return int(self.start) + round(index * self.rate / SAMPLE_RATE * self.speed)
+        return int(self.start) + round(index * self.rate / self.sample_rate * self.speed)
 
     def second_in_file(self, index: int) -> float:
         """Second of the file that sample ``index`` of the crop was made from."""
-        return self.start / self.rate + index / SAMPLE_RATE * self.speed
+        return self.start / self.rate + index / self.sample_rate * self.speed
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,7 +1,8 @@
 """Noise recordings and impulse responses in one memory-mapped file, made once and shared by all loader processes.
 
-The file holds the samples of each recording at 16 kHz, as int16 where these have the same bits, else as float32, and
-behind them an index. Its name has a hash of the names, sizes and times of change of the recordings below their folder.
+The file holds the samples of each recording at the rate of the run, as int16 where these have the same bits, else as
+float32, and behind them an index. Its name has a hash of the rate, and of the names, sizes and times of change of the
+recordings below their folder: packs of several rates lie side by side.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from config import SAMPLE_RATE
 from corpus.audio import AudioError, read_crop
 from corpus.locks import folder_lock
 from errors import plural, rank_prefix
@@ -55,7 +57,7 @@ class Pack:
         return np.frombuffer(self.map, kind, self.lengths[number], self.offsets[number])
 
 
-def packed(root: str, paths: list[str], channel: str, folder: str) -> Pack | None:
+def packed(root: str, paths: list[str], channel: str, folder: str, sample_rate: int = SAMPLE_RATE) -> Pack | None:
     """The pack of the recordings ``paths`` below ``root`` in ``folder``, made if there is none or they have changed.
 
     None, and a line that says why, if it cannot be written or read; with ``folder`` UNCACHED without a line.
@@ -65,16 +67,17 @@ def packed(root: str, paths: list[str], channel: str, folder: str) -> Pack | Non
     try:
         files = _stamps(root, paths)
         place = Path(folder).absolute()
-        whole = os.path.abspath(root)
-        family = f"{''.join(c for c in Path(whole).name if c.isalnum())}-{_hash([whole, channel])[:8]}"
-        path = place / f"{family}-{_hash([MAGIC.decode(), channel, files])[:16]}.pack"
+        whole, rate = os.path.abspath(root), [] if sample_rate == SAMPLE_RATE else [sample_rate]
+        family = f"{''.join(c for c in Path(whole).name if c.isalnum())}-{_hash([whole, channel, *rate])[:8]}"
+        path = place / f"{family}-{_hash([MAGIC.decode(), channel, files, *rate])[:16]}.pack"
         with contextlib.suppress(OSError, ValueError, KeyError):  # only to make one may the folder have to be written
             if _mended(found := Pack(path), paths, channel) is None:
                 return found
         place.mkdir(parents=True, exist_ok=True)
         with folder_lock(place / f"{family}.lock"):
             found = _opened(path, paths, channel)
-            return found or _made(root, paths, channel, path, family, sum(_decoded(*file) for file in files))
+            size = sum(_decoded(*file) for file in files)
+            return found or _made(root, paths, channel, sample_rate, path, family, size)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         _say(f"augment_cache: no pack in {folder}: {reason}; {root} is read file by file, which takes longer")
@@ -133,7 +136,7 @@ def _mended(found: Pack, paths, channel: str) -> str | None:
     return None
 
 
-def _made(root, paths, channel: str, path: Path, family: str, size: int) -> Pack:
+def _made(root, paths, channel: str, sample_rate: int, path: Path, family: str, size: int) -> Pack:
     """Read all recordings into a new pack, and remove those that it replaces."""
     began, temporary = time.monotonic(), path.with_suffix(f".{os.getpid()}.tmp")
     for left in path.parent.glob(f"{family}-*.tmp"):  # by a process that was killed: here only one packs at a time
@@ -144,7 +147,7 @@ def _made(root, paths, channel: str, path: Path, family: str, size: int) -> Pack
         raise OSError(f"it would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
     try:
         with open(temporary, "wb") as out:
-            unusable = _write(out, paths, channel, f"packing {root}")
+            unusable = _write(out, paths, channel, sample_rate, f"packing {root}")
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, path)
@@ -161,11 +164,11 @@ def _made(root, paths, channel: str, path: Path, family: str, size: int) -> Pack
     return Pack(path)
 
 
-def _write(out, paths, channel: str, title: str) -> int:
+def _write(out, paths, channel: str, sample_rate: int, title: str) -> int:
     """Write all samples and the index; returns how many recordings cannot be read."""
     index = {"offsets": [], "lengths": [], "short": [], "reasons": {}}
     out.write(MAGIC)
-    for number, x in enumerate(_decode_all(paths, channel, title)):
+    for number, x in enumerate(_decode_all(paths, channel, sample_rate, title)):
         if isinstance(x, AudioError):
             index["reasons"][number], x = str(x), np.zeros(0, np.int16)
         out.write(bytes(-out.tell() % ALIGNED))
@@ -177,12 +180,12 @@ def _write(out, paths, channel: str, title: str) -> int:
     return len(index["reasons"])
 
 
-def _decode_all(paths, channel: str, title: str):
+def _decode_all(paths, channel: str, sample_rate: int, title: str):
     """Yield the samples to store of each recording, or the AudioError, in order, decoded by threads."""
 
     def decode(path):
         try:
-            return compact(read_crop(path, channel=channel).x)
+            return compact(read_crop(path, channel=channel, sample_rate=sample_rate).x)
         except AudioError as error:
             return error
 

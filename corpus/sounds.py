@@ -1,7 +1,7 @@
-"""Recordings that are mixed into speech: whole, mono, at 16 kHz, cut from a pack or read from their own files.
+"""Recordings that are mixed into speech: whole, mono, at its rate, cut from a pack or read from their own files.
 
-A crop is cut from the whole recording as it is at 16 kHz. ``read_noise`` and ``read_rir`` make it again from the file
-alone, bit for bit, wherever the pack has gone.
+A crop is cut from the whole recording as it is at that rate. ``read_noise`` and ``read_rir`` make it again from the
+file alone, bit for bit, wherever the pack has gone.
 """
 
 import copy
@@ -21,12 +21,15 @@ EXACT = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC"}
 
 
 class Sounds:
-    """Recordings by number. ``channel``: "mix", or "1" for impulse responses. ``pack`` has them in the same order."""
+    """Recordings by number, at ``sample_rate``.
 
-    def __init__(self, paths, channel: str = "mix", pack: Pack | None = None):
+    ``channel``: "mix", or "1" for impulse responses. ``pack`` has them in the same order.
+    """
+
+    def __init__(self, paths, channel: str = "mix", pack: Pack | None = None, sample_rate: int = SAMPLE_RATE):
         # An array, not a list of objects: forked workers would copy such a list page by page.
         self.paths = np.array([os.fsencode(path) for path in paths])
-        self.channel, self.pack = channel, pack
+        self.channel, self.pack, self.sample_rate = channel, pack, sample_rate
 
     def __len__(self):
         return len(self.paths)
@@ -39,7 +42,7 @@ class Sounds:
         """Cut a crop at ``position`` in [0, 1) -> ((samples,) float32, its first sample); AudioError."""
         stored = None if self.pack is None else self.pack.stored(number)
         if stored is None:
-            x, start = read_noise(self.path(number), samples, position)
+            x, start = read_noise(self.path(number), samples, position, sample_rate=self.sample_rate)
         else:
             x, start = _cut(stored, samples, position)
         if (stored is None or stored.dtype != np.int16) and not np.isfinite(x).all():
@@ -49,7 +52,7 @@ class Sounds:
     def response(self, number: int) -> np.ndarray:
         """An impulse response of unit energy, (samples,) float32; AudioError if it has none."""
         if self.pack is None:
-            return read_rir(self.path(number))
+            return read_rir(self.path(number), self.sample_rate)
         return unit_energy(_to_float(self.pack.stored(number)))
 
 
@@ -57,7 +60,7 @@ class Untouched(Sounds):
     """Recordings that are not read: a policy is tried on noise in the place of each."""
 
     def __init__(self, recordings: Sounds):
-        self.paths = recordings.paths
+        self.paths, self.sample_rate = recordings.paths, recordings.sample_rate
 
     def crop(self, number: int, samples: int, position: float) -> tuple[np.ndarray, int]:
         """As that of ``Sounds``, noise."""
@@ -65,23 +68,25 @@ class Untouched(Sounds):
 
     def response(self, number: int) -> np.ndarray:
         """As that of ``Sounds``, decaying noise."""
-        samples = SAMPLE_RATE // 10
+        samples = self.sample_rate // 10
         return unit_energy(self.crop(number, samples, 0)[0] * np.geomspace(1, 1e-3, samples, dtype=np.float32))
 
 
-def read_noise(path: str, samples: int, position: float = 0.0, start: int | None = None) -> tuple[np.ndarray, int]:
-    """Cut a crop, at ``position`` in [0, 1) or from ``start`` on, of a whole recording at 16 kHz -> (x, start)."""
+def read_noise(
+    path: str, samples: int, position: float = 0.0, start: int | None = None, sample_rate: int = SAMPLE_RATE
+) -> tuple[np.ndarray, int]:
+    """Cut a crop, at ``position`` in [0, 1) or from ``start`` on, of a whole recording at a rate -> (x, start)."""
     with Recording(path) as recording:
-        exact = recording.rate == SAMPLE_RATE and recording.format in EXACT
+        exact = recording.rate == sample_rate and recording.format in EXACT
     if exact:
-        crop = read_crop(path, samples, position, start=start)
+        crop = read_crop(path, samples, position, start=start, sample_rate=sample_rate)
         return crop.x, crop.start
-    return _cut(_whole(path, "mix", _stamp(path)), samples, position, start)
+    return _cut(_whole(path, "mix", sample_rate, _stamp(path)), samples, position, start)
 
 
-def read_rir(path: str) -> np.ndarray:
+def read_rir(path: str, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Read an impulse response, scaled to unit energy; of several channels the first."""
-    return unit_energy(_whole(path, "1", _stamp(path)))
+    return unit_energy(_whole(path, "1", sample_rate, _stamp(path)))
 
 
 def _stamp(path: str) -> tuple:
@@ -93,9 +98,9 @@ def _stamp(path: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=256)
-def _whole(path: str, channel: str, stamp: tuple) -> np.ndarray:
-    """A whole recording at 16 kHz, decoded once for each ``stamp``."""
-    return read_crop(path, channel=channel).x
+def _whole(path: str, channel: str, sample_rate: int, stamp: tuple) -> np.ndarray:
+    """A whole recording, decoded once for each ``stamp``."""
+    return read_crop(path, channel=channel, sample_rate=sample_rate).x
 
 
 def unit_energy(rir: np.ndarray) -> np.ndarray:
@@ -124,15 +129,16 @@ def _to_float(stored: np.ndarray) -> np.ndarray:
 class Files:
     """What ``apply`` of an augmentation gets when a row of a dump is made again: recordings by their paths."""
 
-    @staticmethod
-    def noise(path: str, samples: int, start: int) -> np.ndarray:
-        """A crop (samples,) from ``start`` on of a recording; AudioError."""
-        return read_noise(path, samples, start=start)[0]
+    def __init__(self, sample_rate: int = SAMPLE_RATE):
+        self.sample_rate = sample_rate
 
-    @staticmethod
-    def rir(path: str) -> np.ndarray:
+    def noise(self, path: str, samples: int, start: int) -> np.ndarray:
+        """A crop (samples,) from ``start`` on of a recording; AudioError."""
+        return read_noise(path, samples, start=start, sample_rate=self.sample_rate)[0]
+
+    def rir(self, path: str) -> np.ndarray:
         """An impulse response of unit energy; AudioError."""
-        return read_rir(path)
+        return read_rir(path, self.sample_rate)
 
 
 class Surroundings:
@@ -141,9 +147,17 @@ class Surroundings:
     The categories are the folders of ``musan_path``, and "rir". ``unusable`` are (event kind, file, reason).
     """
 
-    def __init__(self, noise: dict[str, list[str]], rirs: list[str], pack: Pack | None, rir_pack: Pack | None):
-        self.recordings = Sounds([path for files in noise.values() for path in files], "mix", pack)
-        self.rirs = Sounds(rirs, "1", rir_pack)
+    def __init__(
+        self,
+        noise: dict[str, list[str]],
+        rirs: list[str],
+        pack: Pack | None,
+        rir_pack: Pack | None,
+        sample_rate: int = SAMPLE_RATE,
+    ):
+        self.sample_rate = sample_rate
+        self.recordings = Sounds([path for files in noise.values() for path in files], "mix", pack, sample_rate)
+        self.rirs = Sounds(rirs, "1", rir_pack, sample_rate)
         ends = np.cumsum([0, *map(len, noise.values())]).tolist()
         self.ranges = {category: (ends[i], ends[i + 1]) for i, category in enumerate(noise)}
         self.kept, self.unusable = {}, []

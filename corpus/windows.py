@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import torch
 
-from corpus.audio import MIN_SAMPLES, SAMPLE_RATE
+from config import SAMPLE_RATE
+from corpus.audio import least_samples
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")  # CUDA's, Linux's, Windows'
 MOST_AT_ONCE = 8  # batches that are embedded at the same time on a CPU: each needs memory of its own
@@ -88,9 +89,9 @@ def _done(waiting: deque, embed, count: int):
             yield batch, future and future.result()
 
 
-def window_samples(seconds: float) -> int:
+def window_samples(seconds: float, sample_rate: int = SAMPLE_RATE) -> int:
     """Samples of a window of ``embed_window_seconds``, 0 for none."""
-    return max(round(seconds * SAMPLE_RATE), MIN_SAMPLES) if seconds else 0
+    return max(round(seconds * sample_rate), least_samples(sample_rate)) if seconds else 0
 
 
 def embed_windows(forward, x, window: int):
@@ -107,7 +108,7 @@ def embed_windows(forward, x, window: int):
     return sum(forward(x[:, start : start + window]) for start in starts.tolist()) / count
 
 
-def embed_rows(forward, x, window: int, dimension: int, alone: bool = True):
+def embed_rows(forward, x, window: int, dimension: int, alone: bool = True, sample_rate: int = SAMPLE_RATE):
     """Embed waveforms (B, samples) as ``embed_windows`` does, with what memory there is.
 
     Returns ((B, dimension), {row: reason}): rows of NaN for which memory is too small even alone. Unless the batch is
@@ -119,12 +120,12 @@ def embed_rows(forward, x, window: int, dimension: int, alone: bool = True):
         if not (alone and is_out_of_memory(error)):
             raise
     # Outside of the except clause: the error would keep the tensors of the failed attempt alive.
-    seconds = f"{x.shape[1] / SAMPLE_RATE:.0f} s"
+    seconds = f"{x.shape[1] / sample_rate:.0f} s"
     if len(x) == 1:
         reason = f"needs more memory than there is ({seconds}); a smaller embed_window_seconds needs less"
         return torch.full((1, dimension), math.nan), {0: reason}
     print(f"not enough memory to embed {len(x)} waveforms of {seconds} at once: one by one", file=sys.stderr)
-    parts = [embed_rows(forward, row[None], window, dimension) for row in x]
+    parts = [embed_rows(forward, row[None], window, dimension, sample_rate=sample_rate) for row in x]
     problems = {row: part[1][0] for row, part in enumerate(parts) if part[1]}
     return torch.cat([part[0] for part in parts]), problems
 

@@ -122,6 +122,7 @@ def MainModel(
     features="wespeaker",
     input_norm="mean",
     spec_augment=(0, 0),
+    sample_rate=16000,
 ):
     """Build the model; ``m_channels`` is the width of the 2-D head, ``init_channels`` that of the first TDNN layer.
 
@@ -130,5 +131,5 @@ def MainModel(
     """
     if len(blocks) != 3:
         raise ValueError(f"blocks: CAMPPlus has three, got {len(blocks)}")
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
+    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
     return CAMPPlus(nOut, n_mels, m_channels, init_channels, growth_rate, bn_size, tuple(blocks), frontend)

@@ -42,7 +42,10 @@ def MainModel(
     num_filters=(16, 32, 64, 128),
     input_norm="meanvar",
     spec_augment=(0, 0),
+    sample_rate=16000,
 ):
     """Build the model; ``encoder_type`` SAP or ASP."""
-    frontend = FrontEnd("voxceleb_trainer", n_mels, input_norm, log_input, spec_augment=tuple(spec_augment))
+    frontend = FrontEnd(
+        "voxceleb_trainer", n_mels, input_norm, log_input, False, tuple(spec_augment), sample_rate=sample_rate
+    )
     return ResNetSE34L(nOut, encoder_type, tuple(num_filters), frontend)

@@ -43,9 +43,12 @@ def MainModel(
     num_filters=(32, 64, 128, 256),
     input_norm="meanvar",
     spec_augment=(0, 0),
+    sample_rate=16000,
 ):
     """Build the model; ``n_mels`` is a multiple of 8, ``encoder_type`` SAP or ASP."""
     if n_mels % 8:
         raise ValueError(f"n_mels: ResNetSE34V2 needs a multiple of 8, got {n_mels}")
-    frontend = FrontEnd("voxceleb_trainer", n_mels, input_norm, log_input, True, tuple(spec_augment))
+    frontend = FrontEnd(
+        "voxceleb_trainer", n_mels, input_norm, log_input, True, tuple(spec_augment), sample_rate=sample_rate
+    )
     return ResNetSE34V2(nOut, encoder_type, n_mels, tuple(num_filters), frontend)

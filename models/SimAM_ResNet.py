@@ -77,6 +77,7 @@ def MainModel(
     features="wespeaker",
     input_norm="mean",
     spec_augment=(0, 0),
+    sample_rate=16000,
 ):
     """Build the model of ``depth`` 34 or 100; ``m_channels`` is the width of the first stage.
 
@@ -85,5 +86,5 @@ def MainModel(
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
     blocks = tuple(blocks) if any(blocks) else DEPTHS[depth]
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment))
+    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
     return SimAM_ResNet(nOut, blocks, m_channels, n_mels, frontend)

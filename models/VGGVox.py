@@ -62,6 +62,7 @@ def MainModel(
     features="voxceleb_trainer",
     input_norm="meanvar",
     spec_augment=(0, 0),
+    sample_rate=16000,
 ):
     """Build the model; ``encoder_type`` SAP, TAP, ASP or MAX, ``num_filters`` the width of each convolution."""
     if encoder_type not in ENCODERS:
@@ -69,6 +70,8 @@ def MainModel(
     if n_mels < 15:
         raise ValueError(f"n_mels: VGGVox needs at least 15, got {n_mels}")
     frontend = FrontEnd(
-        features, n_mels, input_norm, log_input, spec_augment=tuple(spec_augment), window_fn=torch.hann_window
+        *(features, n_mels, input_norm, log_input, False, tuple(spec_augment)),
+        window_fn=torch.hann_window,
+        sample_rate=sample_rate,
     )
     return VGGVox(nOut, encoder_type, n_mels, tuple(num_filters), frontend)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from config import SAMPLE_RATE
+from config import SAMPLE_RATE, frame_samples
 from utils import PreEmphasis
 
 # Whose chain of features a preset is, and how it differs.
@@ -28,6 +28,8 @@ class FrontEnd(nn.Module):
     ``norm``: 'mean' subtracts each band's mean over time, 'meanvar' divides by its deviation too, 'none' neither.
     ``spec_augment``: (frequency bands, frames) of the widest mask of each kind, drawn in training mode only.
     ``window_fn`` is the window of the first two chains: voxceleb_trainer's VGGVox has Hann's.
+    ``sample_rate`` in Hz: the sizes above are those of 16 kHz. In general 512 is the power of 2 above the window, 400
+    the window itself, 8000 Hz half the rate and 7600 Hz 95 % of that.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FrontEnd(nn.Module):
         preemphasis=False,
         spec_augment=(0, 0),
         window_fn=torch.hamming_window,
+        sample_rate=SAMPLE_RATE,
     ):
         super().__init__()
         if features not in PRESETS:
@@ -46,23 +49,26 @@ class FrontEnd(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"input_norm: must be one of {', '.join(NORMS)}; got '{norm}'")
         self.features, self.norm, self.log_input = features, norm, log_input
-        self.spec_augment = spec_augment
+        self.spec_augment, self.sample_rate = spec_augment, sample_rate
+        self.hop, width = frame_samples(sample_rate)
+        self.size = width if features == "speechbrain" else 1 << (width - 1).bit_length()  # of the Fourier transform
+        bins, nyquist = self.size // 2 + 1, sample_rate / 2
         self.preemphasis = PreEmphasis() if preemphasis else None
         if features in ("voxceleb_trainer", "taoruijie"):
-            low, high = (20.0, 7600.0) if features == "taoruijie" else (0.0, SAMPLE_RATE / 2)
-            self.register_buffer("banks", htk_mel_filters(n_mels, low, high), persistent=False)  # (257, n_mels)
-            self.register_buffer("window", window_fn(400), persistent=False)
+            low, high = (20.0, 0.95 * nyquist) if features == "taoruijie" else (0.0, nyquist)
+            banks = htk_mel_filters(n_mels, low, high, bins, sample_rate)  # (bins, n_mels)
+            window = window_fn(width)
             if features == "taoruijie":
                 self.preemphasis = _forget_buffers(PreEmphasis())
         elif features == "speechbrain":
-            self.register_buffer("banks", _speechbrain_filters(n_mels), persistent=False)  # (201, n_mels)
-            self.register_buffer("window", torch.hamming_window(400), persistent=False)
+            banks, window = _speechbrain_filters(n_mels, bins, sample_rate), torch.hamming_window(width)
         else:
-            window = torch.hamming_window(400, periodic=False)
+            window = torch.hamming_window(width, periodic=False)
             if features == "3dspeaker":
-                window = torch.hann_window(400, periodic=False).pow(0.85)  # Povey's
-            self.register_buffer("banks", kaldi_mel_filters(n_mels), persistent=False)  # (257, n_mels)
-            self.register_buffer("window", window, persistent=False)
+                window = torch.hann_window(width, periodic=False).pow(0.85)  # Povey's
+            banks = kaldi_mel_filters(n_mels, size=self.size, sample_rate=sample_rate)
+        self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("window", window, persistent=False)
 
     def forward(self, x):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -91,21 +97,24 @@ class FrontEnd(nn.Module):
 
     def _mel_power(self, x):
         if self.features in ("voxceleb_trainer", "taoruijie"):
-            spectrum = torch.stft(x, 512, 160, 400, window=self.window, return_complex=True)
+            how = {"window": self.window, "return_complex": True}
+            spectrum = torch.stft(x, self.size, self.hop, len(self.window), **how)
             return (spectrum.abs().square().transpose(1, 2) @ self.banks).transpose(1, 2)
         if self.features == "speechbrain":
-            spectrum = torch.stft(x, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
+            how = {"window": self.window, "pad_mode": "constant", "return_complex": True}
+            spectrum = torch.stft(x, self.size, self.hop, **how)
             return (spectrum.abs().square().transpose(1, 2) @ self.banks).transpose(1, 2)
         return self._kaldi(x * 32768.0 if self.features == "wespeaker" else x)  # Kaldi's samples are 16-bit integers
 
     def _kaldi(self, x):
-        if x.shape[1] < 400:
-            raise ValueError(f"fbank needs at least 400 samples, got {x.shape[1]}")
-        frames = x.unfold(1, 400, 160)  # (B, frames, 400)
+        width = len(self.window)
+        if x.shape[1] < width:
+            raise ValueError(f"fbank needs at least {width} samples, got {x.shape[1]}")
+        frames = x.unfold(1, width, self.hop)  # (B, frames, width)
         frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
         frames = (frames - 0.97 * previous) * self.window
-        power = torch.fft.rfft(frames, n=512).abs().square()  # (B, frames, 257)
+        power = torch.fft.rfft(frames, n=self.size).abs().square()  # (B, frames, bins)
         return (power @ self.banks).transpose(1, 2)
 
     def _mask(self, features):
@@ -137,13 +146,12 @@ class ConvolutionFrontEnd(FrontEnd):
         self.spec_augment = (0, 0)
         kaldi = self.features in ("wespeaker", "3dspeaker")
         centred = self.features in ("voxceleb_trainer", "taoruijie")
-        size = 400 if self.features == "speechbrain" else 512
         within = torch.eye(len(frontend.window), dtype=torch.float64)  # (sample, sample), from a frame to a frame
         if kaldi:
             within = within - 1.0 / len(within)
             within = within - 0.97 * torch.cat([within[:1], within[:-1]])
         mode = "" if kaldi else "reflect" if centred else "constant"
-        self.spectrum = ConvolutionSpectrogram(frontend.window, size, 160, mode, within, centred)
+        self.spectrum = ConvolutionSpectrogram(frontend.window, frontend.size, frontend.hop, mode, within, centred)
         self.register_buffer("banks", frontend.banks.clone(), persistent=False)
 
     def _mel_power(self, x):
@@ -206,36 +214,38 @@ def _forget_buffers(module):
     return module
 
 
-def htk_mel_filters(n_mels: int, low: float, high: float, bins: int = 257) -> torch.Tensor:
+def htk_mel_filters(
+    n_mels: int, low: float, high: float, bins: int = 257, sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
     """Triangular filters from ``low`` to ``high`` Hz, equally spaced in mel: (bins, n_mels).
 
     Mel is 2595 log10(1 + f / 700) (O'Shaughnessy 1987), the triangles are linear in Hz: torchaudio's filter bank.
     """
     ends = (2595.0 * math.log10(1.0 + f / 700.0) for f in (low, high))
     edges = 700.0 * (10.0 ** (torch.linspace(*ends, n_mels + 2) / 2595.0) - 1.0)
-    distance = edges - torch.linspace(0.0, SAMPLE_RATE // 2, bins)[:, None]  # (bins, n_mels + 2)
+    distance = edges - torch.linspace(0.0, sample_rate // 2, bins)[:, None]  # (bins, n_mels + 2)
     width = edges.diff()
     return torch.minimum(-distance[:, :-2] / width[:-1], distance[:, 2:] / width[1:]).clamp(min=0.0)
 
 
-def kaldi_mel_filters(n_mels: int, low: float = 20.0, size: int = 512) -> torch.Tensor:
-    """Kaldi's filters from ``low`` to 8000 Hz for a Fourier transform of ``size`` points: (size / 2 + 1, n_mels).
+def kaldi_mel_filters(n_mels: int, low: float = 20.0, size: int = 512, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
+    """Kaldi's filters from ``low`` to half the rate for a Fourier transform of ``size`` points: (size / 2 + 1, n_mels).
 
     Mel is 1127 ln(1 + f / 700), and the triangles are linear in mel, not in Hz. The last bin belongs to none.
     """
-    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, SAMPLE_RATE / 2))
+    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, sample_rate / 2))
     step = (top - bottom) / (n_mels + 1)
     left = bottom + torch.arange(n_mels) * step
     centre, right = bottom + (torch.arange(n_mels) + 1.0) * step, bottom + (torch.arange(n_mels) + 2.0) * step
-    mel = 1127.0 * (1.0 + SAMPLE_RATE / size * torch.arange(size // 2) / 700.0).log()[:, None]
+    mel = 1127.0 * (1.0 + sample_rate / size * torch.arange(size // 2) / 700.0).log()[:, None]
     banks = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0.0)
     return F.pad(banks, (0, 0, 0, 1))
 
 
-def _speechbrain_filters(n_mels: int) -> torch.Tensor:
-    """Triangles equally spaced in mel from 0 to 8000 Hz, each as wide to the right as to the left: (201, n_mels)."""
-    top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
+def _speechbrain_filters(n_mels: int, bins: int, sample_rate: int) -> torch.Tensor:
+    """Triangles equally spaced in mel up to half the rate, each as wide to the right as to the left: (bins, n_mels)."""
+    top = 2595.0 * math.log10(1.0 + sample_rate / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, n_mels + 2) / 2595.0) - 1.0)
     width, centre = edges[1:-1] - edges[:-2], edges[1:-1]
-    distance = (torch.linspace(0.0, SAMPLE_RATE / 2, 201)[:, None] - centre) / width
+    distance = (torch.linspace(0.0, sample_rate / 2, bins)[:, None] - centre) / width
     return (1.0 - distance.abs()).clamp(min=0.0)

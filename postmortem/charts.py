@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from corpus.audio import SAMPLE_RATE
+from config import SAMPLE_RATE, frame_samples
 from web.charts import Scale, bars, escape, grid, percent, stretched, svg, text, tick_text
 
 FP16_LIMIT = 65504.0
@@ -169,38 +169,46 @@ def png(values: torch.Tensor, low: float, high: float) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def mel_filters(bands: int, bins: int) -> torch.Tensor:
+def mel_filters(bands: int, bins: int, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
     """Triangular filters of equal width on the mel scale: (bands, bins)."""
-    top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)[:, None]
-    frequency = torch.linspace(0, SAMPLE_RATE / 2, bins)
+    frequency = torch.linspace(0, sample_rate / 2, bins)
     up = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
     return torch.minimum(up, down).clamp(min=0)
 
 
-def log_mel(x: torch.Tensor, bands: int = 48) -> torch.Tensor:
+def log_mel(x: torch.Tensor, sample_rate: int = SAMPLE_RATE, bands: int = 48) -> torch.Tensor:
     """Log-mel energies of a waveform in dB below its maximum, for the eye: (bands, frames), NaN if a sample is."""
-    hop = max(160, math.ceil(len(x) / COLUMNS))
+    hop, width = frame_samples(sample_rate)
+    hop, size = max(hop, math.ceil(len(x) / COLUMNS)), 1 << (2 * width - 1).bit_length()
     bad = ~x.isfinite()
     x = x.nan_to_num(0.0, 0.0, 0.0)
     x = x / x.abs().max().clamp(min=1e-30)
-    window = torch.hamming_window(400, device=x.device)
-    spectrum = torch.stft(x, 1024, hop, 400, window, pad_mode="constant", return_complex=True).abs().square()
-    energy = mel_filters(bands, 513) @ spectrum
+    window = torch.hamming_window(width, device=x.device)
+    spectrum = torch.stft(x, size, hop, width, window, pad_mode="constant", return_complex=True).abs().square()
+    energy = mel_filters(bands, size // 2 + 1, sample_rate) @ spectrum
     result = 10 * energy.clamp(min=1e-12).log10()
-    touched = F.max_pool1d(F.pad(bad.float(), (200, 200 + hop))[None, None], 400, hop)[0, 0] > 0
+    touched = F.max_pool1d(F.pad(bad.float(), (width // 2, width // 2 + hop))[None, None], width, hop)[0, 0] > 0
     result[:, touched[: result.shape[1]].nonzero().flatten()] = math.nan
     return result
 
 
-def crop_chart(title: str, x: torch.Tensor, start: float | None, speed: float, marks: list[tuple[int, str]]) -> str:
+def crop_chart(
+    title: str,
+    x: torch.Tensor,
+    sample_rate: int,
+    start: float | None,
+    speed: float,
+    marks: list[tuple[int, str]],
+) -> str:
     """Waveform over log-mel of a crop (samples,), bad samples as bands through both.
 
     ``start`` is the second of the file where the crop begins, if that is known; ``marks`` are (sample, words).
     """
     x, tall, mel_top, mel_tall = x.float(), 110, 118, 100
-    seconds = len(x) / SAMPLE_RATE
+    seconds = len(x) / sample_rate
     axis = Scale(0.0, seconds)
     clean = x.nan_to_num(0.0, 0.0, 0.0)
     peak = float(clean.abs().max())
@@ -215,15 +223,15 @@ def crop_chart(title: str, x: torch.Tensor, start: float | None, speed: float, m
         text(-8, middle - reach + 8, tick_text(float(f"{peak:.2g}")), anchor="end"),
         text(-8, middle + 4, "0", anchor="end"),
     ]
-    mel = log_mel(x)
+    mel = log_mel(x, sample_rate)
     finite = mel[mel.isfinite()]
     high = float(finite.max()) if finite.numel() else 0.0
     image = png(mel, high - 70, high)
     parts.append(
         f'<image x="0" y="{mel_top}" width="100%" height="{mel_tall}" preserveAspectRatio="none" href="{image}"/>'
     )
-    for hertz in (1000, 2000, 4000, 8000):
-        place = mel_top + mel_tall * (1 - math.log10(1 + hertz / 700) / math.log10(1 + SAMPLE_RATE / 2 / 700))
+    for hertz in (hertz for hertz in (1000, 2000, 4000, 8000, 16000) if hertz <= sample_rate / 2):
+        place = mel_top + mel_tall * (1 - math.log10(1 + hertz / 700) / math.log10(1 + sample_rate / 2 / 700))
         parts.append(text(-8, place + 4, f"{hertz / 1000:g} kHz", anchor="end"))
     parts += _bands(x, marks, mel_top + mel_tall)
     foot = mel_top + mel_tall

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from config import SAMPLE_RATE
 from postmortem.case import Case
 from postmortem.replay import Outcome, ReplayError
 from storage.dump import read_dump, read_state, rows_of
@@ -64,13 +65,18 @@ class Row:
         return self.info.get("path", "")
 
     @property
+    def sample_rate(self) -> int:
+        """Of the waveform, in Hz."""
+        return self.info.get("sample_rate", SAMPLE_RATE)
+
+    @property
     def files(self) -> list[str]:
         """All files that the row was made of: the speech file, then noises and impulse responses."""
         draws = [draw["path"] for draw in self.info.get("augment", []) if "path" in draw and "reason" not in draw]
         return [self.path, *draws] if self.path else []
 
     def audio(self) -> np.ndarray:
-        """The waveform as it was in the batch, (samples,) float32 at 16 kHz; ValueError if the dump has none."""
+        """The waveform as it was in the batch, (samples,) float32; ValueError if the dump has none."""
         if self.values.ndim != 1 or not self.info:
             raise ValueError(f"row {self.index} is no waveform: its 'values' are what the network got")
         if not self.values.numel():

@@ -100,17 +100,19 @@ def _features(data: torch.Tensor, verdict) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in its file a crop lies: first sample at the file's own rate, that rate, and the speed it was read at."""
+    """Where in its file a crop lies: first sample at the file's rate, that rate, the speed of reading, its own rate."""
 
     first: float
     rate: float
     speed: float
+    sample_rate: float = SAMPLE_RATE
 
     @classmethod
     def of(cls, info: dict) -> "Origin":
         """Read it from a row's provenance; ``first`` is NaN if that is unknown."""
-        first, rate, speed = (number(info.get(key)) for key in ("start", "rate", "speed"))
-        usable = [value if 0 < value < math.inf else usual for value, usual in ((rate, SAMPLE_RATE), (speed, 1.0))]
+        first, rate, speed, own = (number(info.get(key)) for key in ("start", "rate", "speed", "sample_rate"))
+        pairs = (rate, SAMPLE_RATE), (speed, 1.0), (own, SAMPLE_RATE)
+        usable = [value if 0 < value < math.inf else usual for value, usual in pairs]
         return cls(first if math.isfinite(first) else math.nan, *map(float, usable))
 
     @property
@@ -120,11 +122,11 @@ class Origin:
 
     def file_sample(self, sample: int) -> int:
         """Sample of the file, at its own rate, that a sample of the crop comes from."""
-        return round(self.first + sample / SAMPLE_RATE * self.speed * self.rate)
+        return round(self.first + sample / self.sample_rate * self.speed * self.rate)
 
     def crop_sample(self, sample: float) -> float:
         """The inverse; NaN if the origin is unknown."""
-        return (sample - self.first) / self.rate / self.speed * SAMPLE_RATE
+        return (sample - self.first) / self.rate / self.speed * self.sample_rate
 
 
 def _crop(dump, verdict, x: torch.Tensor, row: int) -> str:
@@ -144,7 +146,8 @@ def _crop(dump, verdict, x: torch.Tensor, row: int) -> str:
     draws = [_draw(as_dict(draw)) for draw in as_list(info.get("augment"))[:8]]
     shown.append(("Augmented", "<br>".join(draws) or ("no" if "augment" in info else "")))
     shown.append(("Bad samples", _bad_list(x, runs, origin)))
-    chart = crop_chart(f"Waveform and log-mel of row {row}", x, origin.start, origin.speed, marks)
+    title, rate = f"Waveform and log-mel of row {row}", int(origin.sample_rate)
+    chart = crop_chart(title, x, rate, origin.start, origin.speed, marks)
     path = f'<p class="path"><code>{escape(info["path"])}</code></p>' if "path" in info else ""
     return f'<div class="crop"><h4>Row {row}</h4>{path}<figure>{chart}</figure>{terms(shown, "place")}</div>'
 
@@ -168,7 +171,7 @@ def _bad_list(x: torch.Tensor, runs, origin: Origin) -> str:
     """The first runs of bad samples: place in the crop and in the file."""
     lines = []
     for first, last in runs[:5]:
-        place = f"{_bad_words(x, first, last)}, {first / SAMPLE_RATE:.4f} s"
+        place = f"{_bad_words(x, first, last)}, {first / origin.sample_rate:.4f} s"
         if origin.start is not None:
             sample = origin.file_sample(first)
             place += f" (file: sample {sample}, {sample / origin.rate:.4f} s)"

@@ -76,22 +76,22 @@ def origin_of(row: np.ndarray, info: dict, limit: float = np.inf) -> Origin:
         shown = f"{value:.4g}".replace("nan", "NaN").replace("inf", "Inf")
         return Origin("input", info["path"], sample, f"{info['path']} has {shown} at sample {sample}")
     for draw in draws:
-        if len(bad_samples(alone(clean, draw), limit)):
+        if len(bad_samples(alone(clean, draw, crop.sample_rate), limit)):
             path, sample = source_of(draw), first_bad_sample(draw) if "path" in draw else None
             text = f"{info['path']} is fine; the {draw['kind']} augmentation {path} brings the bad samples"
             return Origin("augmentation", path, sample, text)
     if len(bad_samples(mixed, limit)):
         text = f"{info['path']} and each augmentation alone are fine; mixed, they give bad samples"
-        return Origin("augmentation", first_at_fault(clean, draws, limit), None, text)
+        return Origin("augmentation", first_at_fault(clean, draws, crop.sample_rate, limit), None, text)
     text = f"{info['path']}, rebuilt with the same augmentation, is fine; the row in the batch is not"
     return Origin("environment", info["path"], guess, text)
 
 
-def alone(clean: np.ndarray, draw: dict) -> np.ndarray:
+def alone(clean: np.ndarray, draw: dict, sample_rate: int) -> np.ndarray:
     """The clean crop with one draw; as it is if that takes only what the draws before it gave."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            return apply_draws(clean, [draw])
+            return apply_draws(clean, [draw], sample_rate)
     except AudioError:
         return clean
 

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from corpus.audio import SAMPLE_RATE, SILENT_DB
+from corpus.audio import SILENT_DB
 from corpus.measuring import judge
 from corpus.quality import CLIPPED_SHARE, HUGE, LOUD
 from errors import plural
@@ -30,8 +30,8 @@ KINDS = {
 }
 
 
-def describe_files(measured, report):
-    """Print tables of lengths and of formats."""
+def describe_files(measured, report, sample_rate: int):
+    """Print tables of lengths and of formats; what is not at ``sample_rate`` is resampled."""
     names = {"train": "train list", "trial": "trial list", "noise": "noise", "rir": "impulse responses"}
     rows = [("", "files", "hours", "shortest", "median", "longest")]
     formats = collections.Counter((m.rate, m.channels) for _, m in measured if not m.error)
@@ -42,7 +42,7 @@ def describe_files(measured, report):
             rows.append((name, len(seconds), f"{sum(seconds) / 3600:.2f}", low, middle, high))
     report.table(rows)
     for (rate, channels), count in sorted(formats.items()):
-        changes = [f"resampled to {SAMPLE_RATE} Hz"] if rate != SAMPLE_RATE else []
+        changes = [f"resampled to {sample_rate} Hz"] if rate != sample_rate else []
         changes += ["mixed down"] if channels > 1 else []
         what = f"{rate} Hz, {channels} channel{'s' if channels > 1 else ''}: {count} file{'s' if count > 1 else ''}"
         report.line(f"  {what}{', ' if changes else ''}{', '.join(changes)}")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from config import Config
-from corpus.audio import SAMPLE_RATE, samples_of
+from corpus.audio import samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_trials, trial_lines
 from corpus.loader import usable_cores
@@ -77,8 +77,9 @@ def check_data(config: Config, report):
             add(path, "rir_path", "rir")
     workers = min(max(config.nDataLoaderThread, 1), usable_cores())
     measured = list(scan(list(sources.values()), workers))
-    describe_files(measured, report)
-    report_files(measured, samples_of(config.max_frames) / SAMPLE_RATE, config.eval, report, config.channel)
+    rate = config.sample_rate
+    describe_files(measured, report, rate)
+    report_files(measured, samples_of(config.max_frames, rate) / rate, config.eval, report, config.channel)
     if not config.eval:
         check_train_list(config, report)
         shared = [(s.place, s.path) for s, _ in measured if {"train", "trial"} <= s.roles]

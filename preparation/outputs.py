@@ -2,14 +2,16 @@
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
+from config import SAMPLE_RATE
 from corpus.lists import LIST_TEXT, separator_for
 from errors import ROOT, UsageError
 from settings.reader import read_yaml
+from storage.checkpoint import load
 from storage.files import write_atomically
 
 SMALL, LARGE = (ROOT / "configs" / name for name in ("small_speech.yaml", "ECAPA_TDNN_AAM.yaml"))
@@ -84,6 +86,7 @@ class Files:
     """What a run needs, as it lies below ``out``."""
 
     out: Path
+    sample_rate: int = SAMPLE_RATE  # that the configuration says
 
     @property
     def name(self) -> str:
@@ -110,16 +113,18 @@ class Files:
         ]
 
 
-def write_run(out: Path, root: Path, division, given: tuple[str, str], hours: float, noise: dict[str, str]) -> Files:
+def write_run(
+    out: Path, root: Path, division, given: tuple[str, str, int], hours: float, noise: dict[str, str]
+) -> Files:
     """Write the train list and a configuration that trains on it.
 
     It starts from the configuration ``given``, or from that of the size of the set; with a checkpoint ``given`` too it
-    fine-tunes that. ``noise`` {"musan", "rirs": folder} is what it augments with; without any, a configuration of ours
-    that augments does not.
+    fine-tunes that. A sample rate ``given``, if it is not 0, is written too. ``noise`` {"musan", "rirs": folder} is
+    what it augments with; without any, a configuration of ours that augments does not.
     """
     files = Files(out)
     write_rows(files.train_list, [(utterance.speaker, utterance.listed) for utterance in division.train])
-    config, model = given
+    config, model, rate = given
     base = Path(config) if config else FINETUNE if model else LARGE if hours > LARGE_HOURS else SMALL
     trials = {name: str(path) for name, path in division.trials.items()}
     keys = {
@@ -128,10 +133,21 @@ def write_run(out: Path, root: Path, division, given: tuple[str, str], hours: fl
     }
     keys |= {"train_path": str(root), "test_path": str(root), "save_path": files.save_path}
     keys |= {"initial_model": model} if model else {}
+    keys |= {"sample_rate": rate} if rate else {}
     known = read_yaml(str(base))
+    written = known["sample_rate"].value if "sample_rate" in known else SAMPLE_RATE
+    files = replace(files, sample_rate=rate or trained_at(model) or written)
     if "best_list" in known and known["best_list"].value not in (trials if len(trials) > 1 else ()):
         keys["best_list"] = None  # of lists that are not used
     if any(noise.values()) or (not config and "augment: true" in base.read_text(encoding="utf-8")):
         keys |= {"augment": any(noise.values()), "musan_path": noise["musan"], "rir_path": noise["rirs"]}
     write_config(files.config, base, keys)
     return files
+
+
+def trained_at(model: str) -> int:
+    """The sample rate of a checkpoint, 0 of none and of one that carries no configuration."""
+    if not model:
+        return 0
+    carried = load(model).get("config")
+    return carried.get("sample_rate", SAMPLE_RATE) if isinstance(carried, dict) else 0

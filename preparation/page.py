@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 
-from corpus.audio import SAMPLE_RATE
 from corpus.measuring import judge
 from corpus.quality import CLIPPED_SHARE
 from errors import plural
@@ -29,11 +28,13 @@ ODD = {  # kinds of findings that leave a file in
 }
 
 
-def render(name: str, said: list[str], kept: list[Utterance], sounds: dict[str, Sound], faults, use: list) -> str:
+def render(
+    name: str, said: list[str], kept: list[Utterance], sounds: dict[str, Sound], faults, use: list, sample_rate: int
+) -> str:
     """Return the page.
 
     ``said``: a line for each corpus; ``kept``: the utterances in the lists; ``faults``: [(path, kind, detail)];
-    ``use``: [(term, text)] on what they are used for.
+    ``use``: [(term, text)] on what they are used for; ``sample_rate`` that of a run.
     """
     rows = [sounds[utterance.path] for utterance in kept]
     people = {}
@@ -44,7 +45,8 @@ def render(name: str, said: list[str], kept: list[Utterance], sounds: dict[str, 
     left = f"; {plural(len(faults), 'file')} left out" if faults else "; no file is left out"
     lines = "".join(f'<p class="quiet">{escape(line)}</p>' for line in said)
     lead = f'<section><p class="lead">{counts}{left}</p>{lines}{_facts(kept, rows, use)}</section>'
-    body = [lead, _bad(faults), _odd(kept, sounds), _pictures(rows, people), _formats(kept, rows), _people(people)]
+    formats = _formats(kept, rows, sample_rate)
+    body = [lead, _bad(faults), _odd(kept, sounds), _pictures(rows, people), formats, _people(people)]
     return document(f"Data set {name}", "".join(body))
 
 
@@ -145,13 +147,13 @@ def _chart(title: str, values: list[float], words: str, limits) -> str:
     return f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
 
 
-def _formats(kept, rows: list[Sound]) -> str:
+def _formats(kept, rows: list[Sound], sample_rate: int) -> str:
     counts = collections.Counter(
         (s.rate, s.channels, os.path.splitext(u.path)[1].lstrip(".").lower()) for u, s in zip(kept, rows)
     )
     table = []
     for (rate, channels, ending), count in counts.most_common(20):
-        done = [f"resampled to {SAMPLE_RATE:,} Hz"] if rate != SAMPLE_RATE else []
+        done = [f"resampled to {sample_rate:,} Hz"] if rate != sample_rate else []
         done += ["mixed down"] if channels > 1 else []
         table.append([f"{rate:,}", str(channels), escape(ending), f"{count:,}", ", ".join(done) or "as it is"])
     heads = ["#Hz", "#channels", "kind", "#recordings", "what becomes of it"]

@@ -38,6 +38,7 @@ class Order:
     vad: str = "energy"
     musan: str = ""
     rirs: str = ""
+    sample_rate: int = 0  # 0 for that of the configuration
 
 
 def prepare(order: Order) -> int:
@@ -104,8 +105,10 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     noise = {"musan": order.musan or given(corpora, "musan"), "rirs": order.rirs or given(corpora, "rirs")}
     if noise["musan"] and not order.musan:
         noise["musan"] = str(cut_noise(noise["musan"], order.out.absolute() / "noise", journal, order.workers))
-    files = write_run(order.out, root, division, (order.config, order.initial_model), hours, noise)
-    page = render(files.name, [corpus.said for corpus in corpora], good, sounds, bad, division.facts())
+    base = order.config, order.initial_model, order.sample_rate
+    files = write_run(order.out, root, division, base, hours, noise)
+    said = [corpus.said for corpus in corpora]
+    page = render(files.name, said, good, sounds, bad, division.facts(), files.sample_rate)
     write_atomically(order.out / "set.html", page.encode("utf-8", "surrogateescape"))
     print(f"{files.train_list}: {division.of_train()} to train on, {hours:.2f} hours")
     print(division.said)

@@ -1,6 +1,6 @@
 """The keys that a checkpoint carries with it: which of them hold, and which contradict what somebody wrote."""
 
-from config import Config
+from config import KEYS, Config
 from settings import plugins
 from settings.reader import Setting, key_text
 
@@ -13,8 +13,9 @@ def model_settings(state: dict, path) -> dict[str, Setting]:
     if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
         return {}
     model = plugins.declaration("models", carried["model"])
-    names = ({"model"} | set(model.keys if model else ())) - set(DRAWN_IN_TRAINING_ONLY)
-    return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
+    names = {"model", "sample_rate"} | set(model.keys if model else ())
+    carried = {"sample_rate": KEYS["sample_rate"].default, **carried}  # of a checkpoint from before there was the key
+    return {n: Setting(v, str(path)) for n, v in carried.items() if n in names - set(DRAWN_IN_TRAINING_ONLY)}
 
 
 def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:

@@ -189,7 +189,8 @@ def check_augmentation(config: Config, refuse):
 
     try:
         with plugins.explained("augmentation"):
-            AugmentWAV(config.musan_path, config.rir_path, policy=config.augmentation).try_out()
+            where, rate = (config.musan_path, config.rir_path), config.sample_rate
+            AugmentWAV(*where, policy=config.augmentation, sample_rate=rate).try_out()
     except UsageError as error:
         key, text = str(error).split(": ", 1)
         refuse(key, text, getattr(error, "entry", None))

@@ -62,9 +62,10 @@ def _entry(entry, place: str) -> dict:
     if declared is None:
         known = [ONE_OF, *plugins.available(FOLDER)]
         raise UsageError(f"{place}: no plug-in 'augmentation/{name}.py'{_suggestion(str(name), known)}")
+    own = [key for key in declared.keys if key != "sample_rate"]  # which is a key of the run
     for key in keys:
-        if key != "p" and key not in declared.keys:
-            known = ["p", *declared.keys]
+        if key != "p" and key not in own:
+            known = ["p", *own]
             raise UsageError(f"{place}: {name}: unknown key '{key}'{_suggestion(str(key), known)}")
     values = {key: _value(value, declared.keys.get(key), f"{place}: {name}: {key}") for key, value in keys.items()}
     missing = [key for key in declared.required if key not in keys]

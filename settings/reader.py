@@ -59,6 +59,8 @@ def coerce(key: Key, setting: Setting):
         raise UsageError(f"{place}: must be above {key.above}, got {value}")
     if key.high is not None and value > key.high:
         raise UsageError(f"{place}: must be at most {key.high}, got {value}")
+    if key.multiple > 1 and value % key.multiple:
+        raise UsageError(f"{place}: must be a multiple of {key.multiple}, got {value}")
     return value
 
 
@@ -345,6 +347,11 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mis
         for name in declaration.required:
             if name not in {**values, **written} and name not in RUNTIME_KEYS:
                 mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
+    rate, model = values["sample_rate"], found.get("models")
+    if rate != KEYS["sample_rate"].default and model is not None and "sample_rate" not in model.keys:
+        place = key_text(written["sample_rate"], "sample_rate") if "sample_rate" in written else "sample_rate"
+        only = f"models/{model.path.name} works at {KEYS['sample_rate'].default} Hz only"
+        mistakes.add(f"{place}: {rate}, but {only}: its MainModel names no sample_rate; leave it out")
     for name in sorted(MODEL_KEYS & set(written)):
         if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")

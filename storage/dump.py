@@ -127,6 +127,7 @@ FILE = Fields(
         "augment": [DRAW],
         "pack": TEXT,
         "list_path": TEXT,
+        "sample_rate": between(1, 10**6),
         "pack_row": between(0, 1 << 40),
         "pack_crc": between(-1, 1 << 32),
         "replaced": [Fields({"path": TEXT, "reason": TEXT})],

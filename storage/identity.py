@@ -3,9 +3,11 @@
 import hashlib
 import json
 
-from config import Config
+from config import KEYS, Config
 from settings import plugins
 from settings.carried import DRAWN_IN_TRAINING_ONLY
+
+LATER = ("sample_rate",)  # keys that came later: an embedding space from before them is that of their default
 
 
 def identity_of(weights: dict, config: Config) -> str:
@@ -16,6 +18,7 @@ def identity_of(weights: dict, config: Config) -> str:
     digest = hashlib.sha256()
     own = plugins.known_declaration("models", config.model).own
     keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
+    keys = {name: value for name, value in keys.items() if name not in LATER or value != KEYS[name].default}
     digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         if not name.startswith("__L__.") and not name.endswith("num_batches_tracked"):

@@ -32,7 +32,7 @@ def compile_model(step, config: Config, log=print):
 
 def try_compiled(step, model, config: Config) -> str:
     """Compile, and pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
-    rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames)
+    rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames, config.sample_rate)
     step.network.train()
     step.begin()
     try:

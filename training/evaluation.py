@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from corpus.audio import MIN_SAMPLES, AudioError, note_on_files, read_crop, wrap_pad
+from corpus.audio import AudioError, least_samples, note_on_files, read_crop, wrap_pad
 from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import Replicas, embed_rows, in_order, window_samples
@@ -42,7 +42,7 @@ class Evaluator:
 
     def __init__(self, config: Config, ranks):
         self.config, self.ranks = config, ranks
-        self.window = window_samples(config.embed_window_seconds)
+        self.window = window_samples(config.embed_window_seconds, config.sample_rate)
         self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
         self.spans: dict[int, str] = {}  # file number -> range of its embeddings, if they are not finite
         self.caution = ""  # about the calibration that was written last
@@ -51,7 +51,7 @@ class Evaluator:
         self.root = lists[0].source.root
         self.dataset = TestDataset(
             *(self.files, self.root, config.eval_frames, config.num_eval, config.eval_batch_size),
-            config.channel,
+            *(config.channel, config.sample_rate),
         )
         if not len(self.dataset):
             reason = next(iter(self.dataset.problems.values()))
@@ -135,7 +135,8 @@ class Evaluator:
         # Not around the collectives of ``embed``, which torch 2.4 refuses in inference mode.
         with torch.inference_mode():
             rows = audio.reshape(files * crops, samples)
-            out, too_large = embed_rows(forward, rows, self.window, self.config.nOut, alone)
+            rate = self.config.sample_rate
+            out, too_large = embed_rows(forward, rows, self.window, self.config.nOut, alone, rate)
         return out.reshape(files, crops, -1), too_large
 
     def _merge(self, embeddings):
@@ -224,11 +225,13 @@ class Evaluator:
         """Describe the waveform, features and embeddings of a file that gave no finite embedding, in one line."""
         parts = []
         try:
-            x = read_crop(Path(self.root, self.files[number]), channel=self.config.channel).x
+            rate = self.config.sample_rate
+            x = read_crop(Path(self.root, self.files[number]), channel=self.config.channel, sample_rate=rate).x
             parts.append("waveform " + span(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
-                audio = torch.from_numpy(wrap_pad(x, MIN_SAMPLES)[: self.window or None])[None].to(self.ranks.device)
+                x = wrap_pad(x, least_samples(rate))[: self.window or None]
+                audio = torch.from_numpy(x)[None].to(self.ranks.device)
                 parts.append("features " + span(frontend(audio)))
         except AudioError as error:
             parts.append(f"waveform unreadable ({error})")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config
+from config import KEYS, Config
 from errors import UsageError
 from settings import plugins
 from settings.user_code import changed_since
@@ -188,6 +188,11 @@ class RunState:
             raise UsageError(
                 f"{path}: was trained with other speakers than those of '{self.config.train_list}', so its labels mean "
                 "others; choose another save_path and start from it with initial_model"
+            )
+        rate = state["config"].get("sample_rate", KEYS["sample_rate"].default)
+        if rate != self.config.sample_rate:
+            raise UsageError(
+                f"{path}: was trained with sample_rate {rate}, not {self.config.sample_rate}; choose another save_path"
             )
         for name in ("optimizer", "scheduler"):
             if state["config"][name] != getattr(self.config, name):

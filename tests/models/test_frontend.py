@@ -1,11 +1,13 @@
 """The front end's filters and windows against torchaudio, where it loads, and against independent formulas."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from reference_features import htk_filters, kaldi_fbank, kaldi_filters, mel_spectrogram, torchaudio_or_skip
 
-from models.frontend import FrontEnd, htk_mel_filters, kaldi_mel_filters
+from models.frontend import PRESETS, FrontEnd, htk_mel_filters, kaldi_mel_filters
 
 HTK = [(24, 0.0, 8000.0), (40, 0.0, 8000.0), (64, 0.0, 8000.0), (80, 20.0, 7600.0)]
 
@@ -77,3 +79,31 @@ def test_fbank_is_kaldis():
 def test_logmel_is_voxceleb_trainers():
     expected = F.instance_norm((mel_spectrogram(noise(), 40) + 1e-6).log())
     assert torch.allclose(FrontEnd("voxceleb_trainer", 40, "meanvar", True)(noise()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_features_at_any_rate_are_torchaudios(rate):
+    torchaudio = torchaudio_or_skip()
+    hop, width, size = rate // 100, rate // 40, 2 ** math.ceil(math.log2(rate // 40))
+    x = noise(1, rate // 2)
+    how = {"n_fft": size, "win_length": width, "hop_length": hop, "n_mels": 24, "window_fn": torch.hamming_window}
+    for features, low, high in (("voxceleb_trainer", 0.0, rate / 2), ("taoruijie", 20.0, 0.475 * rate)):
+        mel = torchaudio.transforms.MelSpectrogram(rate, f_min=low, f_max=high, **how)
+        assert relative(FrontEnd(features, 24, sample_rate=rate)._mel_power(x), mel(x)) <= 1e-4
+    for features, window, scale in (("wespeaker", "hamming", 32768), ("3dspeaker", "povey", 1)):
+        how = {"num_mel_bins": 24, "dither": 0.0, "window_type": window, "sample_frequency": float(rate)}
+        fbank = torchaudio.compliance.kaldi.fbank(x * scale, **how)
+        assert torch.allclose(FrontEnd(features, 24, "none", sample_rate=rate)(x)[0].T, fbank, atol=2e-3)
+    assert FrontEnd("speechbrain", 24, sample_rate=rate)(x).shape == (1, 24, x.shape[1] // hop + 1)
+
+
+@pytest.mark.parametrize("features", PRESETS)
+def test_a_tone_is_in_the_same_band_of_hz_and_in_the_same_frame_at_any_rate(features):
+    for rate in (8000, 16000, 44100):
+        time = torch.arange(rate) / rate
+        x = torch.sin(2 * math.pi * 1000 * time) * (time < 0.5)
+        mel = FrontEnd(features, 40, "none", True, sample_rate=rate)(x[None])[0]
+        corners = torch.linspace(0, math.log10(1 + rate / 2 / 700), 42)  # of about all chains
+        found = 700 * (10 ** float(corners[1 + int(mel[:, 30].argmax())]) - 1)
+        assert 900 < found < 1100 and abs(mel.shape[1] - 100) <= 2
+        assert mel[:, 45].max() > mel[:, 55].max() + 5
