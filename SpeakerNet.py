@@ -30,6 +30,7 @@ from training.incidents import Incidents
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
+from training.recompute import blocks_of, recompute_blocks
 from training.saving import Saver
 from training.signals import StopSignal
 from training.spikes import QUIET_STEPS, describe_spike, row_losses, spike_in
@@ -88,6 +89,8 @@ class ModelTrainer:
         self.progress = Progress(plan_of(config, sampler, ranks.world), config.gradient_accumulation_steps)
         seed_everything(config.seed)
         self.network = SpeakerNet(config.values()).to(self.device)
+        if config.gradient_checkpointing:
+            recompute_blocks(blocks_of(self.network.__S__, config.model, "gradient_checkpointing"))
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
         amp_dtype = precision.choose_amp_dtype(config, self.device)

@@ -195,11 +195,23 @@ def activation_megabytes(model, seconds: float, dtype) -> float:
     """MB that one more utterance of a batch keeps from the forward pass for the backward pass."""
     few, many = 2, 4  # rows: batch normalisation wants more than one
     # The difference, for what does not grow with the batch (weights, their copies in bfloat16) is kept once.
-    return (kept_bytes(model, many, seconds, dtype) - kept_bytes(model, few, seconds, dtype)) / (many - few) / 1e6
+    return (kept_bytes(model, many, seconds, dtype)[0] - kept_bytes(model, few, seconds, dtype)[0]) / (many - few) / 1e6
 
 
-def kept_bytes(model, rows: int, seconds: float, dtype) -> int:
-    """Bytes of all tensors that a forward pass keeps; only shapes are computed, no values."""
+def recomputed_megabytes(model, plain, seconds: float, dtype) -> float:
+    """MB that one more utterance takes under `gradient_checkpointing`: what is kept, and the largest block again.
+
+    ``plain`` is the same model, whose blocks keep their activations.
+    """
+    blocks = plain.blocks()
+    largest = max(kept_bytes(plain, 4, seconds, dtype, blocks)[1]) - max(
+        kept_bytes(plain, 2, seconds, dtype, blocks)[1]
+    )
+    return activation_megabytes(model, seconds, dtype) + largest / 2 / 1e6
+
+
+def kept_bytes(model, rows: int, seconds: float, dtype, blocks=()) -> tuple[int, list[int]]:
+    """Bytes of all tensors that a forward pass keeps, and that each of ``blocks`` does; no values are computed."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -210,22 +222,37 @@ def kept_bytes(model, rows: int, seconds: float, dtype) -> int:
         kept[storage._cdata] = storage  # which also keeps its address from being used again
         return tensor
 
+    def total():
+        return sum(storage.nbytes() for storage in kept.values())
+
+    begun, of_blocks, handles = [], [], []
+    for block in blocks:
+        handles.append(block.register_forward_pre_hook(lambda module, inputs: begun.append(total())))
+        handles.append(block.register_forward_hook(lambda module, inputs, out: of_blocks.append(total() - begun.pop())))
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32),
     ):
         model(fake.from_tensor(wave))
-    return sum(storage.nbytes() for storage in kept.values())
+    for handle in handles:
+        handle.remove()
+    return total(), of_blocks
 
 
 def memory_row(setting) -> list[str]:
     """Cells of the table of memory."""
     import torch
 
-    model = build(setting).train()
+    from training.recompute import recompute_blocks
+
+    plain, model = build(setting).train(), build(setting).train()
     kinds = [(seconds, dtype) for seconds in CROPS for dtype in (torch.float32, torch.bfloat16)]
-    return [setting.name, *(f"{activation_megabytes(model, *kind):.0f}" for kind in kinds)]
+    cells = [f"{activation_megabytes(plain, *kind):.0f}" for kind in kinds]
+    if not hasattr(model, "blocks"):
+        return [setting.name, *cells, "-", "-"]
+    recompute_blocks(model.blocks())
+    return [setting.name, *cells, *(f"{recomputed_megabytes(model, plain, *kind):.0f}" for kind in kinds[2:])]
 
 
 SPEED_HEAD = (
@@ -234,6 +261,7 @@ SPEED_HEAD = (
 )
 COUNT_HEAD = "model | keys | parameters | authors' figure"
 MEMORY_HEAD = "model | " + " | ".join(f"{seconds:g} s, {kind}" for seconds in CROPS for kind in ("fp32", "bf16"))
+MEMORY_HEAD += f" | {CROPS[1]:g} s, fp32, recomputed | {CROPS[1]:g} s, bf16, recomputed"
 CHECK_HEAD = "model | fp32 | bf16 | fp16 | gradient reaches | any length | batch against single"
 
 

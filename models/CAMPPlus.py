@@ -107,6 +107,10 @@ class CAMPPlus(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [part for part in self.modules() if isinstance(part, (BasicBlock, DenseTDNNLayer))]
+
     def forward(self, x):
         return self.xvector(self.head(self.frontend(x))).squeeze(2)
 

@@ -116,6 +116,10 @@ class ECAPA_TDNN(nn.Module):
         self.linear = nn.Linear(aggregate * 2, nOut)
         self.bn_output = nn.BatchNorm1d(nOut) if layout.output_norm else nn.Identity()
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
     def forward(self, x):
         x = self.layer1(self.frontend(x))  # (B, channels, frames)
         out2 = self.layer2(x)

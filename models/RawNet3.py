@@ -121,6 +121,10 @@ class RawNet3(nn.Module):
         self.bn5 = nn.BatchNorm1d(AGGREGATE * 2)
         self.fc6 = nn.Linear(AGGREGATE * 2, nOut)
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [self.layer1, self.layer2, self.layer3]
+
     def features(self, x):
         """Log magnitudes of the filters' outputs less their means over time, (B, T) -> (B, channels / 4, frames)."""
         if x.shape[1] < self.least:

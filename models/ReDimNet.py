@@ -275,6 +275,10 @@ class ReDimNet(nn.Module):
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [part for part in self.modules() if isinstance(part, (ConvBlock2d, TimeContextBlock1d))]
+
     def forward(self, x):
         x = self.seg_1(self.pool(self.backbone(self.frontend(x))))
         return x if self.seg_2 is None else self.seg_2(self.seg_bn_1(F.relu(x)))

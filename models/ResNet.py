@@ -86,6 +86,10 @@ class ResNet(nn.Module):
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
     def stages(self, x):
         """What the last stage gives, (B, C, mels / 8, frames / 8), of the output of the first convolution."""
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

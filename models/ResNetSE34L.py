@@ -27,6 +27,10 @@ class ResNetSE34L(nn.Module):
         self.fc = nn.Linear(c4 * (1 if encoder_type == "SAP" else 2), nOut)
         init_convolutions(self)
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
     def forward(self, x):
         x = self.frontend(x).unsqueeze(1)  # (B, 1, mels, frames)
         x = self.relu(self.bn1(self.conv1(x)))

@@ -28,6 +28,10 @@ class ResNetSE34V2(nn.Module):
         self.fc = nn.Linear(channels * (2 if encoder_type == "ASP" else 1), nOut)
         init_convolutions(self)
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
     def forward(self, x):
         x = self.frontend(x).unsqueeze(1)  # (B, 1, mels, frames)
         x = self.bn1(self.relu(self.conv1(x)))

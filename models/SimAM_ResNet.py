@@ -63,6 +63,10 @@ class SimAM_ResNet(nn.Module):
         self.pooling = ChannelAttention(channels, statistics=True)
         self.bottleneck = nn.Linear(channels * 2, nOut)
 
+    def blocks(self):
+        """The parts that `gradient_checkpointing` computes again."""
+        return [part for part in self.front.modules() if isinstance(part, SimAMBlock)]
+
     def forward(self, x):
         x = self.front(self.frontend(x).unsqueeze(1))  # (B, C, mels / 8, frames / 8)
         return self.bottleneck(self.pooling(x))

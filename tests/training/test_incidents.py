@@ -396,3 +396,18 @@ def test_a_rate_that_is_not_finite_reaches_no_weight(settings, tools):
     tools.assert_same(before, tools.snapshot(trainer))
     (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
     assert read_dump(path)["reason"] == "state_nonfinite" and math.isnan(read_dump(path)["lr"])
+
+
+def test_a_dump_of_a_run_that_recomputes_is_replayed_bit_for_bit(settings, tools):
+    from postmortem.replay import Replay
+
+    trainer = tools.build(settings, gradient_checkpointing=True)
+    batches = tools.batches(trainer)
+    train(trainer, batches[:1])
+    batches[1]["data"][0, 0, 50] = 1e30  # whose power overflows
+    train(trainer, batches[1:2])
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    dump = read_dump(path)
+    replay = Replay(dump, read_state(path, dump["state"]))
+    assert replay.reproduction(replay.run(stats=True)) == "bit_equal"
