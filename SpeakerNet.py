@@ -165,10 +165,10 @@ class ModelTrainer:
                 self.require_a_step()
                 self.finish_epoch()
             if progress.epoch % self.config.test_interval == 0 or progress.epoch == self.config.max_epoch:
-                self.saver.last()
+                self.saver.last(soon=True)
                 self.evaluate()
             progress.begin_epoch(progress.epoch + 1)
-            self.saver.last()
+            self.saver.last(soon=progress.epoch <= self.config.max_epoch)
             self.stop_early()
 
     def train_epoch(self):
@@ -440,7 +440,7 @@ class ModelTrainer:
         if found:
             self.file_events.share()
         if due or number or self.file_events.too_many():
-            self.saver.last()
+            self.saver.last(soon=not number and not self.file_events.too_many())
             self.loader.restarted = False
         if self.file_events.too_many():
             raise Finished([self.file_events.verdict()], 2)
@@ -448,8 +448,9 @@ class ModelTrainer:
             raise Interrupted(number)
 
     def close(self):
-        """End the loader processes and finish writing dumps."""
+        """End the loader processes and finish writing dumps and checkpoints."""
         self.incidents.writer.close()
+        self.saver.close()
         self.loader = self.evaluator.loader = None
 
     def print(self, text: str):

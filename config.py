@@ -178,6 +178,7 @@ class EvaluationAndSaving:
     max_nan_score_pct: float = key(5.0, "non-finite scores above which an evaluation fails", unit="%", low=0, high=100)
     save_interval_steps: int = key(0, "steps between saves of model/last.model inside an epoch, 0 is off", low=0)
     save_interval_minutes: float = key(0.0, "minutes between saves inside an epoch, 0 is off", low=0)
+    keep_checkpoints: int = key(0, "newest model0*.model of evaluated epochs that are kept, 0 keeps all", low=0)
 # fmt: on
 
 

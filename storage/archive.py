@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from storage import seal
+
 MAX_BYTES = 8 << 30  # of a file, and of all its tensors together
 MAX_PICKLE = 32 << 20  # bytes of data.pkl, which holds everything but the tensors' values
 MAX_VALUES = 4_000_000  # names, numbers and containers; a dump of 10,000 rows has 500,000
@@ -63,7 +65,10 @@ def check_archive(file, size: int, rehearsal=None):
         raise Refusal(f"is in torch.save's format from before 2020; convert it: {CONVERT}")
     if begin[:4] != b"PK\3\4":
         raise Refusal("not a zip archive of torch.save")
-    count = _check_end(file, size)
+    sealed = seal.seal_of(file, size)
+    if sealed and not seal.is_whole(file, size):
+        raise Refusal("damaged: its content does not fit its SHA-256")
+    count = _check_end(file, size, seal.COMMENT if sealed else 0)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len(entries) != count:
@@ -75,21 +80,23 @@ def check_archive(file, size: int, rehearsal=None):
         if data is None:
             raise Refusal("has no data.pkl, so torch.save did not write it")
         (rehearsal or Rehearsal)(sizes).run(archive.read(data))
-        damaged = archive.testzip()  # torch does not compare checksums: a flipped bit of a sample would be replayed
+        # torch does not compare checksums: a flipped bit of a sample would be replayed.
+        damaged = None if sealed else archive.testzip()
         if damaged:
             raise Refusal(f"damaged: entry '{damaged}' does not fit its checksum")
 
 
-def _check_end(file, size: int) -> int:
-    """Check the end records of a zip file and return how many entries they promise.
+def _check_end(file, size: int, comment: int = 0) -> int:
+    """Check the end records of a zip file with ``comment`` bytes behind them; returns how many entries they promise.
 
     They must close the file and lie right behind the directory. Only then do zipfile, which checks the entries, and
     torch, which loads them, find the same directory: an archive with two of them could show each another content.
     """
+    size -= comment
     file.seek(max(0, size - 98))
-    tail = file.read(98).rjust(98, b"\0")
-    mark, *_, count, length, start, comment = struct.unpack("<4s4H2LH", tail[-22:])
-    if mark != b"PK\5\6" or comment:
+    tail = file.read(min(size, 98)).rjust(98, b"\0")
+    mark, *_, count, length, start, said = struct.unpack("<4s4H2LH", tail[-22:])
+    if mark != b"PK\5\6" or said != comment:
         raise Refusal("damaged: the end of the archive is missing, perhaps it is cut short")
     end = size - 22
     mark, _, place, _ = struct.unpack("<4sLQL", tail[-42:-22])

@@ -1,12 +1,13 @@
 """Read checkpoints, those of other trainers too, and everything else that goes into one."""
 
+import errno
 import os
 import zipfile
 
 import torch
 
 from errors import UsageError, first_line
-from storage import interop
+from storage import interop, safetensors_file
 from storage.archive import Refusal, check_checkpoint
 
 FORMAT_VERSION = 1
@@ -14,21 +15,34 @@ MODEL, LOSS = "__S__.", "__L__."
 WRAPPERS = ("module.", "_orig_mod.")
 
 
+class Damaged(UsageError):
+    """The bytes of a checkpoint are not those that were written."""
+
+
 def load(path) -> dict:
-    """Read a checkpoint with restricted loading; UsageError if it is missing, damaged, none or newer."""
+    """Read a checkpoint with restricted loading; UsageError if it is missing, none or newer, Damaged if it is cut."""
+    if str(path).endswith(safetensors_file.ENDING):
+        return _of_our_format(safetensors_file.load(path), path)
     try:
         with open(path, "rb") as file:
             check_checkpoint(file, os.fstat(file.fileno()).st_size)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
+        kind = Damaged if error.errno == errno.EIO else UsageError
+        raise kind(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
     except Refusal as refusal:
+        if str(refusal).startswith(("damaged", "is empty", "not a zip")):
+            raise Damaged(f"{path}: {refusal}") from refusal
         raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {refusal}") from refusal
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: damaged, or not a checkpoint: {first_line(error)}") from error
+        raise Damaged(f"{path}: damaged, or not a checkpoint: {first_line(error)}") from error
     except Exception as error:  # torch passes on what its unpickler raises, of no common class
         raise UsageError(f"{path}: not a checkpoint that restricted loading accepts: {_refusal(error)}") from error
+    return _of_our_format(state, path)
+
+
+def _of_our_format(state, path) -> dict:
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, not a state dictionary")
     version = state.get("format_version")

@@ -50,9 +50,16 @@ def replacing(path, mode: int = 0o666):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacement(path, mode: int = 0o666):
+    """A new binary file that takes the place of ``path`` as ``replacing`` says."""
+    with replacing(path, mode) as temporary, open(temporary, "wb+") as f:
+        yield f
+
+
 def write_atomically(path, content, mode: int = 0o666):
     """Write bytes as ``replacing`` does."""
-    with replacing(path, mode) as temporary, open(temporary, "wb") as f:
+    with replacement(path, mode) as f:
         f.write(content)
 
 
@@ -60,7 +67,7 @@ def save_atomically(value, path, mode: int = 0o666):
     """Write a value by torch.save as ``replacing`` does."""
     import torch  # most callers of this module do without
 
-    with replacing(path, mode) as temporary, open(temporary, "wb") as f:
+    with replacement(path, mode) as f:
         torch.save(value, f)
 
 

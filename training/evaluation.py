@@ -262,10 +262,10 @@ class Evaluator:
         for old in sorted({path for path in folder.glob("*.txt") if own.fullmatch(path.name)} - set(written)):
             writes.remove(old)
 
-    def keep_best(self, files, weights: dict, result: dict):
-        """Write model_best.calibration of the evaluated weights, and the pictures."""
+    def keep_best(self, files, weights: dict, result: dict, write):
+        """Write model_best.calibration of the evaluated weights by ``write(path, bytes)``, and the pictures."""
         made = self.calibration(weights, result)
-        self.write_calibration(files.model / "model_best.calibration", made, files.writes.write_bytes)
+        self.write_calibration(files.model / "model_best.calibration", made, write)
         if self.config.score_mode != "cosine":
             self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py: {other_scores(self.config)}"
         for path in self.draw(files.result, result, files.writes):

@@ -5,7 +5,44 @@ import shlex
 from pathlib import Path
 
 from errors import UsageError
-from storage import checkpoint
+from storage import checkpoint, seal
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from: last.model, else the one of the newest epoch, None if there is neither."""
+    last = folder / "last.model"
+    return last if last.is_file() else max(folder.glob("model0*.model"), default=None)
+
+
+def newest_whole(folder: Path, log) -> Path | None:
+    """The checkpoint to go on from as ``newest`` has it; a damaged last.model gives way to the state saved before it.
+
+    ``log`` is told of both. If that is damaged too, or there is none, it is the damaged one, for the caller to refuse.
+    """
+    path = newest(folder)
+    if path is None or path.name != "last.model":
+        return path
+    why, previous = damage_of(path), seal.previous_of(path)
+    if not why or damage_of(previous):
+        return path
+    log(f"WARNING: {why}; the run goes on from {previous}, the state that was saved before it")
+    return previous
+
+
+def damage_of(path: Path) -> str:
+    """What is damaged about a checkpoint, in a line with its name; '' if nothing is."""
+    try:
+        with open(path, "rb") as file:
+            if seal.is_whole(file, os.fstat(file.fileno()).st_size):
+                return ""
+        checkpoint.load(path)
+    except checkpoint.Damaged as damage:
+        return str(damage)
+    except OSError as error:
+        return f"{path}: cannot read the checkpoint: {error.strerror or error}"
+    except UsageError:  # of a newer version, say: the caller says so
+        return ""
+    return ""
 
 
 def sound_state(path, nonfinite_by_design=()) -> dict:
@@ -39,8 +76,9 @@ def sound_or_offered(path, nonfinite_by_design=()) -> dict:
 
 def offer(path: Path, nonfinite_by_design=()) -> str:
     """Say what to do about a checkpoint that cannot be used, with the newest sound one of its folder."""
-    others = [*sorted(path.parent.glob("model0*.model"), reverse=True), path.with_name("model_best.model")]
-    for other in others:
+    previous = [seal.previous_of(path)] if path.name == "last.model" else []
+    epochs = sorted(path.parent.glob("model0*.model"), reverse=True)
+    for other in [*previous, *epochs, path.with_name("model_best.model")]:
         try:
             found = other != path and is_full(sound_state(other, nonfinite_by_design))
         except UsageError:  # not there, or no better

@@ -12,7 +12,7 @@ from storage import checkpoint
 from training.generators import generator_state, restore_generators
 from training.progress import new_best
 from training.protocol import differences
-from training.restart import is_full, sound_or_offered
+from training.restart import is_full, newest_whole, sound_or_offered
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
@@ -73,7 +73,7 @@ class RunState:
 
     def resume(self) -> Path | None:
         """Continue from model/last.model, else from the newest model0*.model; returns its path, None without one."""
-        path = self.ranks.from_main(newest(self.files.model))
+        path = self.ranks.from_main(newest_whole(self.files.model, self.log) if self.ranks.main else None)
         if path is None:
             return None
         state = sound_or_offered(path, self.step.buffers.nonfinite_by_design)
@@ -215,12 +215,6 @@ class RunState:
         self.progress.epoch = int(number) + 1
         weights = f"with the weights of {path}; optimizer and schedule start fresh"
         self.log(f"continuing at epoch {self.progress.epoch} {weights}")
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from: last.model, else the one of the newest epoch, None if there is neither."""
-    last = folder / "last.model"
-    return last if last.is_file() else max(folder.glob("model0*.model"), default=None)
 
 
 def own_part(parts, ranks) -> dict:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import trainSpeakerNet
+from storage import checkpoint
 from storage.files import save_atomically
 
 
@@ -40,7 +41,22 @@ SPOILED = {
     spoil_weight: r"1 tensors are not finite (__S__.linear.bias)",
     spoil_buffer: "running_var)",
     spoil_moment: "1 tensors are not finite (optimizer.3.exp_avg)",
-    None: "damaged",
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGED = {
+    cut: "damaged: the end of the archive is missing",
+    flip_a_bit: "damaged: its content does not fit its SHA-256",
 }
 
 
@@ -59,31 +75,54 @@ def run_of_two_epochs(settings, finished, tmp_path):
     return {**finished["settings"], "save_path": settings["save_path"]}
 
 
-@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__ if spoil else "cut")
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
 def test_a_spoiled_last_model_is_refused_and_what_is_offered_works(settings, finished, tmp_path, capsys, spoil):
     settings = run_of_two_epochs(settings, finished, tmp_path)
     before, _ = epochs_of(settings), capsys.readouterr()
     last = Path(settings["save_path"], "model", "last.model")
-    if spoil:
-        state = torch.load(last, weights_only=True)
-        spoil(state)
-        save_atomically(state, last)
-        best = torch.load(last.with_name("model000000002.model"), weights_only=True)
-        spoil(best)  # the newest one is no better: the one before it is offered
-        save_atomically(best, last.with_name("model000000002.model"))
-    else:
-        last.write_bytes(last.read_bytes()[:5000])
+    state = torch.load(last, weights_only=True)
+    spoil(state)
+    save_atomically(state, last)
+    offered = last.with_name("last_previous.model")
+    if spoil is spoil_moment:  # the one before is no better, nor is the newest of an epoch
+        save_atomically(state, offered)
+        save_atomically(state, last.with_name("model000000002.model"))
+        offered = last.with_name("model000000001.model")
     assert trainSpeakerNet.main(arguments(settings)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{last}: ") and SPOILED[spoil] in line
-    newest = last.with_name(f"model00000000{1 if spoil else 2}.model")
-    assert f"the newest sound one is {newest}: 'cp " in line
-    if spoil in (spoil_weight, spoil_buffer):  # the same follows as for a moment
+    assert f"the newest sound one is {offered}: 'cp " in line
+    if spoil is spoil_buffer:  # the same follows as for a weight
         return
     subprocess.run(shlex.split(line.split("'")[1]), check=True)
     assert trainSpeakerNet.main(arguments(settings)) == 0
     assert f"resuming from {last}" in capsys.readouterr().out
     assert epochs_of(settings) == before  # the second epoch again, with the same loss; the first evaluation not again
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: damage.__name__)
+def test_a_damaged_last_model_gives_way_to_the_one_before_it_and_both_are_named(
+    settings, finished, tmp_path, capsys, damage
+):
+    settings = run_of_two_epochs(settings, finished, tmp_path)
+    before, _ = epochs_of(settings), capsys.readouterr()
+    last = Path(settings["save_path"], "model", "last.model")
+    previous, sound = last.with_name("last_previous.model"), last.read_bytes()
+    damage(last)
+    assert trainSpeakerNet.main(arguments(settings)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"WARNING: {last}: {DAMAGED[damage]}" in next(line for line in lines if str(previous) in line)
+    assert any(line.startswith(f"resuming from {previous}") for line in lines)
+    assert epochs_of(settings) == before
+    assert checkpoint.load(last)["epoch"] == 3 and checkpoint.load(previous)["epoch"] == 2  # not the damaged one
+    last.write_bytes(sound)
+    damage(last)
+    damage(previous)
+    assert trainSpeakerNet.main(arguments(settings)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith(f"{last}: damaged") and "the newest sound one is" in line and "model000000002.model: '" in line
+    )
 
 
 def test_a_run_without_last_model_goes_on_with_optimizer_and_schedule(settings, finished, tmp_path, capsys):

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from errors import UsageError
+from storage import checkpoint
 
 
 def load(path):
@@ -91,6 +92,11 @@ def test_files_of_a_run(finished):
     names = {p.name for p in (run / "model").iterdir()}
     assert {f"model{e:09d}.{end}" for e in (1, 2, 3) for end in ("model", "eer")} <= names
     assert {"model_best.model", "model_best.eer", "model_best.threshold", "last.model"} <= names
+    assert {"model_best.safetensors", "model_best.calibration", "last_previous.model"} <= names
+    best = load(run / "model" / "model_best.model")
+    weights = checkpoint.load(run / "model" / "model_best.safetensors")
+    equal(weights["model_state_dict"], best["model_state_dict"])
+    assert (weights["config"], weights["epoch"]) == (best["config"], best["epoch"])
     state = load(run / "model" / "model000000003.model")
     assert {*PARTS, "sampler_state", "config", "format_version"} <= state.keys() and state["epoch"] == 3
     assert {name[:6] for name in state["model_state_dict"]} == {"__S__.", "__L__."}

@@ -7,6 +7,7 @@ import trainSpeakerNet
 from errors import UsageError
 from settings.reader import to_yaml
 from speaker_model import load_model
+from storage import checkpoint, safetensors_file
 from training.start import configure
 
 OF_THE_MODEL = ("model", "channels", "aggregate", "n_mels", "nOut", "input_norm")
@@ -34,6 +35,21 @@ def test_evaluation_takes_what_makes_an_embedding_from_the_checkpoint(trained, t
     assert note.startswith(f"taken from {path}: ") and "n_mels: 24" in note and "global_context" not in note
     assert trainSpeakerNet.main(words(keys, eval=True)) == 0
     assert "EER" in capsys.readouterr().out
+
+
+def test_safetensors_start_a_run_as_the_checkpoint_does(trained, tools):
+    path, keys = trained
+    file = path.with_suffix(".safetensors")
+    file.write_bytes(safetensors_file.encoded(checkpoint.load(path)))
+    config, _, notes, _ = configure(words(keys, initial_model=file))
+    assert config.channels == 8 and notes[0].startswith(f"taken from {file}: ")
+    trainer, before = tools.build(keys, initial_model=file), torch.load(path, weights_only=True)
+    trainer.begin()
+    after = trainer.network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before["model_state_dict"].items())
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UsageError, match=r"last.safetensors: damaged, or not a safetensors file: "):
+        checkpoint.load(file)
 
 
 @pytest.mark.parametrize("more", [{"eval": True}, {}], ids=["evaluation", "fine-tuning"])

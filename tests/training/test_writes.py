@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from programs import ROOT
 
 import trainSpeakerNet
 from SpeakerNet import ModelTrainer
-from storage import checkpoint, files
+from storage import checkpoint, files, seal
 from storage.files import GrowingFile, WriteError, save_atomically, write_atomically
+from storage.seal import save_sealed
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_the_best_model_of_a_full_disk_is_written_when_there_is_room(settings, d
     disk.full = True
     trainer.evaluate()
     weights = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    assert not list(trainer.files.model.iterdir()) and len(trainer.saver.unsaved()) == 2
+    assert len(trainer.saver.unsaved()) == 2 and not list(trainer.files.model.iterdir())
     disk.full = False
     for parameter in trainer.step.parameters:
         parameter.data.zero_()  # training goes on meanwhile
@@ -157,6 +159,54 @@ def test_only_the_newest_epoch_waits_in_memory(settings, disk, tools, capsys):
         trainer.saver.evaluated(trainer.progress.epoch, {"failed": "a test"}, trainer.evaluator, False)
     assert [os.path.basename(path) for path in trainer.saver.unsaved()] == ["model000000003.model"]
     assert "model000000001.model: given up" in capsys.readouterr().out
+
+
+def test_training_goes_on_while_a_state_is_written_as_it_was(settings, tools, monkeypatch):
+    trainer, slow_disk, began = tools.build(settings, save_interval_steps=1), threading.Event(), threading.Event()
+    sealed = seal.save_sealed
+
+    def slow(value, path, **more):
+        began.set()
+        assert slow_disk.wait(60)
+        sealed(value, path, **more)
+
+    monkeypatch.setattr(seal, "save_sealed", slow)
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.progress.step = 1
+    trainer.save_if_due()
+    assert began.wait(60)
+    with torch.no_grad():
+        for parameter in trainer.step.parameters:
+            parameter.zero_()
+    trainer.progress.totals["loss"] = 5.0
+    trainer.progress.step = 3
+    assert not trainer.saver.due(3)  # one at a time
+    slow_disk.set()
+    trainer.saver.settle(wait=True)
+    saved = checkpoint.load(trainer.files.model / "last.model")
+    assert all(torch.equal(before[name], saved["model_state_dict"][name]) for name in before)
+    assert (saved["step"], saved["totals"]["loss"]) == (1, 0.0) and trainer.saver.due(3)
+    trainer.close()
+    assert not trainer.saver.unsaved()
+
+
+def test_a_file_that_is_not_read_back_as_it_was_written_takes_no_place(tmp_path, monkeypatch):
+    path = tmp_path / "last.model"
+    save_sealed({"a": 1}, path)
+    monkeypatch.setattr(seal, "is_whole", lambda *file: False)
+    with pytest.raises(WriteError, match=r"last.model: cannot be written: it is not read back .* is the disk sound\?"):
+        save_sealed({"a": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"a": 1} and os.listdir(tmp_path) == ["last.model"]
+
+
+def test_keep_checkpoints_leaves_the_newest_epochs(settings, tools):
+    trainer = tools.build(settings, keep_checkpoints=2)
+    for epoch in (8, 9, 10, 11):
+        trainer.saver.evaluated(epoch, {"failed": "a test"}, trainer.evaluator, False)
+    trainer.saver.settle(wait=True)
+    kept = {f"model0000000{epoch}.{ending}" for epoch in (10, 11) for ending in ("eer", "model")}
+    assert set(os.listdir(trainer.files.model)) == kept
 
 
 def test_lines_that_could_not_be_written_follow_whole_and_in_order(disk, tmp_path):
