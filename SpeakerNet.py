@@ -117,6 +117,7 @@ class ModelTrainer:
             scheduler_unit=self.scheduler_unit,
             average=self.average,
             progress=self.progress,
+            sampler=sampler,
             incidents=self.incidents,
             file_events=self.file_events,
             protocol=protocol_of(config),
@@ -175,7 +176,7 @@ class ModelTrainer:
         """Train on the batches of the epoch that are left."""
         progress, window = self.progress, []
         self.enter_epoch()
-        self.sampler.set_position(progress.epoch, progress.batch)
+        self.sampler.set_position(progress.epoch, progress.batch, progress.dealt)
         progress.window.accepted = 0
         waiting = time.perf_counter()
         self.display.begin(hidden=not self.ranks.main or not sys.stderr.isatty())

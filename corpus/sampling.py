@@ -31,6 +31,11 @@ class SpeakerBatchSampler:
     weight of a list multiplies them; the utterances of one that is given more than it has come again, as other crops.
     A share that is no whole number is rounded up in some epochs and down in others, at random, so that every epoch has
     the same number of rows.
+
+    An epoch that was begun with other sizes of batches goes on with the rows that are left of it: ``dealt`` says how it
+    was dealt before, [(batches, batches of these that are done)], and the rest is dealt again over batches of this
+    sampler's size. They are the last ones of the epoch's ``batches``, so that a position is about the same share of an
+    epoch as before.
     """
 
     VERSION = 2  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
@@ -42,11 +47,11 @@ class SpeakerBatchSampler:
         self.units = Units(dataset)
         shares = self._shares(config.sampling)
         rows = np.add.reduceat(shares, self.units.speaker_starts)
+        self.wanted, self.batch_size = shares, config.batch_size
         self.batches = self._count_batches(rows, config.batch_size)
-        self.shares = self._limited(shares, self.batches) if distinct else shares
-        self.rows = whole(self.shares.sum())  # of an epoch, over all processes
+        self.rows = whole(self._shares_of(self.batches).sum())  # of an epoch, over all processes
         self.surplus = whole(rows.sum()) - self.rows
-        self.epoch, self.first = 1, 0
+        self.epoch, self.first, self.dealt = 1, 0, ()
 
     def _shares(self, sampling: str) -> np.ndarray:
         """Rows that each unit has in an epoch, on average."""
@@ -57,6 +62,10 @@ class SpeakerBatchSampler:
         if sampling == "count":
             shares = strength  # and not what rounding leaves of it
         return self._limited(shares, most)
+
+    def _shares_of(self, batches: int) -> np.ndarray:
+        """Rows that each unit has in an epoch of so many batches, on average."""
+        return self._limited(self.wanted, batches) if self.distinct else self.wanted
 
     def _limited(self, shares: np.ndarray, most: int) -> np.ndarray:
         """The shares with no more than ``most`` rows of a speaker."""
@@ -84,40 +93,71 @@ class SpeakerBatchSampler:
             )
         return batches
 
-    def set_position(self, epoch: int, first: int = 0):
-        """Choose the epoch, and the batch to begin with."""
-        self.epoch, self.first = epoch, first
+    def set_position(self, epoch: int, first: int = 0, dealt=()):
+        """Choose the epoch, the batch to begin with, and how the epoch was ``dealt`` before."""
+        self.epoch, self.first, self.dealt = epoch, first, dealt
 
     def __len__(self):
         return self.batches
 
     def __iter__(self):
-        plan = self.plan(self.epoch)
+        plan = self.plan(self.epoch, self.dealt)
+        before = self.batches - len(plan)  # in the place of batches that were dealt before
         for batch in range(self.first, self.batches):
-            yield [(self.epoch, row) for row in plan.rows(batch, self.rank, self.world)]
+            yield [(self.epoch, row) for row in plan.rows(batch - before, self.rank, self.world)]
 
-    def plan(self, epoch: int) -> "Plan":
-        """All batches of an epoch, each a list of rows ((utterance, copy), ...)."""
+    def plan(self, epoch: int, dealt=()) -> "Plan":
+        """All batches of an epoch, each a list of rows ((utterance, copy), ...); of one that was dealt, those left."""
         rng = np.random.default_rng([self.seed, epoch])
-        unit, number = self._rows(rng)
-        batches = _deal(self.units.speakers[unit], self.batches, rng)
+        first = dealt[0][0] if dealt else self.batches
+        unit, number = self._rows(self._shares_of(first), rng)
+        speakers = self.units.speakers[unit]
+        batches = _deal(speakers, first, rng)
         utterances, copies = self._utterances(unit, number, rng)
-        return Plan(utterances, copies, batches)
+        left_out = 0
+        for turn, (_, done) in enumerate(dealt):
+            left = np.sort(batches[:, done:], axis=None)
+            left = left[left >= 0]
+            size = dealt[turn + 1][0] if turn + 1 < len(dealt) else self._count_left(speakers[left])
+            kept = left[_number_in_run(speakers[left]) < size] if self.distinct or not size else left
+            left_out = len(left) - len(kept)
+            again = _deal(speakers[kept], size, np.random.default_rng([self.seed, epoch, turn]))
+            batches = np.where(again >= 0, kept[again], -1) if len(kept) else again
+        return Plan(utterances, copies, batches, left_out)
 
-    def _rows(self, rng) -> tuple[np.ndarray, np.ndarray]:
-        """The unit of each row of an epoch, speaker by speaker in random order, and its number within the unit."""
-        units = self.units
+    def _count_left(self, speakers: np.ndarray) -> int:
+        """Batches for rows that are left of an epoch, each of ``speakers`` (rows,); 0 if they are too few for one."""
+        runs = _number_in_run(speakers) + 1
+        batches = -(-len(speakers) // (self.batch_size * self.world))
+        if self.distinct and len(runs):
+            batches = max(batches, int(runs.max()))
+        batches = min(batches, self.batches)
+
+        def smallest():
+            used = int((runs <= batches).sum()) if self.distinct else len(speakers)
+            return used // batches // self.world
+
+        while batches and smallest() < 2:
+            batches -= 1
+        return batches
+
+    def _rows(self, shares: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
+        """The unit of each row of an epoch, speaker by speaker in random order, and its number within the unit.
+
+        ``shares``: rows of each unit.
+        """
+        units, rows = self.units, whole(shares.sum())
         place = rng.permutation(len(units.speaker_starts))
         order = np.argsort(place[units.speakers], kind="stable")
-        shares = self.shares[order]
+        shares = shares[order]
         edges = np.cumsum(shares)
-        edges *= self.rows / edges[-1]  # which is 1 if the shares are whole numbers
+        edges *= rows / edges[-1]  # which is 1 if the shares are whole numbers
         shift = rng.random() if (shares % 1).any() else 0.0
-        edges = np.minimum(np.floor(edges + shift), self.rows)
-        edges[-1] = self.rows
+        edges = np.minimum(np.floor(edges + shift), rows)
+        edges[-1] = rows
         counts = np.diff(edges, prepend=0.0).astype(np.int64)
         starts = np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
-        return np.repeat(order.astype(np.int32), counts), np.arange(self.rows, dtype=np.int32) - starts
+        return np.repeat(order.astype(np.int32), counts), np.arange(rows, dtype=np.int32) - starts
 
     def _utterances(self, unit, number, rng) -> tuple[np.ndarray, np.ndarray]:
         """Utterances and copies (rows, per_row) of each row: a unit's utterances in random order, round and round."""
@@ -172,10 +212,18 @@ class Units:
 
 
 class Plan:
-    """The batches of an epoch, as arrays; a sequence of lists of rows ((utterance, copy), ...)."""
+    """The batches of an epoch, as arrays; a sequence of lists of rows ((utterance, copy), ...).
 
-    def __init__(self, utterances: np.ndarray, copies: np.ndarray, batches: np.ndarray):
-        self.utterances, self.copies, self.batches = utterances, copies, batches
+    ``left_out``: rows of an epoch that was dealt again that wait for another one.
+    """
+
+    def __init__(self, utterances: np.ndarray, copies: np.ndarray, batches: np.ndarray, left_out: int = 0):
+        self.utterances, self.copies, self.batches, self.left_out = utterances, copies, batches, left_out
+
+    @property
+    def size(self) -> int:
+        """Rows of all batches."""
+        return int((self.batches >= 0).sum())
 
     def __len__(self):
         return self.batches.shape[1]
@@ -198,6 +246,12 @@ class Plan:
         ]
 
 
+def _number_in_run(speakers: np.ndarray) -> np.ndarray:
+    """The number of each row within its speaker's, where equal ``speakers`` (rows,) stand side by side."""
+    begins = np.flatnonzero(np.diff(speakers, prepend=-1))
+    return np.arange(len(speakers)) - np.repeat(begins, np.diff(begins, append=len(speakers)))
+
+
 def _deal(speakers: np.ndarray, batches: int, rng) -> np.ndarray:
     """Deal rows, each of ``speakers`` (rows,), equal ones side by side: (rounds, batches) row numbers, -1 for none.
 
@@ -205,7 +259,7 @@ def _deal(speakers: np.ndarray, batches: int, rng) -> np.ndarray:
     to a later one gets the batches there that it had not in its first round.
     """
     rows = len(speakers)
-    rounds = -(-rows // batches)
+    rounds = -(-rows // max(batches, 1))
     dealt = np.full((rounds, batches), -1, np.int32)
     order = np.empty((rounds, batches), np.int32)
     begins = np.flatnonzero(np.diff(speakers, prepend=-1))  # first row of each speaker

@@ -7,6 +7,7 @@ from config import Config
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")
+SIZES = {"batch_size", "gradient_accumulation_steps", "world"}  # what changes no row of an epoch, but who has it when
 NAMES = {"world": "processes", "list": "the train list", "version": "the order of rows"}
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum", "base_momentum")
 
@@ -84,6 +85,9 @@ class Progress:
         """Go to the start of an epoch."""
         self.epoch, self.batch = epoch, 0  # batches drawn in the epoch
         self.trained = False  # whether all of them are done
+        # An epoch that was begun with batches of other sizes: [(batches, how many of them are done)] of each dealing
+        # before, and the number of the first batch of the present one.
+        self.dealt, self.begun = [], 0
         self.totals = new_totals()
         self.window.close()
 
@@ -125,6 +129,7 @@ class Progress:
         batch = self.window.position(self.batch)
         refused = [number for number in self.window.refused if number > batch]
         place = {"epoch": self.epoch, "batch": batch, "trained": self.trained, "refused": refused}
+        place |= {"dealt": [list(dealing) for dealing in self.dealt], "begun": self.begun}
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -135,53 +140,76 @@ class Progress:
             "sampler_state": {**place, "plan": dict(self.plan)},
         }
 
-    def load_state_dict(self, state: dict):
-        """Go to the saved place. Under the same plan the very next batch follows.
+    def load_state_dict(self, state: dict, sampler=None) -> str:
+        """Go to the saved place; returns what the batches to come are to those of the run before.
 
-        Under another one the epoch goes on at the same share of its batches: see ``changes_of_plan``.
+        'equal': the very next batch follows. 'divided': it does, divided in another way over processes or steps.
+        'dealt again': the rows that are left of the epoch follow, each once, in other batches of the ``sampler``.
+        'share': other rows follow, from the same share of the epoch on.
         """
         place = state["sampler_state"]
         self.step, self.best, self.totals = state["step"], state["best"], state["totals"]
         self.nonfinite_in_a_row, self.first_loss = state["nonfinite_in_a_row"], state.get("first_loss")
         self.epoch, self.batch, self.trained = place["epoch"], place["batch"], place["trained"]
+        self.dealt, self.begun = [tuple(dealing) for dealing in place.get("dealt", ())], place.get("begun", 0)
         self.window = Window(refused=list(place.get("refused", [])))
-        if self.changes_of_plan(state):
-            before = self.plan_before(state)
+        before, differing = self.plan_before(state), self.differing(state)
+        kind = "equal"
+        if differing and set(differing) <= SIZES and sampler is not None and "batches" in before:
+            kind = self.deal_again(before["batches"], sampler)
+        elif differing:
+            kind = "share"
             batches = before.get("batches") or -(-self.plan["rows"] // (before["batch_size"] * before["world"]))
+            self.dealt, self.begun, self.window = [], 0, Window()
             self.batch = int(min(place["batch"] / batches, 1.0) * self.batches)
-            self.window.close()
         if state.get("evaluated"):  # the checkpoint of an evaluation: the next epoch follows
             self.begin_epoch(self.epoch + 1)
+        return kind
+
+    def deal_again(self, batches: int, sampler) -> str:
+        """Go to the saved place under another size of batches; ``batches``: those of an epoch before."""
+        of, done = batches - self.begun, self.batch - self.begun  # of the dealing that the state was saved in
+        whole_epoch = self.trained or not (done or self.dealt)
+        history = self.dealt
+        if not whole_epoch and len(sampler.plan(self.epoch, history)) != of:
+            history = [*history, (of, done)] if done else history
+        left = self.batches if whole_epoch else len(sampler.plan(self.epoch, history))
+        begun = self.batches - left
+        kind = "divided" if left == of and history == self.dealt else "dealt again"
+        if kind == "dealt again" or begun != self.begun:
+            self.window = Window()  # its numbers are of other batches
+        if self.trained:
+            history, begun, batch = [], 0, self.batches
+        else:
+            batch = begun + (done if kind == "divided" else 0)
+        self.dealt, self.begun, self.batch = history, begun, batch
+        return kind
 
     def plan_before(self, state: dict) -> dict:
         """The plan of a saved state; one without tells of it by its configuration and its number of generators."""
         dealt = {key: state["config"].get(key, self.plan[key]) for key in DEALT_BY}
         return state["sampler_state"].get("plan") or {"world": len(state["rng_state"]), **dealt}
 
+    def differing(self, state: dict) -> list[str]:
+        """In which facts the plan of a saved state differs."""
+        before, now = self.plan_before(state), self.plan
+        return [k for k in (*DEALT_BY, *NAMES) if before.get(k, now[k]) != now[k]]
+
     def changes_of_plan(self, state: dict) -> list[str]:
         """In which facts the plan of a saved state differs, as words ('2 processes before, 1 now')."""
         before, now = self.plan_before(state), self.plan
-        differing = [k for k in (*DEALT_BY, *NAMES) if before.get(k, now[k]) != now[k]]
         untold = ("list", "version")  # what these were tells nothing
         return [
             f"{NAMES[k]} changed" if k in untold else f"{NAMES.get(k, k)} {before[k]} before, {now[k]} now"
-            for k in differing
+            for k in self.differing(state)
         ]
 
-    def describe_change(self, changes: list[str], generators: bool, by_iteration: bool) -> str:
-        """Say in one line what became of the position, the schedule and the generators under another plan."""
-        head = f"the batches are not those of the run before ({'; '.join(changes)})"
-        parts = []
-        if self.batch and not self.trained:
-            share = round(100 * self.batch / self.batches)
-            parts.append(
-                f"epoch {self.epoch} goes on after {share} % of its batches, some rows come twice in it and some never"
-            )
-        if by_iteration:
-            parts.append("the schedule stands at the same share of the run")
-        if not generators:
-            parts.append("the random generators begin from the seed")
-        return f"{head}: {'; '.join(parts)}" if parts else head
+    def other_steps(self, state: dict) -> bool:
+        """Whether an epoch has another number of steps than it had in a saved state, as far as that is known."""
+        before = self.plan_before(state)
+        if "batches" not in before:
+            return bool(self.differing(state))
+        return -(-before["batches"] // before["gradient_accumulation_steps"]) != self.steps_per_epoch
 
     def place_schedule(self, optimizer, scheduler, fresh: list[dict]):
         """Move a new schedule by iteration to where the run is, in its own steps an epoch.

@@ -9,7 +9,8 @@ from errors import UsageError
 from settings import plugins
 from settings.user_code import changed_since
 from storage import checkpoint
-from training.generators import generator_state, restore_generators
+from training import equality
+from training.generators import generator_state, restore_generators, seed_everything
 from training.progress import new_best
 from training.protocol import differences
 from training.restart import is_full, newest_whole, sound_or_offered
@@ -31,6 +32,7 @@ class RunState:
     scheduler_unit: str
     average: Any
     progress: Any
+    sampler: Any
     incidents: Any
     file_events: Any
     protocol: dict
@@ -100,24 +102,33 @@ class RunState:
         """Take over everything but the weights of a full state, and say what has changed since."""
         old = state["config"]
         changed = {k for k, v in self.config.values().items() if k in old and old[k] != v}
-        moved, by_iteration = self.progress.changes_of_plan(state), self.scheduler_unit == "iteration"
-        self.progress.load_state_dict(state)
-        self.restore_optimizer(state, changed, anew=bool(moved) and by_iteration)
+        kind = self.progress.load_state_dict(state, self.sampler)
+        anew = self.scheduler_unit == "iteration" and self.progress.other_steps(state)
+        self.restore_optimizer(state, changed, anew=anew)
         self.step.scaler.load_state_dict(state["scaler_state_dict"])
         self.average.load_state_dict(state.get("ema_state_dict", {}))
         self.file_events.load_state_dict(state.get("file_events", {"known": {}, "reported": []}))
         self.step.module_state.load_state_dict(own_part(state.get("module_state", {}), self.ranks))
         self.incidents.load_state_dict(own_part(state["incidents"], self.ranks))
-        same_world = len(state["rng_state"]) == self.ranks.world
-        if same_world:
+        worlds = len(state["rng_state"]), self.ranks.world
+        if self.ranks.rank < worlds[0]:
             restore_generators(state["rng_state"][self.ranks.rank], self.step.device)
+        else:  # a process that was not there: not the numbers that the first ones of the run had
+            seed_everything(self.config.seed + 1000003 * self.ranks.rank + 7919 * self.progress.step)
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
             self.files.cut_back(state["file_sizes"])
         where = f"batch {progress.batch} of" if progress.batch else "the start of"
         self.log(f"resuming from {path}: {where} epoch {progress.epoch}, step {progress.step}")
-        if moved:
-            self.log(f"  {progress.describe_change(moved, same_world, by_iteration)}")
+        if progress.epoch <= self.config.max_epoch:
+            text = equality.describe(
+                *(kind, progress.changes_of_plan(state), progress),
+                left_out=self.sampler.plan(progress.epoch, progress.dealt).left_out if progress.dealt else 0,
+                anew=anew,
+                worlds=worlds,
+                exact=self.step.device.type == "cpu" or self.config.deterministic,
+            )
+            self.log(f"  {text}")
         for name in sorted(changed - {"config", "preflight"}):
             self.log(f"  {name}: {old[name]} before, {getattr(self.config, name)} now")
         sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)

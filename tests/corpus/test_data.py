@@ -294,6 +294,36 @@ def test_max_seg_per_spk_limits_an_epoch_and_changes_with_it():
     assert len(first) == 24 and first != second
 
 
+@pytest.mark.parametrize("counts", [[6] * 11, [3, 7, 1, 12, 9, 4, 4, 20], [30] * 5])
+@pytest.mark.parametrize("worlds", [(2, 1, 3), (1, 3, 2), (4, 1, 1, 2)])
+def test_each_row_of_an_epoch_comes_once_under_changing_numbers_of_processes(counts, worlds):
+    trained, dealt, whole = [], [], make_sampler(counts, 4, world=worlds[0]).plan(3)
+    for turn, world in enumerate(worlds):
+        samplers = [make_sampler(counts, 4, rank=rank, world=world) for rank in range(world)]
+        left = len(samplers[0].plan(3, dealt))
+        done = left if turn + 1 == len(worlds) else min(turn + 2, left)
+        first = len(samplers[0]) - left
+        for sampler in samplers:
+            sampler.set_position(3, first, dealt)
+        for batch, parts in zip(range(done), zip(*samplers)):
+            sizes = [len(part) for part in parts]
+            assert min(sizes) >= 2 and max(sizes) <= 5 and max(sizes) - min(sizes) <= 1, batch
+            trained += [row for part in parts for epoch, row in part]
+        dealt = [*dealt, (left, done)]
+    waiting = samplers[0].plan(3, dealt[:-1]).left_out
+    assert len(trained) == len(set(trained)) == whole.size - waiting and waiting < 2 * max(worlds)
+
+
+def test_an_epoch_that_is_dealt_again_keeps_the_speakers_of_a_comparing_loss_apart():
+    sampler = make_sampler([12] * 9, 3, per_row=2, distinct=True, world=1)
+    of = len(make_sampler([12] * 9, 3, per_row=2, distinct=True, world=2))
+    for done in range(1, of):
+        plan = sampler.plan(1, [(of, done)])
+        labels = sampler.dataset.labels
+        assert all(len({labels[row[0][0]] for row in batch}) == len(batch) for batch in plan)
+        assert plan.left_out == 0 and plan == sampler.plan(1, [(of, done)])
+
+
 def test_ranks_share_a_batch_without_overlap():
     whole = make_sampler([6] * 10, 8).plan(1)
     parts = [list(make_sampler([6] * 10, 4, rank=r, world=2)) for r in (0, 1)]

@@ -108,18 +108,23 @@ def stopped_in_epoch_2(build, **keys):
     return trainer
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 8}, {"gradient_accumulation_steps": 2}, {"max_seg_per_spk": 3}])
-def test_a_resumed_run_says_that_its_batches_are_others_and_goes_on_at_the_same_share(build, capsys, change):
+def one_line_on(out, words):
+    (line,) = [text for text in out.splitlines() if words in text]
+    return line
+
+
+@pytest.mark.parametrize("change", [{"max_seg_per_spk": 3}, {"nPerSpeaker": 1, "seed": 4}])
+def test_a_resumed_run_says_that_its_rows_are_others_and_goes_on_at_the_same_share(build, capsys, change):
     keys = {"scheduler": "cosine", "lr": 0.01}
     before = stopped_in_epoch_2(build, **keys)
     share = before.progress.batch / len(before.sampler)
     capsys.readouterr()
     again = build(max_epoch=4, **keys, **change)
     assert again.resume()
-    (key, value), out = next(iter(change.items())), capsys.readouterr().out
-    (line,) = [text for text in out.splitlines() if "the batches are not those of the run before" in text]
+    key, value = list(change.items())[-1]
+    line = one_line_on(capsys.readouterr().out, "the batches are not those of the run before")
     assert f"{key} {getattr(before.config, key)} before, {value} now" in line and "some rows come twice" in line
-    assert "the schedule stands at the same share" in line and "generators" not in line
+    assert ("the schedule stands at the same share" in line) == (len(again.sampler) != len(before.sampler))
     assert again.progress.epoch == 2 and again.progress.batch == int(share * len(again.sampler))
     rate = again.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(before.optimizer.param_groups[0]["lr"], rel=0.1)
@@ -127,7 +132,39 @@ def test_a_resumed_run_says_that_its_batches_are_others_and_goes_on_at_the_same_
     assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-4)
 
 
-def test_another_number_of_processes_is_said_and_generators_begin_anew(build, capsys):
+def rows_of(trainer):
+    """All rows of the batches that are left of the epoch at hand."""
+    progress = trainer.progress
+    trainer.sampler.set_position(progress.epoch, progress.batch, progress.dealt)
+    return [row for batch in trainer.sampler for _, row in batch]
+
+
+def test_under_another_size_of_batches_each_row_that_is_left_is_trained_once(build, capsys):
+    before = stopped_in_epoch_2(build, scheduler="cosine", lr=0.01)
+    left = rows_of(before)
+    assert 0 < len(left) < before.sampler.rows
+    for size, accumulation in ((2, 1), (2, 2), (8, 1)):
+        capsys.readouterr()
+        again = build(
+            max_epoch=4, scheduler="cosine", lr=0.01, batch_size=size, gradient_accumulation_steps=accumulation
+        )
+        assert again.resume()
+        out = capsys.readouterr().out
+        assert sorted(rows_of(again)) == sorted(left) and again.progress.batches == len(again.sampler)
+        if (size, accumulation) == (2, 2):
+            assert "the rows of each batch are those of the run before, divided in another way" in out
+        else:
+            assert "the rows that are left of epoch 2 are trained once each" in one_line_on(out, "and not bit-equal")
+        again.train_step(list(again.loader)[: again.progress.accumulation])
+        again.progress.batch += again.progress.accumulation
+        again.saver.last()
+        left = rows_of(again)
+        assert left
+    again.run()
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-4)
+
+
+def test_another_number_of_processes_is_said(build, capsys):
     before = stopped_in_epoch_2(build)
     path = before.files.model / "last.model"
     state = checkpoint.load(path)
@@ -136,8 +173,7 @@ def test_another_number_of_processes_is_said_and_generators_begin_anew(build, ca
     save_atomically(state, path)
     again = build(max_epoch=4)
     assert again.resume()
-    out = capsys.readouterr().out
-    assert "(processes 2 before, 1 now)" in out and "the random generators begin from the seed" in out
+    assert "(processes 2 before, 1 now)" in capsys.readouterr().out
     # A batch of one process is half of one of two.
     assert again.progress.epoch == 2 and again.progress.batch >= before.progress.batch
 
