@@ -25,6 +25,7 @@ from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, check_batch, inject_batch, nan_from_the_start
 from training.file_events import FileEvents
+from training.front_end import with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.profiling import ModuleRanges
@@ -48,7 +49,7 @@ class SpeakerNet(nn.Module):
         super().__init__()
         self.per_row = values["nPerSpeaker"]
         self.trainfunc = values["trainfunc"]
-        self.__S__ = plugins.build("models", values["model"], values)
+        self.__S__ = plugins.build("models", values["model"], with_front_end(values))
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
 
     @property

@@ -122,6 +122,7 @@ class ModelAndLoss:
     trainfunc: str = key("", "file name in loss/")
     nOut: int = key(512, "size of the embedding", low=1)
     encoder_type: str = key("SAP", "temporal pooling of the ResNetSE models, SAP or ASP; of VGGVox TAP or MAX too; of RawNet3 ECA or ASP")
+    frontend: str = key("", "file name in frontend/ that computes the features; empty is the model's own")
     n_mels: int = key(40, "mel filters", low=1)
     log_input: bool = key(False, "take the logarithm of the mel spectrogram (ResNetSE models, VGGVox)")
     sinc_stride: int = key(10, "stride of the filters of raw-waveform models", low=1)
@@ -220,7 +221,10 @@ def _table() -> dict[str, Key]:
 KEYS = _table()
 
 # Keys that a plug-in may use. One that is set and that no chosen plug-in takes is worth a note.
-MODEL_KEYS = set(inspect.get_annotations(ModelAndLoss)) - {"model", "trainfunc"} | {"lr_decay", "weight_decay"}
+MODEL_KEYS = set(inspect.get_annotations(ModelAndLoss)) - {"model", "trainfunc", "frontend"} | {
+    "lr_decay",
+    "weight_decay",
+}
 
 ALIASES = {
     "loss": "trainfunc",

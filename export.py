@@ -89,7 +89,7 @@ def exportable(model, kind: str):
 
     from torch import nn
 
-    from models.frontend import ConvolutionFrontEnd, FrontEnd
+    from frontend.chains import with_convolutions
 
     network = copy.deepcopy(model.network.__S__).cpu().eval()
     own = getattr(network, "frontend", None)
@@ -97,8 +97,8 @@ def exportable(model, kind: str):
         if own is None:
             raise UsageError(f"--input: {model.config.model} has no features; it takes waveforms")
         network.frontend = nn.Identity()
-    elif isinstance(own, FrontEnd):
-        network.frontend = ConvolutionFrontEnd(own)
+    else:
+        network = with_convolutions(network)
     replace_spectrograms(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -109,7 +109,7 @@ def replace_spectrograms(network):
     """Put real convolutions in the place of torchaudio's spectrograms, which plug-ins may hold: ONNX knows no complex
     numbers. One with settings that ``ConvolutionSpectrogram`` lacks is left as it is.
     """
-    from models.frontend import ConvolutionSpectrogram
+    from frontend.chains import ConvolutionSpectrogram
 
     for name, module in list(network.named_modules()):
         kind = type(module)
@@ -156,10 +156,10 @@ def write_onnx(network, model, kind: str, path: Path):
             with without_stdout():  # an exporter that fails prints the whole graph
                 torch.onnx.export(network, (given,), str(path), opset_version=OPSET, dynamo=False, **names)
         except (RuntimeError, TypeError, ValueError) as error:  # its errors carry the whole graph after the first line
-            reason = first_line(error)
-            raise UsageError(
-                f"models/{model.config.model}.py: ONNX cannot hold it: {reason} TorchScript can: --out {path.stem}.pt"
-            ) from error
+            where = f"models/{model.config.model}.py"
+            where += f" with frontend/{model.config.frontend}.py" if model.config.frontend else ""
+            text = f"ONNX cannot hold it: {first_line(error)} TorchScript can: --out {path.stem}.pt"
+            raise UsageError(f"{where}: {text}") from error
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata(model, kind))
     onnx.save(proto, path)
@@ -201,8 +201,8 @@ def metadata(model, kind: str) -> dict[str, str]:
     keys = {"model": model.config.model, "input": kind, "sample_rate": model.sample_rate, "dimension": model.dimension}
     keys |= {
         name: getattr(model.config, name)
-        for name in ("features", "n_mels", "input_norm")
-        if hasattr(model.config, name)
+        for name in ("frontend", "features", "n_mels", "input_norm")
+        if getattr(model.config, name, "") != ""
     }
     return {
         name: str(value) for name, value in {**keys, "identity": model.identity, "torch": torch.__version__}.items()

@@ -29,7 +29,7 @@ from corpus.audio import (
 )
 from errors import UsageError, plural
 from settings import plugins
-from settings.carried import adopted, contradictions, model_settings
+from settings.carried import adopted, contradictions, keys_of_front_end, model_settings
 from settings.command_line import existing_file
 from settings.reader import Setting, read_yaml, resolve
 from storage.identity import identity_of
@@ -300,7 +300,8 @@ def configuration_of(state: dict, path, config: str) -> Config:
     if "model" not in written:
         raise UsageError(f"{where}: names no model")
     model = plugins.declaration("models", str(written["model"].value))
-    elsewhere = plugins.all_keys() - set(model.keys if model else ())
+    chosen = {"frontend": written["frontend"].value} if "frontend" in written else {}
+    elsewhere = plugins.all_keys() - set(model.keys if model else ()) - set(keys_of_front_end(chosen, model))
     written = {name: setting for name, setting in written.items() if name in KEYS or name not in elsewhere}
     written["eval"] = Setting(True, where)
     if not config:  # of plug-ins that were dropped in then and are not here

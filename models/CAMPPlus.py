@@ -127,6 +127,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``m_channels`` is the width of the 2-D head, ``init_channels`` that of the first TDNN layer.
 
@@ -135,5 +136,7 @@ def MainModel(
     """
     if len(blocks) != 3:
         raise ValueError(f"blocks: CAMPPlus has three, got {len(blocks)}")
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return CAMPPlus(nOut, n_mels, m_channels, init_channels, growth_rate, bn_size, tuple(blocks), frontend)

@@ -140,6 +140,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``channels`` is 512 or 1024 in the published results and must be a multiple of 8.
 
@@ -150,5 +151,7 @@ def MainModel(
         raise ValueError(f"channels: ECAPA_TDNN needs a multiple of 8, got {channels}")
     if layout not in LAYOUTS:
         raise ValueError(f"layout: must be one of {', '.join(LAYOUTS)}; got '{layout}'")
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return ECAPA_TDNN(nOut, channels, aggregate, n_mels, global_context, LAYOUTS[layout], frontend)

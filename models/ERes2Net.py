@@ -148,6 +148,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build ERes2Net of ``size`` base, large or huge, or ERes2NetV2 of size V2 or V2_w24s4ep4.
 
@@ -162,6 +163,8 @@ def MainModel(
     if m_channels < least:
         raise ValueError(f"m_channels: ERes2Net of size {size} needs at least {least}, got {m_channels}")
     blocks = tuple(blocks) if any(blocks) else BLOCKS
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     network = ERes2NetV2 if chosen.last_stages_only else ERes2Net
     return network(nOut, chosen, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend)

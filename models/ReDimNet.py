@@ -295,6 +295,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model of ``size`` B0 to B6; published are 60 mel filters for B0, 72 for the others.
 
@@ -308,5 +309,7 @@ def MainModel(
     stride = math.prod(stage[0] for stage in chosen.stages)
     if n_mels % stride:
         raise ValueError(f"n_mels: ReDimNet of size {size} needs a multiple of {stride}, got {n_mels}")
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return ReDimNet(nOut, chosen, channels, n_mels, pooling, two_emb_layer, frontend)

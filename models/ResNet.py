@@ -113,6 +113,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model of ``depth`` 18, 34, 50, 101, 152, 221 or 293; ``m_channels`` is the width of the first stage.
 
@@ -123,5 +124,7 @@ def MainModel(
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
     block, standard = DEPTHS[depth]
     blocks = tuple(blocks) if any(blocks) else standard
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return ResNet(nOut, (block,) * 4, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend)

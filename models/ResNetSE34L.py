@@ -47,9 +47,17 @@ def MainModel(
     input_norm="meanvar",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``encoder_type`` SAP or ASP."""
     frontend = FrontEnd(
-        "voxceleb_trainer", n_mels, input_norm, log_input, False, tuple(spec_augment), sample_rate=sample_rate
+        "voxceleb_trainer",
+        n_mels,
+        input_norm,
+        log_input,
+        False,
+        tuple(spec_augment),
+        sample_rate=sample_rate,
+        plugin=frontend,
     )
     return ResNetSE34L(nOut, encoder_type, tuple(num_filters), frontend)

@@ -48,11 +48,19 @@ def MainModel(
     input_norm="meanvar",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``n_mels`` is a multiple of 8, ``encoder_type`` SAP or ASP."""
     if n_mels % 8:
         raise ValueError(f"n_mels: ResNetSE34V2 needs a multiple of 8, got {n_mels}")
     frontend = FrontEnd(
-        "voxceleb_trainer", n_mels, input_norm, log_input, True, tuple(spec_augment), sample_rate=sample_rate
+        "voxceleb_trainer",
+        n_mels,
+        input_norm,
+        log_input,
+        True,
+        tuple(spec_augment),
+        sample_rate=sample_rate,
+        plugin=frontend,
     )
     return ResNetSE34V2(nOut, encoder_type, n_mels, tuple(num_filters), frontend)

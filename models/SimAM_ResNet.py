@@ -82,6 +82,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model of ``depth`` 34 or 100; ``m_channels`` is the width of the first stage.
 
@@ -90,5 +91,7 @@ def MainModel(
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
     blocks = tuple(blocks) if any(blocks) else DEPTHS[depth]
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return SimAM_ResNet(nOut, blocks, m_channels, n_mels, frontend)

@@ -63,6 +63,7 @@ def MainModel(
     input_norm="meanvar",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``encoder_type`` SAP, TAP, ASP or MAX, ``num_filters`` the width of each convolution."""
     if encoder_type not in ENCODERS:
@@ -73,5 +74,6 @@ def MainModel(
         *(features, n_mels, input_norm, log_input, False, tuple(spec_augment)),
         window_fn=torch.hann_window,
         sample_rate=sample_rate,
+        plugin=frontend,
     )
     return VGGVox(nOut, encoder_type, n_mels, tuple(num_filters), frontend)

@@ -57,6 +57,7 @@ def MainModel(
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
+    frontend=None,
 ):
     """Build the model; ``stats_channels`` is the width that is pooled, ``pooling`` one of models/pooling.py.
 
@@ -65,5 +66,7 @@ def MainModel(
     """
     if embedding_layer not in (1, 2):
         raise ValueError(f"embedding_layer: must be 1 or 2, got {embedding_layer}")
-    frontend = FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate)
+    frontend = FrontEnd(
+        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    )
     return XVector(nOut, n_mels, channels, stats_channels, pooling, embedding_layer, frontend)

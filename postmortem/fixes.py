@@ -275,9 +275,9 @@ def changes_of_code(case, finding, kind, record=None) -> list[dict]:
 def settings_of_plugins(case, finding) -> list[dict]:
     """Try settings of model and loss at their defaults, and the margin at 0.1."""
     trials, config = [], case.config
-    concerned = {"loss": ["loss"], "precision": ["models", "loss"]}.get(finding.cause, ["models"])
-    for folder, chosen in (("models", "model"), ("loss", "trainfunc")):
-        if folder not in concerned:
+    concerned = {"loss": ["loss"], "precision": ["models", "loss"], "frontend": ["models", "frontend"]}
+    for folder, chosen in (("models", "model"), ("frontend", "frontend"), ("loss", "trainfunc")):
+        if folder not in concerned.get(finding.cause, ["models"]):
             continue
         declared = plugins.declaration(folder, str(config.get(chosen, "")))
         for key, default in (declared.keys if declared else {}).items():

@@ -307,7 +307,7 @@ def is_front_end(record: Record, network: nn.Module) -> bool:
     path, site = record.site.module.lower(), record.site
     modules = dict(network.named_modules())
     kind = type(modules[site.module]).__module__ if site.module in modules else ""
-    if kind.startswith("torchaudio") or site.source.startswith("models/frontend.py"):
+    if kind.startswith("torchaudio") or site.source.startswith(("models/frontend.py", "frontend/")):
         return True
     if any(word in text for word in FRONT_END for text in (path, path.replace("_", ""))):
         return True

@@ -71,7 +71,8 @@ class Outcome:
 def changed_sources(dump: dict) -> list[str]:
     """List the plug-in files that differ from the run's: changed, missing, or without a hash in the dump."""
     hashes, config = dump["source_hashes"], dump["config"]
-    needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in plugins.CHOSEN_BY.items()]
+    chosen = [pair for pair in plugins.CHOSEN_BY.items() if pair[0] != "frontend" or config.get("frontend")]
+    needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in chosen]
     return changed_since(hashes, needed, plugins.ROOT)
 
 
@@ -81,7 +82,7 @@ def absurd_setting(config: dict, state: dict) -> str:
     A dump may come from anyone: its configuration must not make the analysis allocate more than the state holds.
     """
     most = max(100_000, sum(t.numel() for t in state["model_state_dict"].values()))
-    for folder in ("models", "loss"):
+    for folder in ("models", "frontend", "loss"):
         declared = plugins.declaration(folder, str(config.get(plugins.CHOSEN_BY[folder])))
         for key in declared.keys if declared else ():
             value = config.get(key, 0)

@@ -111,7 +111,7 @@ def check_schedule(config: Config, say):
 
 
 def plugin_files(config: Config) -> list[Path]:
-    """The files of the chosen plug-ins, and those of models/ and loss/ that they import, in that order."""
+    """The files of the chosen plug-ins, and those of models/, frontend/ and loss/ that they import, in that order."""
     files = []
 
     def visit(path):
@@ -124,11 +124,12 @@ def plugin_files(config: Config) -> list[Path]:
                 modules = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
             for module in modules:
                 parts = module.split(".")
-                if parts[0] in ("models", "loss") and len(parts) == 2:
+                if parts[0] in ("models", "frontend", "loss") and len(parts) == 2:
                     visit(plugins.ROOT / parts[0] / f"{parts[1]}.py")
 
     for folder, key in plugins.CHOSEN_BY.items():
-        visit(plugins.ROOT / folder / f"{getattr(config, key)}.py")
+        if getattr(config, key):
+            visit(plugins.ROOT / folder / f"{getattr(config, key)}.py")
     return files
 
 

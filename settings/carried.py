@@ -5,6 +5,7 @@ from settings import plugins
 from settings.reader import Setting, key_text
 
 DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
+LATER = ("sample_rate", "frontend")  # keys that a checkpoint may be older than: it has their default
 
 
 def model_settings(state: dict, path) -> dict[str, Setting]:
@@ -13,9 +14,15 @@ def model_settings(state: dict, path) -> dict[str, Setting]:
     if not isinstance(carried, dict) or not isinstance(carried.get("model"), str):
         return {}
     model = plugins.declaration("models", carried["model"])
-    names = {"model", "sample_rate"} | set(model.keys if model else ())
-    carried = {"sample_rate": KEYS["sample_rate"].default, **carried}  # of a checkpoint from before there was the key
+    names = {"model", "sample_rate"} | set(model.keys if model else ()) | set(keys_of_front_end(carried, model))
+    carried = {name: KEYS[name].default for name in LATER} | carried
     return {n: Setting(v, str(path)) for n, v in carried.items() if n in names - set(DRAWN_IN_TRAINING_ONLY)}
+
+
+def keys_of_front_end(values: dict, model: plugins.Declaration | None) -> dict:
+    """The keys {name: default} of the front end in use; {} without one, and of a model that takes none."""
+    found = plugins.declaration("frontend", str(values.get("frontend") or ""))
+    return found.keys if found is not None and model is not None and "frontend" in model.keys else {}
 
 
 def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
@@ -36,5 +43,7 @@ def contradictions(resolved: Config, written: dict[str, Setting], theirs: dict[s
         value, trained = getattr(resolved, name, setting.value), setting.value
         if own is not setting and value != (list(trained) if isinstance(trained, tuple) else trained):
             place = key_text(own, name)
-            lines[name] = f"{place}: {value}, but {setting.where} was trained with {trained}; leave {name} out"
+            lines[name] = (
+                f"{place}: {value}, but {setting.where} was trained with {trained or 'none'}; leave {name} out"
+            )
     return {"model": lines["model"]} if "model" in lines else lines

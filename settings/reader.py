@@ -300,7 +300,7 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
     """Find the declaration of the plug-in that a key names, None if none is needed; UsageError if it does not exist."""
     name = values[key]
     if not name:
-        if values["eval"] and folder != "models":
+        if folder == "frontend" or (values["eval"] and folder != "models"):
             return None  # evaluation needs the model's weights only
         raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
     declared = plugins.declaration(folder, name)
@@ -352,9 +352,25 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mis
         place = key_text(written["sample_rate"], "sample_rate") if "sample_rate" in written else "sample_rate"
         only = f"models/{model.path.name} works at {KEYS['sample_rate'].default} Hz only"
         mistakes.add(f"{place}: {rate}, but {only}: its MainModel names no sample_rate; leave it out")
+    if "frontend" in found and model is not None:
+        notes.extend(_unused_by_front_end(values, written, "frontend" in model.keys))
     for name in sorted(MODEL_KEYS & set(written)):
         if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+def _unused_by_front_end(values: dict, written: dict, taken: bool) -> list[str]:
+    """Notes on a front end that the model does not take, or else on the keys of the model that it replaces."""
+    if not taken:
+        own = f"models/{values['model']}.py computes features of its own"
+        return (
+            [f"{_unknown_place(written['frontend'], 'frontend')} is not used: {own}"] if "frontend" in written else []
+        )
+    replaced = [name for name in ("features", "log_input") if name in written]
+    return [
+        f"{_unknown_place(written[name], name)} is not used: the features are those of frontend/{values['frontend']}.py"
+        for name in replaced
+    ]
 
 
 def _take_foreign_keys(values, written, declared: dict, any_missing: bool, notes: list, mistakes: Mistakes) -> bool:
@@ -414,7 +430,7 @@ def _plugin_value(name: str, setting: Setting, default):
 def table_defaults(config: Config, written: dict) -> list[str]:
     """Lines on the keys nobody wrote whose default in the table is not that of the chosen model or loss."""
     lines = []
-    for folder in ("models", "loss"):
+    for folder in ("models", "frontend", "loss"):
         name = getattr(config, plugins.CHOSEN_BY[folder])
         own = plugins.known_declaration(folder, name).keys if name else {}
         differing = [

@@ -5,9 +5,7 @@ import json
 
 from config import KEYS, Config
 from settings import plugins
-from settings.carried import DRAWN_IN_TRAINING_ONLY
-
-LATER = ("sample_rate",)  # keys that came later: an embedding space from before them is that of their default
+from settings.carried import DRAWN_IN_TRAINING_ONLY, LATER, keys_of_front_end
 
 
 def identity_of(weights: dict, config: Config) -> str:
@@ -16,7 +14,8 @@ def identity_of(weights: dict, config: Config) -> str:
     Weights of a loss (``__L__.``) play no part.
     """
     digest = hashlib.sha256()
-    own = plugins.known_declaration("models", config.model).own
+    model = plugins.known_declaration("models", config.model)
+    own = {**model.own, **keys_of_front_end(config.values(), model)}
     keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
     keys = {name: value for name, value in keys.items() if name not in LATER or value != KEYS[name].default}
     digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())

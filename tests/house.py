@@ -19,6 +19,7 @@ LEVELS = {
     "settings": ("settings",),
     "corpus": ("corpus",),
     "plug-ins": ("models", "loss", "optimizer", "scheduler", "augmentation"),
+    "front ends": ("frontend",),
     "ground": ("config", "utils", "errors", "web"),
 }
 # Where a room stands in the picture, from 0 (left) to 10, so that no arrow hides another.

@@ -15,7 +15,7 @@ from samples import SMALL, VALUES
 import embed
 import export
 from config import Config
-from models.frontend import PRESETS, ConvolutionFrontEnd, FrontEnd
+from models.frontend import PRESETS, FrontEnd, with_convolutions
 from settings import plugins
 from settings.command_line import run
 from speaker_model import SpeakerModel
@@ -78,7 +78,7 @@ def test_every_model_exports_at_any_length(name, ending, kind, tmp_path, monkeyp
 def test_a_front_end_of_convolutions_gives_the_same_features(features, norm):
     for more in ({}, {"log_input": False, "preemphasis": features == "voxceleb_trainer"}):
         front = FrontEnd(features, 40, norm, **more).eval()
-        plain = ConvolutionFrontEnd(front)
+        plain = with_convolutions(front)
         for samples in (8000, 12345):
             x = 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(samples))
             assert torch.allclose(plain(x), front(x), atol=1e-3, rtol=1e-4)

@@ -86,7 +86,11 @@ class Incidents(FaultDumps):
 
     def sources(self) -> dict[str, str]:
         """Hashes of the plug-in files in use, and of what they import from the checkout."""
-        chosen = {Path(folder, f"{getattr(self.config, key)}.py") for folder, key in plugins.CHOSEN_BY.items()}
+        chosen = {
+            Path(folder, f"{getattr(self.config, key)}.py")
+            for folder, key in plugins.CHOSEN_BY.items()
+            if getattr(self.config, key)
+        }
         return source_hashes(chosen | imported_user_code(plugins.ROOT))
 
 

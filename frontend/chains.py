@@ -1,0 +1,213 @@
+"""Chains of features of other toolkits. Their filters and windows are their own: no torchaudio."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from config import SAMPLE_RATE, frame_samples
+from utils import PreEmphasis
+
+# Whose chain of features a preset is, and how it differs.
+PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker")
+
+
+class Chain(nn.Module):
+    """Mel features of a waveform batch: (B, T) -> (B, n_mels, frames), fp32 whatever the autocast.
+
+    ``features`` names the toolkit whose chain is computed; windows are 25 ms every 10 ms:
+
+    ``voxceleb_trainer``  power mel 0 to 8000 Hz of a 512-point FFT, Hamming; ``log_input`` takes the logarithm
+    ``taoruijie``         pre-emphasis 0.97, log power mel 20 to 7600 Hz of a 512-point FFT, Hamming
+    ``speechbrain``       decibels of triangular filters on a 400-point FFT, Hamming, at most 80 dB below the loudest
+    ``wespeaker``         Kaldi's fbank (no centring, DC removal, pre-emphasis in each frame) of 16-bit samples, Hamming
+    ``3dspeaker``         the same of samples in [-1, 1], Povey's window
+
+    ``window_fn`` is the window of the first two chains: voxceleb_trainer's VGGVox has Hann's.
+    ``sample_rate`` in Hz: the sizes above are those of 16 kHz. In general 512 is the power of 2 above the window, 400
+    the window itself, 8000 Hz half the rate and 7600 Hz 95 % of that.
+    """
+
+    def __init__(
+        self,
+        features="voxceleb_trainer",
+        n_mels=40,
+        log_input=True,
+        preemphasis=False,
+        window_fn=torch.hamming_window,
+        sample_rate=SAMPLE_RATE,
+    ):
+        super().__init__()
+        if features not in PRESETS:
+            raise ValueError(f"features: must be one of {', '.join(PRESETS)}; got '{features}'")
+        self.features, self.log_input, self.sample_rate = features, log_input, sample_rate
+        self.hop, width = frame_samples(sample_rate)
+        self.size = width if features == "speechbrain" else 1 << (width - 1).bit_length()  # of the Fourier transform
+        bins, nyquist = self.size // 2 + 1, sample_rate / 2
+        self.spectrum: nn.Module | None = None  # in the place of Fourier transforms
+        self.preemphasis = PreEmphasis() if preemphasis else None
+        if features in ("voxceleb_trainer", "taoruijie"):
+            low, high = (20.0, 0.95 * nyquist) if features == "taoruijie" else (0.0, nyquist)
+            banks = htk_mel_filters(n_mels, low, high, bins, sample_rate)  # (bins, n_mels)
+            window = window_fn(width)
+            if features == "taoruijie":
+                self.preemphasis = _forget_buffers(PreEmphasis())
+        elif features == "speechbrain":
+            banks, window = _speechbrain_filters(n_mels, bins, sample_rate), torch.hamming_window(width)
+        else:
+            window = torch.hamming_window(width, periodic=False)
+            if features == "3dspeaker":
+                window = torch.hann_window(width, periodic=False).pow(0.85)  # Povey's
+            banks = kaldi_mel_filters(n_mels, size=self.size, sample_rate=sample_rate)
+        self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("window", window, persistent=False)
+
+    def forward(self, x):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self.compute(x.float())
+
+    def compute(self, x):
+        """The features of a waveform batch float32."""
+        if self.preemphasis is not None:
+            x = self.preemphasis(x)
+        power = self._mel_power(x)  # (B, n_mels, frames)
+        if self.features in ("voxceleb_trainer", "taoruijie"):
+            power = power + 1e-6
+            return power.log() if self.log_input else power
+        if self.features == "speechbrain":
+            decibels = 10.0 * power.clamp(min=1e-10).log10()
+            return decibels.maximum(decibels.amax(dim=(1, 2), keepdim=True) - 80.0)
+        return power.clamp(min=torch.finfo(torch.float32).eps).log()
+
+    def _mel_power(self, x):
+        if self.features == "wespeaker":
+            x = x * 32768.0  # Kaldi's samples are 16-bit integers
+        if self.spectrum is not None:
+            power = self.spectrum(x)  # (B, bins, frames)
+        elif self.features in ("voxceleb_trainer", "taoruijie"):
+            how = {"window": self.window, "return_complex": True}
+            power = torch.stft(x, self.size, self.hop, len(self.window), **how).abs().square()
+        elif self.features == "speechbrain":
+            how = {"window": self.window, "pad_mode": "constant", "return_complex": True}
+            power = torch.stft(x, self.size, self.hop, **how).abs().square()
+        else:
+            power = self._kaldi(x).transpose(1, 2)
+        return (power.transpose(1, 2) @ self.banks).transpose(1, 2)
+
+    def _kaldi(self, x):
+        width = len(self.window)
+        if x.shape[1] < width:
+            raise ValueError(f"fbank needs at least {width} samples, got {x.shape[1]}")
+        frames = x.unfold(1, width, self.hop)  # (B, frames, width)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
+        frames = (frames - 0.97 * previous) * self.window
+        return torch.fft.rfft(frames, n=self.size).abs().square()  # (B, frames, bins)
+
+    def take_convolutions(self):
+        """Compute Fourier transforms as one strided convolution from now on.
+
+        Removing a frame's mean, pre-emphasis inside it and the window are linear, so they are part of the filters.
+        """
+        kaldi = self.features in ("wespeaker", "3dspeaker")
+        centred = self.features in ("voxceleb_trainer", "taoruijie")
+        within = torch.eye(len(self.window), dtype=torch.float64)  # (sample, sample), from a frame to a frame
+        if kaldi:
+            within = within - 1.0 / len(within)
+            within = within - 0.97 * torch.cat([within[:1], within[:-1]])
+        mode = "" if kaldi else "reflect" if centred else "constant"
+        self.spectrum = ConvolutionSpectrogram(self.window, self.size, self.hop, mode, within, centred)
+
+
+def with_convolutions(module: nn.Module) -> nn.Module:
+    """A copy of a module whose chains compute Fourier transforms as convolutions, for export.
+
+    Exporters and other runtimes know convolutions everywhere, Fourier transforms hardly anywhere.
+    """
+    module = copy.deepcopy(module)
+    for part in list(module.modules()):
+        if isinstance(part, Chain) and hasattr(part, "window"):
+            part.take_convolutions()
+    return module
+
+
+class ConvolutionSpectrogram(nn.Module):
+    """Power spectrum (..., T) -> (..., size / 2 + 1, frames) as one strided convolution, for export.
+
+    ``pad_mode`` pads the ends of a centred spectrum, '' is one that is not centred. ``within`` (sample, sample) is
+    applied to each frame before its window. ``middle``: a window shorter than ``size`` stands in the middle of it.
+    """
+
+    def __init__(self, window, size: int, hop: int, pad_mode: str, within=None, middle: bool = True):
+        super().__init__()
+        self.hop, self.pad_mode = hop, pad_mode
+        margin = (size - len(window)) // 2 if middle else 0
+        time = torch.arange(len(window), dtype=torch.float64, device=window.device) + margin
+        angle = (
+            2.0
+            * math.pi
+            * torch.arange(size // 2 + 1, dtype=torch.float64, device=window.device)[:, None]
+            * time
+            / size
+        )
+        filters = window.double() * torch.cat([angle.cos(), angle.sin()])  # (2 bins, samples)
+        if within is not None:
+            filters = filters @ within
+        # Centred frames reach half a frame over the ends; those at which the window is zero need not be there.
+        self.reach = size // 2 - margin if pad_mode else 0
+        self.register_buffer("filters", filters.float()[:, None], persistent=False)
+
+    def forward(self, x):
+        shape = x.shape[:-1]
+        x = x.reshape(-1, 1, x.shape[-1])
+        if self.reach:
+            x = F.pad(x, (self.reach, self.reach), self.pad_mode)
+        real, imaginary = F.conv1d(x, self.filters, stride=self.hop).chunk(2, dim=1)
+        power = real.square() + imaginary.square()
+        return power.reshape(*shape, *power.shape[1:])
+
+
+def _forget_buffers(module):
+    """Keep constants that the constructor makes (windows, mel filters) out of checkpoints."""
+    for part in module.modules():
+        part._non_persistent_buffers_set.update(part._buffers)
+    return module
+
+
+def htk_mel_filters(
+    n_mels: int, low: float, high: float, bins: int = 257, sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
+    """Triangular filters from ``low`` to ``high`` Hz, equally spaced in mel: (bins, n_mels).
+
+    Mel is 2595 log10(1 + f / 700) (O'Shaughnessy 1987), the triangles are linear in Hz: torchaudio's filter bank.
+    """
+    ends = (2595.0 * math.log10(1.0 + f / 700.0) for f in (low, high))
+    edges = 700.0 * (10.0 ** (torch.linspace(*ends, n_mels + 2) / 2595.0) - 1.0)
+    distance = edges - torch.linspace(0.0, sample_rate // 2, bins)[:, None]  # (bins, n_mels + 2)
+    width = edges.diff()
+    return torch.minimum(-distance[:, :-2] / width[:-1], distance[:, 2:] / width[1:]).clamp(min=0.0)
+
+
+def kaldi_mel_filters(n_mels: int, low: float = 20.0, size: int = 512, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
+    """Kaldi's filters from ``low`` to half the rate for a Fourier transform of ``size`` points: (size / 2 + 1, n_mels).
+
+    Mel is 1127 ln(1 + f / 700), and the triangles are linear in mel, not in Hz. The last bin belongs to none.
+    """
+    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, sample_rate / 2))
+    step = (top - bottom) / (n_mels + 1)
+    left = bottom + torch.arange(n_mels) * step
+    centre, right = bottom + (torch.arange(n_mels) + 1.0) * step, bottom + (torch.arange(n_mels) + 2.0) * step
+    mel = 1127.0 * (1.0 + sample_rate / size * torch.arange(size // 2) / 700.0).log()[:, None]
+    banks = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0.0)
+    return F.pad(banks, (0, 0, 0, 1))
+
+
+def _speechbrain_filters(n_mels: int, bins: int, sample_rate: int) -> torch.Tensor:
+    """Triangles equally spaced in mel up to half the rate, each as wide to the right as to the left: (bins, n_mels)."""
+    top = 2595.0 * math.log10(1.0 + sample_rate / 2 / 700.0)
+    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, n_mels + 2) / 2595.0) - 1.0)
+    width, centre = edges[1:-1] - edges[:-2], edges[1:-1]
+    distance = (torch.linspace(0.0, sample_rate / 2, bins)[:, None] - centre) / width
+    return (1.0 - distance.abs()).clamp(min=0.0)
