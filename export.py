@@ -75,8 +75,8 @@ def export(args, out: Path) -> int:
             )
             return 1
         write_atomically(out, unchecked.read_bytes())
-    given = args.input if args.input != "waveform" else f"waveform at {model.sample_rate} Hz"
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {given} -> embedding of {model.dimension}")
+    what = f"{args.input} -> embedding of {model.dimension}, {model.sample_rate} Hz"
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {what}")
     return quantise(args, model, out) if args.int8 else 0
 
 

@@ -84,7 +84,7 @@ def test_its_export_is_of_its_rate_and_gives_the_same_embeddings(trained, tmp_pa
     monkeypatch.setattr(export, "SECONDS", (0.5, 1.3))
     out, words = tmp_path / "m.onnx", ["--initial_model", trained.model, "--wav", str(trained.file), "--out"]
     assert run(export.main, ["--initial_model", trained.model, "--out", str(out)]) == 0
-    assert "waveform at 8000 Hz -> embedding of 12" in capsys.readouterr().out
+    assert "waveform -> embedding of 12, 8000 Hz" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["sample_rate"] == str(RATE)
     assert (
