@@ -5,9 +5,9 @@ python trainSpeakerNet.py --config configs/ResNet34_AAM.yaml --mixedprec        
 torchrun --nproc_per_node 2 trainSpeakerNet.py --config configs/demo.yaml             # two processes
 """
 
+import contextlib
 import sys
 import time
-from dataclasses import replace
 
 from torch import nn
 from tqdm import tqdm
@@ -20,23 +20,24 @@ from training import display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
 from training.compilation import as_it_is, compile_model
-from training.dumps import StepRecord, concatenate_window
+from training.dumps import StepRecord
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
-from training.faults import Fault, check_batch, inject_batch, nan_from_the_start
+from training.faults import Fault, bad_setting, check_batch, inject_batch, nan_from_the_start
 from training.file_events import FileEvents
 from training.front_end import with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
+from training.late import LateStep, Launched, checks_late, fault_of_the_moment
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
 from training.recompute import blocks_of, recompute_blocks
 from training.saving import Saver
 from training.signals import StopSignal
-from training.spikes import QUIET_STEPS, describe_spike, row_losses, spike_in
+from training.spikes import SpikeReports
 from training.state import RunState
-from training.step import Step
+from training.step import Step, chosen_recheck
 from utils import plain_names
 
 SAME_DRAWS = 3  # steps in a row that are refused with the same random numbers; after that others are drawn
@@ -93,10 +94,12 @@ class ModelTrainer:
         if config.gradient_checkpointing:
             recompute_blocks(blocks_of(self.network.__S__, config.model, "gradient_checkpointing"))
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
-        self.optimizer, self.scheduler, self.scheduler_unit = self.build_optimizer()
+        built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
+        self.optimizer, self.scheduler, self.scheduler_unit = built
         amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
-        self.step.rechecks = self.chosen_recheck()
+        self.step.rechecks = chosen_recheck(config, self.device, self.log)
+        self.late, self.reads_late = LateStep(self.step), checks_late(config, self.step, self.log)
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs, config.freeze_norms)
         pin = config.pin_memory and self.device.type == "cuda"
@@ -107,7 +110,7 @@ class ModelTrainer:
         self.endings = Endings(config, files, self.step, self.incidents.writer)
         self.display = display.Display(config, self.progress, files, ranks.world, self.log)
         self.stop_signal = StopSignal()
-        self.spoke_of_spike: int | None = None
+        self.spikes = SpikeReports(config, ranks, files, self.step, self.incidents, self.log)
         self.profiler, self.profiling = None, config.enable_profiling
         self.state = RunState(
             config=config,
@@ -126,26 +129,6 @@ class ModelTrainer:
             log=self.log,
         )
         self.saver = Saver(config, ranks, files, self.state.capture, self.step.buffers.nonfinite_by_design, self.log)
-
-    def chosen_recheck(self) -> str:
-        """How a step that fails is computed once more: 'cpu' is no more than 'same' in a run on the CPU."""
-        if self.config.nan_recheck != "cpu" or self.device.type != "cpu":
-            return self.config.nan_recheck
-        self.log("nan_recheck: cpu does no more than same here: this run is on the CPU")
-        return "same"
-
-    def build_optimizer(self):
-        """Optimizer, schedule and the schedule's unit from their plug-ins."""
-        config = self.config
-        values = finetuning.scaled(config.values(), finetuning.learning_rate_scale(config, self.ranks.world))
-        values["steps_per_epoch"] = self.progress.steps_per_epoch
-        groups = finetuning.parameter_groups(self.network, values)
-        optimizer = plugins.build("optimizer", config.optimizer, values, groups)
-        scheduler, unit = plugins.build("scheduler", config.scheduler, values, optimizer)
-        if unit not in ("epoch", "iteration"):
-            raise UsageError(f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {unit}")
-        finetuning.check_ratio(optimizer, values, config.scheduler)
-        return optimizer, scheduler, unit
 
     # ---------------------------------------------------------------------------------------------- the epochs
 
@@ -198,24 +181,71 @@ class ModelTrainer:
                 self.save_if_due()
             waiting = self.lap(waiting)
             self.display.show()
+        self.settle()
         self.display.end()
 
     def train_step(self, window: list[dict]) -> Attempt | None:
-        """Train on a window of batches; a step in which something is not finite leaves no trace and returns None."""
-        progress = self.progress
-        poison = self.incidents.injections.pop(progress.window_number, "")
-        try:
-            result = self.step.take(window, progress.fractional_epoch, poison)
+        """Train on a window of batches; a step in which something is not finite leaves no trace.
+
+        Returns the step that is known to be good now: this one, or with late checks the one before; or None.
+        """
+        poison = self.incidents.injections.pop(self.progress.window_number, "")
+        epoch = self.progress.fractional_epoch
+        step = Launched(window, self.progress.leave(), epoch, poison)
+        settled = None
+        if self.reads_late and self.late.possible and not bad_setting(self.optimizer):
+            with self.progress.at(step.place), self.saved_if_it_fails():
+                self.late.forward(step)
+            settled = self.settle()
+            if not bad_setting(self.optimizer):
+                with self.progress.at(step.place), self.saved_if_it_fails():
+                    if self.late.begun is None:  # the step before was looked at, or taken again
+                        self.late.forward(step)
+                    self.late.update(step)
+                return settled
+            self.late.discard()
+        self.settle()
+        with self.progress.at(step.place):
+            return self.conclude(step, self.take(step))
+
+    def settle(self) -> Attempt | None:
+        """Wait for the step whose outcome is not known yet, if there is one, and do what it asks for."""
+        late, step = self.late, self.late.pending
+        if step is None:
+            return None
+        attempt = late.outcome()
+        with self.progress.at(step.place):
+            if not attempt.finite:
+                late.discard()
+                late.undo()
+                return self.conclude(step, self.take(step, attempt))
+            if self.spikes.find(attempt):
+                late.discard()  # what the step began with is looked at
+                self.step.set_epoch(step.epoch)
+            settled = self.conclude(step, attempt)
+        self.display.write_point(self.incidents.history, self.optimizer, self.device)
+        return settled
+
+    def take(self, launched: Launched, first: Attempt | None = None) -> Attempt | Fault:
+        """Take a step and wait for it; ``first``: what was read of it late, not finite."""
+        window, epoch, poison = launched.window, launched.epoch, launched.poison
+        with self.saved_if_it_fails():
+            result = self.step.take(window, epoch, poison)
+            if first is not None and isinstance(result, Attempt):
+                self.late.undo()
+                result = fault_of_the_moment(first)
             if isinstance(result, Fault) and result.transient:
                 self.incidents.handle(self.record(), window, result)
-                result = self.step.take(window, progress.fractional_epoch, poison)
-        except Exception:  # a plug-in may raise anything
-            self.save_before_step()
-            raise
+                result = self.step.take(window, epoch, poison)
+        return result
+
+    def conclude(self, launched: Launched, result: Attempt | Fault) -> Attempt | None:
+        """Do what a step asks for that was taken, or refused: returns the first, None for the other."""
+        window, progress = launched.window, self.progress
         if isinstance(result, Fault):
             self.refuse(window, result)
             return None
-        self.report_spike(window, result)
+        self.spikes.report(window, result, self.record)
         self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
         self.average.update()
         if self.scheduler_unit == "iteration":
@@ -235,6 +265,8 @@ class ModelTrainer:
         failed, refused_before = isinstance(batch, LoaderFailed), progress.batch in progress.window.refused
         fault = None if failed or refused_before else self.examine(batch)
         worst = self.ranks.highest(2 if failed else int(fault is not None))
+        if worst:
+            self.settle()
         if worst == 2:
             progress.batch -= 1
             self.saver.last()
@@ -284,31 +316,6 @@ class ModelTrainer:
             in_a_row, progress.nonfinite_in_a_row = progress.nonfinite_in_a_row, 0  # the next call counts anew
             self.saver.last()
             raise self.endings.patience_is_over(in_a_row, progress.last_fault)
-
-    def report_spike(self, window: list[dict], attempt: Attempt):
-        """Say and write down a step that is finite and far above those before it; it is trained on."""
-        spike = spike_in(self.incidents.history, attempt.loss, attempt.norm)
-        if not spike or not self.ranks.main:
-            return
-        # The losses of rows overwrite what is kept of the step.
-        before = self.before_step(attempt) if self.config.nan_dump_spikes else None
-        rows = row_losses(self.step, window) if self.ranks.world == 1 else []
-        step = self.progress.step + 1  # this one
-        place = {"epoch": self.progress.epoch, "step": step, "batch": self.progress.batch}
-        self.files.event("spike", **place, rows=rows[:3], **spike)
-        if self.spoke_of_spike is None or step - self.spoke_of_spike > QUIET_STEPS:
-            self.spoke_of_spike = step
-            self.log(f"spike at step {step}: {describe_spike(spike, rows)}; it is trained on")
-        if before is not None:
-            losses = [{"row": row["row"], "loss": row["loss"]} for row in rows]
-            figures = {**spike, "accuracy": attempt.accuracy, "rows": losses}
-            told = self.incidents.save_spike(before[0], concatenate_window(window), figures, before[1])
-            self.log(f"spike at step {step}: {told}")
-
-    def before_step(self, attempt: Attempt) -> tuple[StepRecord, dict]:
-        """What a dump tells of the step that was taken last, and the weights, as they were before it."""
-        before = {"generators": self.step.generators, "module_state": self.step.module_state.kept()}
-        return replace(self.record(), scale=attempt.scale, **before), self.step.state_before()
 
     def record(self) -> StepRecord:
         """What a dump tells of the step at hand."""
@@ -375,7 +382,7 @@ class ModelTrainer:
     def evaluate(self):
         """Evaluate, write the checkpoint of the epoch, keep the best."""
         progress = self.progress
-        self.step.guard.release()
+        self.late.release()
         try:
             with self.average.applied(), as_it_is(self.network.__S__):
                 asked = self.stop_signal
@@ -425,10 +432,21 @@ class ModelTrainer:
         self.saver.saved_step = self.display.last_point = self.progress.step
         return True
 
+    @contextlib.contextmanager
+    def saved_if_it_fails(self):
+        """Context of a step: the state before it is saved if an exception ends it; a plug-in may raise anything."""
+        try:
+            yield
+        except Exception:
+            self.save_before_step()
+            raise
+
     def save_before_step(self):
         """Save the state as it was before a step that an exception ends, if the other processes need not be asked."""
         try:
-            if self.step.undo() and self.ranks.world == 1:
+            undone = self.late.discard() if self.late.begun else self.step.undo()
+            if undone and self.ranks.world == 1:
+                self.settle()
                 self.saver.last()
                 self.log(f"the state before this step is in {self.files.model / 'last.model'}")
         except RuntimeError as error:  # after an error of the device nothing can be read from it
@@ -437,11 +455,12 @@ class ModelTrainer:
     def save_if_due(self):
         """Save inside an epoch by steps or minutes, and on a signal; stop with too many bad files. The ranks agree."""
         number = self.stop_signal.number or 0
-        due = self.saver.due(self.progress.step) or self.loader.restarted
+        due = self.saver.due(self.progress.step + (self.late.pending is not None)) or self.loader.restarted
         due, number, found = self.ranks.highest_of([int(due), number, int(bool(self.file_events.found))])
         if found:
             self.file_events.share()
         if due or number or self.file_events.too_many():
+            self.settle()
             self.saver.last(soon=not number and not self.file_events.too_many())
             self.loader.restarted = False
         if self.file_events.too_many():

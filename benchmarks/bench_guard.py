@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="steps of each kind (default 40)")
     args, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(words, folder)
+        trainer = build([*words, "--nan_check=now"], folder)  # whose parts can be timed
         print(machine(trainer.device), trainer.config.model, trainer.step.amp_dtype or torch.float32)
         trainer.sampler.set_position(1)
         guard, steps = trainer.step.guard, kinds_of_steps(trainer, next(iter(trainer.loader)))

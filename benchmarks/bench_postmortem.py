@@ -54,6 +54,7 @@ def measure(model: str, rows: int, data: Path, folder: str) -> dict:
         trainer.progress.batch += 1
         begin = time.perf_counter()
         trainer.train_step([batch])
+        trainer.settle()
         seconds.append(time.perf_counter() - begin)
     trainer.close()
     debug = Path(folder) / "debug_nan"

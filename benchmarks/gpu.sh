@@ -1,6 +1,6 @@
 #!/bin/sh
 # What only a GPU can show, in under eight minutes: sh benchmarks/gpu.sh [FOLDER for the tables, default .]
-# Times of steps against a plain loop (fp32, TF32, bfloat16, compiled), cost of the guard, and faults
+# Times of steps against a plain loop (fp32, TF32, bfloat16, compiled), reads of the device, cost of the guard, and faults
 # of a run on the device with their analysis. Every part runs on a CPU too, only slower.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,10 +16,11 @@ part() { # name, command...
 }
 
 failed=0
-variants=plain,ours,ours:float32_matmul=high,ours:mixedprec=true,ours:mixedprec=true+compile_model=on
+variants=plain,ours,ours:nan_check=now,ours:float32_matmul=high,ours:mixedprec=true,ours:mixedprec=true+compile_model=on
 part steps $python benchmarks/train_step.py --rows "${ROWS:-256}" --rounds 3 --variants "$variants" \
     --models "${MODELS:-ECAPA_TDNN channels=1024,ResNet34 n_mels=80}" --json "$out/steps.json"
 test -f data/demo/train_list.txt || $python make_demo_data.py --out data/demo > /dev/null
+part reads $python benchmarks/device_reads.py
 part guard $python benchmarks/bench_guard.py --config configs/demo.yaml --steps 20
 part faults $python trainSpeakerNet.py --config configs/demo_nan.yaml --save_path "$out/faults" --mixedprec true
 part analysis $python analyze_nan_debug.py "$out/faults/debug_nan"

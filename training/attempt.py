@@ -1,4 +1,4 @@
-"""What one forward and backward pass gave, read from the device once and agreed over the ranks."""
+"""What one forward and backward pass gave, agreed over the ranks and read from the device at once."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ class Attempt:
     at_fault: bool  # this rank's own loss or buffers are not finite
     scale: float = 1.0  # the loss scale that it was computed at
     buffer: str = ""  # the first buffer that is bad on this rank, and in what way
+    update_finite: bool = True  # on all ranks, where the figures were read after the update
 
     @property
     def only_gradients_overflow(self) -> bool:
@@ -25,17 +26,39 @@ class Attempt:
         return not self.finite and self.loss_finite and self.buffers_finite
 
 
-def read_attempt(results: list, norm, buffers, ranks) -> Attempt:
-    """Read the device: ``results`` (loss, accuracy) of each batch, the norm of the gradients, that of the buffers."""
-    rows = torch.stack(results)  # (batches, 2)
-    own = torch.stack([(~rows[:, 0].isfinite()).any(), ~norm.isfinite(), ~buffers.isfinite()]).float()
-    shared = ranks.maximum(own.clone()) if ranks.world > 1 else own
-    read = torch.cat([rows.mean(dim=0), norm.float()[None], own, shared]).tolist()
-    loss, accuracy, norm, own_loss, _, own_buffers, bad_loss, bad_norm, bad_buffers = read
+@dataclass
+class Figures:
+    """What one forward and backward pass gave, still on the device.
+
+    ``results``: (loss, accuracy) of each batch; ``norm``: of the gradients; ``buffers``: their norm.
+    """
+
+    results: list[torch.Tensor]
+    norm: torch.Tensor
+    buffers: torch.Tensor
+
+    def shared(self, ranks, spoilt: torch.Tensor | None = None) -> torch.Tensor:
+        """All numbers that an ``attempt_of`` needs, (11,), the flags agreed over the ranks; the device is not asked.
+
+        ``spoilt``: a flag on the device, whether the update made something non-finite.
+        """
+        rows = torch.stack(self.results)  # (batches, 2)
+        spoilt = torch.zeros_like(self.norm, dtype=torch.bool) if spoilt is None else spoilt
+        own = torch.stack([(~rows[:, 0].isfinite()).any(), ~self.norm.isfinite(), ~self.buffers.isfinite(), spoilt])
+        own = own.float()
+        shared = ranks.maximum(own.clone()) if ranks.world > 1 else own
+        return torch.cat([rows.mean(dim=0), self.norm.float()[None], own, shared])
+
+
+def attempt_of(numbers: list[float], main: bool) -> Attempt:
+    """The attempt that the numbers of ``Figures.shared`` tell of; ``main``: whether this is the main process."""
+    loss, accuracy, norm, own_loss, _, own_buffers, _, bad_loss, bad_norm, bad_buffers, bad_update = numbers
     # A gradient is summed over the ranks: if no loss and no buffer is bad, the main process speaks for it.
-    at_fault = bool(own_loss or own_buffers) or (ranks.main and not (bad_loss or bad_buffers))
-    good = not (bad_loss or bad_norm or bad_buffers)
-    return Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)
+    at_fault = bool(own_loss or own_buffers) or (main and not (bad_loss or bad_buffers))
+    good = not (bad_loss or bad_norm or bad_buffers or bad_update)
+    attempt = Attempt(loss, accuracy, norm, not bad_loss, not bad_buffers, good, at_fault)
+    attempt.update_finite = not bad_update
+    return attempt
 
 
 def as_scalar(value, like) -> torch.Tensor:

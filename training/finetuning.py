@@ -3,6 +3,7 @@
 from config import Config
 from corpus.audio import class_count
 from errors import UsageError
+from settings import plugins
 from storage import checkpoint
 from training.precision import BufferSnapshot
 
@@ -176,3 +177,16 @@ def fit_head(weights: dict, state: dict, own: dict, dataset, config: Config) -> 
 def _of_classes(tensor, own, count: int, now: int) -> bool:
     """Whether a tensor has a row, or several, for each of ``count`` classes if ``own`` has them for ``now``."""
     return tensor.shape[1:] == own.shape[1:] and len(tensor) * now == len(own) * count
+
+
+def build_optimizer(config: Config, network, steps_per_epoch: int, world: int) -> tuple:
+    """Build optimizer, schedule and the schedule's unit ('epoch' or 'iteration') from their plug-ins."""
+    values = scaled(config.values(), learning_rate_scale(config, world))
+    values["steps_per_epoch"] = steps_per_epoch
+    groups = parameter_groups(network, values)
+    optimizer = plugins.build("optimizer", config.optimizer, values, groups)
+    scheduler, unit = plugins.build("scheduler", config.scheduler, values, optimizer)
+    if unit not in ("epoch", "iteration"):
+        raise UsageError(f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {unit}")
+    check_ratio(optimizer, values, config.scheduler)
+    return optimizer, scheduler, unit

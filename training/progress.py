@@ -1,7 +1,8 @@
 """How far a run is, and what its place in the data is worth if the batches are dealt in another way."""
 
+import contextlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from config import Config
 
@@ -105,6 +106,22 @@ class Progress:
     def window_number(self) -> int:
         """Which step of the run, taken or not, the open window is; counted from 1."""
         return (self.epoch - 1) * self.steps_per_epoch + self.window.before(self.batch) // self.accumulation + 1
+
+    def leave(self) -> tuple[int, Window]:
+        """Close the open window; returns the place that it was at, for ``at``."""
+        place = self.batch, replace(self.window, refused=list(self.window.refused))
+        self.window.close()
+        return place
+
+    @contextlib.contextmanager
+    def at(self, place: tuple[int, Window]):
+        """Context in which the run is at a place that ``leave`` gave, to conclude the step of its window."""
+        ahead = self.batch, self.window
+        self.batch, self.window = place
+        try:
+            yield
+        finally:
+            self.batch, self.window = ahead
 
     def count(self, window: list[dict], attempt):
         """Add a step that was taken to the sums of the epoch."""

@@ -2,9 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
+
+from config import Config
+from training.dumps import concatenate_window
 
 WINDOW = 200  # steps before this one that it is held against
 LEAST = 100  # without as many nothing is called far out
@@ -12,6 +16,48 @@ DEVIATIONS = 10.0  # from the median, in units of the standard deviation that th
 LEAST_RATIO = 2.0  # to the median: a loss that hardly moves has a MAD near 0
 QUIET_STEPS = 50  # after a line on the terminal
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution (Rousseeuw and Croux 1993)
+
+
+class SpikeReports:
+    """Says and writes down each step that is finite and far above those before it; it is trained on.
+
+    ``step``: the training.step.Step, as the step that is looked at has left it; ``log(text)`` prints a line.
+    """
+
+    def __init__(self, config: Config, ranks, files, step, incidents, log):
+        self.config, self.ranks, self.files = config, ranks, files
+        self.step, self.incidents, self.log = step, incidents, log
+        self.spoke_of: int | None = None  # the step of the last line on the terminal
+
+    def find(self, attempt) -> dict:
+        """How far a step lies above those before it; {} if it does not stand out."""
+        return spike_in(self.incidents.history, attempt.loss, attempt.norm)
+
+    def report(self, window: list[dict], attempt, record):
+        """Report a step if it stands out; ``record()``: what a dump tells of the step at hand."""
+        spike = self.find(attempt)
+        if not spike or not self.ranks.main:
+            return
+        record = record()
+        # The losses of rows overwrite what is kept of the step.
+        before = self.before_step(attempt, record) if self.config.nan_dump_spikes else None
+        rows = row_losses(self.step, window) if self.ranks.world == 1 else []
+        number = record.step + 1  # this one
+        place = {"epoch": record.epoch, "step": number, "batch": record.batch}
+        self.files.event("spike", **place, rows=rows[:3], **spike)
+        if self.spoke_of is None or number - self.spoke_of > QUIET_STEPS:
+            self.spoke_of = number
+            self.log(f"spike at step {number}: {describe_spike(spike, rows)}; it is trained on")
+        if before is not None:
+            losses = [{"row": row["row"], "loss": row["loss"]} for row in rows]
+            figures = {**spike, "accuracy": attempt.accuracy, "rows": losses}
+            told = self.incidents.save_spike(before[0], concatenate_window(window), figures, before[1])
+            self.log(f"spike at step {number}: {told}")
+
+    def before_step(self, attempt, record) -> tuple:
+        """What a dump tells of the step that was taken last, and the weights, as they were before it."""
+        before = {"generators": self.step.generators, "module_state": self.step.module_state.kept()}
+        return replace(record, scale=attempt.scale, **before), self.step.state_before()
 
 
 def spike_in(history, loss: float, norm: float) -> dict:

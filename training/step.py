@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from config import Config
 from training import precision
-from training.attempt import Attempt, as_scalar, read_attempt
+from training.attempt import Attempt, Figures, as_scalar, attempt_of
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
@@ -117,7 +118,11 @@ class Step:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def measure(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Attempt:
-        """Unscale the gradients, take one norm over all of them, and read the device once."""
+        """Unscale the gradients, take their norm, and read the device once."""
+        return attempt_of(self.figures(results, scale, poison).shared(self.ranks).tolist(), self.ranks.main)
+
+    def figures(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Figures:
+        """Unscale the gradients and take one norm over all of them; the device is not asked."""
         results = [torch.stack([loss.float(), as_scalar(accuracy, loss)]) for loss, accuracy in results]
         if poison == "buffer":
             self.buffers.floating[0].view(-1)[0] = math.inf
@@ -128,7 +133,7 @@ class Step:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = total_norm(gradients)
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
-        return read_attempt(results, norm, buffers, self.ranks)
+        return Figures(results, norm, buffers)
 
     def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
         """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
@@ -138,9 +143,7 @@ class Step:
             fault = Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **figures)
             fault.at_fault = self.ranks.main
             return fault
-        self.apply(attempt.norm)
-        if poison == "update":
-            self.parameters[0].data.view(-1)[0] = math.nan
+        self.apply(attempt.norm, poison=poison)
         spoiled = next(filter(None, self.guard.spoiled(self.ranks)), None)
         if spoiled is None:
             return None
@@ -154,16 +157,23 @@ class Step:
         fault.at_fault = self.ranks.main
         return fault
 
-    def apply(self, norm: float, mode=None):
+    def apply(self, norm: float | torch.Tensor, mode=None, poison: str = ""):
         """Scale the gradients down to ``grad_clip`` if their ``norm`` is larger, and take the optimizer's step.
 
-        ``mode``: a context manager around the optimizer's step.
+        A ``norm`` on the device is not read, and gives the same bits. ``mode``: a context manager around the
+        optimizer's step.
         """
-        if self.grad_clip and norm > self.grad_clip:
-            torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
+        if self.grad_clip:
+            if isinstance(norm, torch.Tensor):  # in double precision, as Python's numbers are
+                factor = (self.grad_clip / norm.float().double()).clamp(max=1.0)
+                torch._foreach_mul_(self.gradients(), factor.float())
+            elif norm > self.grad_clip:
+                torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
         self.updating = True
         with mode or contextlib.nullcontext():
             self.optimizer.step()
+        if poison == "update":
+            self.parameters[0].data.view(-1)[0] = math.nan
 
     def set_optimizer(self, optimizer, grad_clip: float, log=print):
         """Take updates with this optimizer from now on."""
@@ -274,3 +284,11 @@ class Step:
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
         return mine if self.ranks.any(mine) else self.ranks.main
+
+
+def chosen_recheck(config: Config, device: torch.device, log) -> str:
+    """How a step that fails is computed once more: 'cpu' is no more than 'same' in a run on the CPU."""
+    if config.nan_recheck != "cpu" or device.type != "cpu":
+        return config.nan_recheck
+    log("nan_recheck: cpu does no more than same here: this run is on the CPU")
+    return "same"

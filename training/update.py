@@ -42,6 +42,20 @@ class UpdateGuard:
         for tensors, copies in self.copies:
             torch._foreach_copy_(copies, tensors)
 
+    @torch.no_grad()
+    def take_settings(self):
+        """Copy the settings again, and all numbers and lists, as a schedule that moved on has left them."""
+        if not self.keeps:
+            return
+        self.containers, found = {}, {}
+        collect(vars(self.optimizer), self.containers, found)
+        values = [v for group in self.optimizer.param_groups for k, v in group.items() if k != "params"]
+        settings = {id(v) for v in values if isinstance(v, torch.Tensor)}
+        for tensors, copies in self.copies if settings else ():
+            for tensor, kept in zip(tensors, copies):
+                if id(tensor) in settings:
+                    kept.copy_(tensor)
+
     def reserve(self):
         """Make room for a copy of the tensors; if there is none, say so once and keep nothing from now on."""
         self.copies, by_kind = [], {}
@@ -101,14 +115,17 @@ class UpdateGuard:
                     found[f"optimizer.{index}.{key}"] = value
         return found
 
+    def suspicious(self, watched: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Whether something of ``watched`` may be non-finite now, as a flag on the device, which is not asked."""
+        return ~total_norm(list((watched or self.watched()).values())).isfinite()
+
     def spoiled(self, ranks) -> list[dict]:
         """What a step made non-finite, for each rank {name: statistics}; empty if everything is finite everywhere.
 
         Reads the device once if all is well. A finite value whose square overflows is not counted.
         """
         watched = self.watched()
-        suspicious = ~total_norm(list(watched.values())).isfinite()
-        if not ranks.maximum(suspicious.float()).item():
+        if not ranks.maximum(self.suspicious(watched).float()).item():
             return []
         found = ranks.gather(tensor_stats({n: t for n, t in watched.items() if not bool(t.isfinite().all())}))
         return found if any(found) else []
