@@ -21,6 +21,8 @@ from corpus.audio import (
 )
 from corpus.augmentation import AugmentWAV, first_at_fault
 from corpus.crop import Crop, Provenance
+from corpus.generators import Generators
+from corpus.parcels import empty
 from corpus.sampling import SpeakerBatchSampler, by_speaker
 from corpus.train_list import train_list_of
 
@@ -42,7 +44,7 @@ class TrainDataset(Dataset):
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.labels, minlength=len(self.speakers)))])
         self.sample_rate = config.sample_rate
         self.samples = samples_of(config.max_frames, self.sample_rate)
-        self.seed, self.channel = config.seed, config.channel
+        self.generators, self.channel = Generators(config.seed), config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
         self.augmenter = None
         if config.augment:
@@ -75,10 +77,10 @@ class TrainDataset(Dataset):
         first, copy = row[0]
         speed = 0
         if len(self.speeds) > 1:
-            speed = int(np.random.default_rng([self.seed, epoch, first, copy, 1]).integers(len(self.speeds)))
+            speed = int(self.generators.of(epoch, first, copy, Generators.SPEED).integers(len(self.speeds)))
         crops, provenance, events = [], [], []
         for utterance, copy in row:
-            rng = np.random.default_rng([self.seed, epoch, utterance, copy])
+            rng = self.generators.of(epoch, utterance, copy)
             crop, info = self._crop(int(utterance), self.speeds[speed], rng, events)
             crops.append(crop)
             provenance.append(info)
@@ -172,24 +174,31 @@ def measured(x: np.ndarray, crop: Crop) -> dict:
 
 
 def collate(rows):
-    """Rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files (M B dicts), spares, events}.
+    """Sized rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files (M B dicts), spares, events}.
 
     ``files`` is a Provenance. ``spares`` {row: (event, (crop, provenance, events) or None)} is for rows with NaN or
     Inf.
     """
-    crops, labels, provenance, events = zip(*rows)
+    data, labels, provenance, events = None, [], [], []
+    for column, (crops, label, infos, of_row) in enumerate(rows):
+        if data is None:
+            data = empty((len(crops), len(rows), crops.shape[1]))
+            into = data.numpy()
+        into[:, column] = crops  # at once, while it is in the cache
+        labels.append(label)
+        provenance.append(infos)
+        events += of_row
     files = [dict(info) for utterance in zip(*provenance) for info in utterance]
     spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
-    data = torch.from_numpy(np.stack(crops))
     return {
-        "data": data.transpose(0, 1).contiguous(),
+        "data": data,
         "label": torch.tensor(labels, dtype=torch.int64),
         "peak": torch.tensor([info["peak"] for info in files]),
         "files": Provenance(files),
         "spares": {
             row: (event, spare and (torch.from_numpy(spare[0]), *spare[1:])) for row, (event, spare) in spares.items()
         },
-        "events": [event for row in events for event in row],
+        "events": events,
     }
 
 
@@ -198,7 +207,8 @@ def collate(rows):
 
 def collate_one(items):
     """A loader item is a whole batch already."""
-    return items[0]
+    (batch,) = items
+    return batch
 
 
 class Problems(dict):

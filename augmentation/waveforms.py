@@ -7,8 +7,7 @@ import scipy
 
 from config import SAMPLE_RATE
 
-BLOCK = 4096  # samples of a partition; transforms of twice that fit into a core's cache
-MOST_PARTITIONS = 16  # of an impulse response; a longer one has longer partitions
+TOGETHER = 4  # rows of float32 that scipy's pocketfft transforms at once, one in each part of a register
 TAPS_SECONDS = 0.025  # of a filter: edges of 130 Hz
 SILENT_POWER = 1e-10  # -100 dB of full scale: no signal-to-noise ratio can be set with such a recording
 
@@ -22,39 +21,39 @@ def energy(x: np.ndarray) -> float:
     with np.errstate(over="ignore"):
         for begin in range(0, len(x), 8192):
             part = x[begin : begin + 8192]
-            total += float(np.dot(part, part))
+            total += float(part.dot(part))
     return total if total < np.inf else float(np.sum(np.square(x, dtype=np.float64)))
 
 
 def convolve(x: np.ndarray, rir: np.ndarray) -> np.ndarray:
     """Convolve a waveform (samples,) float32 with an impulse response, cut to the waveform's length.
 
-    Uniformly partitioned overlap-add (Stockham 1966): x and the response are cut into blocks of equal length, which are
-    transformed side by side. One transform of the whole takes two to three times as long.
+    Overlap-save (Stockham 1966) in few long pieces, and the response is transformed beside them: for TOGETHER rows of
+    one length pocketfft takes less than half of the time that it takes for them one after the other.
     """
-    block = BLOCK
-    while len(rir) > MOST_PARTITIONS * block:
-        block *= 2
-    count, parts = -(-len(x) // block), min(-(-len(rir) // block), -(-len(x) // block))
-    blocks = np.zeros((count + parts, 2 * block), np.float32)
-    _lay_out(x, blocks[:count], block)
-    _lay_out(rir[: parts * block], blocks[count:], block)
+    rir = rir[: len(x)]
+    before, rows, hop, size = len(rir) - 1, *_pieces(len(x), len(rir))
+    padded = np.zeros((rows - 2) * hop + size, np.float32)  # of each piece the samples before it come first
+    padded[before : before + len(x)] = x
+    blocks = np.empty((rows, size), np.float32)
+    blocks[:-1] = np.ndarray((rows - 1, size), np.float32, padded, 0, (4 * hop, 4))
+    blocks[-1, : len(rir)] = rir
+    blocks[-1, len(rir) :] = 0
     spectra = scipy.fft.rfft(blocks)
-    product = spectra[:count] * spectra[count]
-    for delay in range(1, parts):
-        product[delay:] += spectra[: count - delay] * spectra[count + delay]
-    sums = scipy.fft.irfft(product, 2 * block)
-    y = sums[:, :block]
-    y[1:] += sums[:-1, block:]
-    return y.reshape(-1)[: len(x)]
+    spectra[:-1] *= spectra[-1]
+    y = scipy.fft.irfft(spectra, size, overwrite_x=True)
+    return y[:-1, before : before + hop].reshape(-1)[: len(x)]
 
 
-def _lay_out(x: np.ndarray, rows: np.ndarray, block: int):
-    """Write a waveform into the first ``block`` places of each row."""
-    whole = len(x) // block
-    rows[:whole, :block] = x[: whole * block].reshape(whole, block)
-    if whole < len(rows):
-        rows[whole, : len(x) - whole * block] = x[whole * block :]
+@functools.lru_cache(maxsize=1 << 14)
+def _pieces(samples: int, taps: int) -> tuple[int, int, int]:
+    """Rows to transform together (pieces of a waveform and the response), samples of a piece, and of a transform."""
+    found = []
+    for rows in range(TOGETHER, 16 * TOGETHER + 1, TOGETHER):
+        hop = -(-samples // (rows - 1))
+        size = scipy.fft.next_fast_len(hop + taps - 1, real=True)
+        found.append((rows * size, rows, hop, size))
+    return min(found)[1:]
 
 
 def mix(x: np.ndarray, noise: np.ndarray, gain: float) -> np.ndarray:

@@ -136,13 +136,16 @@ def read_crop(
     Raises AudioError for a file that is unreadable, empty, truncated or damaged, or lacks the channel.
     """
     with opened or Recording(path) as recording:
-        ratio = _ratio(recording.rate, speed, sample_rate)
         channel = _channel_of(recording, channel)
+        if samples and recording.channels == 1 and recording.rate == sample_rate and speed is NORMAL:
+            wanted, start = _piece(samples, recording.frames, position, start)
+            x = recording.read(start, wanted)[:, 0]
+            return Excerpt(wrap_pad(x, samples), start, sample_rate, 1, channel, recording.notes)
+        ratio = _ratio(recording.rate, speed, sample_rate)
         mixer = Mixer(recording.channels, channel)
         if samples:
-            total = recording.frames
-            wanted = min(samples if ratio is NORMAL else math.ceil(samples / ratio), total)
-            start = int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
+            needed = samples if ratio is NORMAL else math.ceil(samples / ratio)
+            wanted, start = _piece(needed, recording.frames, position, start)
             x = mixer.mix(recording.read(start, wanted))
         else:
             with reading():
@@ -154,6 +157,12 @@ def read_crop(
                 x = wrap_pad(x, samples)[:samples]
             x = np.ascontiguousarray(x)
         return Excerpt(x, start, recording.rate, recording.channels, channel, recording.notes + mixer.notes())
+
+
+def _piece(samples: int, total: int, position: float, start: int | None) -> tuple[int, int]:
+    """How many samples of a recording a crop takes, and the first of them."""
+    wanted = min(samples, total)
+    return wanted, int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
 
 
 def _channel_of(recording: Recording, channel: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from corpus import converters
-from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, Plain, examine
+from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, Plain, opened
 from corpus.mpg123 import messages_to, summary
 
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
@@ -39,11 +39,15 @@ class Recording:
             on_open(path)
         self.path = path
         self.convert = convert
-        self.found = examine(path)
+        self.found, handle = opened(path)
         self.lines = [] if self.found.mpeg else None
         self.audio = None
         self.forward = False
-        self._begin()
+        if self.found.plain:
+            self.audio = _Samples(handle, self.found.plain)
+        else:
+            os.close(handle)
+            self._begin()
         self.rate, self.channels = self.audio.samplerate, self.audio.channels
         self.most = SAMPLES_PER_BYTE * self.found.stamp[0] + (1 << 24)
         self.counted = self.found.counted or self.audio.frames == UNKNOWN
@@ -101,7 +105,7 @@ class Recording:
         self.close()
         try:
             if self.found.plain:
-                self.audio = _Samples(self.path, self.found.plain)
+                self.audio = _Samples(os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), self.found.plain)
             else:
                 with messages_to(self.lines):
                     self.audio = _Forward(self._file())
@@ -186,10 +190,9 @@ class _Samples:
 
     format = "WAV"
 
-    def __init__(self, path, plain: Plain):
-        self.plain, self.place = plain, 0
+    def __init__(self, handle: int, plain: Plain):
+        self.handle, self.plain, self.place = handle, plain, 0
         self.samplerate, self.channels, self.frames = plain.rate, plain.channels, plain.frames
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
 
     def can_seek(self) -> bool:
         return True
@@ -201,9 +204,9 @@ class _Samples:
         """Read as soundfile does -> (frames, channels) float32, fewer at the end of the file."""
         width = 2 * self.channels
         wanted = max(0, min(frames, self.frames - self.place)) * width
-        self.file.seek(self.plain.start + self.place * width)
-        data = self.file.read(wanted)
-        while len(data) < wanted and (more := self.file.read(wanted - len(data))):
+        os.lseek(self.handle, self.plain.start + self.place * width, os.SEEK_SET)
+        data = os.read(self.handle, wanted)
+        while len(data) < wanted and (more := os.read(self.handle, wanted - len(data))):
             data += more
         x = np.frombuffer(data, "<i2", len(data) // width * self.channels).astype(np.float32)
         x *= np.float32(1 / 32768)
@@ -212,7 +215,12 @@ class _Samples:
         return x
 
     def close(self):
-        self.file.close()
+        """Close the file, once."""
+        if self.handle >= 0:
+            os.close(self.handle)
+        self.handle = -1
+
+    __del__ = close
 
 
 class _Presented(io.RawIOBase):

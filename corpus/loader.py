@@ -61,6 +61,19 @@ class OpenFiles:
         return f" while it read {self.path(number)}" if self.path(number) else ""
 
 
+class Rows:
+    """The rows of a batch, each made when its turn comes: its samples are copied while they are in the cache."""
+
+    def __init__(self, dataset, items):
+        self.dataset, self.items = dataset, items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __iter__(self):
+        return map(self.dataset.__getitem__, self.items)
+
+
 class Batches(Dataset):
     """A dataset and its collation, so that an exception in a loader process comes back as a LoaderFailed item."""
 
@@ -78,8 +91,10 @@ class Batches(Dataset):
         info = get_worker_info()
         number = info.id if info else 0
         try:
-            batch = self.collate([self.dataset[item] for item in items])
-            return self.sender.wrap(batch, number) if info else batch
+            if not info:
+                return self.collate(Rows(self.dataset, items))
+            with self.sender.batch(number):
+                return self.sender.wrap(self.collate(Rows(self.dataset, items)))
         except Exception as error:  # a bug, or no memory for a file: any kind, and the main process says it in one line
             said = str(error) if isinstance(error, UsageError) else with_place(error)
             return LoaderFailed(f"{said}{self.open_files.while_it_read(number)}")

@@ -26,6 +26,7 @@ ENTRY = np.dtype(
 BAD, INT16, FLOAT32 = 0, 1, 2
 STORED = {INT16: np.dtype("<i2"), FLOAT32: np.dtype("<f4")}
 FULL_SCALE = np.float32(1 / 32768)
+NOTHING: dict = {}  # that is to be said of most files
 
 
 def shard_name(number: int) -> str:
@@ -137,15 +138,15 @@ class Pack:
 
     def stored(self, row: int) -> np.ndarray:
         """The stored samples (frames, channels) of a file, as they are mapped; AudioError if they are not there."""
-        entry = self.index[row]
-        number, kind = int(entry["shard"]), STORED.get(int(entry["kind"]))
-        if kind is None or number >= len(self.shards):
+        shard, kind, channels, _, _, frames, offset, *_ = self.index[row].item()
+        stored = STORED.get(kind)
+        if stored is None or shard >= len(self.shards):
             raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
-        frames, channels, offset = int(entry["frames"]), int(entry["channels"]), int(entry["offset"])
-        content = self.shards[number][offset : offset + frames * channels * kind.itemsize]
-        if len(content) != frames * channels * kind.itemsize or not len(content):
+        size = frames * channels * stored.itemsize
+        content = self.shards[shard][offset : offset + size]
+        if len(content) != size or not size:
             raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
-        return content.view(kind).reshape(frames, channels)
+        return content.view(stored).reshape(frames, channels)
 
 
 def _mapped_again(folder: str, identity: str) -> Pack:
@@ -169,12 +170,12 @@ class PackedRecording:
     def __init__(self, pack: Pack, row: int, path: str):
         if corpus.decode.on_open is not None:
             corpus.decode.on_open(path)
-        entry, told = pack.index[row], pack.texts.get(row, {})
-        if entry["kind"] == BAD:
+        _, kind, self.channels, self.rate, self.crc, self.frames, *_ = pack.index[row].item()
+        told = pack.texts.get(row, NOTHING)
+        if kind == BAD:
             raise AudioError(told.get("reason", "could not be read when it was packed"))
-        self.pack, self.row, self.path, self.crc = pack, row, path, int(entry["crc"])
-        self.rate, self.channels, self.frames = int(entry["rate"]), int(entry["channels"]), int(entry["frames"])
-        self.notes = [(kind, text) for kind, text in told.get("notes", [])]
+        self.pack, self.row, self.path = pack, row, path
+        self.notes = [(kind, text) for kind, text in told.get("notes", ())]
 
     def __enter__(self):
         return self
@@ -187,7 +188,10 @@ class PackedRecording:
         stored = self.pack.stored(self.row)[start : start + count]
         if len(stored) < count:
             raise AudioError(f"the pack has {self.frames} samples of it, reading ends there")
-        return stored * FULL_SCALE if stored.dtype == STORED[INT16] else np.array(stored, np.float32)
+        x = stored.astype(np.float32)
+        if stored.dtype == STORED[INT16]:
+            x *= FULL_SCALE
+        return x
 
     def blocks(self, size: int = corpus.decode.BLOCK):
         """Yield all samples in blocks (samples, channels) float32."""

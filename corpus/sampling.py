@@ -38,7 +38,7 @@ class SpeakerBatchSampler:
     epoch as before.
     """
 
-    VERSION = 2  # counts the ways in which ``plan`` has dealt rows; a saved position holds under its own only
+    VERSION = 3  # counts the ways in which rows were dealt and crops drawn; a saved position holds under its own only
 
     def __init__(self, dataset, config: Config, distinct: bool, rank: int = 0, world: int = 1):
         self.dataset, self.distinct, self.rank, self.world = dataset, distinct, rank, world
