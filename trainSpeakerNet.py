@@ -52,6 +52,7 @@ def run(config, argv, written) -> int:
     import torch
 
     from training.allocator import keep_freed_memory
+    from training.meeting import alone_in_one_line
     from training.precision import choose_kernels
     from training.ranks import Ranks, launch_all_gpus
     from training.run_lock import held
@@ -67,7 +68,7 @@ def run(config, argv, written) -> int:
     ranks = Ranks(config)
     if config.preflight:
         return preflight(config, written, ranks)
-    with explained(), held(config.save_path, ranks):
+    with explained(), held(config.save_path, ranks), alone_in_one_line(ranks, config.save_path):
         status = evaluate(config, ranks) if config.eval else train(config, written, ranks)
     ranks.close()  # not after an exception: the other processes may wait in a collective, and this would wait too
     return status

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from config import Config
 from errors import SharedError, UsageError, first_line, rank_prefix
 from storage.dump import content_hash
+from training.meeting import of_this_start
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
 SEPARATOR = "\0"
@@ -144,8 +145,10 @@ def meet(timeout: datetime.timedelta, failure: str = ""):
     """
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    store.set(f"setup/{rank}", f"{failure}{SEPARATOR}{rank_prefix()}" if failure else "")
     try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = of_this_start(store, rank, world, timeout)
+        store.set(f"setup/{rank}", f"{failure}{SEPARATOR}{rank_prefix()}" if failure else "")
         texts = [store.get(f"setup/{other}").decode() for other in range(world)]
     except dist.DistStoreError as error:
         minutes = timeout.total_seconds() / 60
