@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy
 import soundfile
 import yaml
 
@@ -65,6 +66,55 @@ def test_what_was_prepared_trains(people, tmp_path, tools):
     tiny |= {"nDataLoaderThread": 0, "threads": 1, "device": "cpu", "mixedprec": False, "spec_augment": "[0,0]"}
     words = [f"--{key}={value}" for key, value in {**tiny, "save_path": tmp_path / "run"}.items()]
     done = tools.command("--config", tmp_path / "mine" / "config.yaml", *words)
+    assert done.returncode == 0 and "EER" in done.stdout, done.stdout + done.stderr
+
+
+def write_m4a(path, x, rate: int):
+    """Write a waveform as AAC in an m4a file."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="ipod") as file:
+        stream = file.add_stream("aac", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(x[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            file.mux(packet)
+
+
+def test_m4a_files_become_flac_and_train(data, tmp_path, tools):
+    pytest.importorskip("av")
+    folder, sources = tmp_path / "m4a", {}
+    for person in sorted((data / "wav").glob("train*")):
+        for source in sorted(person.rglob("*.flac"))[:3]:
+            x, rate = soundfile.read(source)
+            place = folder / person.name / f"{source.stem}.m4a"
+            write_m4a(place, x, rate)
+            sources[f"{person.name}/{source.stem}"] = x
+    broken = folder / "train000" / "broken.m4a"
+    broken.write_bytes(next(folder.rglob("*.m4a")).read_bytes()[:900])
+    out = tmp_path / "out"
+    assert prepare(folder, "--out", out) == 0
+    assert list(prepare_left(out)) == ["train000/broken.m4a"]
+    paths = read_train_list(out / "train_list.txt")[2]
+    _, first, second = read_trials(out / "trials.txt")
+    assert {str(path).removesuffix(".flac") for path in (*paths, *first, *second)} == set(sources)
+    for name, x in sources.items():
+        y, rate = soundfile.read(out / "wav" / f"{name}.flac")
+        assert (
+            rate == 16000
+            and abs(len(y) - len(x)) <= 2 * 1024
+            and soundfile.info(out / "wav" / f"{name}.flac").subtype == "PCM_16"
+        )
+        lags = scipy.signal.correlate(y, x, method="fft")
+        assert lags.max() / np.sqrt(np.sum(x**2) * np.sum(y**2)) > 0.9
+    before = {path: path.stat().st_mtime_ns for path in (out / "wav").rglob("*.flac")}
+    assert prepare(folder, "--out", out) == 0  # and nothing is converted again
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "wav").rglob("*.flac")}
+    tiny = {"channels": 8, "aggregate": 16, "n_mels": 24, "nOut": 12, "max_frames": 40, "batch_size": 4, "max_epoch": 1}
+    tiny |= {"nDataLoaderThread": 0, "threads": 1, "device": "cpu", "mixedprec": False, "spec_augment": "[0,0]"}
+    words = [f"--{key}={value}" for key, value in {**tiny, "save_path": tmp_path / "run"}.items()]
+    done = tools.command("--config", out / "config.yaml", *words)
     assert done.returncode == 0 and "EER" in done.stdout, done.stdout + done.stderr
 
 

@@ -59,6 +59,8 @@ def voice(seed=0, seconds=1.5):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_plugin_changes_a_crop_and_its_draws_make_it_again(around, name):
+    if name == "amr":
+        pytest.importorskip("av")
     found = augmenter(around, [{name: {}}])
     for seed, x in enumerate((voice(), 0 * voice(), 3 * voice(2, 0.3), voice(3, 0.01))):
         kept = x.copy()
@@ -105,6 +107,46 @@ def test_channels_do_what_they_are_named_for(around):
     impulse = np.r_[1.0, np.zeros(3999)].astype(np.float32)
     assert np.argmax(through(around, "reverb", impulse)) == 0
     assert np.argmax(through(around, "reverb", impulse, align=False)) == 80
+
+
+def test_a_tempo_changes_the_length_of_pieces_and_not_the_pitch(around):
+    time = np.arange(2 * RATE) / RATE
+    for factor in (0.8, 1.25):
+        tone = (0.3 * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
+        played = through(around, "tempo", tone, factor=factor)
+        spectrum = np.abs(np.fft.rfft(played * np.hanning(len(played))))
+        assert np.argmax(spectrum) * RATE / len(played) == pytest.approx(220, abs=1.5)
+        assert np.std(played) == pytest.approx(np.std(tone), rel=0.02)
+        slow = (tone * (1 + np.sin(2 * np.pi * 4 * time)) / 2).astype(np.float32)  # four times a second
+        played = through(around, "tempo", slow, factor=factor)[: int(len(slow) / max(factor, 1))]
+        level = np.square(played[: len(played) // 80 * 80]).reshape(-1, 80).mean(axis=1)
+        spectrum = np.abs(np.fft.rfft((level - level.mean()) * np.hanning(len(level)), 1 << 14))
+        assert np.argmax(spectrum) * RATE / 80 / (1 << 14) == pytest.approx(4 * factor, rel=0.05)
+    found = augmenter(around, [{"tempo": {"factor": 1.1}}])
+    draws = found.augment(voice(), np.random.default_rng(0))[1]
+    for moves in ("", "1 2", draws[0]["moves"].replace(" ", " 9", 1), "x"):  # of a dump from elsewhere
+        with pytest.raises(AudioError, match="cannot be made again"):
+            apply_draws(voice(), [{**draws[0], "moves": moves}])
+
+
+def test_amr_is_near_the_original_in_its_band_and_refused_without_its_encoder(around, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("augmentation.amr.importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UsageError, match="augmentation: amr: needs PyAV, which is not installed; pip install av"):
+            augmenter(around, ["amr"])
+    av = pytest.importorskip("av")
+    with monkeypatch.context() as patch:
+        patch.setattr(av, "codecs_available", {"aac"})
+        with pytest.raises(UsageError, match="has no encoder of AMR"):
+            augmenter(around, ["amr"])
+    x = voice(seconds=1)
+    phone, poor = (through(around, "amr", x, kbps=kbps) for kbps in (12.2, 4.75))
+    assert level_db(phone, 4200, 8000) < level_db(x, 4200, 8000) - 20 and not np.array_equal(phone, poor)
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
+    coded = through(around, "amr", tone)[800:]
+    assert np.dot(coded, tone[800:]) / np.sqrt(energy(coded) * energy(tone[800:])) > 0.95
+    with pytest.raises(UsageError, match=r"kbps: \[5, 5.1\], expected a range with one of 4.75, 5.15"):
+        augmenter(around, [{"amr": {"kbps": [5, 5.1]}}])
 
 
 def test_the_old_keys_have_the_distribution_of_voxceleb_trainer(around, tmp_path):
