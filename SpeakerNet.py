@@ -29,6 +29,7 @@ from training.front_end import with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
+from training.mixup import draw_mix, refuse_mixup
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
@@ -49,9 +50,11 @@ class SpeakerNet(nn.Module):
     def __init__(self, values: dict):
         super().__init__()
         self.per_row = values["nPerSpeaker"]
-        self.trainfunc = values["trainfunc"]
+        self.trainfunc, self.mixup = values["trainfunc"], values.get("mixup", 0.0)
         self.__S__ = plugins.build("models", values["model"], with_front_end(values))
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
+        if self.mixup:
+            refuse_mixup(self.__L__)
 
     @property
     def loss(self):
@@ -60,11 +63,23 @@ class SpeakerNet(nn.Module):
 
     def forward(self, data, label=None):
         """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
+        share, other = 1.0, None
+        if label is not None and self.mixup and self.training:
+            share, order = draw_mix(self.mixup, len(label))
+            order = order.to(data.device)
+            data, other = share * data + (1 - share) * data[:, order], label[order]
         embeddings = self.__S__(data.reshape(-1, data.shape[-1]))
         if label is None:
             return embeddings
         embeddings = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
         embeddings = embeddings[0] if self.per_row == 1 else embeddings.transpose(0, 1)  # (B, D) or (B, M, D)
+        result = self._loss_of(embeddings, label)
+        if other is None:
+            return result
+        return tuple(share * a + (1 - share) * b for a, b in zip(result, self._loss_of(embeddings, other)))
+
+    def _loss_of(self, embeddings, label):
+        """(loss, accuracy in %) of embeddings; UsageError if the loss gives anything else."""
         result = self.__L__(embeddings, label)
         if not isinstance(result, (tuple, list)) or len(result) != 2 or result[0].numel() != 1:
             parts = result if isinstance(result, (tuple, list)) else [result]

@@ -99,7 +99,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
                     check_files(source.path, source.root, root_key(config, "train", source), sample, refuse)
     if listed is not None:
         utterances = np.bincount(listed.labels)
-        for check in (check_classes, check_rows, check_margin):
+        for check in (check_classes, check_rows, check_margin, check_mixup):
             with mistakes.collected():
                 check(config, utterances, refuse)
         config.nClasses = config.nClasses or class_count(len(utterances), config.speed_perturb)
@@ -175,6 +175,12 @@ def check_margin(config: Config, utterances, refuse):
     if "margin" in loss.keys and not low <= config.margin <= high:
         limits = f"takes a margin from {low:g} to {high:g}; 0.1 to 0.5 is usual"
         refuse("margin", f"{config.margin:g}: loss '{config.trainfunc}' (trainfunc) {limits}")
+
+
+def check_mixup(config: Config, utterances, refuse):
+    """Check that a row has one utterance, and so one label, if rows are mixed."""
+    if config.mixup and config.nPerSpeaker > 1:
+        refuse("mixup", f"mixes rows of one utterance, but nPerSpeaker is {config.nPerSpeaker}")
 
 
 def check_augmentation(config: Config, refuse):
