@@ -20,6 +20,7 @@ from pathlib import Path
 
 from corpus.audio import MIN_SECONDS
 from errors import UsageError
+from scoring.identification import identify as identify_in
 from scoring.verification import add_store_argument, add_verifier_arguments, verifier_from
 from settings.command_line import Parser, need, run
 from speaker_model import add_model_arguments, model_from
@@ -213,8 +214,8 @@ def add_comparisons(app, service: VerificationService):
         if not len(store):
             raise HTTPException(400, "nobody is enrolled yet")
         utterance, drawn = service.embed_upload(recording)
-        found = [{"name": name, **verdict.values()} for name, verdict in service.verifier.identify(store, utterance)]
-        return {"speakers": found, "enrolled": len(store), "recordings": [drawn]}
+        found = identify_in(service.verifier, store, utterance)
+        return {**found.values(), "cautions": found.cautions(), "recordings": [drawn]}
 
 
 def add_speakers(app, service: VerificationService):

@@ -97,7 +97,8 @@ class Verifier:
         self.model, self.backend = model, backend
         self.prior = backend.prior if prior is None else prior
         self.threshold_moves = self.calibrated and threshold is None and backend.threshold is None
-        given = None if threshold is None else (threshold, "--threshold")
+        self.threshold_given = threshold is not None
+        given = (threshold, "--threshold") if self.threshold_given else None
         self.threshold, self.threshold_from = given or backend.decision_threshold(self.prior)
 
     @property
@@ -129,19 +130,9 @@ class Verifier:
         threshold = self.threshold, self.threshold_from
         return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold, self.threshold_moves)
 
-    def identify(self, store, test: Utterance, most: int = 5) -> list[tuple[str, Verdict]]:
-        """The speakers of a store that are likeliest of an utterance, best first."""
-        verdicts = self.compare_all(list(store.speakers.values()), test)
-        ranked = sorted(zip(store.speakers, verdicts), key=lambda found: _rank(found[1]), reverse=True)
-        return ranked[:most]
 
-
-def _rank(verdict: Verdict) -> float:
-    return verdict.score if verdict.llr is None else verdict.llr
-
-
-def add_verifier_arguments(parser):
-    """Add the flags that ``verifier_from`` reads, beside those of the model."""
+def add_verifier_arguments(parser, prior: str = "share of comparisons that are of one speaker, for the probability"):
+    """Add the flags that ``verifier_from`` reads, beside those of the model; ``prior``: what --prior is a share of."""
     parser.add_argument(
         "--backend",
         default="",
@@ -151,7 +142,7 @@ def add_verifier_arguments(parser):
     parser.add_argument(
         "--threshold", type=float, help="accept from here on: a log-likelihood ratio, or a score without calibration"
     )
-    parser.add_argument("--prior", type=float, help="share of comparisons that are of one speaker, for the probability")
+    parser.add_argument("--prior", type=float, help=prior)
 
 
 def verifier_from(args, load_model) -> Verifier:

@@ -226,12 +226,13 @@ function scaleOf(verdict) {
 
 // The verdict as it is at the prior that was chosen on the page; the log-likelihood ratio does not depend on it.
 function atPrior(verdict) {
-  if (verdict.llr === null || chosenPrior === null) return verdict;
-  const odds = Math.log(chosenPrior / (1 - chosenPrior));
+  const prior = chosenPriors.compare;
+  if (verdict.llr === null || prior === null) return verdict;
+  const odds = Math.log(prior / (1 - prior));
   const threshold = verdict.threshold_moves ? -odds : verdict.threshold;
-  const from = verdict.threshold_moves ? `Bayes, prior ${percent(chosenPrior)}` : verdict.threshold_from;
+  const from = verdict.threshold_moves ? `Bayes, prior ${percent(prior)}` : verdict.threshold_from;
   const probability = 1 / (1 + Math.exp(-verdict.llr - odds));
-  return { ...verdict, prior: chosenPrior, probability, threshold, threshold_from: from, same: verdict.llr >= threshold };
+  return { ...verdict, prior, probability, threshold, threshold_from: from, same: verdict.llr >= threshold };
 }
 
 function surenessOf(verdict) {
@@ -253,47 +254,84 @@ function showVerdict(section, answer) {
   section.replaceChildren(decision, element("p", surenessOf(verdict)), scaleOf(verdict), figuresOf(verdict));
 }
 
-function showSpeakersFound(section, answer) {
-  const speakers = answer.speakers.map((found) => ({ name: found.name, ...atPrior(found) })), best = speakers[0];
-  const nobody = best.same === false, kind = best.same === null ? "" : nobody ? "no" : "yes";
-  const decision = element("p", nobody ? `none of the ${answer.enrolled} who are enrolled` : best.name, `decision ${kind}`);
-  const nearest = best.same === null ? "the nearest; no threshold to decide by" : `${nobody ? `the nearest is ${best.name}: different speakers, ` : ""}${surenessOf(best)}`;
+// Whose a recording is, at the prior that was chosen: see scoring/identification.py.
+function identifiedAt(answer) {
+  const prior = chosenPriors.identify;
+  if (!answer.by_probability || prior === null) return answer;
+  const known = prior * Math.exp(answer.evidence), nobody = (1 - prior) / (known + 1 - prior);
+  const speakers = answer.speakers.map((found) => ({
+    ...found, probability: (prior * Math.exp(found.llr)) / answer.enrolled / (known + 1 - prior),
+  }));
+  return { ...answer, prior, nobody, speakers, speaker: speakers[0].probability > 0.5 ? speakers[0].name : null };
+}
+
+function sureOf(answer) {
+  const best = answer.speakers[0], among = `if ${percent(answer.prior)} of the recordings are of somebody who is enrolled`;
+  if (answer.speaker !== null) return `${percent(best.probability)} sure, ${among}`;
+  const nearest = `the nearest is ${best.name}`;
+  return answer.nobody > 0.5 ? `${nearest}: ${percent(answer.nobody)} sure that it is nobody, ${among}`
+    : `${nearest}: ${percent(1 - answer.nobody)} sure that it is somebody, but nobody is likelier than all others together, ${among}`;
+}
+
+function showSpeakersFound(section, given) {
+  const answer = identifiedAt(given), best = answer.speakers[0], none = answer.decided && answer.speaker === null;
+  const name = none ? `none of the ${answer.enrolled} who are enrolled` : answer.decided ? best.name : `nearest: ${best.name}`;
+  const decision = element("p", name, `decision ${answer.decided ? (none ? "no" : "yes") : ""}`);
+  const undecided = "no decision: there is neither a calibration nor a threshold to decide by";
+  const single = `${none ? `the nearest is ${best.name}: ` : ""}${surenessOf(best)}`;
+  const nearest = !answer.decided ? undecided : answer.by_probability ? sureOf(answer) : single;
   const table = document.createElement("table"), head = table.createTHead().insertRow();
-  for (const title of ["speaker", "score", "probability", "decision"]) {
-    head.append(element("th", title, title === "score" || title === "probability" ? "number" : ""));
-  }
-  const body = table.createTBody();
-  for (const found of speakers) {
+  for (const title of ["speaker", "score", "probability"]) head.append(element("th", title, title === "speaker" ? "" : "number"));
+  const body = table.createTBody(), rows = [...answer.speakers];
+  if (answer.nobody !== null) rows.push({ name: "nobody who is enrolled", score: null, probability: answer.nobody });
+  for (const found of rows) {
     const row = body.insertRow();
-    row.append(element("td", found.name), element("td", found.score.toFixed(4), "number"),
-      element("td", percent(found.probability), "number"), element("td", decisionOf(found), found.same ? "yes" : ""));
+    row.append(element("td", found.name), element("td", found.score === null ? "" : found.score.toFixed(4), "number"),
+      element("td", percent(found.probability), "number"));
+    if (answer.decided && found.name === answer.speaker) row.className = "yes";
   }
-  section.replaceChildren(decision, element("p", nearest), element("p", `${answer.enrolled} enrolled, the nearest ${speakers.length}:`, "figures"), table);
+  section.replaceChildren(decision, element("p", nearest), ...answer.cautions.map((text) => element("p", text, "figures")),
+    element("p", `${answer.enrolled} enrolled, the nearest ${answer.speakers.length}:`, "figures"), table);
 }
 
 // ---------------------------------------------------------------------------------------------------- prior
 
 const PRIORS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-let chosenPrior = null; // share of comparisons that are of one speaker; null without a calibration
+const QUESTIONS = {
+  compare: ["How many of your comparisons are of one speaker?",
+    "The rarer that is, the more alike two recordings must sound before the answer is “same speaker”."],
+  identify: ["How many of your recordings are of somebody who is enrolled?",
+    "The rarer that is, and the more people are enrolled, the more alike a recording must sound before it gets a name."],
+};
+let chosenPriors = { compare: null, identify: null }; // shares; null without a calibration
+let priors = PRIORS;
+
+const openForm = () => [...document.querySelectorAll("form")].find((form) => !form.hidden).id;
 
 function preparePrior(prior) {
-  const priors = [...new Set([...PRIORS, prior])].sort((a, b) => a - b), range = document.getElementById("prior-range");
+  priors = [...new Set([...PRIORS, prior])].sort((a, b) => a - b);
+  chosenPriors = { compare: prior, identify: 0.5 };
+  const range = document.getElementById("prior-range");
   range.max = priors.length - 1;
-  range.value = priors.indexOf(prior);
-  const choosePrior = () => {
-    chosenPrior = priors[range.value];
-    const one = chosenPrior < 0.5 ? `, 1 in ${Math.round(1 / chosenPrior)}` : "";
-    document.getElementById("prior-value").textContent = `${percent(chosenPrior)}${one}`;
-    range.setAttribute("aria-valuetext", percent(chosenPrior));
+  range.oninput = () => {
+    chosenPriors[openForm()] = priors[range.value];
     for (const [id, [section, answer]] of shown) FORMS[id](section, answer);
+    showPrior();
   };
-  range.addEventListener("input", choosePrior);
-  choosePrior();
+  for (const [id, [section, answer]] of shown) FORMS[id](section, answer);
   showPrior();
 }
 
 function showPrior() { // where something is decided
-  document.getElementById("prior").hidden = chosenPrior === null || !document.getElementById("enroll").hidden;
+  const form = openForm(), chosen = chosenPriors[form] ?? null, range = document.getElementById("prior-range");
+  document.getElementById("prior").hidden = chosen === null;
+  if (chosen === null) return;
+  const [question, meaning] = QUESTIONS[form], one = chosen < 0.5 ? `, 1 in ${Math.round(1 / chosen)}` : "";
+  document.getElementById("prior-question").textContent = question;
+  document.getElementById("prior-meaning").textContent = meaning;
+  range.value = priors.indexOf(chosen);
+  range.setAttribute("aria-valuetext", percent(chosen));
+  document.getElementById("prior-value").textContent = `${percent(chosen)}${one}`;
 }
 
 async function ask(path, options) {

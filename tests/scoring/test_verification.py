@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ import serve
 import verify
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
+from scoring.identification import speaker_posterior
+from scoring.verification import percent
 from settings.command_line import run
 from speaker_model import load_model
 from storage.files import save_atomically
@@ -344,12 +347,32 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         page.locator("#prior-range").fill("10")  # 50 %
         assert "73 % sure, if 50 % of the comparisons" in page.locator("#compare .result").text_content()
         assert page.locator("#compare .decision").text_content() == "same speaker"
+        identify_at_two_priors(page)
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
         browser.close()
     time.sleep(0.1)
     wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio
     assert [error for error in errors if wanted not in error] == []
+
+
+def identify_at_two_priors(page):
+    """Show an answer on the page: who is named follows the share of recordings that are of somebody enrolled."""
+    page.click("#tab-identify")
+    assert "recordings are of somebody who is enrolled?" in page.locator("#prior label").text_content()
+    people = [{"name": name, "score": 0.5, "llr": llr} for name, llr in (("ann", 2), ("bob", -1))]
+    answer = {"speakers": people, "enrolled": 2, "decided": True, "by_probability": True, "cautions": []}
+    answer["evidence"] = math.log((math.exp(2) + math.exp(-1)) / 2)
+    section = "document.querySelector('#identify .result')"
+    page.evaluate(f"a => {{ shown.set('identify', [{section}, a]); preparePrior(0.05); }}", answer)
+    shares, nobody = speaker_posterior([2, -1], 0.5)
+    result = page.locator("#identify .result")
+    assert f"{percent(shares[0])} sure, if 50 % of the recordings" in result.text_content()
+    assert f"enrolled{percent(nobody)}" in result.text_content()
+    assert page.locator("#identify .decision.yes").text_content() == "ann"
+    page.locator("#prior-range").fill("6")  # 10 %
+    assert page.locator("#identify .decision.no").text_content() == "none of the 2 who are enrolled"
+    assert f"{percent(speaker_posterior([2, -1], 0.1)[1])} sure that it is nobody" in result.text_content()
 
 
 def test_a_folder_of_recordings_is_enrolled(model, wav, capsys, tmp_path):
