@@ -36,7 +36,7 @@ import pack_data
 from corpus.audio import samples_of
 from corpus.augmentation import find_noise, find_rirs
 from corpus.lists import read_train_list
-from corpus.loader import make_loader
+from corpus.loader import Loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.reader import load_config
 from training.allocator import keep_freed_memory
@@ -202,7 +202,7 @@ def ours(keys: dict[str, str], args, workers: int, folder: Path) -> Turn:
     config = load_config(words)[0]
     dataset, epochs = TrainDataset(config), iter(range(1, 1 << 30))
     sampler = SpeakerBatchSampler(dataset, config, False)
-    loader = make_loader(dataset, sampler, collate, config, workers, keep=workers > 0)
+    loader = Loader(dataset, sampler, collate, config, workers, keep=workers > 0)
     return Turn(loader, 1 + workers * PREFETCH, lambda: sampler.set_position(next(epochs)))
 
 
