@@ -12,6 +12,11 @@ from pathlib import Path
 from errors import UsageError, plural
 from settings.command_line import Parser, run
 
+MB = 1 << 20
+FORMATS = (
+    "samples: decoded (default); flac: encoded, in half of the room; webdataset: tar files of the files as they are"
+)
+
 
 def main(argv) -> int:
     """Run the command line: 0 done, 1 damaged, 2 bad usage."""
@@ -21,6 +26,7 @@ def main(argv) -> int:
     add("--train_list", default="", metavar="LIST", help="train list, a Kaldi folder or JSON lines")
     add("--train_path", default="", metavar="FOLDER", help="folder that its paths are relative to")
     add("--out", required=True, metavar="FOLDER", help="folder of the pack; one that is there goes on")
+    add("--format", default="samples", choices=("samples", "flac", "webdataset"), help=FORMATS)
     add("--shard_mb", type=int, default=1024, help="size of a shard in MB (default 1024)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode (default: the cores)")
     add("--check", action="store_true", help="hold a pack against its checksums, and stop")
@@ -30,20 +36,27 @@ def main(argv) -> int:
     if args.check:
         return check(args.out)
     from corpus.train_list import read_train_lists
-    from storage.packing import write_pack
 
     source = source_of(args)
-    done = write_pack(read_train_lists((source,)), Path(args.out), args.shard_mb << 20, args.workers)
+    listed, out, size = read_train_lists((source,)), Path(args.out), args.shard_mb * MB
+    if args.format == "webdataset":
+        from storage.shards import write_shards
+
+        done = write_shards(listed, out, size)
+    else:
+        from storage.packing import write_pack
+
+        done = write_pack(listed, out, size, args.workers)
     for path, place, reason in done["bad"]:
         print(f"unreadable: {path} ({place}): {reason}", file=sys.stderr)
     new = f", {done['new']} of them new" if done["new"] < done["files"] else ""
-    hours, size = done["hours"], done["bytes"]
-    long = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    hours, size = done.get("hours"), done["bytes"]
+    long = "" if hours is None else f", {hours:.1f} h" if hours >= 1 else f", {60 * hours:.1f} min"
     large = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    print(f"{args.out}: {plural(done['files'], 'file')}{new}, {long}, {large}")
+    print(f"{args.out}: {plural(done['files'], 'file')}{new}{long}, {large}")
     if done["bad"]:
         print(f"{plural(len(done['bad']), 'file')} that cannot be read: named in a run too, as without the pack")
-    print(f"to train from it: --train_pack {args.out}")
+    print(f"to train from it: --{'train_list' if args.format == 'webdataset' else 'train_pack'} {args.out}")
     return 0
 
 
@@ -74,8 +87,11 @@ def source_of(args):
 def check(folder: str) -> int:
     """Say which files of a pack are damaged; returns the exit status."""
     from corpus.pack import Pack
+    from corpus.tars import shards_of
     from storage.packing import damaged
 
+    if shards_of(folder):
+        return check_shards(folder)
     pack = Pack(folder)
     found = list(damaged(pack))
     for path in found:
@@ -84,6 +100,18 @@ def check(folder: str) -> int:
     if found:
         print(f"remove {folder} and pack again, or copy it again", file=sys.stderr)
     return 1 if found else 0
+
+
+def check_shards(folder: str) -> int:
+    """Say which recordings of tar files do not decode; returns the exit status."""
+    from storage.shards import damaged_members
+
+    count = 0
+    for path, reason in damaged_members(folder):
+        print(f"damaged: {path}: {reason}", file=sys.stderr)
+        count += 1
+    print(f"{folder}: {plural(count, 'recording')} of its shards damaged")
+    return 1 if count else 0
 
 
 command = functools.partial(run, main)

@@ -5,12 +5,15 @@ are only estimates at their word, and others that are no lengths at all. So the 
 """
 
 import functools
+import io
 import os
 import re
 import stat
 import struct
 import zlib
 from dataclasses import dataclass
+
+from corpus.tars import Window, binary
 
 HEAD = 4096  # bytes read at once; most headers lie within
 TAIL = 4096  # bytes behind the samples that are passed over: tags and padding
@@ -47,7 +50,7 @@ class Finding:
     ``repair`` says how a header that is wrong is made good, empty for a whole file. ``patch`` (offset, bytes) is what
     libsndfile is to see in place of the header's own. ``counted``: the length is known only once all is decoded.
     ``stamp`` (size, time of change) tells a file from what lay at its path before. ``mpeg``: it begins as an mp3.
-    ``plain``: where the samples of a file lie that needs no decoder.
+    ``plain``: where the samples of a file lie that needs no decoder. ``member``: it is part of a tar file.
     """
 
     stamp: tuple[int, int]
@@ -56,25 +59,31 @@ class Finding:
     counted: bool = False
     mpeg: bool = False
     plain: Plain | None = None
+    member: bool = False
 
 
 class _Bytes:
-    """A file to look into: ``head``, its first bytes, ``size``, and ``at`` for any others."""
+    """A file to look into: ``head``, its first bytes, ``size``, and ``at`` for any others.
 
-    def __init__(self, handle: int, path, status: os.stat_result):
-        self.handle, self.path = handle, path
-        self.head = os.read(handle, HEAD)
-        self.size = status.st_size
-        self.stamp = (status.st_size, status.st_mtime_ns)
+    That of a member of a tar file is ``size`` bytes from ``begin`` on.
+    """
+
+    def __init__(self, handle: int, path, status: os.stat_result, begin: int = 0, size: int | None = None):
+        self.handle, self.path, self.begin = handle, path, begin
+        self.size = status.st_size if size is None else size
+        if begin:
+            os.lseek(handle, begin, os.SEEK_SET)
+        self.head = os.read(handle, HEAD if size is None else min(HEAD, size))
+        self.stamp = (self.size, status.st_mtime_ns)
 
     def at(self, place: int, count: int) -> bytes:
         if place + count <= len(self.head):
             return self.head[place : place + count]
-        os.lseek(self.handle, place, os.SEEK_SET)
-        return os.read(self.handle, count)
+        os.lseek(self.handle, self.begin + place, os.SEEK_SET)
+        return os.read(self.handle, max(0, min(count, self.size - place)))
 
     def finding(self, **more) -> Finding:
-        return Finding(self.stamp, **more)
+        return Finding(self.stamp, member=self.begin > 0, **more)
 
 
 def examine(path) -> Finding:
@@ -86,8 +95,13 @@ def examine(path) -> Finding:
 
 def opened(path) -> tuple[Finding, int]:
     """What ``examine`` finds, and the file, which is open still; AudioError as there."""
+    begin, size = 0, None
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        except (FileNotFoundError, NotADirectoryError):  # it may be a member of a tar file
+            with Window(path) as member:
+                handle, begin, size = os.dup(member.file.fileno()), member.begin, member.size
     except FileNotFoundError as error:
         raise AudioError("no such file") from error
     except OSError as error:
@@ -95,18 +109,18 @@ def opened(path) -> tuple[Finding, int]:
     except ValueError as error:  # a NUL, or half of a character of UTF-16
         raise AudioError("cannot be opened: the name of no file") from error
     try:
-        return _found(handle, path), handle
+        return _found(handle, path, begin, size), handle
     except BaseException:
         os.close(handle)
         raise
 
 
-def _found(handle: int, path) -> Finding:
+def _found(handle: int, path, begin: int, size: int | None) -> Finding:
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise AudioError("not a regular file")
-        file = _Bytes(handle, path, status)
+        file = _Bytes(handle, path, status, begin, size)
         if not file.head:
             raise AudioError("empty file")
         check = CHECKS.get(file.head[:4]) or (_mpeg if is_mpeg(file.head) else None)
@@ -203,7 +217,8 @@ def _plain(file: _Bytes, form: bytes, start: int, size: int) -> Plain | None:
     if (kind, bits) != (1, 16) or not 0 < channels <= MOST_CHANNELS or width != 2 * channels or not size:
         return None
     chunks = [name for name, *_ in _chunks(file, _RIFF, _RIFF.first)]
-    return Plain(start, size // width, rate, channels) if chunks.count(b"fmt ") == chunks.count(b"data") == 1 else None
+    plain = Plain(file.begin + start, size // width, rate, channels)
+    return plain if chunks.count(b"fmt ") == chunks.count(b"data") == 1 else None
 
 
 def _usual(file: _Bytes) -> Plain | None:
@@ -219,7 +234,7 @@ def _usual(file: _Bytes) -> Plain | None:
     whole = head[place : place + 4] == b"data" and start + size == file.size and size
     if not whole or (kind, bits) != (1, 16) or not 0 < channels <= MOST_CHANNELS or width != 2 * channels:
         return None
-    return Plain(start, size // width, rate, channels)
+    return Plain(file.begin + start, size // width, rate, channels)
 
 
 def _size_patch(layout, field, width, size) -> tuple[int, bytes]:
@@ -380,7 +395,7 @@ def _walk_ogg(path, stamp) -> tuple[str, str]:
     number = None
     ended = False
     place = 0
-    with open(path, "rb") as file:
+    with io.BufferedReader(binary(path)) as file:
         while header := file.read(27):
             if len(header) < 27 or header[:4] != b"OggS":
                 return ("", "") if ended else ("", f"damaged: no page of sound at byte {place}")

@@ -13,6 +13,7 @@ from corpus.audio import NORMAL, AudioError, read_crop
 from corpus.augmentation import apply_draws, values_of_dumps
 from corpus.list_lines import stamp_of
 from corpus.pack import HEADER, Pack
+from corpus.tars import is_member
 from errors import UsageError
 
 
@@ -94,7 +95,9 @@ class Crop:
             raise AudioError(f"a row at {self.sample_rate} Hz, which no run has")
         opened = self._packed() if self.pack else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
-            if not Path(path).is_file():  # a dump may name anything: pipes and devices are not opened
+            if not (
+                Path(path).is_file() or is_member(path)
+            ):  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
         speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL
         how = {"channel": str(self.channel), "opened": opened, "sample_rate": self.sample_rate}
@@ -112,7 +115,7 @@ class Crop:
             reason = f"{self.pack} was written anew"
         except (UsageError, OSError) as error:
             reason = f"and its pack: {error}"
-        if not Path(self.path).is_file():
+        if not is_there(self.path):
             raise AudioError(f"no such file: {self.path}; {reason}")
         return None
 
@@ -123,6 +126,11 @@ class Crop:
     def second_in_file(self, index: int) -> float:
         """Second of the file that sample ``index`` of the crop was made from."""
         return self.start / self.rate + index / self.sample_rate * self.speed
+
+
+def is_there(path: str) -> bool:
+    """Whether there is such a file, or such a member of a tar file."""
+    return Path(path).is_file() or is_member(path)
 
 
 @functools.lru_cache(maxsize=4)

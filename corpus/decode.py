@@ -11,6 +11,7 @@ import soundfile
 from corpus import converters
 from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, Plain, opened
 from corpus.mpg123 import messages_to, summary
+from corpus.tars import Window, binary
 
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
 MP3_PREROLL = 10 * 1152
@@ -102,18 +103,18 @@ class Recording:
 
     def _begin(self):
         """Open the file at its first sample, for the second time too."""
+        if self.found.plain:
+            self.audio.seek(0)
+            return
         self.close()
         try:
-            if self.found.plain:
-                self.audio = _Samples(os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), self.found.plain)
-            else:
-                with messages_to(self.lines):
-                    self.audio = _Forward(self._file())
+            with messages_to(self.lines):
+                self.audio = _Forward(self._file())
         except (OSError, RuntimeError, TypeError, UnicodeError) as error:  # soundfile's own error is a RuntimeError
             reason = getattr(error, "error_string", str(error)).rstrip(".")
             if "does not exist" in reason:  # as libsndfile says of a file that is there and has no samples
                 reason = "libsndfile cannot read it"
-            if not self.convert:
+            if not self.convert or self.found.member:
                 raise AudioError(reason) from error
             self.audio = converters.open_converted(self.path, reason)
         self.forward = isinstance(self.audio, converters.Converted) or not self.audio.can_seek()
@@ -121,7 +122,7 @@ class Recording:
     def _file(self):
         if self.found.patch or self.found.repair == NO_INDEX:
             return _Presented(self.path, self.found.patch, MP3_LENGTHENED if self.found.mpeg else 1)
-        return native(self.path)
+        return Window(self.path) if self.found.member else native(self.path)
 
     def _read(self, count: int, lines=None) -> np.ndarray:
         with reading(), messages_to(self.lines if lines is None else lines):
@@ -232,8 +233,8 @@ class _Presented(io.RawIOBase):
 
     def __init__(self, path, patch: tuple[int, bytes] | None, longer: int = 1):
         super().__init__()
-        self.file = open(path, "rb")  # noqa: SIM115 (closed with this object)
-        self.size = os.fstat(self.file.fileno()).st_size * longer
+        self.file = binary(path)
+        self.size = self.file.seek(0, os.SEEK_END) * longer
         self.patch, self.place = patch or (0, b""), 0
 
     def seek(self, offset, whence=os.SEEK_SET):

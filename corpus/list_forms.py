@@ -1,4 +1,4 @@
-"""The forms of a train list: lines 'speaker path', a Kaldi folder, JSON lines."""
+"""The forms of a train list: lines 'speaker path', a Kaldi folder, JSON lines, tar files of recordings."""
 
 import hashlib
 import json
@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from corpus.list_lines import LIST_TEXT, columns_of, list_hash, not_text, numbered_lines, opened, wrong_columns
+from corpus.tars import SPEAKERS, recordings_of, shards_of
 from errors import UsageError
 
 CHUNK = 1 << 22  # characters of a list looked at together
 PATHS = ("path", "wav", "audio_filepath", "audio", "file", "filename")
-SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")
 
 
 def files_of(path) -> tuple[str, ...]:
-    """The files that a train list is made of: itself, or wav.scp and utt2spk of a Kaldi folder."""
+    """The files that a train list is made of: itself, wav.scp and utt2spk of a Kaldi folder, or tar files."""
     path = os.fspath(path)
+    shards = shards_of(path)
+    if shards:
+        return tuple(shards)
     folder = os.path.dirname(path) if os.path.basename(path) == "wav.scp" else path
     if folder != path or os.path.isdir(path):
         return os.path.join(folder, "wav.scp"), os.path.join(folder, "utt2spk")
@@ -25,7 +28,7 @@ def files_of(path) -> tuple[str, ...]:
 
 
 def is_list(path) -> bool:
-    """Whether there is a train list of this path: a file, or a folder with wav.scp and utt2spk."""
+    """Whether there is a train list of this path: a file, tar files, or a folder with those or wav.scp and utt2spk."""
     return all(map(os.path.isfile, files_of(path)))
 
 
@@ -34,6 +37,8 @@ def chunks_of(path):
 
     ``speakers`` are texts, ``paths`` is what ``TextsBuilder.add_joined`` takes. UsageError names the line of a mistake.
     """
+    if shards_of(path):
+        return (yield from _shards(path))
     files = files_of(path)
     if len(files) == 2:
         return (yield from _kaldi(*files))
@@ -171,3 +176,16 @@ def _kaldi(scp: str, utt2spk: str):
         raise UsageError(text)
     yield names, joined(paths), np.array(numbers, np.int32)
     return hashlib.sha256(f"{list_hash(scp)} {list_hash(utt2spk)}".encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- tar files
+
+
+def _shards(path):
+    """The recordings of tar files, one file after the other; their numbers stand for those of lines."""
+    digest = hashlib.sha256()
+    for names, paths, numbers, shard in recordings_of(path):
+        for array in (shard.names.content, shard.speakers.content, shard.sizes):
+            digest.update(np.ascontiguousarray(array))
+        yield names, joined(paths), numbers
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 
 import corpus.decode
 from corpus.containers import AudioError
-from corpus.texts import Texts
+from corpus.texts import Texts, keys_of
 from errors import UsageError, plural
 
 FORMAT = 1
@@ -32,13 +32,6 @@ NOTHING: dict = {}  # that is to be said of most files
 def shard_name(number: int) -> str:
     """Name of a shard."""
     return f"shard-{number:05}.bin"
-
-
-def keys_of(paths) -> np.ndarray:
-    """64-bit keys (N,) of paths: by these a list finds its files in a pack of another list."""
-    encoded = (path.encode("utf-8", "surrogateescape") for path in paths)
-    digests = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
-    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64)
 
 
 def hash_of(*parts) -> str:

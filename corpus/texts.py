@@ -1,5 +1,6 @@
 """Millions of texts in two arrays, which processes that are forked share."""
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 
@@ -72,3 +73,10 @@ class TextsBuilder:
         np.cumsum(lengths, out=offsets[1:])
         self.lengths = bytearray()
         return Texts(np.frombuffer(self.content, np.uint8), offsets)
+
+
+def keys_of(paths) -> np.ndarray:
+    """64-bit keys (N,) of paths: by these a list finds its files in a pack of another list."""
+    encoded = (path.encode("utf-8", ERRORS) for path in paths)
+    digests = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
+    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64)

@@ -1,6 +1,7 @@
 """Train lists as a run holds them: read once, in arrays that loader processes share."""
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -16,6 +17,7 @@ from corpus.list_forms import chunks_of, files_of
 from corpus.list_lines import stamp_of, unreadable
 from corpus.pack import Pack, PackedRecording
 from corpus.sources import TrainSource, train_sources
+from corpus.tars import ENDING
 from corpus.texts import Texts, TextsBuilder
 from errors import UsageError
 
@@ -81,15 +83,26 @@ class TrainList:
         return pack.recording(self.rows[utterance], path) if pack is not None else None
 
     def place(self, utterance: int) -> str:
-        """'list:line' of an utterance."""
-        return f"{files_of(self.source(utterance).path)[0]}:{self.lines[utterance]}"
+        """'list:line' of an utterance, 'shard:number' of one in a tar file."""
+        number = 0 if self.parts is None else int(self.parts[utterance])
+        return f"{self._list_of(number, self.paths[utterance])}:{self.lines[utterance]}"
+
+    def _list_of(self, number: int, file: str) -> str:
+        """The file of a list that names a recording: of tar files the one that it is in."""
+        first = self.list_files[number]
+        return file.partition(f"{ENDING}/")[0] + ENDING if first.endswith(ENDING) else first
+
+    @functools.cached_property
+    def list_files(self) -> list[str]:
+        """The first file of each list."""
+        return [files_of(source.path)[0] for source in self.sources]
 
     def place_of(self, file: str, line: int) -> str:
         """'list:line' of a file, as ``file`` gave it, in that line of one of the lists."""
         for utterance in np.flatnonzero(self.lines == line) if self.parts is not None else ():
             if self.file(utterance) == file:
                 return self.place(utterance)
-        return f"{files_of(self.sources[0].path)[0]}:{line}"
+        return f"{self._list_of(0, file)}:{line}"
 
     def by_source(self):
         """Yield (source, its utterance numbers) of each list."""

@@ -11,6 +11,7 @@ from corpus.audio import class_count
 from corpus.list_forms import is_list
 from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
+from corpus.tars import shards_of
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
 from settings import plugins, policy
@@ -88,13 +89,14 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     for source in sources:
         there = existing("train_list", False, source.path, is_list)
         there = (not source.pack or existing("train_pack", True, source.pack)) and there
-        both.append((there, bool(source.pack) or existing(root_key(config, "train", source), True, source.root)))
+        apart = bool(source.pack or shards_of(source.path))  # its recordings do not lie below the root
+        both.append((there, apart or existing(root_key(config, "train", source), True, source.root)))
     with mistakes.collected():
         if all(there for there, _ in both):
             listed = read_train_lists(sources)
             listed.open_packs()
             for (source, numbers), (_, folder) in zip(listed.by_source(), both):
-                if folder and not source.pack:
+                if folder and not (source.pack or shards_of(source.path)):
                     sample = [listed.paths[i] for i in numbers[:: max(1, len(numbers) // MANY_FILES)]]
                     check_files(source.path, source.root, root_key(config, "train", source), sample, refuse)
     if listed is not None:

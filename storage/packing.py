@@ -32,9 +32,9 @@ from corpus.pack import (
     TEXTS,
     Pack,
     hash_of,
-    keys_of,
     shard_name,
 )
+from corpus.texts import keys_of
 from corpus.train_list import TrainList
 from errors import UsageError
 from storage.files import replacing, write_atomically

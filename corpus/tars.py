@@ -1,0 +1,243 @@
+"""Recordings in tar files, as WebDataset keeps them: a member is a path, `shard.tar/speaker/utterance.flac`.
+
+The members of a shard are found by an index of their places, which is made once and kept beside the shard: a crop is
+read where it lies, so that rows, their order and every later start are those of single files.
+"""
+
+import functools
+import glob
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+
+from corpus.folders import is_audio
+from corpus.texts import Texts, keys_of
+from errors import UsageError
+
+ENDING, INDEX = ".tar", ".index"  # the index of a.tar is a.tar.index
+SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")  # names in a JSON member, and endings of one of text
+MOST_BYTES = 1 << 20  # of a member that is no recording
+FORMAT = 1
+
+
+class Shard:
+    """The recordings of a tar file: ``names`` and ``speakers``, and where their bytes lie, ``begins`` and ``sizes``.
+
+    ``stamp``: size and time of change of the tar file.
+    """
+
+    def __init__(self, path: str, arrays: dict):
+        self.path, self.stamp = path, tuple(arrays["stamp"].tolist())
+        self.begins, self.sizes = arrays["begins"], arrays["sizes"]
+        self.names = Texts(arrays["names"], arrays["name_ends"])
+        self.speakers = Texts(arrays["speakers"], arrays["speaker_ends"])
+        self.keys = keys_of(self.names)
+        self.order = np.argsort(self.keys, kind="stable")
+
+    def find(self, name: str) -> int:
+        """The number of a recording, -1 if it is not there."""
+        key = keys_of([name])
+        place = int(np.searchsorted(self.keys, key, sorter=self.order)[0])
+        row = int(self.order[place]) if place < len(self.order) else -1
+        return row if row >= 0 and self.keys[row] == key[0] and self.names[row] == name else -1
+
+
+def shards_of(path) -> list[str]:
+    """The tar files that a list names: itself, those of a folder or of a pattern with braces; [] if it names none."""
+    path = os.fspath(path)
+    if "{" in path and path.endswith(ENDING):
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError as error:
+            raise UsageError(
+                f"'{path}': braces need webdataset: pip install '.[webdataset]'; or name the folder"
+            ) from error
+        return expand_urls(path)
+    if path.endswith(ENDING):
+        return [path]
+    return sorted(glob.glob(os.path.join(glob.escape(path), f"*{ENDING}"))) if os.path.isdir(path) else []
+
+
+def recordings_of(path):
+    """Yield (speakers, members as paths, numbers in the shard from 1, shard) of each shard; UsageError for a fault."""
+    for name in shards_of(path):
+        shard = shard_at(os.path.abspath(name), name)
+        names = [f"{shard.path}/{member}" for member in shard.names]
+        yield list(shard.speakers), names, np.arange(1, 1 + len(names), dtype=np.int32), shard
+
+
+def shard_at(path: str, shown: str = "") -> Shard:
+    """The index of a tar file as it is now; UsageError, on it as ``shown``, if it is no whole tar of recordings."""
+    try:
+        status = os.stat(path)
+        return _indexed(path, shown or path, (status.st_size, status.st_mtime_ns))
+    except OSError as error:
+        raise UsageError(f"{shown or path}: {error.strerror}") from error
+
+
+@functools.cache
+def _indexed(path: str, shown: str, stamp: tuple[int, int]) -> Shard:
+    try:
+        with np.load(path + INDEX, allow_pickle=False) as kept:
+            if int(kept["format"]) == FORMAT and tuple(kept["stamp"].tolist()) == stamp:
+                return Shard(path, dict(kept))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # there is none, or it is damaged: the shard tells all
+    return write_index(path, shown, stamp)
+
+
+def write_index(path: str, shown: str, stamp: tuple[int, int]) -> Shard:
+    """Read the headers of a tar file, and keep what they say beside it if that can be written."""
+    arrays = {"format": np.int64(FORMAT), "stamp": np.array(stamp, np.int64), **_read(path, shown, stamp[0])}
+    temporary = f"{path}{INDEX}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path + INDEX)
+    except OSError:
+        pass  # a disk that is only read: each start reads the headers
+    return Shard(path, arrays)
+
+
+def _read(path: str, shown: str, size: int) -> dict:
+    """The arrays of an index, from the headers of a tar file and its JSON members."""
+    found, speakers = {}, {}  # of each key: the recording (name, begin, size); the speaker
+    last = ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                last, place = f" behind member '{member.name}'", f"{shown}: member '{member.name}'"
+                if member.offset_data + member.size > size:
+                    there = size - member.offset_data
+                    raise UsageError(f"{place}: truncated: the header promises {member.size} bytes, {there} are there")
+                key, kind = split(member.name)
+                if member.isfile() and is_audio(member.name):
+                    if key in found:
+                        raise UsageError(f"{place}: a second recording of '{key}'")
+                    found[key] = member.name, member.offset_data, member.size
+                elif member.isfile() and (kind == "json" or kind in SPEAKERS):
+                    speakers.setdefault(key, _speaker(place, kind, tar.extractfile(member).read(MOST_BYTES)))
+                tar.members.clear()  # which tarfile keeps: a million of them take a gigabyte
+            end = tar.offset
+        with open(path, "rb") as file:
+            file.seek(end)
+            if file.read(512) != bytes(512):  # tarfile takes whatever is no header for the end
+                raise tarfile.ReadError(f"no header and no end mark at byte {end}")
+    except tarfile.TarError as error:
+        hint = "; a compressed one has to be unpacked" if _compressed(path) else ""
+        raise UsageError(f"{shown}: not a whole tar file{last}: {error}{hint}") from error
+    if not found:
+        raise UsageError(f"{shown}: no recording in it")
+    for key, (name, *_) in found.items():
+        if not speakers.get(key):
+            raise UsageError(
+                f"{shown}: member '{name}': no speaker; '{key}.json' with \"speaker\", or '{key}.spk' names it"
+            )
+    names, people = Texts.of(name for name, *_ in found.values()), Texts.of(speakers[key] for key in found)
+    begins, sizes = (np.array([entry[i] for entry in found.values()], np.int64) for i in (1, 2))
+    arrays = {"begins": begins, "sizes": sizes, "names": names.content, "name_ends": names.offsets}
+    return {**arrays, "speakers": people.content, "speaker_ends": people.offsets}
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and ending of a member, as WebDataset divides a name: at the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _speaker(place: str, kind: str, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8").strip()
+        entry = json.loads(text) if kind == "json" else {kind: text}
+    except ValueError as error:
+        raise UsageError(f"{place}: {error}") from error
+    if not isinstance(entry, dict):
+        raise UsageError(f"{place}: expected an object with a speaker")
+    value = next((entry[name] for name in SPEAKERS if entry.get(name) not in (None, "")), "")
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or any(ord(letter) < 32 for letter in str(value)):
+        raise UsageError(f"{place}: a speaker that is no name")
+    return str(value)
+
+
+def _compressed(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+
+
+# ---------------------------------------------------------------------------------------------------------- members
+
+
+def member_of(path) -> tuple[Shard, int] | None:
+    """(shard, number) of a path of a member, None if it is none; UsageError if its tar file is broken."""
+    tar, found, name = os.fspath(path).partition(f"{ENDING}/") if isinstance(os.fspath(path), str) else ("", "", "")
+    if not found or not os.path.isfile(tar + ENDING):
+        return None
+    shard = shard_at(os.path.abspath(tar + ENDING))
+    number = shard.find(name)
+    return (shard, number) if number >= 0 else None
+
+
+def is_member(path) -> bool:
+    """Whether a path is that of a member."""
+    try:
+        return member_of(path) is not None
+    except UsageError:
+        return False
+
+
+class Window(io.RawIOBase):
+    """The bytes of a member as a file of their own; FileNotFoundError if a path is none."""
+
+    def __init__(self, path):
+        super().__init__()
+        try:
+            member = member_of(path)
+        except UsageError as error:
+            raise OSError(5, str(error)) from error
+        if member is None:
+            raise FileNotFoundError(2, "no such member", os.fspath(path))
+        shard, number = member
+        self.file = open(shard.path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
+        status = os.fstat(self.file.fileno())
+        if (status.st_size, status.st_mtime_ns) != shard.stamp:
+            self.file.close()
+            raise OSError(5, f"{shard.path} was changed while it was read from")
+        self.begin, self.size, self.place = int(shard.begins[number]), int(shard.sizes[number]), 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        return self.place
+
+    def tell(self):
+        return self.place
+
+    def readinto(self, buffer):
+        buffer = memoryview(buffer).cast("B")
+        self.file.seek(self.begin + self.place)
+        count = self.file.readinto(buffer[: max(0, min(len(buffer), self.size - self.place))])
+        self.place += count
+        return count
+
+    def close(self):
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
+def binary(path) -> io.RawIOBase:
+    """Open a file, or a member of a tar file, to read its bytes."""
+    try:
+        return open(path, "rb", buffering=0)  # type: ignore[return-value]
+    except (FileNotFoundError, NotADirectoryError):  # the first on Windows
+        return Window(path)

@@ -1,0 +1,169 @@
+"""Tar files of recordings: the batches of single files, bit for bit, and the shard and member of every fault."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import pack_data
+from corpus.audio import read_audio
+from corpus.crop import Crop
+from corpus.loader import make_loader
+from corpus.tars import INDEX, shard_at
+from corpus.train_list import read_train_list
+from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
+from errors import UsageError
+from settings.reader import load_config
+
+webdataset = pytest.importorskip("webdataset")
+
+
+@pytest.fixture(scope="module")
+def files(data, tmp_path_factory):
+    """A folder of flac, wav of two rates and ogg, one of them cut, one with dots in its name; and its list."""
+    folder = tmp_path_factory.mktemp("files")
+    shutil.copytree(data / "wav", folder / "wav")
+    lines = (data / "train_list.txt").read_text().splitlines()
+    for number, (ending, rate) in enumerate([(".wav", 16000), (".x.wav", 8000), (".ogg", 16000)]):
+        speaker, path = lines[number].split()
+        x, _ = soundfile.read(folder / "wav" / path)
+        lines[number] = f"{speaker} {path.removesuffix('.flac')}{ending}"
+        soundfile.write(folder / "wav" / lines[number].split()[1], x, rate)
+    victim = folder / "wav" / lines[4].split()[1]
+    victim.write_bytes(victim.read_bytes()[:900])
+    lines.append(lines[0])  # a line twice
+    (folder / "list.txt").write_text("\n".join(lines))
+    return folder
+
+
+def pack(files, out, *more, listed="list.txt"):
+    words = ["--train_list", str(files / listed), "--train_path", str(files / "wav"), "--out", str(out)]
+    return pack_data.main([*words, "--format", "webdataset", *more])
+
+
+def batches(settings, train_list, train_path="", workers=0, rank=0, world=1, first=0, **more):
+    keys = {**settings, "train_list": train_list, "train_path": train_path, "speed_perturb": True, **more}
+    config = load_config([f"--{key}={value}" for key, value in keys.items()])[0]
+    dataset = TrainDataset(config)
+    sampler = SpeakerBatchSampler(dataset, config, False, rank, world)
+    sampler.set_position(2, first)
+    return list(make_loader(dataset, sampler, collate, config, workers))
+
+
+def same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other):
+        assert torch.equal(a["data"], b["data"]) and torch.equal(a["label"], b["label"])
+        kinds = [[(kind, *what[1:]) for kind, _, _, *what in batch["events"]] for batch in (a, b)]
+        assert kinds[0] == kinds[1]
+
+
+def test_batches_from_shards_are_those_from_files(settings, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pack_data.MB", 1 << 10)
+    assert pack(files, tmp_path / "s", "--shard_mb", "300") == 0
+    assert f"--train_list {tmp_path / 's'}" in capsys.readouterr().out
+    shards = sorted((tmp_path / "s").glob("*.tar"))
+    assert len(shards) > 1
+    expected = batches(settings, files / "list.txt", files / "wav")
+    assert {kind for batch in expected for kind, *_ in batch["events"]} >= {"unreadable", "resampled"}
+    braces = f"{tmp_path}/s/shard-{{00000..{len(shards) - 1:05}}}.tar"
+    for train_list, workers in ((tmp_path / "s", 0), (braces, 2)):
+        found = batches(settings, train_list, workers=workers)
+        same(expected, found)
+    same(expected[2:], batches(settings, tmp_path / "s", first=2))  # begun in the middle of a shard
+    whole, half = (batches(settings, tmp_path / "s", batch_size=size, world=8 // size) for size in (8, 4))
+    assert all(torch.equal(a["data"][:, ::2], b["data"]) for a, b in zip(whole, half))
+    for row, info in enumerate(found[0]["files"]):
+        again, _ = Crop.from_dict(info).load(found[0]["data"].shape[-1])
+        assert np.array_equal(again, found[0]["data"][0, row].numpy())
+    assert pack_data.main(["--out", str(tmp_path / "s"), "--check"]) == 1
+    assert capsys.readouterr().err.count("damaged: ") == 1
+
+
+def test_shards_are_written_anew_where_their_files_changed(files, tmp_path, capsys):
+    work = tmp_path / "work"
+    shutil.copytree(files, work)
+    assert pack(work, tmp_path / "s") == 0
+    before = (tmp_path / "s" / "shard-00000.tar").read_bytes()
+    (tmp_path / "s" / f"shard-00000.tar{INDEX}").unlink()
+    capsys.readouterr()
+    assert pack(work, tmp_path / "s") == 0 and "0 of them new" in capsys.readouterr().out
+    (tmp_path / "s" / "shard-00000.tar").write_bytes(before[:-15000])  # as a copy that was not finished
+    assert pack(work, tmp_path / "s") == 0 and "of them new" not in capsys.readouterr().out
+    assert (tmp_path / "s" / "shard-00000.tar").read_bytes() == before
+    first = (work / "list.txt").read_text().split()[1]
+    (work / "wav" / first).unlink()
+    assert pack(work, tmp_path / "s") == 0 and "No such file" in capsys.readouterr().err
+    (tmp_path / "s" / "other.tar").write_bytes(before)
+    with pytest.raises(UsageError, match=r"other\.tar is no shard of pack_data\.py"):
+        pack(work, tmp_path / "s")
+
+
+def test_the_library_reads_our_shards_and_we_read_those_of_wespeaker(files, tmp_path):
+    pack(files, tmp_path / "s")
+    rows = list(webdataset.WebDataset(str(tmp_path / "s" / "shard-00000.tar"), shardshuffle=False))
+    lines = [line.split() for line in (files / "list.txt").read_text().splitlines()]
+    assert [[json.loads(row["json"])[key] for key in ("speaker", "path")] for row in rows] == lines
+    x = (0.1 * np.random.default_rng(0).normal(0, 1, 8000)).astype(np.float32)
+    coded = io.BytesIO()
+    soundfile.write(coded, x, 16000, format="WAV", subtype="FLOAT")
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as tar:
+        for number in range(3):
+            tar.write({"__key__": f"utt{number}", "wav": coded.getvalue(), "spk": f"p{number}".encode()})
+    speakers, labels, paths, lines = read_train_list(tmp_path / "a.tar")
+    assert (speakers, labels.tolist(), lines) == (["p0", "p1", "p2"], [0, 1, 2], [1, 2, 3])
+    assert all(np.array_equal(read_audio(path)[0], x) for path in paths)
+
+
+def spoilt(kind, content, path):
+    """Write a tar file with a fault."""
+    if kind in ("cut", "between"):
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            member = [m for m in tar if m.name.endswith((".flac", ".wav"))][2]
+        content = content[: member.offset_data + 700 if kind == "cut" else member.offset + 100]
+    elif kind == "packed":
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    entries = {"lone": ("a.wav", b"x"), "json": ("a.json", b"{"), "twice": ("a.wav", b"x"), "empty": ("a.txt", b"x")}
+    if kind in entries:
+        with tarfile.open(path, "w") as tar:
+            for name in [entries[kind][0], "a.flac"] if kind == "twice" else [entries[kind][0]]:
+                info = tarfile.TarInfo(name)
+                info.size = len(entries[kind][1])
+                tar.addfile(info, io.BytesIO(entries[kind][1]))
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("cut", r"bad\.tar: member 'train000/.*': truncated: the header promises \d+ bytes, 700 are there"),
+        ("between", r"bad\.tar: not a whole tar file behind member '.*': no header and no end mark at byte \d+"),
+        ("packed", r"bad\.tar: not a whole tar file: .*; a compressed one has to be unpacked"),
+        ("lone", r"bad\.tar: member 'a\.wav': no speaker; 'a\.json' with \"speaker\", or 'a\.spk' names it"),
+        ("json", r"bad\.tar: member 'a\.json': "),
+        ("twice", r"bad\.tar: member 'a\.flac': a second recording of 'a'"),
+        ("empty", r"bad\.tar: no recording in it"),
+    ],
+)
+def test_a_broken_shard_is_named_with_its_member(files, tmp_path, kind, said):
+    pack(files, tmp_path / "s")
+    spoilt(kind, (tmp_path / "s" / "shard-00000.tar").read_bytes(), tmp_path / "bad.tar")
+    with pytest.raises(UsageError, match=said) as error:
+        read_train_list(tmp_path / "bad.tar")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_index_is_made_again(files, tmp_path):
+    pack(files, tmp_path / "s")
+    path = tmp_path / "s" / "shard-00000.tar"
+    moved = tmp_path / "moved.tar"
+    moved.write_bytes(path.read_bytes())
+    for content in (b"", (tmp_path / "s" / f"shard-00000.tar{INDEX}").read_bytes()):  # that of another time of change
+        (tmp_path / f"moved.tar{INDEX}").write_bytes(content)
+        assert list(shard_at(str(moved)).names) == list(shard_at(str(path)).names)
