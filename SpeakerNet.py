@@ -16,7 +16,7 @@ from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
 from settings import plugins
-from training import display, finetuning, precision
+from training import class_parallel, display, finetuning, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
 from training.compilation import as_it_is, compile_model
@@ -29,7 +29,7 @@ from training.front_end import with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
-from training.mixup import draw_mix, refuse_mixup
+from training.mixup import draw_mix
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
@@ -53,13 +53,18 @@ class SpeakerNet(nn.Module):
         self.trainfunc, self.mixup = values["trainfunc"], values.get("mixup", 0.0)
         self.__S__ = plugins.build("models", values["model"], with_front_end(values))
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
-        if self.mixup:
-            refuse_mixup(self.__L__)
+        if values.get("class_sample_rate", 1.0) < 1.0:
+            for head in class_parallel.heads_of(self).values():
+                head.sample(values["class_sample_rate"], values["seed"])
 
     @property
     def loss(self):
         """The loss module, None if only the model was built."""
         return self.__L__
+
+    def no_sync(self):
+        """Context without an exchange of gradients, as DDP has it: here there is none."""
+        return contextlib.nullcontext()
 
     def forward(self, data, label=None):
         """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
@@ -105,15 +110,18 @@ class ModelTrainer:
         self.log = log or self.print
         self.progress = Progress(plan_of(config, sampler, ranks.world), config.gradient_accumulation_steps)
         seed_everything(config.seed)
-        self.network = SpeakerNet(config.values()).to(self.device)
+        self.network = SpeakerNet(config.values())
+        class_parallel.split_classes(self.network, config, ranks, self.log)
+        self.network.to(self.device)
         if config.gradient_checkpointing:
             recompute_blocks(blocks_of(self.network.__S__, config.model, "gradient_checkpointing"))
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
         self.optimizer, self.scheduler, self.scheduler_unit = built
         amp_dtype = precision.choose_amp_dtype(config, self.device)
+        class_parallel.check_optimizer(self.optimizer, config)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
-        self.step.rechecks = chosen_recheck(config, self.device, self.log)
+        self.step.rechecks = chosen_recheck(config, self.step, self.log)
         self.late, self.reads_late = LateStep(self.step), checks_late(config, self.step, self.log)
         self.average = MovingAverage(self.network, config.ema_decay)
         self.backbone = finetuning.FrozenBackbone(self.network, config.freeze_epochs, config.freeze_norms)
@@ -351,6 +359,8 @@ class ModelTrainer:
         self.network.train()
         changed = self.backbone.enter(self.progress.epoch)
         if self.ranks.world > 1 and (changed or self.step.parallel is self.network):
+            self.step.parallel = self.network
+        if self.step.shares and self.step.parallel is self.network:
             self.step.parallel = nn.parallel.DistributedDataParallel(
                 self.network,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -384,7 +394,7 @@ class ModelTrainer:
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
         self.progress.trained = True
-        drifted = self.ranks.reconcile([*self.step.parameters, *self.average.tensors.values()], self.optimizer)
+        drifted = class_parallel.reconcile(self.step, self.average)
         if drifted:
             self.log(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
         rates = display.learning_rates(self.optimizer)

@@ -129,6 +129,8 @@ class ModelAndLoss:
     sinc_stride: int = key(10, "stride of the filters of raw-waveform models", low=1)
     margin: float = key(0.1, "margin of the loss", unit="(aamsoftmax: rad)")
     scale: float = key(30.0, "scale of the loss", above=0)
+    class_parallel: bool = key(False, "several processes: split the classes of the loss over them, for very many classes; the same results")
+    class_sample_rate: float = key(1.0, "share of the other classes that a row is compared with, drawn anew for each batch; 1 is all", above=0, high=1)
     hard_prob: float = key(0.5, "share of triplets that take a hard negative", low=0, high=1)
     hard_rank: int = key(10, "how many of the hardest negatives a triplet chooses from", low=1)
 
@@ -223,10 +225,8 @@ def _table() -> dict[str, Key]:
 KEYS = _table()
 
 # Keys that a plug-in may use. One that is set and that no chosen plug-in takes is worth a note.
-MODEL_KEYS = set(inspect.get_annotations(ModelAndLoss)) - {"model", "trainfunc", "frontend"} | {
-    "lr_decay",
-    "weight_decay",
-}
+_OF_NO_PLUG_IN = {"model", "trainfunc", "frontend", "class_parallel", "class_sample_rate"}
+MODEL_KEYS = set(inspect.get_annotations(ModelAndLoss)) - _OF_NO_PLUG_IN | {"lr_decay", "weight_decay"}
 
 ALIASES = {
     "loss": "trainfunc",

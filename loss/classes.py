@@ -18,18 +18,25 @@ FAR = -2.0  # below every cosine
 
 @dataclass(frozen=True)
 class Share:
-    """The classes ``first`` to before ``end`` of ``classes``, which process ``rank`` of ``world`` has."""
+    """The classes that process ``rank`` of ``world`` has of ``classes``; shares differ by one class at most.
+
+    ``rows``: the most of a batch of one process; the last batch of an epoch may have fewer, on some processes.
+    """
 
     classes: int
-    first: int
-    end: int
     rank: int = 0
     world: int = 1
+    rows: int = 0
 
-    @classmethod
-    def of(cls, classes: int, rank: int = 0, world: int = 1) -> "Share":
-        """The share of a process; shares of several differ by one class at most."""
-        return cls(classes, classes * rank // world, classes * (rank + 1) // world, rank, world)
+    @property
+    def first(self) -> int:
+        """The first class."""
+        return self.classes * self.rank // self.world
+
+    @property
+    def end(self) -> int:
+        """The class after the last."""
+        return self.classes * (self.rank + 1) // self.world
 
     @property
     def size(self) -> int:
@@ -37,12 +44,26 @@ class Share:
         return self.end - self.first
 
 
-class Sampling:
-    """What was drawn of the classes: ``rate`` of them at each forward pass, ``touched`` (classes,) since the update."""
+class Notes:
+    """What a head notes of its forward passes since ``clear``, on its device.
+
+    ``rate``: share of the classes that is drawn. ``touched`` (classes,): those that a row was compared with; the others
+    are not to move. ``brought``: whether this process's classes made something non-finite of a row that is finite.
+    """
 
     def __init__(self, rate: float = 1.0):
         self.rate = rate
+        self.clear()
+
+    def clear(self):
+        """Forget the passes so far: the next gradients are of those to come."""
         self.touched: torch.Tensor | None = None
+        self.brought: torch.Tensor | None = None
+
+    def add(self, name: str, flags: torch.Tensor):
+        """Add flags to those noted under a name."""
+        before = getattr(self, name)
+        setattr(self, name, flags if before is None else before | flags)
 
 
 class ClassHead(nn.Module):
@@ -57,7 +78,7 @@ class ClassHead(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
         self.test_normalize = True
-        self.share, self.sampling = Share.of(classes), Sampling()
+        self.share, self.notes = Share(classes), Notes()
 
     def sample(self, rate: float, seed: int):
         """Compare each row with its own class and a share ``rate`` of the others, drawn anew for each batch.
@@ -65,19 +86,21 @@ class ClassHead(nn.Module):
         The generator is an attribute: what was drawn is the same on every process, and a step that is refused, resumed
         or replayed draws it again.
         """
-        self.sampling = Sampling(rate)
+        self.notes = Notes(rate)
         if rate < 1.0:
             self.draws = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def split(self, rank: int, world: int):
+    def split(self, rank: int, world: int, rows: int):
         """Keep the weights of this process's share of the classes only; ValueError if there are too few of them.
+
+        ``rows``: the most of a batch of one process.
 
         The gradient of a slice is that of the mean loss over the rows of all processes, as after the averaging that
         others undergo. A parameter that all share has on each process a part of a sum, which averaging divides.
         """
-        whole, self.share = self.share.classes, Share.of(self.share.classes, rank, world)
-        if not self.share.size or whole < world:
+        whole, self.share = self.share.classes, Share(self.share.classes, rank, world, rows)
+        if whole < world:
             raise ValueError(f"{whole} classes cannot be split over {world} processes")
         for name in self.class_weights:
             module, _, last = name.rpartition(".")
@@ -99,16 +122,10 @@ class ClassHead(nn.Module):
 
     def drawn(self, device) -> torch.Tensor | None:
         """Which of this process's classes were drawn (classes,) bool; None if all take part."""
-        if self.sampling.rate >= 1.0 or not self.training:
+        if self.notes.rate >= 1.0 or not self.training:
             return None
-        drawn = torch.rand(self.share.classes, generator=self.draws) < self.sampling.rate
+        drawn = torch.rand(self.share.classes, generator=self.draws) < self.notes.rate
         return drawn[self.share.first : self.share.end].to(device)
-
-    def touch(self, classes: torch.Tensor):
-        """Take note of the classes (bool) that a batch compares with: the others are not to move in the update."""
-        first = next(iter(self.class_parameters().values())).grad is None  # the first batch since the last update
-        before = None if first else self.sampling.touched
-        self.sampling.touched = classes if before is None else before | classes
 
     def class_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters with a row for each class."""
@@ -123,10 +140,12 @@ class ClassBatch:
     """
 
     def __init__(self, head: ClassHead, x, label):
-        self.share, self.rows = head.share, len(x)
+        self.notes, self.share, self.rows = head.notes, head.share, len(x)
         self.split = self.share.world > 1
         if self.split:
-            x, label = GatherRows.apply(x.float(), self.share), gather(label, self.share)
+            more = self.share.rows - len(x)  # rows of zeros without a class, so that each process gives as many
+            x, label = F.pad(x.float(), (0, 0, 0, more)), F.pad(label, (0, more), value=-1)
+            x, label = GatherRows.apply(x, self.share), gather(label, self.share)
         self.x, self.columns, self.own = x, label - self.share.first, None
         if self.split:
             self.own = (self.columns >= 0) & (self.columns < self.share.size)
@@ -135,14 +154,14 @@ class ClassBatch:
         self.rate, self.chosen, self.hidden = 1.0, None, None
         drawn = head.drawn(x.device)
         if drawn is not None:
-            self.rate = head.sampling.rate
-            self.choose(head, drawn)
+            self.rate = head.notes.rate
+            self.choose(drawn)
 
-    def choose(self, head: ClassHead, drawn):
+    def choose(self, drawn):
         """Compare with the classes that were ``drawn``, and each row with its own too, which are hidden from others."""
         mine = torch.ones_like(self.columns) if self.own is None else self.own.long()
         wanted = torch.zeros(len(drawn), dtype=torch.long, device=drawn.device).index_add(0, self.columns, mine) > 0
-        head.touch(drawn | wanted)
+        self.notes.add("touched", drawn | wanted)
         wanted |= drawn
         wanted[0] |= ~wanted.any()  # a process without any still takes part
         self.chosen = wanted.nonzero().flatten()
@@ -185,7 +204,9 @@ class ClassBatch:
         logits = self.hide(logits, -torch.inf)
         if not self.split:
             return F.cross_entropy(logits, self.columns), self.accuracy(logits)
-        highest = self.maximum(logits.detach().amax(dim=1))
+        highest = logits.detach().amax(dim=1)
+        self.note_rows(highest.isnan() | (highest == torch.inf))
+        self.maximum(highest)
         shifted = logits - highest[:, None]
         parts = [shifted.exp().sum(dim=1), self.where_own(self.target(shifted))]
         total, target = SumOverRanks.apply(torch.stack(parts), self.share)
@@ -202,11 +223,18 @@ class ClassBatch:
 
     def sum(self, values):
         """The sum over the processes of what each has of the rows' values (B,)."""
-        return SumOverRanks.apply(values, self.share) if self.split else values
+        if not self.split:
+            return values
+        self.note_rows(~values.detach().isfinite())
+        return SumOverRanks.apply(values, self.share)
+
+    def note_rows(self, bad):
+        """Note whether a row that is ``bad`` (B,) against this process's classes is finite itself."""
+        self.notes.add("brought", (bad & self.x.detach().isfinite().all(dim=1)).any())
 
     def mean(self, values):
         """The mean of values (B,) over this process's own rows."""
-        first = self.share.rank * self.rows
+        first = self.share.rank * self.share.rows
         return values[first : first + self.rows].mean() if self.split else values.mean()
 
     def maximum(self, values):
@@ -259,8 +287,7 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx, gradient):
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        rows = len(total) // ctx.share.world
-        return total[ctx.share.rank * rows : (ctx.share.rank + 1) * rows] * ctx.share.world, None
+        return total.unflatten(0, (ctx.share.world, -1))[ctx.share.rank] * ctx.share.world, None
 
 
 class SumOverRanks(torch.autograd.Function):

@@ -53,6 +53,9 @@ class Case:
                 self.replay = (BuiltReplay if self.built else Replay)(dump, state, trust)
             except ReplayError as error:
                 self.refusal = str(error)
+        if self.replay is not None and self.config.get("class_parallel") and dump.get("world", 1) > 1:
+            split = f"the classes were split over {dump['world']} processes (class_parallel); replayed whole, in one"
+            self.evidence.append(f"{split}, so bits may differ")
         if self.replay is not None:
             self.replay.before_run = self.show_life
             self.run_as_it_was()

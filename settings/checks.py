@@ -101,7 +101,7 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
                     check_files(source.path, source.root, root_key(config, "train", source), sample, refuse)
     if listed is not None:
         utterances = np.bincount(listed.labels)
-        for check in (check_classes, check_rows, check_margin, check_mixup):
+        for check in (check_classes, check_rows, check_margin, check_mixup, check_class_weights):
             with mistakes.collected():
                 check(config, utterances, refuse)
         config.nClasses = config.nClasses or class_count(len(utterances), config.speed_perturb)
@@ -183,6 +183,15 @@ def check_mixup(config: Config, utterances, refuse):
     """Check that a row has one utterance, and so one label, if rows are mixed."""
     if config.mixup and config.nPerSpeaker > 1:
         refuse("mixup", f"mixes rows of one utterance, but nPerSpeaker is {config.nPerSpeaker}")
+
+
+def check_class_weights(config: Config, utterances, refuse):
+    """Check that a loss whose classes are to be split or drawn says which of its weights have a row for each."""
+    asked = {"class_parallel": config.class_parallel, "class_sample_rate": config.class_sample_rate < 1}
+    able = [n for n in plugins.available("loss") if "class_weights" in plugins.known_declaration("loss", n).constants]
+    for key in [key for key, wanted in asked.items() if wanted and config.trainfunc not in able]:
+        text = f"loss '{config.trainfunc}' (trainfunc) has no class weights that can be split or drawn; these have"
+        refuse(key, f"{text}: {', '.join(able)} (docs/extending.md)")
 
 
 def check_augmentation(config: Config, refuse):

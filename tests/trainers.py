@@ -9,8 +9,8 @@ def command(*arguments, **more):
     return programs.run(programs.ROOT / "trainSpeakerNet.py", *arguments, **more)
 
 
-def build_trainer(settings, **overrides):
-    """Build a ModelTrainer in this process, as trainSpeakerNet.train does."""
+def build_trainer(settings, ranks=None, **overrides):
+    """Build a ModelTrainer in this process, as trainSpeakerNet.train does; ``ranks`` of another may be used again."""
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from SpeakerNet import ModelTrainer
     from training.evaluation import Evaluator
@@ -20,7 +20,7 @@ def build_trainer(settings, **overrides):
 
     arguments = [f"--{k}={v}" for k, v in {**settings, "device": "cpu", **overrides}.items()]
     config, *_ = configure(arguments)
-    ranks = Ranks(config)
+    ranks = ranks or Ranks(config)
     dataset = TrainDataset(config)
     sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
     return ModelTrainer(config, ranks, dataset, sampler, Evaluator(config, ranks), RunFiles(config, True))

@@ -12,6 +12,7 @@ from corpus.sources import trial_sources
 from errors import SharedError, UsageError, rank_prefix
 from settings import plugins
 from settings.user_code import imported_user_code
+from training.class_parallel import slices_of
 from training.incidents import source_hashes
 from training.ranks import in_one_text
 
@@ -73,9 +74,9 @@ def facts_of(config: Config, dataset=None) -> dict:
 
 
 def weights_hash(network) -> str:
-    """SHA-256 of all tensors of a network."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    """SHA-256 of all tensors of a network that are to be the same on all processes."""
+    digest, slices = hashlib.sha256(), slices_of(network)
+    for name, tensor in sorted((n, t) for n, t in network.state_dict().items() if n not in slices):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -42,6 +42,7 @@ class StepRecord:
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
     module_state: dict  # what modules keep in plain attributes: see ModuleState
+    whole: dict | None = None  # weights and optimizer with the class weights of all processes, where they are split
 
     @classmethod
     def of(cls, step, *, epoch: int, batch: int, number: int, fractional_epoch: float, lr: float) -> "StepRecord":
@@ -70,10 +71,15 @@ class StepRecord:
 
     def state(self, moments: bool = True) -> dict:
         """Weights, buffers and, if wanted, the optimizer's ``moments``, copied to the CPU."""
-        optimizer = self.optimizer.state_dict()
+        state = self.whole or self.own_state()
+        optimizer = state["optimizer_state_dict"]
         if not moments:
             optimizer = {**optimizer, "state": {}}
-        return to_cpu({"model_state_dict": self.network.state_dict(), "optimizer_state_dict": optimizer})
+        return to_cpu({**state, "optimizer_state_dict": optimizer})
+
+    def own_state(self) -> dict:
+        """Weights, buffers and the optimizer's state as this process has them."""
+        return {"model_state_dict": self.network.state_dict(), "optimizer_state_dict": self.optimizer.state_dict()}
 
 
 def concatenate_window(window: list[dict]) -> dict:
@@ -96,6 +102,12 @@ def to_cpu(value):
     if isinstance(value, dict):
         return {k: to_cpu(v) for k, v in value.items() if not callable(v)}
     return [to_cpu(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def signature_of(fault: Fault, paths: list[str]) -> str:
+    """What two faults have in common that are the same one: reason, module, files."""
+    kind = "inf" if math.isinf(fault.loss) else "nan" if math.isnan(fault.loss) else ""
+    return "|".join([fault.reason, kind, fault.module, *sorted(set(paths))])
 
 
 def outcome_of(fault: Fault) -> str:
@@ -160,10 +172,7 @@ class FaultDumps(abc.ABC):
         With a ``fault`` the state that the step began with goes along, once for all faults of the same state.
         """
         self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{self.suffix}.pt"
-        # After an update that could not be taken back, what is there now is not what the step began with.
-        with_state = fault is not None and fault.undone
-        suspect = fault is not None and fault.reason == "state_nonfinite"
-        shared = with_state and self.saved_state in ((record.step, True), (record.step, suspect))
+        with_state, shared, suspect = self.needs(record, fault)
         moments = suspect or self.saved_state is None  # of other faults the weights tell enough
         size = content["data"].numel() * 4
         if with_state and not shared:
@@ -178,17 +187,29 @@ class FaultDumps(abc.ABC):
         self.writer.submit(self.last_name, content, state, size, shared)
         return f"{picture(DISK)}Saved debug data to: {self.writer.folder / self.last_name}"
 
+    def needs(self, record: StepRecord, fault: Fault | None) -> tuple[bool, bool, bool]:
+        """Whether a dump names the state that the step began with, whether that is written, whether moments matter."""
+        # After an update that could not be taken back, what is there now is not what the step began with.
+        with_state = fault is not None and fault.undone
+        suspect = fault is not None and fault.reason == "state_nonfinite"
+        shared = with_state and self.saved_state in ((record.step, True), (record.step, suspect))
+        return with_state, shared, suspect
+
+    def is_known(self, fault: Fault, paths: list[str]) -> bool:
+        """Whether a fault has a dump from before, and its place is known."""
+        first, count = self.seen.get(signature_of(fault, paths), ("", 0))
+        return bool(count and (fault.module or paths) and first not in self.writer.lost)
+
     def dump(self, record: StepRecord, batch, fault: Fault, paths: list[str]) -> str | None:
         """Write a fault's dump and report; count one seen before. Returns the dump's name.
 
         A fault whose place is not known may be another one each time: it is dumped until the budget is used.
         """
-        kind = "inf" if math.isinf(fault.loss) else "nan" if math.isnan(fault.loss) else ""
-        signature = "|".join([fault.reason, kind, fault.module, *sorted(set(paths))])
+        signature = signature_of(fault, paths)
         first, count = self.seen.get(signature, ("", 0))
         skipped = f"skipped batch {record.batch} of epoch {record.epoch}: {fault.what}"
         unchanged = "weights, buffers and optimizer are unchanged"
-        if count and (fault.module or paths) and first not in self.writer.lost:
+        if self.is_known(fault, paths):
             self.seen[signature] = [first, count + 1]
             self.print(f"{skipped} (seen {count + 1} times, the first: {first}); {unchanged}")
             return None

@@ -5,6 +5,7 @@ from corpus.audio import class_count
 from errors import UsageError
 from settings import plugins
 from storage import checkpoint
+from training.class_parallel import cut, whole_shapes
 from training.precision import BufferSnapshot
 
 MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
@@ -109,11 +110,11 @@ def load_initial(network, dataset, config: Config, log):
         return
     path = config.initial_model
     state = checkpoint.load(path)
-    own = network.state_dict()
+    own = whole_shapes(network)
     weights = checkpoint.weights_of(state, path, own)
     checkpoint.refuse_nonfinite(weights, path, BufferSnapshot(network).nonfinite_by_design)
     weights, note = fit_head(weights, state, own, dataset, config)
-    faults = checkpoint.load_weights(network, weights, path)
+    faults = checkpoint.load_weights(network, cut(weights, network), path)
     total, misses = len(own), faults["model"] + faults["loss"]
     unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
     if len(misses) == total:

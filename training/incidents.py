@@ -1,11 +1,13 @@
 """What becomes of a fault of a run: it is reported, dumped and counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from config import Config
 from settings import plugins
 from settings.injections import parse_injections
 from settings.user_code import imported_user_code, source_hash
+from training.class_parallel import put_together, slices_of
 from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault
 
@@ -21,10 +23,10 @@ class Incidents(FaultDumps):
 
     def handle(self, record: StepRecord, window, fault: Fault) -> dict:
         """Report and dump on the rank at fault, tell all ranks, and write one event; returns the incident."""
-        summary = None
+        summary, batch = None, concatenate_window(window)
+        paths = [batch["files"][row]["path"] for row in fault.rows]
+        record = self.with_whole_state(record, fault, paths)
         if fault.at_fault:
-            batch = concatenate_window(window)
-            paths = [batch["files"][row]["path"] for row in fault.rows]
             summary = {
                 "rank": self.ranks.rank,
                 "reason": fault.reason,
@@ -37,6 +39,19 @@ class Incidents(FaultDumps):
         for incident in found:
             self.files.event("incident", epoch=record.epoch, step=record.step, batch=record.batch, **incident)
         return found[0] if found else {"what": "unknown", "reason": "unknown"}
+
+    def with_whole_state(self, record: StepRecord, fault: Fault, paths: list[str]) -> StepRecord:
+        """A record with the class weights of all processes, on each that dumps; a collective where they are split."""
+        if not slices_of(record.network):
+            return record
+        with_state, shared, _ = self.needs(record, fault)
+        refused = self.is_known(fault, paths) or bool(self.writer.refusal(0))
+        wanted = self.ranks.gather(fault.at_fault and with_state and not shared and not refused)
+        for rank in [rank for rank, asks in enumerate(wanted) if asks]:
+            whole = put_together(record.own_state(), record.network, record.optimizer, self.ranks, to=rank)
+            if rank == self.ranks.rank:
+                record = replace(record, whole=whole)
+        return record
 
     def file_faults(self, record: StepRecord, batch, unusable: dict[str, str]) -> dict | None:
         """Dump a batch in which files ({path: reason}) that cannot be used gave way to others; it is trained on.

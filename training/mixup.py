@@ -2,8 +2,6 @@
 
 import torch
 
-from errors import UsageError
-
 
 def draw_mix(alpha: float, rows: int) -> tuple[float, torch.Tensor]:
     """Draw the share of each row that stays, of Beta(alpha, alpha), and which row (rows,) makes up the rest of it.
@@ -14,10 +12,3 @@ def draw_mix(alpha: float, rows: int) -> tuple[float, torch.Tensor]:
     concentration = torch.tensor(alpha, dtype=torch.float64)
     share = float(torch.distributions.Beta(concentration, concentration).sample())
     return share, torch.randperm(rows)
-
-
-def refuse_mixup(loss):
-    """UsageError if a loss cannot be asked twice for a batch: one that draws the classes that it compares with."""
-    sampling = getattr(loss, "sampling", None)
-    if getattr(sampling, "rate", 1.0) < 1.0:
-        raise UsageError("mixup: the loss draws a share of the classes for each batch; leave one of the two out")

@@ -92,14 +92,16 @@ class Ranks:
         dist.all_gather_object(boxes, value, group=self.host)
         return boxes
 
-    def reconcile(self, tensors, optimizer) -> list[int]:
+    def reconcile(self, tensors, optimizer, own=()) -> list[int]:
         """Ranks whose tensors or optimizer differ from the main process's in a bit; there they are set to the main's.
 
-        A rank whose moments stayed its own would drift away again with the next step.
+        A rank whose moments stayed its own would drift away again with the next step. ``own``: numbers of parameters
+        whose moments are each rank's own.
         """
         if self.world == 1:
             return []
         state = optimizer.state_dict()
+        kept = {number: state["state"].pop(number) for number in own if number in state["state"]}
         hashes = self.gather(content_hash({"tensors": tensors, "optimizer": state}))
         differing = [rank for rank, own in enumerate(hashes) if own != hashes[0]]
         if differing:
@@ -107,7 +109,7 @@ class Ranks:
                 dist.broadcast(tensor.detach(), src=0)
             shared = self.from_main(state)
             if self.rank in differing:
-                optimizer.load_state_dict(shared)
+                optimizer.load_state_dict({**shared, "state": {**shared["state"], **kept}})
         return differing
 
     def share_buffers(self, module):

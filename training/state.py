@@ -10,6 +10,7 @@ from settings import plugins
 from settings.user_code import changed_since
 from storage import checkpoint
 from training import equality
+from training.class_parallel import cut, put_together, taken_apart
 from training.generators import generator_state, restore_generators, seed_everything
 from training.progress import new_best
 from training.protocol import differences
@@ -53,11 +54,12 @@ class RunState:
             "scaler": self.step.scaler,
         }
         state = {f"{name}_state_dict": part.state_dict() for name, part in parts.items()}
-        schedule = state["scheduler_state_dict"]
-        state["scheduler_state_dict"] = {key: value for key, value in schedule.items() if not callable(value)}
         if evaluated and self.average.updates > 0:
             state["raw_model_state_dict"] = state["model_state_dict"]
             state["model_state_dict"] = self.average.model_state()
+        state = put_together(state, self.step.network, self.step.optimizer, self.ranks, to=0)
+        schedule = state["scheduler_state_dict"]
+        state["scheduler_state_dict"] = {key: value for key, value in schedule.items() if not callable(value)}
         return {
             "format_version": checkpoint.FORMAT_VERSION,
             **state,
@@ -93,13 +95,15 @@ class RunState:
 
     def load_weights(self, state: dict, path):
         """Take over the weights; UsageError if they do not fit."""
-        faults = checkpoint.load_weights(self.step.network, state, path)
+        weights = checkpoint.weights_of(state, path, self.step.network.state_dict())
+        faults = checkpoint.load_weights(self.step.network, cut(weights, self.step.network), path)
         differing = faults["model"] + faults["loss"]
         if differing:
             raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
 
     def load(self, state: dict, path):
         """Take over everything but the weights of a full state, and say what has changed since."""
+        state = taken_apart(state, self.step.network, self.step.optimizer)
         old = state["config"]
         changed = {k for k, v in self.config.values().items() if k in old and old[k] != v}
         kind = self.progress.load_state_dict(state, self.sampler)

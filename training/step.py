@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from config import Config
-from training import precision
+from training import class_parallel, precision
 from training.attempt import Attempt, Figures, as_scalar, attempt_of
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
@@ -32,6 +32,7 @@ class Step:
         self.network, self.ranks, self.device = network, ranks, ranks.device
         self.parallel = network  # as it is called: with several processes it shares the gradients
         self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.find_classes()
         self.amp_dtype = amp_dtype
         self.scaler = precision.LossScaler(amp_dtype is torch.float16)
         self.buffers = precision.BufferSnapshot(network)
@@ -100,6 +101,8 @@ class Step:
     def forward_backward(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> list[tuple]:
         """(loss, accuracy) of each batch of a window; leaves gradients times ``scale``."""
         self.network.zero_grad(set_to_none=True)
+        for head in self.heads:
+            head.notes.clear()
         results = []
         for index, batch in enumerate(window):
             shares = index == len(window) - 1 and not alone
@@ -112,6 +115,12 @@ class Step:
                 (loss.float() * (scale / len(window))).backward()
             results.append((loss.detach(), accuracy))
         return results
+
+    @property
+    def shares(self) -> bool:
+        """Whether gradients are to be averaged over several processes: a slice's are not."""
+        named = self.network.named_parameters()
+        return self.ranks.world > 1 and any(p.requires_grad for name, p in named if name not in self.slices)
 
     def gradients(self) -> list[torch.Tensor]:
         """The gradients that there are, in the order of the parameters."""
@@ -131,9 +140,15 @@ class Step:
             gradients[0].view(-1)[0] = math.nan
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
-        norm = total_norm(gradients)
+        norm = self.norm(gradients)
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
         return Figures(results, norm, buffers)
+
+    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """The norm over all gradients, those of other processes' slices of the class weights among them."""
+        if not self.slices:
+            return total_norm(gradients)
+        return class_parallel.norm_over_ranks(self.parameters, self.sliced, self.ranks)
 
     def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
         """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
@@ -148,7 +163,7 @@ class Step:
         if spoiled is None:
             return None
         undone = self.undo()
-        if undone and nonfinite_before(self.network, self.buffers):
+        if undone and self.ranks.any(bool(nonfinite_before(self.network, self.buffers))):
             fault = classify(attempt, self.network, self.buffers, self.scaler)
         else:
             fault = update_fault(spoiled, undone, **figures)
@@ -170,7 +185,7 @@ class Step:
             elif norm > self.grad_clip:
                 torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
         self.updating = True
-        with mode or contextlib.nullcontext():
+        with mode or contextlib.nullcontext(), class_parallel.drawn_rows_only(self.heads, self.optimizer):
             self.optimizer.step()
         if poison == "update":
             self.parameters[0].data.view(-1)[0] = math.nan
@@ -180,9 +195,16 @@ class Step:
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.guard = UpdateGuard(optimizer, self.network, log)
 
+    def find_classes(self):
+        """Find the class weights of which this process has a slice, and the heads that have some."""
+        self.slices = class_parallel.slices_of(self.network)
+        self.sliced = {id(p) for name, p in self.network.named_parameters() if name in self.slices}
+        self.heads = list(class_parallel.heads_of(self.network).values())
+
     def renew(self):
         """Find parameters, buffers and modules again after a change to the network that may have replaced them."""
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.find_classes()
         self.buffers = precision.BufferSnapshot(self.network, self.buffers.nonfinite_by_design)
         self.module_state = ModuleState(self.network)
 
@@ -200,7 +222,7 @@ class Step:
 
     def state_before(self) -> dict[str, torch.Tensor]:
         """Weights and buffers as before the step that was taken last, on the CPU; {} if there is no copy of them."""
-        if self.guard is None or not self.guard.copies:
+        if self.guard is None or not self.guard.copies or self.slices:  # of slices nobody has all
             return {}
         groups = [*self.guard.copies, *self.buffers.groups]
         before = {id(now): copy for tensors, copies in groups for now, copy in zip(tensors, copies)}
@@ -233,7 +255,7 @@ class Step:
         if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
             at_fault = self.own_gradients_nonfinite(window, scale, poison)
         fault = classify(attempt, self.network, self.buffers, self.scaler)
-        fault.at_fault = at_fault
+        fault.at_fault = class_parallel.guilty(self, at_fault) if self.slices else at_fault
         return fault
 
     def recheck(self, attempt: Attempt, window, scale: float, poison: str) -> dict:
@@ -278,17 +300,26 @@ class Step:
         Leaves a guilty process's own gradients, for its report.
         """
         shared = {p: p.grad for p in self.parameters}
-        mine = not math.isfinite(self.attempt(window, scale, poison, alone=True).norm)
+        self.attempt(window, scale, poison, alone=True)
+        # The gradients of a slice of the class weights are of all processes' rows: others say more.
+        own = [
+            [p.grad for p in shared if p.grad is not None and (id(p) in self.sliced) is kind] for kind in (False, True)
+        ]
+        bad = [not math.isfinite(total_norm(gradients)) for gradients in own]
+        level = 2 if bad[0] else int(bad[1])
         self.rewind()
-        if not mine:
+        highest = self.ranks.highest(level)
+        mine = level == highest if highest else self.ranks.main
+        if not (mine and highest):
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
-        return mine if self.ranks.any(mine) else self.ranks.main
+        return mine
 
 
-def chosen_recheck(config: Config, device: torch.device, log) -> str:
-    """How a step that fails is computed once more: 'cpu' is no more than 'same' in a run on the CPU."""
-    if config.nan_recheck != "cpu" or device.type != "cpu":
+def chosen_recheck(config: Config, step: Step, log) -> str:
+    """How a step that fails is computed once more: 'cpu' may be no more than 'same'."""
+    if config.nan_recheck != "cpu" or not (step.device.type == "cpu" or step.slices):
         return config.nan_recheck
-    log("nan_recheck: cpu does no more than same here: this run is on the CPU")
+    why = "no process has all classes (class_parallel)" if step.slices else "this run is on the CPU"
+    log(f"nan_recheck: cpu does no more than same here: {why}")
     return "same"

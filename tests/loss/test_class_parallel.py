@@ -1,5 +1,6 @@
 """Class weights that are split over processes: losses, accuracies and gradients are those of the whole."""
 
+import re
 import runpy
 import socket
 from types import SimpleNamespace
@@ -32,12 +33,12 @@ def whole(case, world, dtype):
     """What the plain loss gives for the rows of each process, one after the other, with the same draw of classes."""
     loss, found = split.build(case), []
     x, label = split.inputs(case, world)
-    draws = [head.draws.get_state() for head in split.heads_of(loss) if head.sampling.rate < 1]
+    draws = [head.draws.get_state() for head in split.heads_of(loss) if head.notes.rate < 1]
     for rank in range(world):
         for head, state in zip(split.heads_of(loss), draws):
             head.draws.set_state(state)
         loss.zero_grad()
-        found.append(split.measure(loss, x[rank], label[rank], dtype))
+        found.append(split.measure(loss, x[rank, rank:], label[rank, rank:], dtype))
     return loss, found
 
 
@@ -85,11 +86,25 @@ def test_a_share_is_the_row_s_own_class_and_those_drawn():
     assert value.item() == pytest.approx(sum(losses).item() / len(losses), rel=1e-5)
     value.backward()
     moved = loss.fc.weight.grad.abs().sum(dim=1) > 0
-    assert torch.equal(moved, loss.sampling.touched) and bool(drawn.any()) and not bool(moved.all())
+    assert torch.equal(moved, loss.notes.touched) and bool(drawn.any()) and not bool(moved.all())
     alone = split.build("a share of softmax")  # rows do not depend on each other's classes
-    assert alone(x[0, 2:3], label[0, 2:3])[0].item() == pytest.approx(float(losses[2]), rel=1e-5)
+    assert alone(x[0, 2:3], label[0, 2:3])[0].item() == pytest.approx(losses[2].item(), rel=1e-5)
+
+
+def test_the_loss_of_the_documents_says_only_its_margin():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "MarginHead" in block]
+    defined: dict = {}
+    exec(compile(code, "docs/extending.md", "exec"), defined)
+    loss = defined["LossFunction"](8, 50, margin=0.2, scale=9.0)
+    x, label = split.inputs("amsoftmax", 1)
+    cosine = torch.nn.functional.normalize(x[0]) @ torch.nn.functional.normalize(loss.weight.detach()).T
+    own = torch.nn.functional.one_hot(label[0], 50)
+    logits = 9.0 * (cosine - own * 0.2 * (1 - cosine.square()))
+    expected = torch.nn.functional.cross_entropy(logits, label[0]).item()
+    assert loss(x[0], label[0])[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_fewer_classes_than_processes_are_refused():
     with pytest.raises(ValueError, match="50 classes cannot be split over 51 processes"):
-        split.build("softmax").split(0, 51)
+        split.build("softmax").split(0, 51, 4)

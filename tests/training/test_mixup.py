@@ -5,10 +5,9 @@ import torch
 from samples import VALUES
 
 import trainSpeakerNet
-from errors import UsageError
 from postmortem import load_dump
 from SpeakerNet import SpeakerNet
-from training.mixup import draw_mix, refuse_mixup
+from training.mixup import draw_mix
 
 
 def network_of(**more):
@@ -50,11 +49,19 @@ def test_a_dumped_step_is_mixed_again_bit_for_bit(settings, tools):
     assert dump.try_fix(settings={"mixup": 0.0}).loss != dump.content["loss"]
 
 
-def test_rows_of_several_utterances_and_a_loss_that_draws_classes_are_refused(settings, capsys):
+def test_rows_of_several_utterances_are_refused(settings, capsys):
     keys = {**settings, "trainfunc": "angleproto", "nPerSpeaker": 2, "mixup": 0.2}
     assert trainSpeakerNet.main([f"--{k}={v}" for k, v in keys.items()]) == 2
     assert capsys.readouterr().err == "command line: --mixup: mixes rows of one utterance, but nPerSpeaker is 2\n"
-    network = network_of()
-    network.loss.sample(0.5, 1)
-    with pytest.raises(UsageError, match="mixup: the loss draws a share of the classes"):
-        refuse_mixup(network.loss)
+
+
+def test_the_classes_drawn_for_both_labels_of_a_row_move_and_no_others(settings, tools):
+    trainer = tools.build(settings, mixup=0.5, class_sample_rate=0.2, optimizer="sgd", weight_decay=0.1)
+    (batch, *_), head = tools.batches(trainer), trainer.network.loss
+    before, trained = head.weight.detach().clone(), trainer.train_step([batch])
+    moved = (head.weight != before).any(dim=1)
+    assert (
+        trained is not None
+        and torch.equal(moved, head.notes.touched)
+        and set(batch["label"].tolist()) <= set(moved.nonzero().flatten().tolist())
+    )
