@@ -52,6 +52,11 @@ def parser() -> Parser:
     add = p.add_argument_group("figures and files").add_argument
     add("--p_target", type=float, default=0.05, help="prior of a target trial for calibration and decision (0.05)")
     add("--by", action="append", default=[], metavar="CONDITION", help=BY)
+    add(
+        "--open_set",
+        action="store_true",
+        help="figures of naming each test among all that it is compared with, or nobody",
+    )
     add("--draws", type=int, default=0, help="bootstrap draws over speakers (default 0: 200 to 1,000)")
     add("--max_nan_score_pct", type=float, default=5.0, help="non-finite scores above which there is no figure; %% (5)")
     add("--form", choices=("voxceleb", "kaldi", "wespeaker"), default="voxceleb", help="form of the score file")
@@ -351,6 +356,12 @@ def main(argv) -> int:
     failed = any(part and part["failed"] for part in (result["scores"], result["calibrated"]))
     if a.by and not failed:
         print("\n".join(report.by_condition(a, listed, trials, llrs, models, result)))
+    if a.open_set and not failed:
+        from scoring.open_set import open_set_figures, open_set_lines
+
+        values = trials.scores if llrs is None else llrs
+        result["open_set"] = open_set_figures(trials.labels, trials.second, values, llrs is not None)
+        print("\n".join(["", *open_set_lines(result["open_set"])]))
     if backend and a.save_backend:
         save(a, backend, calibration, scored, result)
     if a.out:
