@@ -52,11 +52,7 @@ def parser() -> Parser:
     add = p.add_argument_group("figures and files").add_argument
     add("--p_target", type=float, default=0.05, help="prior of a target trial for calibration and decision (0.05)")
     add("--by", action="append", default=[], metavar="CONDITION", help=BY)
-    add(
-        "--open_set",
-        action="store_true",
-        help="figures of naming each test among all that it is compared with, or nobody",
-    )
+    add("--open_set", action="store_true", help="how often each test is named among all it is compared with")
     add("--draws", type=int, default=0, help="bootstrap draws over speakers (default 0: 200 to 1,000)")
     add("--max_nan_score_pct", type=float, default=5.0, help="non-finite scores above which there is no figure; %% (5)")
     add("--form", choices=("voxceleb", "kaldi", "wespeaker"), default="voxceleb", help="form of the score file")

@@ -60,7 +60,7 @@ def open_set_figures(labels, tests, values, calibrated: bool = False, prior: flo
         threshold = alarms[len(alarms) - allowed - 1]
         figures[f"dir_at_{share:g}"] = _rate((rank == 0) & (best > threshold))
     if len(alarms):
-        figures["detection_eer"] = float(ErrorRates.of(*_joined(best, alarms)).eer()[0])
+        figures["detection_eer"] = 100 * float(ErrorRates.of(*_joined(best, alarms)).eer()[0])
     if calibrated and len(alarms):
         named = [bool(speaker_posterior(v, prior)[0].max() > NAMED) for v in found.strangers]
         right = [(own[0] == 1, bool(speaker_posterior(v, prior)[0].max() > NAMED)) for v, own in found.mates]
