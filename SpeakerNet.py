@@ -53,18 +53,12 @@ class SpeakerNet(nn.Module):
         self.trainfunc, self.mixup = values["trainfunc"], values.get("mixup", 0.0)
         self.__S__ = plugins.build("models", values["model"], with_front_end(values))
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
-        if values.get("class_sample_rate", 1.0) < 1.0:
-            for head in class_parallel.heads_of(self).values():
-                head.sample(values["class_sample_rate"], values["seed"])
+        class_parallel.draw_classes(self, values)
 
     @property
     def loss(self):
         """The loss module, None if only the model was built."""
         return self.__L__
-
-    def no_sync(self):
-        """Context without an exchange of gradients, as DDP has it: here there is none."""
-        return contextlib.nullcontext()
 
     def forward(self, data, label=None):
         """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
@@ -118,8 +112,8 @@ class ModelTrainer:
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
         self.optimizer, self.scheduler, self.scheduler_unit = built
-        amp_dtype = precision.choose_amp_dtype(config, self.device)
         class_parallel.check_optimizer(self.optimizer, config)
+        amp_dtype = precision.choose_amp_dtype(config, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
         self.step.rechecks = chosen_recheck(config, self.step, self.log)
         self.late, self.reads_late = LateStep(self.step), checks_late(config, self.step, self.log)
@@ -358,7 +352,7 @@ class ModelTrainer:
         """Freeze or free the backbone, and share the gradients of what trains now between several processes."""
         self.network.train()
         changed = self.backbone.enter(self.progress.epoch)
-        if self.ranks.world > 1 and (changed or self.step.parallel is self.network):
+        if changed:
             self.step.parallel = self.network
         if self.step.shares and self.step.parallel is self.network:
             self.step.parallel = nn.parallel.DistributedDataParallel(

@@ -79,6 +79,13 @@ def split_classes(network: nn.Module, config: Config, ranks, log):
     log(f"class_parallel: each process has {' or '.join(map(str, sizes))} of the {place.rows} rows of '{name}'")
 
 
+def draw_classes(network: nn.Module, values: dict):
+    """Let the heads of a network compare with a share of the classes, if ``class_sample_rate`` is below 1."""
+    rate = values.get("class_sample_rate", 1.0)
+    for head in heads_of(network).values() if rate < 1.0 else ():
+        head.sample(rate, values["seed"])
+
+
 def check_optimizer(optimizer, config: Config):
     """UsageError if classes are drawn and nobody can tell what the optimizer keeps for each of their rows."""
     if config.class_sample_rate < 1.0 and not isinstance(optimizer, torch.optim.Optimizer):

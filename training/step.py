@@ -106,7 +106,7 @@ class Step:
         results = []
         for index, batch in enumerate(window):
             shares = index == len(window) - 1 and not alone
-            with contextlib.nullcontext() if shares or self.ranks.world == 1 else self.parallel.no_sync():
+            with contextlib.nullcontext() if shares or self.parallel is self.network else self.parallel.no_sync():
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
