@@ -46,7 +46,7 @@ def main(argv) -> int:
     else:
         from storage.packing import write_pack
 
-        done = write_pack(listed, out, size, args.workers)
+        done = write_pack(listed, out, size, args.workers, args.format == "flac")
     for path, place, reason in done["bad"]:
         print(f"unreadable: {path} ({place}): {reason}", file=sys.stderr)
     new = f", {done['new']} of them new" if done["new"] < done["files"] else ""

@@ -262,6 +262,14 @@ class _Presented(io.RawIOBase):
         super().close()
 
 
+def read_bytes(content, start: int, count: int) -> np.ndarray:
+    """Decode ``count`` samples from ``start`` on of an encoded recording in memory -> (count, channels) float32."""
+    with _Forward(io.BytesIO(content)) as audio:
+        if start:
+            audio.seek(start)
+        return audio.read(count, dtype="float32", always_2d=True)
+
+
 def native(path) -> str | bytes:
     """A path as libsndfile takes any: soundfile itself cannot pass on a name that is not UTF-8."""
     return os.fspath(path) if os.name == "nt" else os.fsencode(path)

@@ -13,17 +13,19 @@ from corpus.containers import AudioError
 from corpus.texts import Texts, keys_of
 from errors import UsageError, plural
 
-FORMAT = 1
+FORMAT, FORMAT_FLAC = 1, 2  # the second where a recording is stored as flac
 HEADER, INDEX, PATHS, OFFSETS, KEYS, TEXTS = (
     *("pack.json", "index.npy", "paths.npy", "offsets.npy", "keys.npy", "texts.json"),
 )
-# ``kind``: how samples are stored, interleaved; BAD: the file cannot be read. ``crc`` is the CRC-32 of what is stored,
-# ``offset`` its place in the shard; ``size`` and ``time`` are those of the file that was packed.
+# ``kind``: how samples are stored, interleaved; FLAC: as such a stream, behind its length in LENGTH bytes; BAD: the
+# file cannot be read. ``crc`` is the CRC-32 of what is stored, ``offset`` its place in the shard; ``size`` and ``time``
+# are those of the file that was packed.
 ENTRY = np.dtype(
     [("shard", "<u4"), ("kind", "<u2"), ("channels", "<u2"), ("rate", "<u4"), ("crc", "<u4")]
     + [("frames", "<u8"), ("offset", "<u8"), ("size", "<i8"), ("time", "<i8")]
 )
-BAD, INT16, FLOAT32 = 0, 1, 2
+BAD, INT16, FLOAT32, FLAC = 0, 1, 2, 3
+LENGTH = 8
 STORED = {INT16: np.dtype("<i2"), FLOAT32: np.dtype("<f4")}
 FULL_SCALE = np.float32(1 / 32768)
 NOTHING: dict = {}  # that is to be said of most files
@@ -53,8 +55,9 @@ class Pack:
         self.folder, self.refused = os.fspath(folder), ""
         try:
             self.header = json.loads(Path(folder, HEADER).read_text(encoding="utf-8"))
-            if self.header["format"] != FORMAT:
-                raise UsageError(f"{self._path(HEADER)}: format {self.header['format']}, this program reads {FORMAT}")
+            if self.header["format"] not in (FORMAT, FORMAT_FLAC):
+                known = f"{FORMAT} and {FORMAT_FLAC}"
+                raise UsageError(f"{self._path(HEADER)}: format {self.header['format']}, this program reads {known}")
             self.index, self.keys, *paths = (self._mapped(name) for name in (INDEX, KEYS, PATHS, OFFSETS))
             texts = Path(folder, TEXTS).read_bytes()
             self.identity = hash_of(self.index, self.keys, *paths, texts)
@@ -129,6 +132,17 @@ class Pack:
             raise UsageError(self.refused)
         return PackedRecording(self, int(row), path)
 
+    def content(self, row: int) -> np.ndarray:
+        """The stored bytes (n,) of a file, as they are mapped; AudioError if they are not there."""
+        if self.index["kind"][row] != FLAC:
+            return self.stored(row).reshape(-1).view(np.uint8)
+        shard, offset = int(self.index["shard"][row]), int(self.index["offset"][row])
+        there = self.shards[shard][offset:] if shard < len(self.shards) else np.zeros(0, np.uint8)
+        size = int.from_bytes(there[:LENGTH].tobytes(), "little")
+        if not 0 < size <= len(there) - LENGTH:
+            raise AudioError(f"row {row} of {self._path(INDEX)} is damaged")
+        return there[: LENGTH + size]
+
     def stored(self, row: int) -> np.ndarray:
         """The stored samples (frames, channels) of a file, as they are mapped; AudioError if they are not there."""
         shard, kind, channels, _, _, frames, offset, *_ = self.index[row].item()
@@ -163,9 +177,9 @@ class PackedRecording:
     def __init__(self, pack: Pack, row: int, path: str):
         if corpus.decode.on_open is not None:
             corpus.decode.on_open(path)
-        _, kind, self.channels, self.rate, self.crc, self.frames, *_ = pack.index[row].item()
+        _, self.kind, self.channels, self.rate, self.crc, self.frames, *_ = pack.index[row].item()
         told = pack.texts.get(row, NOTHING)
-        if kind == BAD:
+        if self.kind == BAD:
             raise AudioError(told.get("reason", "could not be read when it was packed"))
         self.pack, self.row, self.path = pack, row, path
         self.notes = [(kind, text) for kind, text in told.get("notes", ())]
@@ -178,12 +192,21 @@ class PackedRecording:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Read ``count`` samples from ``start`` on -> (count, channels) float32."""
+        if self.kind == FLAC:
+            return self._decoded(start, count)
         stored = self.pack.stored(self.row)[start : start + count]
         if len(stored) < count:
             raise AudioError(f"the pack has {self.frames} samples of it, reading ends there")
         x = stored.astype(np.float32)
         if stored.dtype == STORED[INT16]:
             x *= FULL_SCALE
+        return x
+
+    def _decoded(self, start: int, count: int) -> np.ndarray:
+        with corpus.decode.reading():
+            x = corpus.decode.read_bytes(self.pack.content(self.row)[LENGTH:], start, count)
+        if x.shape != (count, self.channels):
+            raise AudioError(f"the pack has {self.frames} samples of it, reading ends at {start + len(x)}")
         return x
 
     def blocks(self, size: int = corpus.decode.BLOCK):

@@ -98,6 +98,38 @@ def test_processes_and_a_later_start_share_the_same_batches(settings, mixed, tmp
     same(files[2:], batches(settings, mixed, first=2, batch_size=8, train_pack=tmp_path / "pack"))
 
 
+def test_a_pack_of_flac_gives_the_same_batches_in_less_room(settings, mixed, tmp_path, capsys):
+    for name in ("samples", "flac"):
+        pack(mixed, tmp_path / name, "--format", name)
+    files = batches(settings, mixed)
+    for workers in (0, 2):
+        same(files, batches(settings, mixed, workers, train_pack=tmp_path / "flac"))
+    found = [Pack(tmp_path / name) for name in ("samples", "flac")]
+    assert sum(map(len, found[1].shards)) < 0.9 * sum(map(len, found[0].shards))
+    assert set(found[1].index["kind"].tolist()) == {0, 2, 3}  # of float and 24 bits as they are
+    capsys.readouterr()
+    pack(mixed, tmp_path / "flac", "--format", "flac")
+    assert "0 of them new" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"--format: .*flac holds flac; choose another folder for samples"):
+        pack(mixed, tmp_path / "flac")
+    with pytest.raises(UsageError, match=r"--format: .*samples holds samples; choose another folder for flac"):
+        pack(mixed, tmp_path / "samples", "--format", "flac")
+    row = int(np.flatnonzero(found[1].index["kind"] == 3)[2])
+    shard = tmp_path / "flac" / "shard-00000.bin"
+    content, place = bytearray(shard.read_bytes()), int(found[1].index["offset"][row])
+    content[place + 8 : place + 40] = bytes(32)
+    shard.write_bytes(content)
+    with pytest.raises(AudioError):
+        read_crop("", 100, opened=Pack(tmp_path / "flac").recording(row, ""))
+    assert pack_data.main(["--out", str(tmp_path / "flac"), "--check"]) == 1
+
+
+def test_samples_that_flac_cannot_hold_stay_samples():
+    assert packing.encode(np.zeros((100, 9), np.int16), 16000) == b"" and packing.encode(
+        np.ones((9, 2), np.int16), 8000
+    )
+
+
 def test_a_crop_is_made_again_from_the_pack_if_the_file_is_gone(settings, mixed, tmp_path):
     shutil.copytree(mixed, tmp_path / "copy")
     pack(tmp_path / "copy", tmp_path / "pack")
@@ -111,11 +143,11 @@ def test_a_crop_is_made_again_from_the_pack_if_the_file_is_gone(settings, mixed,
 def test_a_killed_packing_goes_on_and_gives_the_same_pack(mixed, tmp_path, monkeypatch):
     inner, calls = packing.pack_file, []
 
-    def dying(key, path):
+    def dying(key, path, *more):
         calls.append(path)
         if len(calls) == 25:
             raise KeyboardInterrupt
-        return inner(key, path)
+        return inner(key, path, *more)
 
     monkeypatch.setattr(packing, "pack_file", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -200,8 +232,8 @@ def test_a_damaged_pack_is_found(mixed, tmp_path, capsys):
     shard.write_bytes(content[:-64])
     with pytest.raises(UsageError, match=r"shard-00000.bin: has \d+ bytes instead of \d+"):
         Pack(out)
-    (out / "pack.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(UsageError, match="format 2, this program reads 1"):
+    (out / "pack.json").write_text(json.dumps({"format": 3}))
+    with pytest.raises(UsageError, match="format 3, this program reads 1 and 2"):
         Pack(out)
 
 
