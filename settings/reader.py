@@ -353,20 +353,21 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mis
         only = f"models/{model.path.name} works at {KEYS['sample_rate'].default} Hz only"
         mistakes.add(f"{place}: {rate}, but {only}: its MainModel names no sample_rate; leave it out")
     if "frontend" in found and model is not None:
-        notes.extend(_unused_by_front_end(values, written, "frontend" in model.keys))
+        notes.extend(_unused_by_front_end(values, written, model.keys))
     for name in sorted(MODEL_KEYS & set(written)):
         if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
 
 
-def _unused_by_front_end(values: dict, written: dict, taken: bool) -> list[str]:
-    """Notes on a front end that the model does not take, or else on the keys of the model that it replaces."""
-    if not taken:
+def _unused_by_front_end(values: dict, written: dict, keys: dict) -> list[str]:
+    """Notes on a front end that a model of these ``keys`` does not take, or else on those of them that it replaces."""
+    if "frontend" not in keys:
         own = f"models/{values['model']}.py computes features of its own"
         return (
             [f"{_unknown_place(written['frontend'], 'frontend')} is not used: {own}"] if "frontend" in written else []
         )
-    replaced = [name for name in ("features", "log_input") if name in written]
+    defaults = {**keys, "log_input": KEYS["log_input"].default}
+    replaced = [n for n in ("features", "log_input") if n in written and values.get(n) != defaults.get(n)]
     return [
         f"{_unknown_place(written[name], name)} is not used: the features are those of frontend/{values['frontend']}.py"
         for name in replaced

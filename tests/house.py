@@ -26,7 +26,7 @@ LEVELS = {
 ACROSS = {"SpeakerNet": 6.1, "training": 5.2, "scoring": 3.4, "DatasetLoader": 6.85, "storage": 3.0, "settings": 3.6}
 ACROSS |= {"corpus": 4.6, "plug-ins": 9.2, "utils": 8.8, "errors": 5.2, "config": 2.2, "web": 0.6}
 ACROSS |= {"commands": 6.4, "postmortem": 0.8, "preparation": 2.3, "tuneThreshold": 3.9, "preflight": 5.4}
-ACROSS |= {"speaker_model": 8.3}
+ACROSS |= {"speaker_model": 8.3, "frontend": 7.6}
 PLUG_INS, COMMANDS = LEVELS["plug-ins"], LEVELS["commands"]
 
 
