@@ -16,7 +16,7 @@ from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
 from settings import plugins
-from training import class_parallel, display, finetuning, precision
+from training import class_parallel, display, finetuning, parallel, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
 from training.compilation import as_it_is, compile_model
@@ -33,7 +33,6 @@ from training.mixup import draw_mix
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
-from training.recompute import blocks_of, recompute_blocks
 from training.saving import Saver
 from training.signals import StopSignal
 from training.spikes import SpikeReports
@@ -107,8 +106,7 @@ class ModelTrainer:
         self.network = SpeakerNet(config.values())
         class_parallel.split_classes(self.network, config, ranks, self.log)
         self.network.to(self.device)
-        if config.gradient_checkpointing:
-            recompute_blocks(blocks_of(self.network.__S__, config.model, "gradient_checkpointing"))
+        parallel.prepare(self.network, config, ranks)
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
         self.optimizer, self.scheduler, self.scheduler_unit = built
@@ -125,7 +123,7 @@ class ModelTrainer:
         self.file_events = FileEvents(config, dataset.list, ranks, files, self.log)
         self.incidents = Incidents(config, ranks, files, max(config.nClasses, dataset.classes))
         self.endings = Endings(config, files, self.step, self.incidents.writer)
-        self.display = display.Display(config, self.progress, files, ranks.world, self.log)
+        self.display = display.Display(config, self.progress, files, self.log)
         self.stop_signal = StopSignal()
         self.spikes = SpikeReports(config, ranks, files, self.step, self.incidents, self.log)
         self.profiler, self.profiling = None, config.enable_profiling
@@ -281,7 +279,9 @@ class ModelTrainer:
         progress = self.progress
         failed, refused_before = isinstance(batch, LoaderFailed), progress.batch in progress.window.refused
         fault = None if failed or refused_before else self.examine(batch)
-        worst = self.ranks.highest(2 if failed else int(fault is not None))
+        rows = 0 if failed else batch["label"].shape[0]
+        everyone = self.ranks.each([2 if failed else int(fault is not None), rows])
+        worst = max(flag for flag, _ in everyone)
         if worst:
             self.settle()
         if worst == 2:
@@ -294,6 +294,8 @@ class ModelTrainer:
         if worst == 1:
             self.refuse([batch], fault or Fault("", "", at_fault=False), whole=False)
             return False
+        batch["rows"] = sum(count for _, count in everyone)  # of all processes
+        batch["share"] = rows * len(everyone) / batch["rows"]
         progress.window.accept(progress.batch)
         return True
 
@@ -353,15 +355,10 @@ class ModelTrainer:
         self.network.train()
         changed = self.backbone.enter(self.progress.epoch)
         if changed:
+            self.log(str(self.backbone))
             self.step.parallel = self.network
         if self.step.shares and self.step.parallel is self.network:
-            self.step.parallel = nn.parallel.DistributedDataParallel(
-                self.network,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                find_unused_parameters=self.config.find_unused_parameters,
-            )
-        if changed:
-            self.log(str(self.backbone))
+            self.step.parallel = parallel.shared(self.network, self.config, self.ranks)
 
     def lap(self, since: float) -> float:
         """Add the time that has passed to the epoch's; returns now."""
@@ -388,9 +385,6 @@ class ModelTrainer:
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
         self.progress.trained = True
-        drifted = class_parallel.reconcile(self.step, self.average)
-        if drifted:
-            self.log(f"rank {drifted}: weights or moments differ from those of rank 0, and are set to them again")
         rates = display.learning_rates(self.optimizer)
         if self.scheduler_unit == "epoch":
             self.scheduler.step()

@@ -47,7 +47,10 @@ class Mistakes:
 
 
 class Finished(Exception):
-    """The run is over early: ``patience`` (status 0), too many bad files (2), ``nan_patience`` (3), no batches (5)."""
+    """The run is over early: ``patience`` (status 0), too many bad files (2), ``nan_patience`` (3), no batches (5).
+
+    Or its processes hold different weights (7).
+    """
 
     def __init__(self, lines, status):
         super().__init__(lines)

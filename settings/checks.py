@@ -84,6 +84,9 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
             parse_injections(config.nan_inject)
         except UsageError as error:
             refuse("nan_inject", str(error).partition(": ")[2])
+    with mistakes.collected():
+        if config.sync_batchnorm and config.compile_model != "off":
+            refuse("sync_batchnorm", "a compiled model cannot wait for other processes in it; set compile_model: off")
     sources, listed = train_sources(config), None
     both = []
     for source in sources:

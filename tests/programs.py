@@ -93,14 +93,14 @@ def analyser(*words, **more) -> subprocess.CompletedProcess:
     return run(ROOT / "analyze_nan_debug.py", *words, **more)
 
 
-def run_ranks(script, *words, machines=1) -> list[subprocess.CompletedProcess]:
-    """Run a script as torchrun starts two processes, on one machine or two; ``words`` of both, or a list for each."""
+def run_ranks(script, *words, machines=1, world=2) -> list[subprocess.CompletedProcess]:
+    """Run a script as torchrun starts processes, on one machine or as many; ``words`` of all, or a list for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    both = words if words and isinstance(words[0], list) else (words, words)
+        meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    each = words if words and isinstance(words[0], list) else [words] * world
     ranks = []
-    for rank, own in enumerate(both):
+    for rank, own in enumerate(each):
         local = {"RANK": str(rank), "LOCAL_RANK": str(rank if machines == 1 else 0)}
         ranks.append(Program(script, "--device", "cpu", *own, env={**meeting, **local}))
     return [rank.wait() for rank in ranks]

@@ -258,11 +258,3 @@ def whole_shapes(network: nn.Module) -> dict[str, torch.Tensor]:
         n: torch.empty((slices[n].rows, *t.shape[1:]), dtype=t.dtype, device="meta") if n in slices else t
         for n, t in network.state_dict().items()
     }
-
-
-def reconcile(step, average) -> list[int]:
-    """``Ranks.reconcile`` of what all processes have in common: not of their slices of the class weights."""
-    shared = [p for p in step.parameters if id(p) not in step.sliced]
-    shared += [tensor for name, tensor in average.tensors.items() if name not in step.slices]
-    own = {number for number, name in numbered(step.network, step.optimizer).items() if name in step.slices}
-    return step.ranks.reconcile(shared, step.optimizer, own)

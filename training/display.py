@@ -85,11 +85,11 @@ class Bar(tqdm):
 class Display:
     """Says how a run goes: a bar or lines while an epoch runs, points of single steps, the line of an epoch.
 
-    ``log(text)`` prints a line. ``world``: the number of processes.
+    ``log(text)`` prints a line.
     """
 
-    def __init__(self, config: Config, progress, files, world: int, log):
-        self.config, self.progress, self.files, self.world, self.log = config, progress, files, world, log
+    def __init__(self, config: Config, progress, files, log):
+        self.config, self.progress, self.files, self.log = config, progress, files, log
         self.bar: Bar | None = None
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
@@ -114,7 +114,7 @@ class Display:
         bar, progress = self.bar, self.progress
         if bar.disable and time.monotonic() - self.last_line < LOG_SECONDS:
             return
-        loss, accuracy, speed, wait = progress.means(self.world)
+        loss, accuracy, speed, wait = progress.means()
         figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", self.time_left(), f"{speed:.0f} utt/s"]
         if progress.totals["skipped"]:
             figures.append(f"skipped {progress.totals['skipped']}")
@@ -148,7 +148,7 @@ class Display:
         if not interval or not history or step == self.last_point or step % interval:
             return
         self.last_point = step
-        _, _, speed, wait = self.progress.means(self.world)
+        _, _, speed, wait = self.progress.means()
         values = {key: history[-1][key] for key in ("loss", "accuracy", "grad_norm", "scale")}
         rates = learning_rates(optimizer)
         values |= {"utt_per_s": speed, "data_wait_pct": wait, **(by_group(rates) or {"lr": next(iter(rates.values()))})}
@@ -164,7 +164,7 @@ class Display:
         ``rates``: the learning rate of each parameter group by its name; if groups have names, all are written.
         """
         epoch, skipped = self.progress.epoch, self.progress.totals["skipped"]
-        loss, accuracy, speed, wait = self.progress.means(self.world)
+        loss, accuracy, speed, wait = self.progress.means()
         lr = next(iter(rates.values()))
         named = by_group(rates)
         shown = "".join(f"  {name} {rate:.3g}" for name, rate in (named or {"lr": lr}).items())

@@ -163,8 +163,8 @@ class FaultDumps(abc.ABC):
 
     def remember(self, step: int, lr: float, attempt):
         """Add a step that was taken to the history that a dump carries."""
-        figures = {"step": step, "loss": attempt.loss, "accuracy": attempt.accuracy, "grad_norm": attempt.norm}
-        self.history.append({**figures, "lr": lr, "scale": attempt.scale})
+        figures = {"step": step, "loss": attempt.mean_loss, "accuracy": attempt.mean_accuracy}
+        self.history.append({**figures, "grad_norm": attempt.norm, "lr": lr, "scale": attempt.scale})
 
     def save(self, record: StepRecord, content: dict, fault: Fault | None = None) -> str:
         """Hand a dump to the writer unless a budget refuses it; returns the line to print.

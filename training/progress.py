@@ -125,17 +125,17 @@ class Progress:
 
     def count(self, window: list[dict], attempt):
         """Add a step that was taken to the sums of the epoch."""
-        utterances = sum(batch["data"].shape[0] * batch["data"].shape[1] for batch in window)
-        self.first_loss = attempt.loss if self.first_loss is None else self.first_loss
-        self.totals["utterances"] += utterances
-        self.totals["loss"] += attempt.loss * utterances
-        self.totals["accuracy"] += attempt.accuracy * utterances
+        utterances = sum(batch["data"].shape[0] * batch.get("rows", batch["data"].shape[1]) for batch in window)
+        self.first_loss = attempt.mean_loss if self.first_loss is None else self.first_loss
+        self.totals["utterances"] += utterances  # of all processes
+        self.totals["loss"] += attempt.mean_loss * utterances
+        self.totals["accuracy"] += attempt.mean_accuracy * utterances
 
-    def means(self, world: int = 1) -> tuple[float, float, float, float]:
+    def means(self) -> tuple[float, float, float, float]:
         """Loss, accuracy in %, utterances a second over all processes, and % of time spent waiting for data."""
         n, seconds = self.totals["utterances"], max(self.totals["seconds"], 1e-9)
         loss, accuracy = (self.totals[key] / n if n else math.nan for key in ("loss", "accuracy"))
-        return loss, accuracy, world * n / seconds, 100 * self.totals["waited"] / seconds
+        return loss, accuracy, n / seconds, 100 * self.totals["waited"] / seconds
 
     def diverges(self, loss: float) -> bool:
         """Whether an epoch's mean loss is finite and far above the loss that the run began with."""

@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from config import Config
 from errors import SharedError, UsageError, first_line, rank_prefix
-from storage.dump import content_hash
 from training.meeting import of_this_start
 
 FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early waits for the others, to tell them why
@@ -39,7 +38,8 @@ class Ranks:
         if use_gpu:
             torch.cuda.set_device(self.device)
         if self.world > 1:
-            dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting)
+            device = {"device_id": self.device} if use_gpu else {}
+            dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timeout, **meeting, **device)
             # What only the host knows is agreed on without waiting for the device.
             self.host = host_group(timeout) if use_gpu else dist.group.WORLD
 
@@ -47,6 +47,15 @@ class Ranks:
     def main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+    def each(self, numbers: list[int]) -> list[list[int]]:
+        """Whole numbers below 2^24 of each rank, in rank order; the device is not asked."""
+        if self.world == 1:
+            return [numbers]
+        everyone = torch.zeros(self.world, len(numbers), dtype=torch.float32)
+        everyone[self.rank] = torch.tensor(numbers, dtype=torch.float32)
+        dist.all_reduce(everyone, group=self.host)
+        return [[int(number) for number in own] for own in everyone.tolist()]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -70,6 +79,15 @@ class Ranks:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
+    def everyone(self, tensor):
+        """Stack the tensors of all ranks, (ranks, ...), without waiting for the device."""
+        if self.world == 1:
+            return tensor[None]
+        stacked = tensor.new_zeros(self.world, *tensor.shape)
+        stacked[self.rank] = tensor
+        dist.all_reduce(stacked)
+        return stacked
+
     def sum(self, tensor):
         """Reduce a tensor in place to its sum over the ranks."""
         if self.world > 1:
@@ -91,26 +109,6 @@ class Ranks:
         boxes = [None] * self.world
         dist.all_gather_object(boxes, value, group=self.host)
         return boxes
-
-    def reconcile(self, tensors, optimizer, own=()) -> list[int]:
-        """Ranks whose tensors or optimizer differ from the main process's in a bit; there they are set to the main's.
-
-        A rank whose moments stayed its own would drift away again with the next step. ``own``: numbers of parameters
-        whose moments are each rank's own.
-        """
-        if self.world == 1:
-            return []
-        state = optimizer.state_dict()
-        kept = {number: state["state"].pop(number) for number in own if number in state["state"]}
-        hashes = self.gather(content_hash({"tensors": tensors, "optimizer": state}))
-        differing = [rank for rank, own in enumerate(hashes) if own != hashes[0]]
-        if differing:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), src=0)
-            shared = self.from_main(state)
-            if self.rank in differing:
-                optimizer.load_state_dict({**shared, "state": {**shared["state"], **kept}})
-        return differing
 
     def share_buffers(self, module):
         """Give every rank the main process's buffers, so that all evaluate the same model."""

@@ -31,7 +31,7 @@ class SpikeReports:
 
     def find(self, attempt) -> dict:
         """How far a step lies above those before it; {} if it does not stand out."""
-        return spike_in(self.incidents.history, attempt.loss, attempt.norm)
+        return spike_in(self.incidents.history, attempt.mean_loss, attempt.norm)
 
     def report(self, window: list[dict], attempt, record):
         """Report a step if it stands out; ``record()``: what a dump tells of the step at hand."""
@@ -50,7 +50,7 @@ class SpikeReports:
             self.log(f"spike at step {number}: {describe_spike(spike, rows)}; it is trained on")
         if before is not None:
             losses = [{"row": row["row"], "loss": row["loss"]} for row in rows]
-            figures = {**spike, "accuracy": attempt.accuracy, "rows": losses}
+            figures = {**spike, "loss": attempt.loss, "accuracy": attempt.accuracy, "rows": losses}
             told = self.incidents.save_spike(before[0], concatenate_window(window), figures, before[1])
             self.log(f"spike at step {number}: {told}")
 

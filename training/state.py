@@ -11,6 +11,7 @@ from settings.user_code import changed_since
 from storage import checkpoint
 from training import equality
 from training.class_parallel import cut, put_together, taken_apart
+from training.drift import refuse_drift
 from training.generators import generator_state, restore_generators, seed_everything
 from training.progress import new_best
 from training.protocol import differences
@@ -41,11 +42,12 @@ class RunState:
     log: Any
 
     def capture(self, evaluated: bool = False) -> dict:
-        """Collect the state of every part; a collective under several processes.
+        """Collect the state of every part; a collective under several processes, which must hold the same.
 
         With ``evaluated`` and a moving average, ``model_state_dict`` is what an evaluation saw, the averaged weights,
         and ``raw_model_state_dict`` what training goes on from.
         """
+        refuse_drift(self.ranks, self.step, self.average, self.files.model)
         parts = {
             "model": self.step.network,
             "ema": self.average,

@@ -13,6 +13,7 @@ from training.faults import Fault, bad_setting, classify, nonfinite_before, upda
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
 from training.ranks import SingleProcess
+from training.sync_norm import by_own_rows, is_synchronised
 from training.update import UpdateGuard
 from utils import total_norm
 
@@ -99,21 +100,26 @@ class Step:
         return self.measure(self.forward_backward(window, scale, poison, alone), scale, poison)
 
     def forward_backward(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> list[tuple]:
-        """(loss, accuracy) of each batch of a window; leaves gradients times ``scale``."""
+        """(loss, accuracy, share of the rows) of each batch of a window; leaves gradients times ``scale``."""
         self.network.zero_grad(set_to_none=True)
         for head in self.heads:
             head.notes.clear()
         results = []
         for index, batch in enumerate(window):
             shares = index == len(window) - 1 and not alone
-            with contextlib.nullcontext() if shares or self.parallel is self.network else self.parallel.no_sync():
+            with contextlib.ExitStack() as stack:
+                if not shares and self.parallel is not self.network:
+                    stack.enter_context(self.parallel.no_sync())
+                if alone:
+                    stack.enter_context(by_own_rows(self.network))
                 data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
                 if poison == "loss":
                     loss = loss * math.nan
-                (loss.float() * (scale / len(window))).backward()
-            results.append((loss.detach(), accuracy))
+                share = 1.0 if alone else batch.get("share", 1.0)  # of the rows of all, times the number of processes
+                (loss.float() * (share * scale / len(window))).backward()
+            results.append((loss.detach(), accuracy, share))
         return results
 
     @property
@@ -132,7 +138,8 @@ class Step:
 
     def figures(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Figures:
         """Unscale the gradients and take one norm over all of them; the device is not asked."""
-        results = [torch.stack([loss.float(), as_scalar(accuracy, loss)]) for loss, accuracy in results]
+        shares = [share for *_, share in results]
+        results = [torch.stack([loss.float(), as_scalar(accuracy, loss)]) for loss, accuracy, _ in results]
         if poison == "buffer":
             self.buffers.floating[0].view(-1)[0] = math.inf
         gradients = self.gradients()
@@ -142,7 +149,7 @@ class Step:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = self.norm(gradients)
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
-        return Figures(results, norm, buffers)
+        return Figures(results, shares, norm, buffers)
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The norm over all gradients, those of other processes' slices of the class weights among them."""
@@ -252,8 +259,9 @@ class Step:
     def fault_of(self, attempt: Attempt, window, scale: float, poison: str) -> Fault:
         """The fault of an attempt that is not finite, and whether this process brought it."""
         at_fault = attempt.at_fault
-        if self.ranks.world > 1 and attempt.loss_finite and attempt.buffers_finite:
-            at_fault = self.own_gradients_nonfinite(window, scale, poison)
+        own = attempt.loss_finite and attempt.buffers_finite
+        if self.ranks.world > 1 and (own or is_synchronised(self.network)):
+            at_fault = self.own_step_nonfinite(window, scale, poison)
         fault = classify(attempt, self.network, self.buffers, self.scaler)
         fault.at_fault = class_parallel.guilty(self, at_fault) if self.slices else at_fault
         return fault
@@ -263,7 +271,8 @@ class Step:
 
         A fault of the moment, as of a broken device, is told from a lasting one. {} if there is no memory for it.
         """
-        gradients = [(p, p.grad) for p in self.parameters]
+        kept = self.ranks.world == 1  # the next backward pass of several processes writes into the same memory
+        gradients = [(p, p.grad if kept or p.grad is None else p.grad.clone()) for p in self.parameters]
         first = [attempt.loss, attempt.accuracy, attempt.norm, *self.count_nonfinite()]
         self.rewind()
         try:
@@ -284,7 +293,7 @@ class Step:
         """
         try:
             step = Step(cpu_copy(self.network), SingleProcess(torch.device("cpu")), self.amp_dtype)
-            return {"cpu_finite": step.attempt(window, scale, poison).finite}
+            return {"cpu_finite": step.attempt(window, scale, poison, alone=True).finite}
         except Exception as error:  # code of a plug-in that knows one device only may raise anything
             return {"cpu_error": f"{type(error).__name__}: {error}"[:200]}
         finally:
@@ -294,18 +303,20 @@ class Step:
         """How many gradient values are NaN, and how many are infinite."""
         return [sum(int(count(g).sum()) for g in self.gradients()) for count in (torch.isnan, torch.isinf)]
 
-    def own_gradients_nonfinite(self, window, scale: float, poison: str) -> bool:
-        """Whether this process's own gradients are at fault: those of a failed step are already summed over all.
+    def own_step_nonfinite(self, window, scale: float, poison: str) -> bool:
+        """Whether this process's own rows are at fault: the gradients of a failed step are already summed over all.
 
-        Leaves a guilty process's own gradients, for its report.
+        So are the statistics of norms over all processes. Leaves a guilty process's own gradients, for its report.
         """
         shared = {p: p.grad for p in self.parameters}
-        self.attempt(window, scale, poison, alone=True)
+        alone = self.attempt(window, scale, poison, alone=True)
         # The gradients of a slice of the class weights are of all processes' rows: others say more.
         own = [
             [p.grad for p in shared if p.grad is not None and (id(p) in self.sliced) is kind] for kind in (False, True)
         ]
         bad = [not math.isfinite(total_norm(gradients)) for gradients in own]
+        if not self.slices and not (alone.loss_finite and alone.buffers_finite):
+            bad[0] |= alone.at_fault
         level = 2 if bad[0] else int(bad[1])
         self.rewind()
         highest = self.ranks.highest(level)

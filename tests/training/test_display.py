@@ -108,7 +108,7 @@ def test_steps_are_logged_at_an_interval_on_both_sides(settings, tools, tmp_path
 @pytest.mark.parametrize("loss, warned", [(2e27, True), (15.0, False), (1e-9, False), (float("inf"), False)])
 def test_a_run_that_diverges_is_warned_of(settings, tools, capsys, loss, warned):
     trainer = tools.build(settings)
-    first, later = (SimpleNamespace(loss=value, accuracy=0.0) for value in (1e-12, loss))
+    first, later = (SimpleNamespace(mean_loss=value, mean_accuracy=0.0) for value in (1e-12, loss))
     trainer.progress.count([{"data": torch.zeros(1, 4, 8)}], first)
     trainer.progress.load_state_dict({**trainer.progress.state_dict(), "config": {}})  # as a run that was resumed
     trainer.progress.begin_epoch(2)

@@ -1,19 +1,20 @@
 """What several processes tell each other before they train: differences and failures, with rank and host."""
 
-import copy
 import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import programs
 import pytest
 import torch
 
-from errors import SharedError, UsageError
-from storage.dump import content_hash
+from errors import Finished, SharedError, UsageError
 from training.agreement import failing_together, refuse_differences
-from training.ranks import Ranks, meeting_place
+from training.averaging import MovingAverage
+from training.drift import digests, refuse_drift
+from training.ranks import meeting_place
 from training.state import own_part
 
 
@@ -99,28 +100,56 @@ def trained(steps):
         optimizer.zero_grad()
         layer(torch.full((2, 4), step + 1.0)).square().sum().backward()
         optimizer.step()
-    return layer, optimizer
+    average = MovingAverage(layer, 0.9)
+    average.update()
+    return SimpleNamespace(network=layer, optimizer=optimizer, average=average)
 
 
-@pytest.mark.parametrize("part", ["weight", "moment"])
-def test_a_process_whose_moments_drifted_gets_those_of_the_first_too(monkeypatch, part):
-    main, main_optimizer = trained(2)
-    layer, optimizer = trained(2)
+class Same:
+    """Rank 1 of two processes; rank 0 gives to each collective what ``main`` gives here, in turn."""
+
+    world = 2
+
+    def __init__(self, main):
+        self.main = iter(main)
+
+    def gather(self, value):
+        return [next(self.main), value]
+
+
+class Recording(Same):
+    """Rank 0 of two processes, which hold the same: what it gives to each collective is kept."""
+
+    def __init__(self):
+        self.given = []
+
+    def gather(self, value):
+        self.given.append(value)
+        return [value, value]
+
+
+@pytest.mark.parametrize("part", ["", "weight", "exp_avg of weight", "average of weight", "optimizer.param_groups"])
+def test_a_process_that_drifted_ends_the_run_with_the_name_of_what_differs(tmp_path, monkeypatch, part):
+    monkeypatch.setenv("RANK", "1")
+    main, ours = trained(2), trained(2)
+    whole = Recording()
+    refuse_drift(whole, main, main.average, tmp_path)  # both are the same
     with torch.no_grad():
         if part == "weight":  # two elements, so that the sum stays the same
-            layer.weight[0, 0] += 1.0
-            layer.weight[0, 1] -= 1.0
-        else:
-            optimizer.state[layer.weight]["exp_avg"][0, 0] += 1e-7
-    ours, theirs = list(layer.parameters()), list(main.parameters())
-    ranks = object.__new__(Ranks)
-    ranks.world, ranks.rank = 2, 1
-    state = copy.deepcopy(main_optimizer.state_dict())
-    hashed = content_hash({"tensors": theirs, "optimizer": state})
-    ranks.gather = lambda own: [hashed, own]
-    ranks.from_main = lambda value: copy.deepcopy(state)
-    sent = iter(theirs)
-    monkeypatch.setattr("training.ranks.dist.broadcast", lambda tensor, src: tensor.copy_(next(sent).detach()))
-    assert ranks.reconcile(ours, optimizer) == [1]
-    assert content_hash({"tensors": ours, "optimizer": optimizer.state_dict()}) == hashed
-    assert ranks.reconcile(ours, optimizer) == []
+            ours.network.weight[0, 0] += 1.0
+            ours.network.weight[0, 1] -= 1.0
+        elif part == "exp_avg of weight":
+            ours.optimizer.state[ours.network.weight]["exp_avg"][0, 0] += 1e-7
+        elif part == "average of weight":
+            ours.average.tensors["weight"][2, 3] += 1e-7
+        elif part:
+            ours.optimizer.param_groups[0]["lr"] *= 1.5
+    ranks = Same([*whole.given, ("rank 0 on a", digests(main, main.average))])
+    if not part:
+        refuse_drift(ranks, ours, ours.average, tmp_path)
+        return
+    with pytest.raises(Finished) as end:
+        refuse_drift(ranks, ours, ours.average, tmp_path)
+    place = f"rank 1 on {socket.gethostname()}"
+    assert end.value.status == 7 and "last.model is from before" in end.value.lines[1]
+    assert end.value.lines[0].startswith(f"{place}: '{part}' differs from that of rank 0")

@@ -347,6 +347,7 @@ FAULTS = (
         settings={**RANKS, "model": "bad"},
         plugins={"models/bad.py": DRIFT},
         processes=2,
+        status=7,
         said=("(?i)(rank|process).*(differ|diverge)",),
     ),
     Fault(

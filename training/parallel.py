@@ -1,0 +1,36 @@
+"""The network as several processes train it: torch's DistributedDataParallel averages their gradients."""
+
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+from config import Config
+from training.recompute import blocks_of, recompute_blocks
+from training.sync_norm import synchronise
+
+COMPRESSED = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+
+
+def prepare(network: nn.Module, config: Config, ranks):
+    """Let the norms of a network go over all processes, and its blocks be computed again, where the keys say so."""
+    if config.sync_batchnorm and ranks.world > 1:
+        synchronise(network, ranks.device)
+    if config.gradient_checkpointing:
+        recompute_blocks(blocks_of(network.__S__, config.model, "gradient_checkpointing"))
+
+
+def shared(network: nn.Module, config: Config, ranks) -> nn.parallel.DistributedDataParallel:
+    """Wrap a network so that a backward pass leaves the mean of all processes' gradients.
+
+    The gradients lie in the memory that is sent (``gradient_as_bucket_view``): whoever keeps one beyond the next
+    backward pass copies it. The graph is not called static: a step that is refused and computed once more, and one that
+    a process computes alone to find out who is at fault, would count as other ones.
+    """
+    parallel = nn.parallel.DistributedDataParallel(
+        network,
+        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+        find_unused_parameters=config.find_unused_parameters,
+        gradient_as_bucket_view=True,
+    )
+    if config.ddp_compress != "none":
+        parallel.register_comm_hook(None, COMPRESSED[config.ddp_compress])
+    return parallel
