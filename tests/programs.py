@@ -93,8 +93,11 @@ def analyser(*words, **more) -> subprocess.CompletedProcess:
     return run(ROOT / "analyze_nan_debug.py", *words, **more)
 
 
-def run_ranks(script, *words, machines=1, world=2) -> list[subprocess.CompletedProcess]:
-    """Run a script as torchrun starts processes, on one machine or as many; ``words`` of all, or a list for each."""
+def run_ranks(script, *words, machines=1, world=2, env=None) -> list[subprocess.CompletedProcess]:
+    """Run a script as torchrun starts processes, on one machine or as many; ``words`` of all, or a list for each.
+
+    ``env``: variables of all.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -102,7 +105,7 @@ def run_ranks(script, *words, machines=1, world=2) -> list[subprocess.CompletedP
     ranks = []
     for rank, own in enumerate(each):
         local = {"RANK": str(rank), "LOCAL_RANK": str(rank if machines == 1 else 0)}
-        ranks.append(Program(script, "--device", "cpu", *own, env={**meeting, **local}))
+        ranks.append(Program(script, "--device", "cpu", *own, env={**(env or {}), **meeting, **local}))
     return [rank.wait() for rank in ranks]
 
 
