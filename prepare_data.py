@@ -102,13 +102,15 @@ def check_numbers(args):
 
 def check_bases(config: str, model: str, rate: int):
     """UsageError if what the new configuration starts from is no configuration or no checkpoint, or of another rate."""
-    from preparation.outputs import trained_at
-    from settings.reader import read_yaml
-
     if config:
+        from settings.reader import read_yaml
+
         read_yaml(config)
-    trained = trained_at(model)
-    if rate and trained and rate != trained:
+    if model:
+        from preparation.outputs import trained_at
+
+        trained = trained_at(model)
+    if model and rate and trained and rate != trained:
         raise UsageError(f"--sample_rate: {rate}, but {model} was trained with {trained}; leave --sample_rate out")
 
 

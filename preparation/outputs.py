@@ -11,7 +11,6 @@ from config import SAMPLE_RATE
 from corpus.lists import LIST_TEXT, separator_for
 from errors import ROOT, UsageError
 from settings.reader import read_yaml
-from storage.checkpoint import load
 from storage.files import write_atomically
 
 SMALL, LARGE = (ROOT / "configs" / name for name in ("small_speech.yaml", "ECAPA_TDNN_AAM.yaml"))
@@ -149,5 +148,7 @@ def trained_at(model: str) -> int:
     """The sample rate of a checkpoint, 0 of none and of one that carries no configuration."""
     if not model:
         return 0
+    from storage.checkpoint import load  # which brings torch
+
     carried = load(model).get("config")
     return carried.get("sample_rate", SAMPLE_RATE) if isinstance(carried, dict) else 0
