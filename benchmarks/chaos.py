@@ -144,7 +144,7 @@ def outcome_of(world: World, name: str, case) -> Outcome:
         became, passed = f"not possible here: {reason}", None
     except (AssertionError, TimeoutError) as error:
         became, passed = f"FAILED: {str(error)[:1500]}", False
-    outcome = Outcome(name, (case.__doc__ or "").split(".")[0], became, time.monotonic() - began, passed)
+    outcome = Outcome(name, (case.__doc__ or "").rstrip("."), became, time.monotonic() - began, passed)
     print(f"| {outcome.name} | {outcome.what} | {outcome.became} | {outcome.seconds:.0f} s |", flush=True)
     return outcome
 

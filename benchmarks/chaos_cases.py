@@ -117,10 +117,11 @@ def sigterm_to_one_rank(world):
     run.wait_for_text("Epoch 1/")
     run.kill(run.trainers()[1], signal.SIGTERM)
     began = time.monotonic()
-    run.end(60)
+    run.wait_for_text("stopped by signal 15", 60)
     took = time.monotonic() - began
+    run.end(60)
     assert "stopped by signal 15" in run.text() and took < 20, run.text()[-2000:]
-    return again(world, run, f"all save and end after {took:.1f} s", ranks=2, save_interval_steps=0)
+    return again(world, run, f"saved by all after {took:.1f} s", ranks=2, save_interval_steps=0)
 
 
 def other_numbers_of_processes(world):
@@ -247,7 +248,7 @@ def slow_rank(world):
 
 
 def hung_rank(world):
-    """One of two processes hangs for ever; process_timeout is 0.1 min."""
+    """One of two processes hangs for ever (process_timeout: 6 s)."""
     run = world.run("hung_rank", process_timeout=0.1).start(ranks=2, restarts=1)
     run.kill(one_rank(run, 1), signal.SIGSTOP)
     began = time.monotonic()
@@ -260,7 +261,7 @@ def hung_rank(world):
 def rank_with_nan(world):
     """One of two processes gets a NaN."""
     run = world.run("rank_with_nan", nan_inject="5:loss@1").start(ranks=2)
-    assert run.end() == 0 and "rank 1" in run.text(), run.text()[-2000:]
+    assert run.end() == 0 and "_rank1.pt" in run.text(), run.text()[-2000:]
     steps = checkpoint.load(run.last)["step"]
     weights = checkpoint.load(run.last)["model_state_dict"].values()
     assert all(torch.isfinite(w).all() for w in weights if w.is_floating_point())

@@ -147,7 +147,7 @@ def link_restored(world):
 
 
 def link_cut(world):
-    """The link between two hosts is cut for good; process_timeout is 0.2 min."""
+    """The link between two hosts is cut for good (process_timeout: 12 s)."""
     run = world.run("link_cut", process_timeout=0.2)
     with two_hosts() as (names, wire):
         runs = start_on_both(run, names)

@@ -123,9 +123,8 @@ class Run:
 
     def complaint(self) -> str:
         """The line of the run that says why it ended, without its folder."""
-        lines = [
-            line for line in self.text().splitlines() if re.search(r"processes are gone|not saved as|stopped by", line)
-        ]
+        said = re.compile(r"processes are gone|not saved as|stopped by|damaged")
+        lines = [line for line in self.text().splitlines() if said.search(line)]
         return lines[-1] if lines else ""
 
 

@@ -140,8 +140,8 @@ def _crop(dump, verdict, x: torch.Tensor, row: int) -> str:
     marks = [(runs[0][0], _bad_words(x, *runs[0]))] if runs else _named_samples(verdict, info, origin, len(x))
     shown = [("Label", "" if label is None else number_text(label.flatten()[row % label.numel()]))]
     shown += [("List", escape(info.get("list_path", ""))), ("List line", escape(info.get("line", "")))]
-    row = f", the crop {number_text(origin.sample_rate)}" if "sample_rate" in info else ""
-    shown.append(("Sample rate", escape(f"{info.get('rate', '')}{row}")))
+    resampled = f", the crop {number_text(origin.sample_rate)}" if "sample_rate" in info else ""
+    shown.append(("Sample rate", escape(f"{info.get('rate', '')}{resampled}")))
     if origin.start is not None:
         shown.append(("Crop begins", f"file sample {number_text(origin.first)}, {origin.start:.3f} s"))
     shown.append(("Speed", number_text(origin.speed) if origin.speed != 1 else ""))
