@@ -210,6 +210,7 @@ class ClassBatch:
         shifted = logits - highest[:, None]
         parts = [shifted.exp().sum(dim=1), self.where_own(self.target(shifted))]
         total, target = SumOverRanks.apply(torch.stack(parts), self.share)
+        total = total.clamp(min=1.0)  # it holds the highest logit's exp(0); a NaN stays one
         return self.mean(total.log() - target), self.accuracy(logits)
 
     def accuracy(self, scores):

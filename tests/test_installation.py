@@ -41,7 +41,7 @@ def ranges(lines):
 def test_requirements_are_those_of_the_package():
     extras = PROJECT["project"]["optional-dependencies"]
     main = ranges(PROJECT["project"]["dependencies"] + extras["train"] + extras["serve"])
-    more = ranges(extras["export"] + extras["dev"])
+    more = ranges(extras["export"] + extras["webdataset"] + extras["dev"])
     del more["speaker-recognition-trainer"]  # with all of its extras
     for file, expected in (("requirements.txt", main), ("requirements-dev.txt", more)):
         assert {name: both[0].specifier for name, both in requirements(file).items()} == expected, file
