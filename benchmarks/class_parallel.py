@@ -35,7 +35,7 @@ VARIANTS = {  # class_parallel, class_sample_rate
     "plain": (False, 1.0),
     "split": (True, 1.0),
     "sampled": (True, 0.1),
-    "sampled, whole": (False, 0.1),
+    "sampled-whole": (False, 0.1),
 }
 
 

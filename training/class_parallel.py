@@ -127,15 +127,17 @@ def guilty(step, at_fault: bool) -> bool:
 
 
 @contextlib.contextmanager
-def drawn_rows_only(heads: list[ClassHead], optimizer):
+def drawn_rows_only(heads: list[ClassHead], optimizer, ranks):
     """Context of an update that leaves rows of classes bit for bit, moments too, which no batch was compared with.
 
     Their gradient is 0, but momentum, Adam's moments and weight decay would move them as if it had been computed. A
-    moment that the update makes is 0 there.
+    moment that the update makes is 0 there. Processes that have all classes each move the rows that any has touched.
     """
     kept = []
     for head in heads:
         touched = head.notes.touched
+        if touched is not None and ranks.world > 1 and head.share.world == 1:
+            touched = ranks.maximum(touched.to(torch.uint8)).bool()
         for weight in head.class_parameters().values() if touched is not None else ():
             if weight.grad is not None:
                 rows = (~touched).repeat_interleave(len(weight) // len(touched)).nonzero().flatten()

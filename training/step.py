@@ -192,7 +192,7 @@ class Step:
             elif norm > self.grad_clip:
                 torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
         self.updating = True
-        with mode or contextlib.nullcontext(), class_parallel.drawn_rows_only(self.heads, self.optimizer):
+        with mode or contextlib.nullcontext(), class_parallel.drawn_rows_only(self.heads, self.optimizer, self.ranks):
             self.optimizer.step()
         if poison == "update":
             self.parameters[0].data.view(-1)[0] = math.nan

@@ -16,6 +16,7 @@ from trainers import assert_same, batches_of, build_trainer, snapshot
 
 from config import Config
 from storage import checkpoint
+from storage.dump import content_hash
 from training.attempt import Attempt
 from training.faults import Fault
 from training.ranks import Ranks
@@ -166,6 +167,16 @@ def check_drawn(settings, ranks):
         assert state["model_state_dict"]["__L__.weight"].shape == (6, 12)
 
 
+def check_drawn_whole(settings, ranks):
+    """Processes that have all classes each, and draw a share of them, move the same rows."""
+    keys = {**settings, "save_path": f"{settings['save_path']}w", "class_parallel": False, "class_sample_rate": 0.05}
+    trainer = build_trainer(keys, ranks)
+    for batch in batches_of(trainer)[ranks.rank :: 2]:
+        train(trainer, batch)
+    trainer.close()
+    assert len(set(ranks.gather(content_hash(dict(trainer.network.named_parameters()))))) == 1
+
+
 def check_equal(settings, ranks):
     """A run with split classes gives what a run without gives, and each goes on from the other's file bit for bit."""
     plain, split = (
@@ -209,6 +220,7 @@ def main(path):
     check_faults(settings, ranks)
     check_updates(settings, ranks)
     check_drawn(settings, ranks)
+    check_drawn_whole(settings, ranks)
     ranks.close()
 
 
