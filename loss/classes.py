@@ -210,7 +210,8 @@ class ClassBatch:
         shifted = logits - highest[:, None]
         parts = [shifted.exp().sum(dim=1), self.where_own(self.target(shifted))]
         total, target = SumOverRanks.apply(torch.stack(parts), self.share)
-        total = total.clamp(min=1.0)  # it holds the highest logit's exp(0); a NaN stays one
+        # At least 1, the highest logit's exp(0), where a clamp at 1 would drop the gradient; a NaN stays one.
+        total = total.clamp(min=0.5)
         return self.mean(total.log() - target), self.accuracy(logits)
 
     def accuracy(self, scores):
