@@ -59,7 +59,6 @@ def count(check: str) -> str:
             step()
         reads = Reads(trainer.device.type)
         with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
             if on_gpu:
                 torch.cuda.set_sync_debug_mode("warn")
             for _ in range(STEPS):

@@ -14,7 +14,6 @@ from torch import nn
 
 from config import Config
 from errors import UsageError
-from loss.classes import ClassHead
 from utils import total_norm
 
 
@@ -40,8 +39,10 @@ class Slice:
         return slice(self.bounds[rank], self.bounds[rank + 1])
 
 
-def heads_of(network: nn.Module) -> dict[str, ClassHead]:
+def heads_of(network: nn.Module) -> "dict[str, ClassHead]":
     """The heads with weights for each class in a network, by name."""
+    from loss.classes import ClassHead  # a plug-in's: an analysis that replays nothing imports none
+
     return {name: module for name, module in network.named_modules() if isinstance(module, ClassHead)}
 
 
@@ -127,7 +128,7 @@ def guilty(step, at_fault: bool) -> bool:
 
 
 @contextlib.contextmanager
-def drawn_rows_only(heads: list[ClassHead], optimizer, ranks):
+def drawn_rows_only(heads: "list[ClassHead]", optimizer, ranks):
     """Context of an update that leaves rows of classes bit for bit, moments too, which no batch was compared with.
 
     Their gradient is 0, but momentum, Adam's moments and weight decay would move them as if it had been computed. A

@@ -137,13 +137,21 @@ def test_a_diff_is_what_git_applies(tmp_path, end):
     assert (tmp_path / "loss" / "x.py").read_text() == after
 
 
-LOSS = "F.cross_entropy(logits, label)"
+HEAD = "F.linear(batch.x.float(), batch.weight(self.fc.weight), batch.weight(self.fc.bias))"
+RETURN = f"return batch.cross_entropy({HEAD})"
+
+
+def returning(loss: str) -> str:
+    """The last lines of loss/softmax.py with another loss."""
+    return f"logits = {HEAD}\n        loss, accuracy = batch.cross_entropy(logits)\n        return {loss}, accuracy"
+
+
 CHANGES = {
-    "the same": (LOSS, ""),
-    "another loss": (f"1.01 * {LOSS}", "changes the loss"),
-    "another gradient": (f"1.01 * {LOSS} - 0.01 * {LOSS}.detach()", "changes the gradient of"),
-    "a silenced row": ("F.cross_entropy(logits[1:], label[1:])", "rows at fault get no gradient"),
-    "a silenced loss": (f"{LOSS}.detach() + 0.0 * {LOSS}", "conv.weight' is 0"),
+    "the same": (returning("loss"), ""),
+    "another loss": (returning("1.01 * loss"), "changes the loss"),
+    "another gradient": (returning("1.01 * loss - 0.01 * loss.detach()"), "changes the gradient of"),
+    "a silenced row": (returning("F.cross_entropy(logits[1:], batch.columns[1:])"), "rows at fault get no gradient"),
+    "a silenced loss": (returning("loss.detach() + 0.0 * loss"), "conv.weight' is 0"),
 }
 
 
@@ -157,8 +165,8 @@ def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
     search = CodeSearch(case, columns=[0])
     case.origin = SimpleNamespace(site=SimpleNamespace(source="loss/softmax.py:24"), op_name="log")
     text = (ROOT / "loss" / "softmax.py").read_text(encoding="utf-8")
-    assert LOSS in text
-    after = text.replace(LOSS, code)
+    assert RETURN in text
+    after = text.replace(RETURN, code)
     with case.replay.patched(SourcePatch("loss/softmax.py", text, after)):
         found = search.silenced() if "silenced" in kind else search.difference(search.trial())
     assert objection in found and bool(found) == bool(objection)

@@ -97,7 +97,7 @@ def test_the_official_lists_say_who_is_tested(vox, tmp_path, monkeypatch):
     division = divide(vox, [tmp_path / "vox1"], tmp_path / "t.txt", 0, 1)
     assert list(division.trials) == ["O", "E"] and {u.speaker for u in division.train} == {"id00012"}
     assert "VoxCeleb1-E: 9 trials, the known number, of 4 people; 2 of its files are not at hand" in division.said
-    files = write_run(tmp_path / "my set", tmp_path, division, ("", ""), 1.0, {"musan": "", "rirs": ""})
+    files = write_run(tmp_path / "my set", tmp_path, division, ("", "", 0), 1.0, {"musan": "", "rirs": ""})
     written = yaml.safe_load(files.config.read_text())
     assert list(written["test_list"]) == ["O", "E"] and written["test_list"]["O"] == str(meta / "veri_test2.txt")
     division = divide(vox[:-2], [tmp_path / "vox1"], tmp_path / "t.txt", 0, 1)  # without VoxCeleb2

@@ -26,6 +26,7 @@ def test_another_trial_list_starts_the_best_anew_and_replaces_model_best(setting
     assert "best EER so far, 0.00 % at epoch 1, is of another protocol (test_list): best and" in capsys.readouterr().out
     again.progress.epoch = again.progress.step = 1
     again.evaluate()
+    again.saver.settle(wait=True)
     assert again.progress.best["epoch"] == 1 and torch.load(first.files.model / "model_best.model", weights_only=True)
     again.saver.last()
     once_more = tools.build(settings, test_list=hard, max_epoch=3, test_interval=1)
