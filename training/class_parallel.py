@@ -7,6 +7,7 @@ other process's business; a checkpoint and a dump hold the whole weight, as a ru
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from torch import nn
 from config import Config
 from errors import UsageError
 from utils import total_norm
+
+if TYPE_CHECKING:
+    from loss.classes import ClassHead
 
 
 @dataclass(frozen=True)
