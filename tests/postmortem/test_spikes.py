@@ -100,7 +100,7 @@ def far_out(verdict):
 
 def test_a_row_of_noise_is_an_outlier(run):
     trainer, batch, _ = run()
-    torch.manual_seed(2)
+    torch.manual_seed(4)
     batch["data"][0, 2] = 0.3 * torch.randn(batch["data"].shape[2])
     path = spiked(trainer, batch)
     verdict = analyse(path).verdict
