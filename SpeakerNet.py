@@ -234,9 +234,6 @@ class ModelTrainer:
                 late.discard()
                 late.undo()
                 return self.conclude(step, self.take(step, attempt))
-            if self.spikes.find(attempt):
-                late.discard()  # what the step began with is looked at
-                self.step.set_epoch(step.epoch)
             settled = self.conclude(step, attempt)
         self.display.write_point(self.incidents.history, self.optimizer, self.device)
         return settled
@@ -260,7 +257,12 @@ class ModelTrainer:
         if isinstance(result, Fault):
             self.refuse(window, result)
             return None
-        self.spikes.report(window, result, self.record)
+        spike = self.spikes.find(result)
+        if spike:
+            if self.late.begun is not None:  # what this step began with is looked at
+                self.late.discard()
+                self.step.set_epoch(launched.epoch)
+            self.spikes.report(spike, window, result, self.record())
         self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
         self.average.update()
         if self.scheduler_unit == "iteration":

@@ -17,8 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from bench_postmortem import make_voices, words_of
-from bench_training import build
 from torch.overrides import TorchFunctionMode
 
 T = torch.Tensor
@@ -27,11 +25,16 @@ STEPS = 10
 
 
 class Reads(TorchFunctionMode):
-    """Counts the numbers that are asked of tensors on a device of a type; those of ``sent`` have left it."""
+    """Counts the numbers that are asked of tensors on a device of a type; those of ``awaiting`` have left it."""
 
     def __init__(self, kind: str):
         super().__init__()
         self.kind, self.count, self.sent = kind, 0, None
+
+    def awaiting(self, late) -> "Reads":
+        """Leave the numbers of the pending step out."""
+        self.sent = None if late.pending is None else late.pending.reading.numbers
+        return self
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.count += function in ASKING and args[0] is not self.sent and args[0].device.type == self.kind
@@ -40,6 +43,9 @@ class Reads(TorchFunctionMode):
 
 def count(check: str) -> str:
     """What steps with ``nan_check`` set to ``check`` read, in a line."""
+    from bench_postmortem import make_voices, words_of
+    from bench_training import build
+
     with tempfile.TemporaryDirectory() as folder:
         make_voices(Path(folder))
         words = [*words_of("ECAPA_TDNN channels=64", 8, Path(folder)), f"--nan_check={check}", "--optimizer=sgd"]
@@ -62,9 +68,7 @@ def count(check: str) -> str:
             if on_gpu:
                 torch.cuda.set_sync_debug_mode("warn")
             for _ in range(STEPS):
-                pending = trainer.late.pending
-                reads.sent = pending.reading.numbers if pending is not None else None
-                step(reads)
+                step(reads.awaiting(trainer.late))
             if on_gpu:
                 torch.cuda.set_sync_debug_mode("default")
         trainer.settle()

@@ -11,7 +11,7 @@ import soundfile
 from corpus import converters
 from corpus.containers import NO_INDEX, SAMPLES_PER_BYTE, UNCHECKED, AudioError, Plain, opened
 from corpus.mpg123 import messages_to, summary
-from corpus.tars import Window, binary
+from corpus.tars import Placed, Window, binary
 
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
 MP3_PREROLL = 10 * 1152
@@ -224,7 +224,7 @@ class _Samples:
     __del__ = close
 
 
-class _Presented(io.RawIOBase):
+class _Presented(Placed):
     """A file as libsndfile is to see it: with other bytes in its header, or ``longer`` by a factor.
 
     libmpg123 guesses the length of an mp3 without a Xing header from its size and first frame, and reads no further.
@@ -235,14 +235,7 @@ class _Presented(io.RawIOBase):
         super().__init__()
         self.file = binary(path)
         self.size = self.file.seek(0, os.SEEK_END) * longer
-        self.patch, self.place = patch or (0, b""), 0
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        return self.place
-
-    def tell(self):
-        return self.place
+        self.patch = patch or (0, b"")
 
     def readinto(self, buffer):
         buffer = memoryview(buffer).cast("B")  # soundfile's own takes no numbers
@@ -256,10 +249,6 @@ class _Presented(io.RawIOBase):
             buffer[offset - self.place] = new[offset - at]
         self.place += count
         return count
-
-    def close(self):
-        self.file.close()
-        super().close()
 
 
 def read_bytes(content, start: int, count: int) -> np.ndarray:

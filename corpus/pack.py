@@ -10,7 +10,7 @@ import numpy as np
 
 import corpus.decode
 from corpus.containers import AudioError
-from corpus.texts import Texts, keys_of
+from corpus.texts import Texts, find_keys, keys_of
 from errors import UsageError, plural
 
 FORMAT, FORMAT_FLAC = 1, 2  # the second where a recording is stored as flac
@@ -115,10 +115,8 @@ class Pack:
         if list_hash == self.header["list_sha256"] and len(paths) == len(self):
             return np.arange(len(self), dtype=np.int32)
         order = np.argsort(self.keys, kind="stable")
-        wanted = keys_of(paths)
-        found = np.minimum(np.searchsorted(self.keys, wanted, sorter=order), max(len(self) - 1, 0))
-        rows = order[found].astype(np.int32)
-        missing = np.flatnonzero(self.keys[rows] != wanted)
+        rows = find_keys(self.keys, order, keys_of(paths)).astype(np.int32)
+        missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise UsageError(
                 f"{place}: {plural(len(missing), 'file')} of the list are not in {self.folder}, the first "

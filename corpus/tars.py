@@ -4,6 +4,7 @@ The members of a shard are found by an index of their places, which is made once
 read where it lies, so that rows, their order and every later start are those of single files.
 """
 
+import contextlib
 import functools
 import glob
 import io
@@ -15,7 +16,7 @@ import zipfile
 import numpy as np
 
 from corpus.folders import is_audio
-from corpus.texts import Texts, keys_of
+from corpus.texts import Texts, find_keys, keys_of
 from errors import UsageError
 
 ENDING, INDEX = ".tar", ".index"  # the index of a.tar is a.tar.index
@@ -40,10 +41,8 @@ class Shard:
 
     def find(self, name: str) -> int:
         """The number of a recording, -1 if it is not there."""
-        key = keys_of([name])
-        place = int(np.searchsorted(self.keys, key, sorter=self.order)[0])
-        row = int(self.order[place]) if place < len(self.order) else -1
-        return row if row >= 0 and self.keys[row] == key[0] and self.names[row] == name else -1
+        row = int(find_keys(self.keys, self.order, keys_of([name]))[0])
+        return row if row >= 0 and self.names[row] == name else -1
 
 
 def shards_of(path) -> list[str]:
@@ -94,12 +93,14 @@ def write_index(path: str, shown: str, stamp: tuple[int, int]) -> Shard:
     """Read the headers of a tar file, and keep what they say beside it if that can be written."""
     arrays = {"format": np.int64(FORMAT), "stamp": np.array(stamp, np.int64), **_read(path, shown, stamp[0])}
     temporary = f"{path}{INDEX}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path + INDEX)
-    except OSError:
-        pass  # a disk that is only read: each start reads the headers
+    with contextlib.suppress(OSError):  # a disk that is full, or only read: each start reads the headers
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temporary, path + INDEX)
+        except OSError:
+            os.unlink(temporary)
+            raise
     return Shard(path, arrays)
 
 
@@ -190,7 +191,32 @@ def is_member(path) -> bool:
         return False
 
 
-class Window(io.RawIOBase):
+class Placed(io.RawIOBase):
+    """A file of ``size`` bytes that is read from its ``place`` on; ``file`` is the one behind it."""
+
+    file: io.RawIOBase
+    size = place = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        return self.place
+
+    def tell(self):
+        return self.place
+
+    def close(self):
+        if not self.closed and hasattr(self, "file"):
+            self.file.close()
+        super().close()
+
+
+class Window(Placed):
     """The bytes of a member as a file of their own; FileNotFoundError if a path is none."""
 
     def __init__(self, path):
@@ -207,20 +233,7 @@ class Window(io.RawIOBase):
         if (status.st_size, status.st_mtime_ns) != shard.stamp:
             self.file.close()
             raise OSError(5, f"{shard.path} was changed while it was read from")
-        self.begin, self.size, self.place = int(shard.begins[number]), int(shard.sizes[number]), 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        return self.place
-
-    def tell(self):
-        return self.place
+        self.begin, self.size = int(shard.begins[number]), int(shard.sizes[number])
 
     def readinto(self, buffer):
         buffer = memoryview(buffer).cast("B")
@@ -228,11 +241,6 @@ class Window(io.RawIOBase):
         count = self.file.readinto(buffer[: max(0, min(len(buffer), self.size - self.place))])
         self.place += count
         return count
-
-    def close(self):
-        if not self.closed:
-            self.file.close()
-        super().close()
 
 
 def binary(path) -> io.RawIOBase:

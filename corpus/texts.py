@@ -80,3 +80,11 @@ def keys_of(paths) -> np.ndarray:
     encoded = (path.encode("utf-8", ERRORS) for path in paths)
     digests = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
     return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64)
+
+
+def find_keys(keys, order, wanted) -> np.ndarray:
+    """The rows (N,) of wanted keys (N,) among ``keys`` (M,), which ``order`` (M,) sorts; -1 where there is none."""
+    if not len(keys):
+        return np.full(len(wanted), -1)
+    rows = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where(keys[rows] == wanted, rows, -1)

@@ -32,6 +32,20 @@ def batches_of(trainer, epoch=1):
     return list(trainer.loader)
 
 
+def loaded_batches(settings, workers=0, rank=0, world=1, first=0, **keys):
+    """The batches of the second epoch from ``first`` on, with copies at other speeds, as the loader gives them."""
+    from corpus.loader import make_loader
+    from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
+    from settings.reader import load_config
+
+    keys = {**settings, "speed_perturb": True, **keys}
+    config = load_config([f"--{key}={value}" for key, value in keys.items()])[0]
+    dataset = TrainDataset(config)
+    sampler = SpeakerBatchSampler(dataset, config, False, rank, world)
+    sampler.set_position(2, first)
+    return list(make_loader(dataset, sampler, collate, config, workers))
+
+
 def snapshot(trainer):
     """Copies of everything that a step may change."""
     optimizer = trainer.optimizer.state_dict()["state"]

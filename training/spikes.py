@@ -33,12 +33,10 @@ class SpikeReports:
         """How far a step lies above those before it; {} if it does not stand out."""
         return spike_in(self.incidents.history, attempt.mean_loss, attempt.norm)
 
-    def report(self, window: list[dict], attempt, record):
-        """Report a step if it stands out; ``record()``: what a dump tells of the step at hand."""
-        spike = self.find(attempt)
-        if not spike or not self.ranks.main:
+    def report(self, spike: dict, window: list[dict], attempt, record):
+        """Report what ``find`` says of a step; ``record``: what a dump tells of the step at hand."""
+        if not self.ranks.main:
             return
-        record = record()
         # The losses of rows overwrite what is kept of the step.
         before = self.before_step(attempt, record) if self.config.nan_dump_spikes else None
         rows = row_losses(self.step, window) if self.ranks.world == 1 else []

@@ -28,14 +28,18 @@ class UpdateGuard:
         """Bytes of what is copied."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
+    def find(self) -> list[torch.Tensor]:
+        """Note the lists and dicts that the optimizer holds, with their content; returns the tensors."""
+        self.containers, found = {}, {}
+        collect(vars(self.optimizer), self.containers, found)
+        return list(found.values())
+
     @torch.no_grad()
     def take(self):
         """Copy everything that the optimizer holds."""
         if not self.keeps:
             return
-        self.containers, found = {}, {}
-        collect(vars(self.optimizer), self.containers, found)
-        tensors = list(found.values())
+        tensors = self.find()
         if len(tensors) != len(self.tensors) or any(a is not b for a, b in zip(tensors, self.tensors)):
             self.tensors = tensors
             self.reserve()
@@ -47,8 +51,7 @@ class UpdateGuard:
         """Copy the settings again, and all numbers and lists, as a schedule that moved on has left them."""
         if not self.keeps:
             return
-        self.containers, found = {}, {}
-        collect(vars(self.optimizer), self.containers, found)
+        self.find()
         values = [v for group in self.optimizer.param_groups for k, v in group.items() if k != "params"]
         settings = {id(v) for v in values if isinstance(v, torch.Tensor)}
         for tensors, copies in self.copies if settings else ():

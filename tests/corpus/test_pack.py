@@ -13,17 +13,16 @@ import pytest
 import soundfile
 import torch
 from programs import ROOT
+from trainers import loaded_batches
 
 import pack_data
 from corpus.audio import AudioError, read_crop
 from corpus.crop import Crop
-from corpus.loader import Batches, LoaderFailed, OpenFiles, make_loader
+from corpus.loader import Batches, LoaderFailed, OpenFiles
 from corpus.pack import Pack
 from corpus.sources import TrainSource
 from corpus.train_list import read_train_lists
-from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
-from settings.reader import load_config
 from storage import packing
 
 
@@ -51,13 +50,8 @@ def pack(mixed, out, *more):
     return pack_data.main([*words, *more])
 
 
-def batches(settings, mixed, workers=0, rank=0, world=1, first=0, **more):
-    keys = {**settings, "train_list": mixed / "list.txt", "train_path": mixed / "wav", "speed_perturb": True, **more}
-    config = load_config([f"--{key}={value}" for key, value in keys.items()])[0]
-    dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, False, rank, world)
-    sampler.set_position(2, first)
-    return list(make_loader(dataset, sampler, collate, config, workers))
+def batches(settings, mixed, *place, **more):
+    return loaded_batches(settings, *place, **{"train_list": mixed / "list.txt", "train_path": mixed / "wav", **more})
 
 
 def same(one, other):

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from trainers import loaded_batches
 
 import pack_data
 from corpus.audio import read_audio
 from corpus.crop import Crop
-from corpus.loader import make_loader
 from corpus.tars import INDEX, shard_at
 from corpus.train_list import read_train_list
-from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
-from settings.reader import load_config
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -47,13 +45,8 @@ def pack(files, out, *more, listed="list.txt"):
     return pack_data.main([*words, "--format", "webdataset", *more])
 
 
-def batches(settings, train_list, train_path="", workers=0, rank=0, world=1, first=0, **more):
-    keys = {**settings, "train_list": train_list, "train_path": train_path, "speed_perturb": True, **more}
-    config = load_config([f"--{key}={value}" for key, value in keys.items()])[0]
-    dataset = TrainDataset(config)
-    sampler = SpeakerBatchSampler(dataset, config, False, rank, world)
-    sampler.set_position(2, first)
-    return list(make_loader(dataset, sampler, collate, config, workers))
+def batches(settings, train_list, train_path="", *place, **more):
+    return loaded_batches(settings, *place, train_list=train_list, train_path=train_path, **more)
 
 
 def same(one, other):

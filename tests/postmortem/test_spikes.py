@@ -31,28 +31,24 @@ def weights():
 def run(settings, tools, weights):
     """A trainer of a network that knows the voices, with an ordinary history, and a batch of it."""
 
+    usual_keys = {
+        **{"nan_dump_spikes": True, "batch_size": 6, "max_frames": 80, "max_epoch": 60, "lr": 0.003},
+        "trainfunc": "softmax",
+    }
+
+    def train():
+        """By a trainer of its own, whose schedule moves on: no test depends on which of them was the first."""
+        trainer, epoch = tools.build(settings, **usual_keys), 0
+        while trainer.progress.step < STEPS:
+            epoch += 1
+            for batch in tools.batches(trainer, epoch):
+                trainer.train_step([batch])
+        weights.update({n: t.clone() for n, t in trainer.network.state_dict().items()})
+
     def make(**keys):
-        trainer = tools.build(
-            settings,
-            **{
-                "nan_dump_spikes": True,
-                "batch_size": 6,
-                "max_frames": 80,
-                "max_epoch": 60,
-                "lr": 0.003,
-                "trainfunc": "softmax",
-                **keys,
-            },
-        )
         if not weights:
-            epoch = 0
-            while trainer.progress.step < STEPS:
-                epoch += 1
-                for batch in tools.batches(trainer, epoch):
-                    trainer.train_step([batch])
-            weights.update({n: t.clone() for n, t in trainer.network.state_dict().items()})
-            trainer.progress.step = 0
-            trainer.optimizer.state.clear()
+            train()
+        trainer = tools.build(settings, **{**usual_keys, **keys})
         trainer.network.load_state_dict(weights)
         batch = tools.batches(trainer)[0]
         usual = trainer.step

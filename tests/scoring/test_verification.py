@@ -294,59 +294,9 @@ def test_the_page_in_chromium(server, wav, tmp_path):
         page.on("console", lambda message: errors.append(message.text))
         page.goto(server)
         page.get_by_text("ECAPA_TDNN, embeddings of 12; threshold 1.000; not calibrated").wait_for()
-        page.click("#compare [type=submit]")
-        page.get_by_text("First recording: choose a file or record one first").wait_for()
-        slots = page.locator("#compare [type=file]")
-        slots.nth(0).set_input_files(wav(0, 0))
-        slots.nth(1).set_input_files(wav(0, 0))
-        page.click("#compare [type=submit]")
-        assert page.locator("#compare .decision").text_content(timeout=60000) == "same speaker"
-        assert page.locator("#compare canvas").count() == 4  # a waveform and a log-mel spectrogram each
-        drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
-        assert all(page.locator("#compare canvas").nth(i).evaluate(drawn) > 2 for i in range(4))
-        slots.nth(1).set_input_files({"name": "x.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
-        page.click("#compare [type=submit]")
-        page.get_by_text("x.wav: not a recording that can be read").wait_for(timeout=60000)
-        slots.nth(1).set_input_files({"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(3 << 19)})
-        assert page.locator("#compare .result").text_content() == ""  # the complaint was about another file
-        page.click("#compare [type=submit]")
-        page.get_by_text("MB: more than the 1 MB of a request").wait_for()
-        page.click("#tab-enroll")
-        page.fill("[name=name]", "ann/1")
-        page.locator("#enroll [type=file]").set_input_files([wav(0, 0), wav(0, 1)])
-        page.click("#enroll [type=submit]")
-        page.get_by_text("ann/1 (2 recordings)").wait_for(timeout=60000)
-        page.fill("[name=name]", "microphone")
-        page.click("#enroll .record")
-        page.get_by_text(re.compile(r"Stop \(1 s\)")).wait_for(timeout=60000)
-        page.click("#enroll .record")
-        page.locator("#enroll audio").wait_for()
-        page.click("#enroll [type=submit]")
-        page.get_by_text("microphone (1 recording)").wait_for(timeout=60000)
-        page.click("#tab-identify")
-        page.locator("#identify [type=file]").set_input_files(wav(0, 0))
-        page.click("#identify [type=submit]")
-        assert page.locator("#identify tbody tr").nth(0).text_content(timeout=60000).startswith("ann")
-        page.on("dialog", lambda dialog: dialog.accept())
-        page.click("#tab-enroll")
-        page.get_by_role("button", name="Remove").first.click()
-        page.get_by_text("ann/1 (2 recordings)").wait_for(state="detached")
-        marks = "v => [...scaleOf(v).querySelectorAll('i')].map(i => parseFloat(i.style.left))"
-        same = {"score": 0.83, "llr": 9.4, "threshold": 2.94}  # on the log-likelihood ratio
-        mark, threshold = page.evaluate(marks, same)
-        assert 0 < threshold < mark < 100
-        mark, threshold = page.evaluate(marks, {"score": 0.2, "llr": None, "threshold": 0.4})
-        assert 0 < mark < threshold < 100
-        page.click("#tab-compare")
-        assert not page.locator("#prior").is_visible()  # this server's threshold is given, and not calibrated
-        verdict = {"score": 0.8, "llr": 1.0, "threshold": 2.94, "threshold_moves": True, "same": False}
-        section = "document.querySelector('#compare .result')"
-        page.evaluate(f"v => {{ shown.set('compare', [{section}, {{verdict: v}}]); preparePrior(0.05); }}", verdict)
-        assert "87 % sure, if 5 % of the comparisons" in page.locator("#compare .result").text_content()
-        assert page.locator("#compare .decision").text_content() == "different speakers"
-        page.locator("#prior-range").fill("10")  # 50 %
-        assert "73 % sure, if 50 % of the comparisons" in page.locator("#compare .result").text_content()
-        assert page.locator("#compare .decision").text_content() == "same speaker"
+        compare_recordings(page, wav)
+        enroll_and_identify(page, wav)
+        decide_at_two_priors(page)
         identify_at_two_priors(page)
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
@@ -354,6 +304,71 @@ def test_the_page_in_chromium(server, wav, tmp_path):
     time.sleep(0.1)
     wanted = "Failed to load resource: the server responded with a status of 422"  # the file that is no audio
     assert [error for error in errors if wanted not in error] == []
+
+
+def compare_recordings(page, wav):
+    """Compare two recordings on the page, and two files that are none."""
+    page.click("#compare [type=submit]")
+    page.get_by_text("First recording: choose a file or record one first").wait_for()
+    slots = page.locator("#compare [type=file]")
+    slots.nth(0).set_input_files(wav(0, 0))
+    slots.nth(1).set_input_files(wav(0, 0))
+    page.click("#compare [type=submit]")
+    assert page.locator("#compare .decision").text_content(timeout=60000) == "same speaker"
+    assert page.locator("#compare canvas").count() == 4  # a waveform and a log-mel spectrogram each
+    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    assert all(page.locator("#compare canvas").nth(i).evaluate(drawn) > 2 for i in range(4))
+    slots.nth(1).set_input_files({"name": "x.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
+    page.click("#compare [type=submit]")
+    page.get_by_text("x.wav: not a recording that can be read").wait_for(timeout=60000)
+    slots.nth(1).set_input_files({"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(3 << 19)})
+    assert page.locator("#compare .result").text_content() == ""  # the complaint was about another file
+    page.click("#compare [type=submit]")
+    page.get_by_text("MB: more than the 1 MB of a request").wait_for()
+
+
+def enroll_and_identify(page, wav):
+    """Enroll two speakers, one by the microphone, identify one and remove it."""
+    page.click("#tab-enroll")
+    page.fill("[name=name]", "ann/1")
+    page.locator("#enroll [type=file]").set_input_files([wav(0, 0), wav(0, 1)])
+    page.click("#enroll [type=submit]")
+    page.get_by_text("ann/1 (2 recordings)").wait_for(timeout=60000)
+    page.fill("[name=name]", "microphone")
+    page.click("#enroll .record")
+    page.get_by_text(re.compile(r"Stop \(1 s\)")).wait_for(timeout=60000)
+    page.click("#enroll .record")
+    page.locator("#enroll audio").wait_for()
+    page.click("#enroll [type=submit]")
+    page.get_by_text("microphone (1 recording)").wait_for(timeout=60000)
+    page.click("#tab-identify")
+    page.locator("#identify [type=file]").set_input_files(wav(0, 0))
+    page.click("#identify [type=submit]")
+    assert page.locator("#identify tbody tr").nth(0).text_content(timeout=60000).startswith("ann")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#tab-enroll")
+    page.get_by_role("button", name="Remove").first.click()
+    page.get_by_text("ann/1 (2 recordings)").wait_for(state="detached")
+
+
+def decide_at_two_priors(page):
+    """Look at the scale of a verdict, and move the share of comparisons that are of one speaker."""
+    marks = "v => [...scaleOf(v).querySelectorAll('i')].map(i => parseFloat(i.style.left))"
+    same = {"score": 0.83, "llr": 9.4, "threshold": 2.94}  # on the log-likelihood ratio
+    mark, threshold = page.evaluate(marks, same)
+    assert 0 < threshold < mark < 100
+    mark, threshold = page.evaluate(marks, {"score": 0.2, "llr": None, "threshold": 0.4})
+    assert 0 < mark < threshold < 100
+    page.click("#tab-compare")
+    assert not page.locator("#prior").is_visible()  # this server's threshold is given, and not calibrated
+    verdict = {"score": 0.8, "llr": 1.0, "threshold": 2.94, "threshold_moves": True, "same": False}
+    section = "document.querySelector('#compare .result')"
+    page.evaluate(f"v => {{ shown.set('compare', [{section}, {{verdict: v}}]); preparePrior(0.05); }}", verdict)
+    assert "87 % sure, if 5 % of the comparisons" in page.locator("#compare .result").text_content()
+    assert page.locator("#compare .decision").text_content() == "different speakers"
+    page.locator("#prior-range").fill("10")  # 50 %
+    assert "73 % sure, if 50 % of the comparisons" in page.locator("#compare .result").text_content()
+    assert page.locator("#compare .decision").text_content() == "same speaker"
 
 
 def identify_at_two_priors(page):

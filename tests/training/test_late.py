@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
+from benchmarks.device_reads import Reads
 from errors import Finished
 from storage.dump import read_dump
 from training.late import Reading
@@ -15,17 +15,6 @@ EVERYTHING = {
     **{"grad_clip": 0.5, "log_interval": 2, "seed": 5},
 }
 TIMES = ("utt_per_s", "data_wait_pct", "time", "seconds")
-
-
-class Reads(TorchFunctionMode):
-    """Counts how often a number of a tensor is asked for; those of ``sent`` have left the device."""
-
-    count, sent = 0, None
-    asking = (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__bool__, torch.Tensor.__float__, torch.equal)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.count += function in self.asking and args[0] is not self.sent
-        return function(*args, **(kwargs or {}))
 
 
 def lines_of(trainer):
@@ -69,8 +58,7 @@ def test_a_step_that_is_checked_late_asks_the_device_for_nothing(settings, tools
         for batch in batches:  # the first makes the optimizer's state
             trainer.progress.batch += 1
             assert trainer.accept(batch)
-            with Reads() as counted:
-                counted.sent = trainer.late.pending and trainer.late.pending.reading.numbers
+            with Reads("cpu").awaiting(trainer.late) as counted:
                 trainer.train_step([batch])
                 trainer.save_if_due()
         reads[check] = counted.count
