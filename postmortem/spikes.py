@@ -91,14 +91,18 @@ def medians(case) -> list[tuple[str, str, float]]:
 
 
 def ordinary(case, outcome) -> bool:
-    """Whether a replayed step lies nearer to the median than to the step as it was.
+    """Whether a replayed step lies nearer to the median than to the step as it was, by the logarithms of its figures.
 
     It need not be as close to the median as most steps are: a batch without a row has other statistics in BN.
     """
     if not outcome.finite:
         return False
     values, recorded = {"loss": outcome.loss, "grad_norm": outcome.norm}, case.dump["spike"]
-    return all(values[key] ** 2 < recorded[key] * m for key, _, m in medians(case))  # by their logarithms
+    figures = medians(case)
+    if any(values[key] <= 0 for key, *_ in figures):
+        return True
+    left = sum(math.log(values[key] / m) for key, _, m in figures)
+    return left < sum(math.log(recorded[key] / m) for key, _, m in figures) / 2
 
 
 # ------------------------------------------------------------------------------------------------ rows and labels

@@ -94,9 +94,10 @@ def far_out(verdict):
     return verdict["cause"], verdict["detail"]
 
 
-def test_a_row_of_noise_is_an_outlier(run):
+@pytest.mark.parametrize("seed", [2, 4])
+def test_a_row_of_noise_is_an_outlier(run, seed):
     trainer, batch, _ = run()
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     batch["data"][0, 2] = 0.3 * torch.randn(batch["data"].shape[2])
     path = spiked(trainer, batch)
     verdict = analyse(path).verdict
