@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 T = torch.Tensor
 ASKING = (T.item, T.tolist, T.numpy, T.cpu, T.__bool__, T.__float__, T.__int__, T.__index__, torch.equal, T.equal)
+ASKING += (T.nonzero, torch.nonzero, T.unique, torch.unique, T.masked_select, torch.masked_select)  # for a shape
 STEPS = 10
 
 

@@ -120,12 +120,12 @@ class ClassHead(nn.Module):
         """(loss, accuracy in %) of a batch."""
         raise NotImplementedError
 
-    def drawn(self, device) -> torch.Tensor | None:
-        """Which of this process's classes were drawn (classes,) bool; None if all take part."""
+    def drawn(self) -> torch.Tensor | None:
+        """Which of this process's classes were drawn (classes,) bool, on the host; None if all take part."""
         if self.notes.rate >= 1.0 or not self.training:
             return None
         drawn = torch.rand(self.share.classes, generator=self.draws) < self.notes.rate
-        return drawn[self.share.first : self.share.end].to(device)
+        return drawn[self.share.first : self.share.end]
 
     def class_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters with a row for each class."""
@@ -152,21 +152,31 @@ class ClassBatch:
             self.columns = self.columns.clamp(0, self.share.size - 1)
         self.numbers = torch.arange(len(x), device=x.device)
         self.rate, self.chosen, self.hidden = 1.0, None, None
-        drawn = head.drawn(x.device)
+        drawn = head.drawn()
         if drawn is not None:
             self.rate = head.notes.rate
             self.choose(drawn)
 
     def choose(self, drawn):
-        """Compare with the classes that were ``drawn``, and each row with its own too, which are hidden from others."""
+        """Compare with the classes that were ``drawn``, and each row with its own too, which are hidden from others.
+
+        How many own classes were not drawn is known on the device only, and not asked for: there are places for the
+        most there can be, and those left over are hidden from all.
+        """
+        places = min(len(drawn), int(drawn.sum()) + len(self.columns))
+        drawn = drawn.to(self.columns.device)
         mine = torch.ones_like(self.columns) if self.own is None else self.own.long()
         wanted = torch.zeros(len(drawn), dtype=torch.long, device=drawn.device).index_add(0, self.columns, mine) > 0
-        self.notes.add("touched", drawn | wanted)
         wanted |= drawn
+        self.notes.add("touched", wanted.clone())
         wanted[0] |= ~wanted.any()  # a process without any still takes part
-        self.chosen = wanted.nonzero().flatten()
-        self.hidden = ~drawn[self.chosen]
-        self.columns = torch.searchsorted(self.chosen, self.columns).clamp(max=len(self.chosen) - 1)
+        place = wanted.cumsum(0) - 1
+        chosen = torch.zeros(places + 1, dtype=torch.long, device=drawn.device)  # the last: of those not wanted
+        chosen.scatter_(0, torch.where(wanted, place, places), torch.arange(len(drawn), device=drawn.device))
+        self.chosen = chosen[:places]
+        left_over = torch.arange(places, device=drawn.device) > place[-1]
+        self.hidden = ~drawn[self.chosen] | left_over
+        self.columns = place[self.columns].clamp(min=0)
 
     def weight(self, parameter, each: int = 1):
         """The rows of a class parameter that the batch is compared with; ``each``: rows of a class."""

@@ -145,17 +145,17 @@ def drawn_rows_only(heads: "list[ClassHead]", optimizer, ranks):
             touched = ranks.maximum(touched.to(torch.uint8)).bool()
         for weight in head.class_parameters().values() if touched is not None else ():
             if weight.grad is not None:
-                rows = (~touched).repeat_interleave(len(weight) // len(touched)).nonzero().flatten()
-                before = {key: t.index_select(0, rows) for key, t in kept_of(weight, optimizer).items()}
-                kept.append((weight, rows, before))
+                each = len(weight) // len(touched)
+                moved = touched[:, None].expand(-1, each).reshape(len(weight), *[1] * (weight.dim() - 1))
+                kept.append((weight, moved, {key: t.clone() for key, t in kept_of(weight, optimizer).items()}))
     yield
     with torch.no_grad():
-        for weight, rows, before in kept:
+        for weight, moved, before in kept:
             for key, tensor in kept_of(weight, optimizer).items():
-                if key in before:
-                    tensor.index_copy_(0, rows, before[key])
+                if key in before:  # by a mask: the numbers of the rows would have to be read from the device
+                    torch.where(moved, tensor, before[key], out=tensor)
                 else:
-                    tensor.index_fill_(0, rows, 0.0)
+                    tensor.masked_fill_(~moved, 0.0)
 
 
 def kept_of(weight: nn.Parameter, optimizer) -> dict[str, torch.Tensor]:

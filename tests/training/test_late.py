@@ -49,10 +49,13 @@ def test_a_run_that_is_checked_late_is_the_run_that_is_checked_at_once(settings,
         assert torch.equal(one["rng_state"]["torch"], other["rng_state"]["torch"])
 
 
-def test_a_step_that_is_checked_late_asks_the_device_for_nothing(settings, tools):
+@pytest.mark.parametrize("keys, draws", [({}, 0), ({"trainfunc": "aamsoftmax", "class_sample_rate": 0.5}, 1)])
+def test_a_step_that_is_checked_late_asks_the_device_for_nothing(settings, tools, keys, draws):
+    """``draws``: how many classes were drawn, which is asked of the host, the device of this test."""
     reads = {}
     for check in ("late", "now"):
-        trainer = tools.build(settings, nan_check=check, optimizer="sgd", save_path=f"{settings['save_path']}_{check}")
+        path = f"{settings['save_path']}_{check}"
+        trainer = tools.build(settings, nan_check=check, optimizer="sgd", save_path=path, **keys)
         trainer.network.train()
         batches = tools.batches(trainer)[:3]
         for batch in batches:  # the first makes the optimizer's state
@@ -62,7 +65,7 @@ def test_a_step_that_is_checked_late_asks_the_device_for_nothing(settings, tools
                 trainer.train_step([batch])
                 trainer.save_if_due()
         reads[check] = counted.count
-    assert reads == {"late": 0, "now": 2}
+    assert reads == {"late": draws, "now": 2 + draws}
 
 
 def fed(tools, settings, check, count=4, before=None, **overrides):
