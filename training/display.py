@@ -52,6 +52,11 @@ def _folded_line(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def short(value: float, digits: int) -> str:
+    """A figure with so many digits after the point; with as few as tell its size where a run has diverged."""
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """'0:07', '12:40', '3:05:09', '2 d 04:10'."""
     minutes, second = divmod(round(seconds), 60)
@@ -115,7 +120,7 @@ class Display:
         if bar.disable and time.monotonic() - self.last_line < LOG_SECONDS:
             return
         loss, accuracy, speed, wait = progress.means()
-        figures = [f"loss {loss:.3f}", f"acc {accuracy:.1f} %", self.time_left(), f"{speed:.0f} utt/s"]
+        figures = [f"loss {short(loss, 3)}", f"acc {accuracy:.1f} %", self.time_left(), f"{speed:.0f} utt/s"]
         if progress.totals["skipped"]:
             figures.append(f"skipped {progress.totals['skipped']}")
         figures.append(f"wait {wait:.0f} %")
@@ -169,7 +174,7 @@ class Display:
         named = by_group(rates)
         shown = "".join(f"  {name} {rate:.3g}" for name, rate in (named or {"lr": lr}).items())
         self.log(
-            f"Epoch {epoch}/{self.config.max_epoch}  loss {loss:.4f}  train_acc {accuracy:.2f} %{shown}"
+            f"Epoch {epoch}/{self.config.max_epoch}  loss {short(loss, 4)}  train_acc {accuracy:.2f} %{shown}"
             f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
         )
         advice = waiting_advice(self.config, wait, speed, self.progress.totals["waited"])
@@ -185,7 +190,7 @@ class Display:
         figures |= {"utt_per_s": speed, "data_wait_pct": wait, "skipped_batches": skipped}
         self.files.event("epoch", epoch=epoch, step=self.progress.step, **figures)
         self.files.score_line(
-            f"Epoch {epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {loss:f}, LR {lr:f}"
+            f"Epoch {epoch}, TEER/TAcc {accuracy:.2f}, TLOSS {short(loss, 6)}, LR {lr:f}"
             + (f", skipped {skipped}" if skipped else "")
         )
         scalars = {"Loss": loss, "Accuracy": accuracy, "LR": lr, "UttPerS": speed, "SkippedBatches": skipped}

@@ -33,6 +33,20 @@ def test_no_line_reaches_the_width_and_no_word_is_broken(width):
     assert display.folded(LONG, 0) == LONG
 
 
+def test_a_loss_is_short_however_large(settings, tools, capsys, tmp_path):
+    assert [display.short(x, 4) for x in (2.5, 999999.0, -1e7, float("nan"))] == [
+        "2.5000",
+        "999999.0000",
+        "-1e+07",
+        "nan",
+    ]
+    trainer = tools.build(settings)
+    trainer.progress.totals.update(loss=1e27, utterances=1, batches=1)
+    trainer.finish_epoch()
+    printed = capsys.readouterr().out + (tmp_path / "run" / "result" / "scores.txt").read_text()
+    assert "loss 1e+27 " in printed and "TLOSS 1e+27, " in printed, printed
+
+
 def test_a_duration_is_read_at_a_glance():
     seconds = (7, 760, 11109, 2 * 86400 + 15000)
     assert [display.duration(s) for s in seconds] == ["0:07", "12:40", "3:05:09", "2 d 04:10"]
