@@ -13,7 +13,18 @@ PLUG_INS = tuple(ENTRY)
 # The product's own rooms and commands: no code of its user.
 ROOMS = ("corpus", "postmortem", "preflight", "preparation", "scoring", "settings", "storage", "training", "web")
 COMMANDS = (
-    *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export", "average_checkpoints"),
+    *(
+        "trainSpeakerNet",
+        "fetch_model",
+        "embed",
+        "score",
+        "verify",
+        "enroll",
+        "identify",
+        "serve",
+        "export",
+        "average_checkpoints",
+    ),
     *(
         "prepare_data",
         "pack_data",

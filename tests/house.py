@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = {
     "commands": (
         *("trainSpeakerNet", "embed", "score", "verify", "enroll", "identify", "serve", "export"),
-        *("average_checkpoints", "prepare_data", "pack_data", "make_demo_data", "analyze_nan_debug"),
+        *("average_checkpoints", "prepare_data", "pack_data", "fetch_model", "make_demo_data", "analyze_nan_debug"),
     ),
     "preflight, postmortem": ("tuneThreshold", "preflight", "postmortem", "preparation", "speaker_model"),
     "SpeakerNet": ("SpeakerNet",),
