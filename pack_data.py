@@ -62,7 +62,7 @@ def main(argv) -> int:
 
 def source_of(args):
     """The train list to pack, of the configuration or the command line."""
-    from corpus.list_forms import is_list
+    from corpus.list_forms import why_no_list
     from corpus.sources import TrainSource, entries_of
     from settings.reader import read_yaml
 
@@ -77,8 +77,8 @@ def source_of(args):
         raise UsageError(
             "train_list: several lists; pack each, by --train_list and --train_path, into a folder of its own"
         )
-    if not is_list(values["train_list"]):
-        raise UsageError(f"train_list: no such file: '{values['train_list']}'")
+    if why := why_no_list(values["train_list"]):
+        raise UsageError(f"train_list: {why}")
     if not os.path.isdir(values["train_path"]):
         raise UsageError(f"train_path: no such folder: '{values['train_path']}'")
     return TrainSource(values["train_list"], str(values["train_path"]))
@@ -104,13 +104,14 @@ def check(folder: str) -> int:
 
 def check_shards(folder: str) -> int:
     """Say which recordings of tar files do not decode; returns the exit status."""
+    from corpus.tars import recordings_of
     from storage.shards import damaged_members
 
-    count = 0
+    count, files = 0, sum(len(names) for _, names, *_ in recordings_of(folder))
     for path, reason in damaged_members(folder):
         print(f"damaged: {path}: {reason}", file=sys.stderr)
         count += 1
-    print(f"{folder}: {plural(count, 'recording')} of its shards damaged")
+    print(f"{folder}: {plural(files, 'file')}, {count} of them damaged")
     return 1 if count else 0
 
 

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from corpus.list_lines import LIST_TEXT, columns_of, list_hash, not_text, numbered_lines, opened, wrong_columns
-from corpus.tars import SPEAKERS, recordings_of, shards_of
+from corpus.tars import SPEAKERS, compression, recordings_of, shards_of
 from errors import UsageError
 
+STREAM = re.compile(r"pipe:|[a-z0-9]+://", re.ASCII | re.IGNORECASE)
 CHUNK = 1 << 22  # characters of a list looked at together
 PATHS = ("path", "wav", "audio_filepath", "audio", "file", "filename")
 
@@ -27,9 +29,25 @@ def files_of(path) -> tuple[str, ...]:
     return (path,)
 
 
-def is_list(path) -> bool:
-    """Whether there is a train list of this path: a file, tar files, or a folder with those or wav.scp and utt2spk."""
-    return all(map(os.path.isfile, files_of(path)))
+def why_no_list(path) -> str:
+    """Why a path is no train list: a file, tar files, or a folder with those or wav.scp and utt2spk; "" if it is."""
+    try:
+        missing = [file for file in files_of(path) if not os.path.isfile(file)]
+    except UsageError as error:
+        return str(error)
+    if not missing:
+        return "" if not os.path.isfile(path) or compression(path) is None else f"compressed; unpack it: '{path}'"
+    if STREAM.match(path):
+        return f"a stream, and rows are read at random places; copy its shards to a disk: '{path}'"
+    if os.path.isdir(path):
+        if os.path.isfile(os.path.join(path, "pack.json")):
+            return f"a pack of pack_data.py, which is a train_pack beside the list that it was made of: '{path}'"
+        return f"a folder, and without tar files, or wav.scp and utt2spk, no list: '{path}'"
+    if missing != [path]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return f"no such file: '{missing[0]}'{more} of '{path}'"
+    hint = "; name the folder, or write braces as shard-{00000..00041}.tar" if "*" in path else ""
+    return f"no such file: '{path}'{hint}"
 
 
 def chunks_of(path):

@@ -10,6 +10,7 @@ import numpy as np
 
 import corpus.decode
 from corpus.containers import AudioError
+from corpus.tars import shards_of
 from corpus.texts import Texts, find_keys, keys_of
 from errors import UsageError, plural
 
@@ -69,6 +70,8 @@ class Pack:
             wanted = [int(shard["bytes"]) for shard in self.header["shards"]]
             self.shards = [self._shard(shard_name(number)) for number in range(len(wanted))]
         except FileNotFoundError as error:
+            if shards_of(self.folder):
+                raise UsageError(f"{self.folder}: holds tar files, and those are a train_list, not a pack") from error
             command = f"python pack_data.py --out {self.folder}"
             raise UsageError(f"{error.filename}: no such file; {command} .. makes a pack, or finishes it") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:

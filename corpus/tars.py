@@ -10,6 +10,7 @@ import glob
 import io
 import json
 import os
+import posixpath
 import tarfile
 import zipfile
 
@@ -22,7 +23,8 @@ from errors import UsageError
 ENDING, INDEX = ".tar", ".index"  # the index of a.tar is a.tar.index
 SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")  # names in a JSON member, and endings of one of text
 MOST_BYTES = 1 << 20  # of a member that is no recording
-FORMAT = 1
+FORMAT = 2
+COMPRESSED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"(\xb5/\xfd"}
 
 
 class Shard:
@@ -55,7 +57,10 @@ def shards_of(path) -> list[str]:
             raise UsageError(
                 f"'{path}': braces need webdataset: pip install '.[webdataset]'; or name the folder"
             ) from error
-        return expand_urls(path)
+        try:
+            return expand_urls(path)
+        except ValueError as error:
+            raise UsageError(f"'{path}': braces that do not match; as shard-{{00000..00041}}.tar") from error
     if path.endswith(ENDING):
         return [path]
     return sorted(glob.glob(os.path.join(glob.escape(path), f"*{ENDING}"))) if os.path.isdir(path) else []
@@ -112,14 +117,15 @@ def _read(path: str, shown: str, size: int) -> dict:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 last, place = f" behind member '{member.name}'", f"{shown}: member '{member.name}'"
+                name = plain(member.name)
                 if member.offset_data + member.size > size:
                     there = size - member.offset_data
                     raise UsageError(f"{place}: truncated: the header promises {member.size} bytes, {there} are there")
-                key, kind = split(member.name)
-                if member.isfile() and is_audio(member.name):
+                key, kind = split(name)
+                if member.isfile() and is_audio(name):
                     if key in found:
                         raise UsageError(f"{place}: a second recording of '{key}'")
-                    found[key] = member.name, member.offset_data, member.size
+                    found[key] = name, member.offset_data, member.size
                 elif member.isfile() and (kind == "json" or kind in SPEAKERS):
                     speakers.setdefault(key, _speaker(place, kind, tar.extractfile(member).read(MOST_BYTES)))
                 tar.members.clear()  # which tarfile keeps: a million of them take a gigabyte
@@ -129,7 +135,7 @@ def _read(path: str, shown: str, size: int) -> dict:
             if file.read(512) != bytes(512):  # tarfile takes whatever is no header for the end
                 raise tarfile.ReadError(f"no header and no end mark at byte {end}")
     except tarfile.TarError as error:
-        hint = "; a compressed one has to be unpacked" if _compressed(path) else ""
+        hint = "" if compression(path) is None else "; a compressed one has to be unpacked"
         raise UsageError(f"{shown}: not a whole tar file{last}: {error}{hint}") from error
     if not found:
         raise UsageError(f"{shown}: no recording in it")
@@ -144,6 +150,11 @@ def _read(path: str, shown: str, size: int) -> dict:
     return {**arrays, "speakers": people.content, "speaker_ends": people.offsets}
 
 
+def plain(name: str) -> str:
+    """The name of a member as a part of a path: `a/b` of `./a//b`, as `tar cf shard.tar .` writes it, and of `/a/b`."""
+    return posixpath.normpath(f"/{name}").lstrip("/")
+
+
 def split(name: str) -> tuple[str, str]:
     """Key and ending of a member, as WebDataset divides a name: at the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
@@ -156,7 +167,7 @@ def _speaker(place: str, kind: str, content: bytes) -> str:
         text = content.decode("utf-8").strip()
         entry = json.loads(text) if kind == "json" else {kind: text}
     except ValueError as error:
-        raise UsageError(f"{place}: {error}") from error
+        raise UsageError(f"{place}: no JSON that can be read: {error}") from error
     if not isinstance(entry, dict):
         raise UsageError(f"{place}: expected an object with a speaker")
     value = next((entry[name] for name in SPEAKERS if entry.get(name) not in (None, "")), "")
@@ -165,9 +176,11 @@ def _speaker(place: str, kind: str, content: bytes) -> str:
     return str(value)
 
 
-def _compressed(path: str) -> bool:
+def compression(path) -> str | None:
+    """How a file is compressed, by its first bytes; None if it is not."""
     with open(path, "rb") as file:
-        return file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+        begin = file.read(6)
+    return next((name for name, magic in COMPRESSED.items() if begin.startswith(magic)), None)
 
 
 # ---------------------------------------------------------------------------------------------------------- members

@@ -8,10 +8,10 @@ import numpy as np
 
 from config import Config
 from corpus.audio import class_count
-from corpus.list_forms import is_list
+from corpus.list_forms import why_no_list
 from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
-from corpus.tars import shards_of
+from corpus.tars import ENDING, shards_of
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
 from settings import plugins, policy
@@ -34,14 +34,11 @@ def check_paths(config: Config, written: dict):
         place = place or (f"command line: --{key}" if key in written else key)
         raise UsageError(f"{place}: {text}")
 
-    def existing(key, folder, path, is_there=None) -> bool:
-        there = (is_there or (os.path.isdir if folder else os.path.isfile))(path)
+    def passes(key, fault: str) -> bool:
         with mistakes.collected():
-            if not there and not folder and os.path.isdir(path):
-                refuse(key, f"a folder, and without wav.scp and utt2spk no list: '{path}'")
-            if not there:
-                refuse(key, f"no such {'folder' if folder else 'file'}: '{path}'")
-        return there
+            if fault:
+                refuse(key, fault)
+        return not fault
 
     with mistakes.collected():
         check_save_path(config.save_path, refuse)
@@ -52,21 +49,35 @@ def check_paths(config: Config, written: dict):
             refuse("best_list", f"must be {known}; got '{config.best_list}'")
     for source in trial_sources(config):
         owner = root_key(config, "test", source)
-        both = existing("test_list", False, source.path), existing(owner, True, source.root)
+        both = passes("test_list", no_file(source.path)), passes(owner, no_folder(source.root))
         with mistakes.collected():
             if both[0]:
                 _, first, second = read_trials(source.path)
             if all(both):
                 check_files(source.path, source.root, owner, sorted(set(first) | set(second)), refuse)
     if config.initial_model:
-        existing("initial_model", False, config.initial_model)
+        passes("initial_model", no_file(config.initial_model))
     if config.eval:
         with mistakes.collected():
             if not config.initial_model:
                 refuse("initial_model", f"eval needs a checkpoint to evaluate; {best_model(config.save_path)}")
     else:
-        check_training(config, existing, refuse, mistakes)
+        check_training(config, passes, refuse, mistakes)
     mistakes.refuse()
+
+
+def no_file(path) -> str:
+    """Why there is no file of this path, "" if there is one."""
+    if os.path.isfile(path):
+        return ""
+    return f"a folder, and not a file: '{path}'" if os.path.isdir(path) else f"no such file: '{path}'"
+
+
+def no_folder(path) -> str:
+    """Why there is no folder of this path, "" if there is one."""
+    if os.path.isdir(path):
+        return ""
+    return f"a file, and not a folder: '{path}'" if os.path.isfile(path) else f"no such folder: '{path}'"
 
 
 def best_model(save_path: str) -> str:
@@ -77,7 +88,7 @@ def best_model(save_path: str) -> str:
     return f"a run keeps its best one as SAVE_PATH/model/model_best.model, and {path} is not there"
 
 
-def check_training(config: Config, existing, refuse, mistakes: Mistakes):
+def check_training(config: Config, passes, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it, and which steps are to be spoiled."""
     with mistakes.collected():
         try:
@@ -90,10 +101,10 @@ def check_training(config: Config, existing, refuse, mistakes: Mistakes):
     sources, listed = train_sources(config), None
     both = []
     for source in sources:
-        there = existing("train_list", False, source.path, is_list)
-        there = (not source.pack or existing("train_pack", True, source.pack)) and there
-        apart = bool(source.pack or shards_of(source.path))  # its recordings do not lie below the root
-        both.append((there, apart or existing(root_key(config, "train", source), True, source.root)))
+        there = passes("train_list", why_no_list(source.path))
+        there = (not source.pack or passes("train_pack", no_folder(source.pack))) and there
+        apart = source.pack or source.path.endswith(ENDING) or (there and shards_of(source.path))  # not below the root
+        both.append((there, apart or passes(root_key(config, "train", source), no_folder(source.root))))
     with mistakes.collected():
         if all(there for there, _ in both):
             listed = read_train_lists(sources)

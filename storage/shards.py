@@ -9,7 +9,7 @@ from tqdm import tqdm
 from corpus.containers import AudioError
 from corpus.decode import Recording
 from corpus.folders import is_audio
-from corpus.tars import ENDING, INDEX, Shard, shard_at, shards_of
+from corpus.tars import ENDING, INDEX, Shard, plain, shard_at, shards_of
 from corpus.train_list import TrainList
 from errors import UsageError
 from storage.files import replacing
@@ -70,7 +70,7 @@ def planned(listed: TrainList, shard_bytes: int) -> dict[str, list[tuple]]:
 
 def split_free(path: str) -> str:
     """The key of a path: without ending, and without dots, at the first of which WebDataset would divide it."""
-    parts = Path(path).with_suffix("").as_posix().strip("/").split("/")
+    parts = plain(Path(path).with_suffix("").as_posix()).split("/")
     return "/".join(part.replace(".", "_") for part in parts)
 
 

@@ -15,6 +15,8 @@ from trainers import loaded_batches
 import pack_data
 from corpus.audio import read_audio
 from corpus.crop import Crop
+from corpus.list_forms import why_no_list
+from corpus.pack import Pack
 from corpus.tars import INDEX, shard_at
 from corpus.train_list import read_train_list
 from errors import UsageError
@@ -150,6 +152,57 @@ def test_a_broken_shard_is_named_with_its_member(files, tmp_path, kind, said):
     with pytest.raises(UsageError, match=said) as error:
         read_train_list(tmp_path / "bad.tar")
     assert "\n" not in str(error.value)
+
+
+def test_members_of_a_tar_of_a_folder_are_found_by_the_path_that_they_have_here(files, tmp_path):
+    """`tar cf shard.tar .` writes `./a/b.flac`, `tar cPf shard.tar /a` writes `/a/b.flac`."""
+    pack(files, tmp_path / "s")
+    with tarfile.open(tmp_path / "s" / "shard-00000.tar") as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar][:8]
+    for number, before in enumerate(("./", "/", "../", ".//x/../")):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for name, content in members:
+                info = tarfile.TarInfo(before + name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        found = read_train_list(tmp_path / f"{number}.tar")[2]
+        wanted = [name for name, _ in members if not name.endswith(".json")]
+        assert [path.removeprefix(f"{tmp_path / f'{number}.tar'}/") for path in found] == wanted
+        assert len(read_audio(found[0])[0])
+
+
+def test_a_list_above_the_folder_of_its_files_is_packed_once(files, tmp_path, capsys):
+    path = (files / "list.txt").read_text().split()[1]
+    (files / "up.txt").write_text(f"a ../wav/{path}\nb {path}\n")
+    assert pack(files, tmp_path / "s", listed="up.txt") == 0 == pack(files, tmp_path / "s", listed="up.txt")
+    assert "2 files, 0 of them new" in capsys.readouterr().out
+    assert len(read_train_list(tmp_path / "s")[2]) == 2
+    assert pack_data.main(["--out", str(tmp_path / "s"), "--check"]) == 0
+    assert "2 files, 0 of them damaged" in capsys.readouterr().out
+
+
+def test_what_is_no_train_list_is_said_with_what_it_is(files, tmp_path):
+    pack(files, tmp_path / "s")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"x"))
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "pack.json").write_text("{}")
+    assert why_no_list(f"{tmp_path}/s/shard-{{00000..00000}}.tar") == "" == why_no_list(tmp_path / "s")
+    as_braces = "as shard-{00000..00041}.tar"
+    for path, said in {
+        "s/shard-{00000..00002}.tar": "no such file: '{}/s/shard-00001.tar' and 1 more of "
+        "'{}/s/shard-{00000..00002}.tar'",
+        "s/s-{00..02.tar": f"'{{}}/s/s-{{00..02.tar': braces that do not match; {as_braces}",
+        "s/shard-*.tar": f"no such file: '{{}}/s/shard-*.tar'; name the folder, or write braces {as_braces}",
+        "a.tar.gz": "compressed; unpack it: '{}/a.tar.gz'",
+        "p": "a pack of pack_data.py, which is a train_pack beside the list that it was made of: '{}/p'",
+        "": "a folder, and without tar files, or wav.scp and utt2spk, no list: '{}/'",
+        "none.txt": "no such file: '{}/none.txt'",
+    }.items():
+        assert why_no_list(f"{tmp_path}/{path}") == said.replace("{}", str(tmp_path))
+    for path in ("s3://bucket/shard-{000..001}.tar", "pipe:cat a.tar"):
+        assert why_no_list(path) == f"a stream, and rows are read at random places; copy its shards to a disk: '{path}'"
+    with pytest.raises(UsageError, match="holds tar files, and those are a train_list, not a pack"):
+        Pack(tmp_path / "s")
 
 
 def test_a_damaged_index_is_made_again(files, tmp_path):

@@ -146,6 +146,9 @@ def test_all_mistakes_of_paths_and_lists_are_said_at_once(settings, write, tmp_p
     assert not out and said[0] == ["save_path", f"'{trials}' is not a folder"] and len(said) == 5
     assert lines.splitlines()[1].startswith(f"{trials}:1: expected 'label pathA pathB', got 2")
     assert said[2:4] == [["initial_model", "no such file"], ["train_path", "no such folder"]] and said[4][0] == "margin"
+    assert main(["--config", yaml, "--initial_model", str(tmp_path), "--test_list", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err
+    assert lines.count(f": a folder, and not a file: '{tmp_path}'") == 2 and "utt2spk" not in lines
 
 
 @pytest.mark.parametrize(
