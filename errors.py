@@ -1,6 +1,7 @@
 """What commands raise, and how it reaches a person: one line, from which process, whatever the encoding."""
 
 import contextlib
+import difflib
 import os
 import socket
 import sys
@@ -62,6 +63,18 @@ def plural(count: int, noun: str) -> str:
     if noun == "person" and count != 1:
         return f"{count} people"
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'ch')) else 's'}"
+
+
+def hours_text(hours: float) -> str:
+    """'2.4 hours', '3.5 minutes'."""
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def suggested(name: str, known, listed: bool = True) -> str:
+    """ " - did you mean 'noise'?" if a known name is like this one; else, if they may be ``listed``, all of them."""
+    lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f" - did you mean '{lower[close[0]]}'?" if close else f"; there are {', '.join(known)}" if listed else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from errors import UsageError, plural
+from errors import UsageError, hours_text, plural
 from settings.command_line import Parser, run
 
 MB = 1 << 20
@@ -51,7 +51,7 @@ def main(argv) -> int:
         print(f"unreadable: {path} ({place}): {reason}", file=sys.stderr)
     new = f", {done['new']} of them new" if done["new"] < done["files"] else ""
     hours, size = done.get("hours"), done["bytes"]
-    long = "" if hours is None else f", {hours:.1f} h" if hours >= 1 else f", {60 * hours:.1f} min"
+    long = "" if hours is None else f", {hours_text(hours)}"
     large = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     print(f"{args.out}: {plural(done['files'], 'file')}{new}{long}, {large}")
     if done["bad"]:

@@ -23,7 +23,7 @@ from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
 
-COUNTS = ("nOut", "nClasses", "nPerSpeaker")
+FIXED = ("nOut", "nClasses", "nPerSpeaker", "sample_rate")  # what they say is so, whatever comes of it
 VERDICTS = ("verified", "untested", "refuted")  # in the order in which they are listed
 REHEARSAL = "remove nan_inject: this was a rehearsal"
 
@@ -283,7 +283,7 @@ def settings_of_plugins(case, finding) -> list[dict]:
         for key, default in (declared.keys if declared else {}).items():
             plain = isinstance(default, (int, float)) and not isinstance(default, bool)
             value = number(config, key, math.nan)
-            if plain and (abs(value) > 1e4 or (value <= 1e-12 and "eps" in key)) and key not in COUNTS:
+            if plain and (abs(value) > 1e4 or (value <= 1e-12 and "eps" in key)) and key not in FIXED:
                 trials.append({key: 1e-5 if "eps" in key else 1.0})
             if plain and key in config and config[key] != default and case.replay.fits({key: default}):
                 trials.append({key: default})

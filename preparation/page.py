@@ -8,7 +8,7 @@ import numpy as np
 
 from corpus.measuring import judge
 from corpus.quality import CLIPPED_SHARE
-from errors import plural
+from errors import hours_text, plural
 from preparation.corpora import Utterance
 from preparation.findings import KINDS, Sound
 from web.charts import Scale, bars, escape
@@ -41,7 +41,7 @@ def render(
     for utterance, sound in zip(kept, rows):
         people.setdefault(utterance.speaker, []).append(sound.seconds)
     hours = sum(sound.seconds for sound in rows) / 3600
-    counts = f"{len(kept):,} recordings of {plural(len(people), 'person')}, {hours:,.2f} hours"
+    counts = f"{len(kept):,} recordings of {plural(len(people), 'person')}, {hours_text(hours)}"
     left = f"; {plural(len(faults), 'file')} left out" if faults else "; no file is left out"
     lines = "".join(f'<p class="quiet">{escape(line)}</p>' for line in said)
     lead = f'<section><p class="lead">{counts}{left}</p>{lines}{_facts(kept, rows, use)}</section>'

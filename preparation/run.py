@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corpus.locks import folder_lock
-from errors import UsageError, plural
+from errors import UsageError, hours_text, plural
 from preparation.archives import unpacked
 from preparation.conversion import cut_noise, trim, write_anew
 from preparation.corpora import Corpus, Reading, Utterance, keep_only, merged
@@ -110,7 +110,7 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     said = [corpus.said for corpus in corpora]
     page = render(files.name, said, good, sounds, bad, division.facts(), files.sample_rate)
     write_atomically(order.out / "set.html", page.encode("utf-8", "surrogateescape"))
-    print(f"{files.train_list}: {division.of_train()} to train on, {hours:.2f} hours")
+    print(f"{files.train_list}: {division.of_train()} to train on, {hours_text(hours)}")
     print(division.said)
     print(f"{order.out / 'set.html'}: the page of the set")
     print("next:")

@@ -92,7 +92,7 @@ def check_training(config: Config, passes, refuse, mistakes: Mistakes):
     """Check the train list and what depends on it, and which steps are to be spoiled."""
     with mistakes.collected():
         try:
-            parse_injections(config.nan_inject)
+            parse_injections(config.nan_inject, world=int(os.environ.get("WORLD_SIZE", "1")))
         except UsageError as error:
             refuse("nan_inject", str(error).partition(": ")[2])
     with mistakes.collected():

@@ -1,11 +1,10 @@
 """The key ``augmentation``: a list of plug-ins of augmentation/ with their keys, checked against their declarations."""
 
-import difflib
 import math
 
 import yaml
 
-from errors import Mistakes, UsageError
+from errors import Mistakes, UsageError, suggested
 from settings import plain_yaml, plugins
 
 FOLDER, ONE_OF = "augmentation", "one_of"
@@ -61,12 +60,12 @@ def _entry(entry, place: str) -> dict:
     declared = plugins.declaration(FOLDER, name) if isinstance(name, str) else None
     if declared is None:
         known = [ONE_OF, *plugins.available(FOLDER)]
-        raise UsageError(f"{place}: no plug-in 'augmentation/{name}.py'{_suggestion(str(name), known)}")
+        raise UsageError(f"{place}: no plug-in 'augmentation/{name}.py'{suggested(str(name), known)}")
     own = [key for key in declared.keys if key != "sample_rate"]  # which is a key of the run
     for key in keys:
         if key != "p" and key not in own:
             known = ["p", *own]
-            raise UsageError(f"{place}: {name}: unknown key '{key}'{_suggestion(str(key), known)}")
+            raise UsageError(f"{place}: {name}: unknown key '{key}'{suggested(str(key), known)}")
     values = {key: _value(value, declared.keys.get(key), f"{place}: {name}: {key}") for key, value in keys.items()}
     missing = [key for key in declared.required if key not in keys]
     if missing:
@@ -109,8 +108,3 @@ def _is_number(value) -> bool:
     if isinstance(value, int):  # one beyond the range of floats is of no use
         return not isinstance(value, bool) and abs(value) < 1 << 63
     return isinstance(value, float)
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f" - did you mean '{close[0]}'?" if close else f"; there are {', '.join(known)}"

@@ -5,7 +5,6 @@ docs/configuration.md are all made from KEYS.
 """
 
 import argparse
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
 from corpus.sources import entries_of
-from errors import Mistakes, UsageError
+from errors import Mistakes, UsageError, suggested
 from settings import plain_yaml, plugins, policy
 from settings.command_line import TRACEBACK
 from settings.list_keys import FIELDS, list_text
@@ -237,7 +236,7 @@ def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Sett
     for name, setting in _rename_aliases(command_line, notes, mistakes).items():
         if name in written and name != "config" and str(written[name].value) != str(setting.value):
             old = written[name]
-            before = "an empty value" if old.value in ("", None) else old.value
+            before = "an empty value" if old.value in ("", None) else _shown(old.value)
             notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
         written[name] = setting
     for name in [name for name in written if name in REFUSED]:
@@ -310,7 +309,7 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
             what = "cannot be imported; name it with letters, digits and _"
         raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
     if declared is None:
-        raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{_suggest(name, plugins.available(folder))}")
+        raise UsageError(f"{key}: no plug-in '{folder}/{name}.py'{suggested(name, plugins.available(folder))}")
     return declared
 
 
@@ -347,16 +346,28 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mis
         for name in declaration.required:
             if name not in {**values, **written} and name not in RUNTIME_KEYS:
                 mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
-    rate, model = values["sample_rate"], found.get("models")
-    if rate != KEYS["sample_rate"].default and model is not None and "sample_rate" not in model.keys:
-        place = key_text(written["sample_rate"], "sample_rate") if "sample_rate" in written else "sample_rate"
-        only = f"models/{model.path.name} works at {KEYS['sample_rate'].default} Hz only"
-        mistakes.add(f"{place}: {rate}, but {only}: its MainModel names no sample_rate; leave it out")
+    model = found.get("models")
+    mistakes.lines += _fixed_rates(values, written, found)
     if "frontend" in found and model is not None:
         notes.extend(_unused_by_front_end(values, written, model.keys))
     for name in sorted(MODEL_KEYS & set(written)):
         if name not in declared and not values["eval"] and values[name] != KEYS[name].default:
             notes.append(f"{_unknown_place(written[name], name)} is set, but none of the chosen plug-ins uses it")
+
+
+def _fixed_rates(values: dict, written: dict, found: dict) -> list[str]:
+    """Mistakes: plug-ins in use that know one rate only, at another one; ``found``: {folder: declaration}."""
+    rate, usual, model = values["sample_rate"], KEYS["sample_rate"].default, found.get("models")
+    if rate == usual or model is None:
+        return []
+    place = key_text(written["sample_rate"], "sample_rate") if "sample_rate" in written else "sample_rate"
+    used = [model, found["frontend"]] if "frontend" in found and "frontend" in model.keys else [model]
+    return [
+        f"{place}: {rate}, but {plugin.path.parent.name}/{plugin.path.name} works at {usual} Hz only: its "
+        f"{plugins.ENTRY[plugin.path.parent.name]} names no sample_rate; leave it out"
+        for plugin in used
+        if "sample_rate" not in plugin.keys
+    ]
 
 
 def _unused_by_front_end(values: dict, written: dict, keys: dict) -> list[str]:
@@ -448,12 +459,6 @@ def _shown(value):
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _suggest(name: str, names) -> str:
-    lower = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return f" - did you mean '{lower[close[0]]}'?" if close else ""
-
-
 def _unknown_message(name: str, setting: Setting, declared) -> str:
     for folder in plugins.CHOSEN_BY:
         for other in plugins.available(folder):
@@ -461,7 +466,7 @@ def _unknown_message(name: str, setting: Setting, declared) -> str:
                 place = "command line" if setting.from_command_line else setting.where
                 dashes = "--" if setting.from_command_line else ""
                 return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"
-    suggestion = _suggest(name, [*KEYS, *declared, *ALIASES])
+    suggestion = suggested(name, [*KEYS, *declared, *ALIASES], listed=False)
     if setting.from_command_line:
         suggestion = suggestion.replace("mean '", "mean '--")
         return f"command line: unknown key '--{name}'{suggestion}"

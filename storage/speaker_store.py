@@ -78,6 +78,7 @@ class SpeakerStore:
         """What a speaker was enrolled with; UsageError names the speakers that are there."""
         if name not in self.speakers:
             known = ", ".join(sorted(self.speakers)[:10]) or "nobody"
+            known += f", .. ({len(self)} in all)" if len(self) > 10 else ""
             raise UsageError(f"{self.path}: '{name}' is not enrolled; enrolled: {known}")
         return self.speakers[name]
 

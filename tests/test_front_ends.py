@@ -147,6 +147,7 @@ def test_a_users_front_end_trains_is_exported_and_answers_for_its_nan(trained, c
     found = json.loads(programs.run(checkout / "analyze_nan_debug.py", dump, "--json", cwd=checkout).stdout)
     assert found["cause"] == "frontend" and found["location"]["source"].startswith("frontend/mine.py:14"), found
     assert found["replay"]["reproduced"] == "bit_equal"
+    assert not any("sample_rate" in fix["text"] for fix in found["recommendations"])
     file = max((data / "wav").rglob("*.flac"), key=lambda path: np.mean(soundfile.read(path)[0] ** 2))
     words = ["--initial_model", model]
     done = programs.run(checkout / "export.py", *words, "--out", tmp_path / "m.onnx", cwd=checkout)
@@ -224,6 +225,14 @@ def test_what_is_wrong_with_a_front_end_is_one_line(mine, settings, capsys, text
     assert error.count("\n") == 1 and error.startswith(line), error
 
 
+def test_a_front_end_that_does_not_know_the_rate_works_at_the_usual_one_only(mine, settings, capsys):
+    mine(MINE.replace("sample_rate", "rate"))
+    words = [f"--{k}={v}" for k, v in {**settings, "frontend": "own", "device": "cpu", "sample_rate": 8000}.items()]
+    assert trainSpeakerNet.main(words) == 2
+    own = "frontend/own.py works at 16000 Hz only: its FrontEnd names no sample_rate; leave it out"
+    assert capsys.readouterr().err == f"command line: --sample_rate: 8000, but {own}\n"
+
+
 def test_the_key_is_checked_and_what_does_not_use_it_is_said(settings, tools, tmp_path, capsys):
     def said(**keys):
         status = trainSpeakerNet.main([f"--{k}={v}" for k, v in {**settings, **keys}.items()] + ["--print_config"])
@@ -232,6 +241,7 @@ def test_the_key_is_checked_and_what_does_not_use_it_is_said(settings, tools, tm
 
     status, error, _ = said(frontend="mfc")
     assert (status, error) == (2, "command line: frontend: no plug-in 'frontend/mfc.py' - did you mean 'mfcc'?\n")
+    assert said(frontend="plp")[1].endswith("no plug-in 'frontend/plp.py'; there are fbank, logmel, mfcc\n")
     status, error, _ = said(mel_bins=30)
     assert status == 2 and "'--mel_bins' - a key of frontend/mfcc.py, which is not chosen" in error
     status, error, config = said(frontend="mfcc", mel_bins=30, features="speechbrain")

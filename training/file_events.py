@@ -97,7 +97,7 @@ class FileEvents:
         if self.lost_speaker is not None:
             lists = ", ".join(source.path for source in self.listed.sources)
             text = f"none of the files tried of speaker '{self.lost_speaker}' can be read: repair them, or take "
-            return f"{text}the speaker out of {lists}; {len(self.bad)} bad files are in {path}"
+            return f"{text}the speaker out of {lists}; {plural(len(self.bad), 'bad file')}: {path}"
         first, (line, reason) = next(iter(self.bad.items()))
         share = 100 * len(self.bad) / self.total
         return (

@@ -133,6 +133,8 @@ def load_initial(network, dataset, config: Config, log):
         log(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
     for line in [note] if note else []:
         log(f"  {line}")
+    if note and not any(name.startswith(checkpoint.LOSS) for name in weights):
+        misses = faults["model"]  # the note tells of the loss
     for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
         for line in lines[:MOST_LISTED]:
             log(f"  {what}: {line}")

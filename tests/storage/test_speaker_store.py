@@ -57,6 +57,10 @@ def test_refusals(path):
         store.add("ann", heard(rows(1), "a1.wav"))
     with pytest.raises(UsageError, match="'eve' is not enrolled; enrolled: ann, bob van dyck"):
         store.remove("eve")
+    for number in range(10):
+        store.add(f"p{number}", heard(rows(1), f"{number}.wav"))
+    with pytest.raises(UsageError, match=r"enrolled: ann, bob van dyck, p0, .*, p7, \.\. \(12 in all\)"):
+        store.remove("eve")
     with pytest.raises(ValueError, match="finite"):
         store.add("eve", heard(np.full((1, 5), np.nan), "e.wav"))
     for name in ("eve\n", "ann\0", "e\x1b[2Jve", " ", "e" * 201):  # numpy drops "\0": "ann" would be there twice

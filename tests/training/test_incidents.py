@@ -301,11 +301,15 @@ def test_nan_inject_is_parsed_and_refused(settings, tools):
     for wrong in ("data", "3:weights", "x:data", "0:data", "3:data@x"):
         with pytest.raises(UsageError, match="nan_inject"):
             parse_injections(wrong)
-    with pytest.raises(UsageError, match=r"command line: --nan_inject: expected 'step:kind'.*; got '3:weights'"):
-        config, written, *_ = load_config(
-            [f"--{key}={value}" for key, value in settings.items()] + ["--nan_inject=3:weights"]
-        )
-        check_paths(config, written)
+    assert parse_injections("7:grad@1", 1, world=2) == {7: "grad"}
+    for wrong, said in {
+        "3:weights": r"expected 'step:kind'.*; got '3:weights'",
+        "3:loss@1": "'3:loss@1': there is process 0 alone",
+    }.items():
+        with pytest.raises(UsageError, match=f"command line: --nan_inject: {said}"):
+            words = [f"--{key}={value}" for key, value in settings.items()] + [f"--nan_inject={wrong}"]
+            config, written, *_ = load_config(words)
+            check_paths(config, written)
 
 
 def test_old_dumps_are_valid_and_others_are_not(tmp_path):
