@@ -23,6 +23,10 @@ TRIALS = 24  # changes of the code that are tried for one fault
 MOST_SOUND = 16  # sound rows that are compared
 LINES = 4  # changes that are combined, if the step fails at another line after the first
 TOLERANCE = 1e-4  # relative difference of loss and gradient that a change may make for sound rows
+MINOR = (
+    0.1  # share of the whole gradient's norm below which that of a weight is judged by the whole: it may be rounding
+)
+WHOLE = 1e-3  # that of a whole batch's loss: of its rows at fault the change may move the value, to bound the slope
 STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
 FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a change
 FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
@@ -174,7 +178,7 @@ class CodeSearch:
             return FAILS_LATER, ""
         parts = [f"{self.sound.words} loss and gradient" if self.sound else "no sound row to compare with"]
         if not self.columns and math.isfinite(self.case.base.loss):
-            parts.append("the loss, which was finite, is the same")
+            parts.append(f"the loss, which was finite, is the same to {100 * WHOLE:g} %")
         norms = [h["grad_norm"] for h in self.case.dump["history"] if math.isfinite(h.get("grad_norm", math.nan))]
         usual = statistics.median(norms) if norms else math.inf
         if outcome.norm > STEEP * usual:
@@ -189,7 +193,7 @@ class CodeSearch:
         """
         base = self.case.base
         only_gradients_fail = not self.columns and math.isfinite(base.loss) and not base.bad_buffers
-        if only_gradients_fail and not close(outcome.loss, base.loss):
+        if only_gradients_fail and not close(outcome.loss, base.loss, WHOLE):  # the rows at fault are in it
             return f"it changes the loss, which was finite, from {base.loss:.4g} to {outcome.loss:.4g}"
         if self.sound is None:
             return ""
@@ -201,7 +205,7 @@ class CodeSearch:
         for name, gradient in self.sound.gradients.items():
             other = now.gradients.get(name)
             gap = math.inf if other is None else float((other.double() - gradient.double()).norm())
-            if gap > TOLERANCE * max(float(gradient.norm()), 1e-3 * usual):
+            if gap > TOLERANCE * max(float(gradient.norm()), MINOR * usual):
                 return f"it changes the gradient of '{name}' for sound rows"
         return ""
 
@@ -248,9 +252,9 @@ class CodeSearch:
         return record is not None and record.site.source.startswith("loss/")
 
 
-def close(a: float, b: float) -> bool:
-    """Whether two losses agree to TOLERANCE."""
-    return math.isfinite(a) and abs(a - b) <= TOLERANCE * max(abs(b), 1e-3)
+def close(a: float, b: float, tolerance: float = TOLERANCE) -> bool:
+    """Whether two losses agree to a relative tolerance."""
+    return math.isfinite(a) and abs(a - b) <= tolerance * max(abs(b), 1e-3)
 
 
 def survives(case, change: dict) -> bool:

@@ -165,7 +165,7 @@ def above_minus_one(line, operation):
 @rule("acos arccos asin arcsin atanh arctanh erfinv")
 def inside_one(line, operation):
     """Keep the operand inside -1 and 1, where the slope is finite."""
-    for floor in ("1e-3",) if line.half else ("1e-6", "1e-7", "1e-4"):
+    for floor in ("1e-3",) if line.half else ("1e-6", "1e-7", "6e-8", "1e-4"):  # 1 - 6e-8 is the next below 1
         node, source = operation.operands[0], line.source
         inner = source.operation(node)
         words = f"keep the operand of {operation.name} inside -1 + {floor} and 1 - {floor}"

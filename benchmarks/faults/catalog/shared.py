@@ -95,7 +95,10 @@ shifted = target * math.cos(self.margin) - sine * math.sin(self.margin)
 logits = cosine.index_put((torch.arange(len(label)), label), shifted) * self.scale
 loss = F.cross_entropy(logits, label)
 """
-CLAMPED = loss(IMPRINT, COSINE, AAM.format(inside="(1.0 - target.square()).clamp(0, 1)"), init=IMPRINTED)
+# Not clamp(0, 1): at its very end it hands the gradient on up to torch 2.13 and none from 2.14 on.
+CLAMPED = loss(
+    IMPRINT, COSINE, AAM.format(inside="torch.where(target > 1, 0.0, 1.0 - target.square())"), init=IMPRINTED
+)
 
 # ---------------------------------------------------------------------------------------------- what is done to a run
 
