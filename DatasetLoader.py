@@ -25,6 +25,7 @@ from corpus.generators import Generators
 from corpus.parcels import empty
 from corpus.sampling import SpeakerBatchSampler, by_speaker
 from corpus.train_list import train_list_of
+from corpus.waiting import LARGEST, packed
 
 __all__ = ["SpeakerBatchSampler", "TestDataset", "TrainDataset", "collate", "collate_one"]
 
@@ -46,7 +47,7 @@ class TrainDataset(Dataset):
         self.samples = samples_of(config.max_frames, self.sample_rate)
         self.generators, self.channel = Generators(config.seed), config.channel
         self.speeds = SPEEDS if config.speed_perturb else SPEEDS[:1]
-        self.augmenter = None
+        self.augmenter, self.waits = None, config.augment_on == "device"
         if config.augment:
             cache = config.augment_cache or str(Path(config.save_path).parent / "noise_cache")
             where = config.musan_path, config.rir_path
@@ -149,11 +150,7 @@ class TrainDataset(Dataset):
             crop.list_path = self.list.place(utterance).rpartition(":")[0]
         if opened is not None:
             crop.pack, crop.pack_row, crop.pack_crc = opened.pack.folder, opened.row, opened.crc
-        x = read.x
-        if self.augmenter is not None:
-            x, crop.augment, unusable = self.augmenter.augment(x, rng)
-            events.extend((kind, file, 0, reason) for kind, file, reason in unusable)
-        info = measured(x, crop)
+        x, info = self._augmented(read.x, crop, rng, events, self.waits and not finite)
         if x is not read.x and not np.isfinite(info["peak"]) and np.isfinite(read.x).all():
             event = "augmentation", first_at_fault(read.x, crop.augment, self.sample_rate), 0, f"it gives {NONFINITE}"
             crop.augment = [{"reason": NONFINITE, **draw} for draw in crop.augment]
@@ -164,6 +161,24 @@ class TrainDataset(Dataset):
                 events.append(event)
                 x, info = clean
         return x, info
+
+    def _augmented(self, x, crop: Crop, rng, events, waits: bool) -> tuple[np.ndarray, dict]:
+        """Augment a crop x (samples,) -> (crop, provenance); if it ``waits``, as far as a device cannot do it.
+
+        The provenance has what is ``waiting``. A row that is not finite, or might not be in the end, never waits.
+        """
+        if self.augmenter is None:
+            return x, measured(x, crop)
+        begun = self.augmenter.begun(x, rng, waits)
+        crop.augment = begun.draws
+        stages, growth = begun.operations()
+        info = measured(begun.x, crop)
+        if stages and info["peak"] * growth < LARGEST:
+            info["waiting"] = stages
+        elif stages:
+            info = measured(begun.catch_up(), crop)
+        events.extend((kind, file, 0, reason) for kind, file, reason in self.augmenter.sounds.unusable)
+        return begun.x, info
 
 
 def measured(x: np.ndarray, crop: Crop) -> dict:
@@ -177,7 +192,7 @@ def collate(rows):
     """Sized rows -> {data (M, B, samples) float32, label (B,) int64, peak (M B,), files (M B dicts), spares, events}.
 
     ``files`` is a Provenance. ``spares`` {row: (event, (crop, provenance, events) or None)} is for rows with NaN or
-    Inf.
+    Inf. There may be a ``waiting``, what a device is to do to the rows: see ``corpus.waiting``.
     """
     data, labels, provenance, events = None, [], [], []
     for column, (crops, label, infos, of_row) in enumerate(rows):
@@ -190,6 +205,7 @@ def collate(rows):
         events += of_row
     files = [dict(info) for utterance in zip(*provenance) for info in utterance]
     spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
+    waiting = packed({row: info.pop("waiting") for row, info in enumerate(files) if "waiting" in info}, into.shape[2])
     return {
         "data": data,
         "label": torch.tensor(labels, dtype=torch.int64),
@@ -199,6 +215,7 @@ def collate(rows):
             row: (event, spare and (torch.from_numpy(spare[0]), *spare[1:])) for row, (event, spare) in spares.items()
         },
         "events": events,
+        **({} if waiting is None else {"waiting": waiting}),
     }
 
 

@@ -123,7 +123,7 @@ class ModelTrainer:
         self.file_events = FileEvents(config, dataset.list, ranks, files, self.log)
         self.incidents = Incidents(config, ranks, files, max(config.nClasses, dataset.classes))
         self.endings = Endings(config, files, self.step, self.incidents.writer)
-        self.display = display.Display(config, self.progress, files, self.log)
+        self.display = display.Display(config, self.progress, files, self.log, self.device)
         self.stop_signal = StopSignal()
         self.spikes = SpikeReports(config, ranks, files, self.step, self.incidents, self.log)
         self.profiler, self.profiling = None, config.enable_profiling

@@ -104,6 +104,7 @@ class Data:
     augment_prob: float = key(0.8, "share of crops that are augmented, by one of the kinds at hand", low=0, high=1)
     augmentation: list = key([], "policy in the place of augment and augment_prob: a list as [{noise: {p: 0.4, snr: [0, 15]}}, {telephone: {p: 0.1}}] of plug-ins of augmentation/, see docs/data.md")
     augment_cache: str = key("", "folder for noise and impulse responses in one memory-mapped file, made once; empty is noise_cache/ beside save_path, none reads their own files")
+    augment_on: str = key("worker", "where crops are augmented: worker, in the loader processes; device, there noise is mixed and reverberation convolved for the whole batch, for a GPU that waits for few CPU cores", choices=("worker", "device"))
     mixup: float = key(0.0, "mix each training waveform with another of its batch, and their losses, by a share of Beta(mixup, mixup), as 0.2; 0 is off", low=0, high=100)
     speed_perturb: bool = key(False, "add 0.9x and 1.1x speed copies of each speaker as new speakers")
     max_frames: int = key(200, "length of a training crop", unit="frames of 10 ms", low=10)

@@ -4,10 +4,12 @@ python benchmarks/device_reads.py                       # the demo's model; on a
 torchrun --nproc_per_node 2 benchmarks/device_reads.py  # each rank counts its own; now: checked at once
 
 A read is a number that Python asks of a tensor on the device, the numbers of a step that were sent ahead not counted.
+Rows are augmented on the device too (augment_on: device).
 On a GPU torch itself counts too (torch.cuda.set_sync_debug_mode), and a step that waits is shown with its place.
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
@@ -46,16 +48,21 @@ def count(check: str) -> str:
     """What steps with ``nan_check`` set to ``check`` read, in a line."""
     from bench_postmortem import make_voices, words_of
     from bench_training import build
+    from loader import make_surroundings
 
     with tempfile.TemporaryDirectory() as folder:
         make_voices(Path(folder))
+        make_surroundings(Path(folder), 4, 8)
         words = [*words_of("ECAPA_TDNN channels=64", 8, Path(folder)), f"--nan_check={check}", "--optimizer=sgd"]
+        words += ["--augment", f"--musan_path={folder}/musan", f"--rir_path={folder}/rir", "--augment_on=device"]
+        words += ["--augment_cache=none"]
         trainer = build(words, folder)
         trainer.enter_epoch()
         on_gpu = trainer.device.type == "cuda"
-        batch = next(iter(trainer.loader))
+        batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
 
         def step(reads=None):
+            batch = next(batches)
             trainer.progress.batch += 1
             trainer.accept(batch)  # looks at the batch on the host
             with reads or contextlib.nullcontext():

@@ -75,16 +75,16 @@ def make_set(folder: Path, speakers: int, seconds: float, ending: str = "wav") -
     return {key: str(folder / name) for key, name in keys.items()}
 
 
-def make_surroundings(folder: Path):
+def make_surroundings(folder: Path, noises: int = 200, rirs: int = 2000):
     """Write noise in the layout of MUSAN cut into pieces, and impulse responses of rooms with an RT60 of 0.2 to 1 s."""
     rng = np.random.default_rng(1)
     for category in SNR_DB:
-        for number in range(200):
+        for number in range(noises):
             place = folder / "musan" / category / "source" / f"{number}"
             place.mkdir(parents=True)
             colour = signal.lfilter([1], [1, -rng.uniform(0, 0.95)], rng.normal(0, 1, 5 * RATE))
             soundfile.write(place / "00000.wav", 0.1 * colour / colour.std(), RATE)
-    for number in range(2000):  # more than a cache of single files would hold
+    for number in range(rirs):  # more than a cache of single files would hold
         place = folder / "rir" / "room" / f"{number // 100}"
         place.mkdir(parents=True, exist_ok=True)
         decay = rng.uniform(0.2, 1.0)

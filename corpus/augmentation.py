@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from augmentation.operations import OnDevice, Operation, can_wait
 from config import SAMPLE_RATE
 from corpus.audio import AudioError
 from corpus.folders import find_recordings
@@ -116,11 +117,83 @@ class AugmentWAV:
 
         A draw that could not be used has a ``reason``.
         """
-        draws, self.sounds.unusable = [], []
+        crop = self.begun(x, rng, waits=False)
+        return crop.x, crop.draws, self.sounds.unusable
+
+    def begun(self, x: np.ndarray, rng: np.random.Generator, waits: bool = True) -> "Augmented":
+        """Draw as ``augment`` does; if it ``waits``, a device is left what it can do behind all that it cannot."""
+        self.sounds.unusable = []
+        self.sounds.kept.clear()
+        crop = Augmented(x, self.sounds, waits)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for NaN and Inf
             for step in self.steps:
-                x = step.augment(x, rng, self.sounds, draws)
-        return x, draws, self.sounds.unusable
+                step.augment(crop, rng)
+        return crop
+
+    def host_only(self) -> tuple[list[str], bool]:
+        """Names of the plug-ins that a device cannot stand in for, and whether there are others."""
+        plugins = [(part.name, can_wait(type(part.plugin))) for step in self.steps for part in step.parts()]
+        return list(dict.fromkeys(name for name, able in plugins if not able)), any(able for _, able in plugins)
+
+
+class Augmented:
+    """A crop with what has been drawn for it: ``x`` (samples,) float32, and what is ``waiting`` for a device.
+
+    Of a chain of plug-ins those wait that stand behind the last one which the device cannot do.
+    """
+
+    def __init__(self, x: np.ndarray, sounds: Surroundings, waits: bool = False):
+        self.x, self.sounds, self.waits = x, sounds, waits
+        self.draws: list[dict] = []
+        self.waiting: list[tuple[OnDevice, list[dict]]] = []
+
+    def act(self, name: str, plugin, rng: np.random.Generator):
+        """Draw with a plug-in, and apply its draws or let them wait."""
+        waits = self.waits and can_wait(type(plugin))
+        if not waits:
+            self.catch_up()
+        drawn = plugin.choose(len(self.x), rng, self.sounds) if waits else plugin.draw(self.x, rng, self.sounds)
+        draws = [{"kind": name, **draw} for draw in (drawn if isinstance(drawn, list) else [drawn])]
+        self.draws += draws
+        if not waits:
+            self.apply(plugin, draws)
+            return
+        if not self.waiting:  # else the waveform that it is to be measured on is not there yet
+            plugin.measure(self.x, draws, self.sounds)
+        self.waiting.append((plugin, draws))
+
+    def apply(self, plugin, draws: list[dict]):
+        """Apply draws."""
+        for draw in draws:
+            if "reason" not in draw:
+                self.x = applied(plugin, self.x, draw, self.sounds)
+
+    def catch_up(self) -> np.ndarray:
+        """Do here after all what waits; returns x, with the bits that it has if nothing ever waits."""
+        waiting, self.waiting = self.waiting, []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for number, (plugin, draws) in enumerate(waiting):
+                if number:
+                    plugin.measure(self.x, draws, self.sounds)
+                self.apply(plugin, draws)
+        return self.x
+
+    def operations(self) -> tuple[list[list[tuple[Operation, int]]], float]:
+        """What waits, a list for each plug-in of (operation, number of its draw); and the factor that samples grow by.
+
+        The largest sample of the row will be at most so many times that of x.
+        """
+        stages, growth, number = [], 1.0, len(self.draws) - sum(len(draws) for _, draws in self.waiting)
+        for plugin, draws in self.waiting:
+            stage = []
+            for draw in draws:
+                if "reason" not in draw:
+                    operation = plugin.operation(draw, len(self.x), self.sounds)
+                    growth *= operation.growth(len(self.x), draw)
+                    stage.append((operation, number))
+                number += 1
+            stages += [stage] if stage else []
+        return stages, growth
 
 
 class Augment:
@@ -151,26 +224,20 @@ class Augment:
         """Draw and apply once, whatever the share; UsageError if that raises anything."""
         kept = x.copy()
         try:
-            self.act(kept, np.random.default_rng(0), sounds, [])
+            Augmented(kept, sounds).act(self.name, self.plugin, np.random.default_rng(0))
         except Exception as error:  # a plug-in may raise anything
             raise UsageError(f"augmentation: {self.name}: it was tried, and fails: {with_place(error)}") from error
         if not np.array_equal(kept, x):  # what was read is needed once more if NaN come out
             raise UsageError(f"augmentation: {self.name}: it changes the crop that it is given; work on x.copy()")
 
-    def augment(self, x, rng, sounds: Surroundings, draws: list):
-        """Draw and apply on the share of the crops; the draws are added to ``draws``."""
-        return x if self.p < 1 and rng.random() >= self.p else self.act(x, rng, sounds, draws)
+    def parts(self) -> list["Augment"]:
+        """The plug-ins of the entry."""
+        return [self]
 
-    def act(self, x, rng, sounds: Surroundings, draws: list):
-        """Draw and apply; the draws are added to ``draws``."""
-        sounds.kept.clear()
-        drawn = self.plugin.draw(x, rng, sounds)
-        for draw in drawn if isinstance(drawn, list) else [drawn]:
-            draw = {"kind": self.name, **draw}
-            draws.append(draw)
-            if "reason" not in draw:
-                x = applied(self.plugin, x, draw, sounds)
-        return x
+    def augment(self, crop: Augmented, rng):
+        """Draw and apply on the share of the crops."""
+        if self.p >= 1 or rng.random() < self.p:
+            crop.act(self.name, self.plugin, rng)
 
 
 class OneOf:
@@ -193,11 +260,14 @@ class OneOf:
         for step in self.steps:
             step.try_out(x, sounds)
 
-    def augment(self, x, rng, sounds: Surroundings, draws: list):
+    def parts(self) -> list[Augment]:
         """As that of ``Augment``."""
-        if rng.random() >= self.p:
-            return x
-        return self.steps[rng.integers(len(self.steps))].augment(x, rng, sounds, draws)
+        return [part for step in self.steps for part in step.parts()]
+
+    def augment(self, crop: Augmented, rng):
+        """As that of ``Augment``."""
+        if rng.random() < self.p:
+            self.steps[rng.integers(len(self.steps))].augment(crop, rng)
 
 
 def step_of(entry: dict, sample_rate: int) -> Augment | OneOf:

@@ -55,7 +55,7 @@ class Sender:
     def __init__(self, places: int):
         self.token, self.places = next(_tokens), places
         self.memory: dict[int, torch.Tensor] = {}
-        self.count = self.used = 0
+        self.count = self.used = self.most = 0  # most: bytes of the tensors of a batch so far
         self.new: torch.Tensor | None = None
         self.key = (0, 0)
 
@@ -83,8 +83,10 @@ class Sender:
         stream = io.BytesIO()
         writer = _Writer(stream)
         writer.dump(batch)
+        total = sum(_aligned(tensor.nbytes) for tensor in writer.tensors)
+        self.most = max(self.most, total)
         if not self.used:
-            self._make_room(sum(_aligned(tensor.nbytes) for tensor in writer.tensors))
+            self._make_room(total)
         parts = [self._placed(tensor) for tensor in writer.tensors]
         return Parcel(self.token, self.key, self.new, parts, stream.getvalue())
 
@@ -107,9 +109,10 @@ class Sender:
         return self.used + size <= len(self.memory[self.key[1]])
 
     def _make_room(self, size: int):
-        """Have memory of that size and more, for a batch may have a row more than another."""
-        if len(self.memory.get(self.key[1], ())) < size + SPARE:
-            room = size + size // 8 + SPARE
+        """Have memory of that size and more, for a batch may have a row more than another, or more beside its rows."""
+        least = max(size + SPARE, self.most)
+        if len(self.memory.get(self.key[1], ())) < least:
+            room = least + least // 8
             self.new = self.memory[self.key[1]] = torch.empty(room, dtype=torch.uint8).share_memory_()
 
 

@@ -49,6 +49,12 @@ class Sounds:
             raise AudioError("non-finite samples")
         return x, start
 
+    def short(self, number: int, samples: int, start: int) -> np.ndarray | None:
+        """The samples of a crop as a pack stores them, int16; None if none does."""
+        stored = None if self.pack is None else self.pack.stored(number)
+        whole = stored is not None and stored.dtype == np.int16 and len(stored) >= samples
+        return stored[start : start + samples] if whole else None
+
     def response(self, number: int) -> np.ndarray:
         """An impulse response of unit energy, (samples,) float32; AudioError if it has none."""
         if self.pack is None:
@@ -60,7 +66,7 @@ class Untouched(Sounds):
     """Recordings that are not read: a policy is tried on noise in the place of each."""
 
     def __init__(self, recordings: Sounds):
-        self.paths, self.sample_rate = recordings.paths, recordings.sample_rate
+        self.paths, self.sample_rate, self.pack = recordings.paths, recordings.sample_rate, None
 
     def crop(self, number: int, samples: int, position: float) -> tuple[np.ndarray, int]:
         """As that of ``Sounds``, noise."""
@@ -182,7 +188,7 @@ class Surroundings:
             x, start = self.recordings.crop(number, samples, position)
         except AudioError as error:
             return None, self._refused(path, error)
-        self.kept[path, samples, start] = x
+        self.kept[path, samples, start] = x, number
         return x, {"path": path, "start": start}
 
     def response(self, number: int) -> tuple[np.ndarray | None, dict]:
@@ -205,7 +211,13 @@ class Surroundings:
 
     def noise(self, path: str, samples: int, start: int) -> np.ndarray:
         """As that of ``Files``; the crop was drawn just now."""
-        return self.kept[path, samples, start]
+        return self.kept[path, samples, start][0]
+
+    def stored(self, path: str, samples: int, start: int) -> np.ndarray:
+        """As ``noise``, or the same samples times 32768 as int16, if a pack has them so."""
+        x, number = self.kept[path, samples, start]
+        short = self.recordings.short(number, samples, start)
+        return x if short is None else short
 
     def rir(self, path: str) -> np.ndarray:
         """As that of ``Files``."""

@@ -221,7 +221,13 @@ def check_augmentation(config: Config, refuse):
     try:
         with plugins.explained("augmentation"):
             where, rate = (config.musan_path, config.rir_path), config.sample_rate
-            AugmentWAV(*where, policy=config.augmentation, sample_rate=rate).try_out()
+            augmenter = AugmentWAV(*where, policy=config.augmentation, sample_rate=rate)
+            augmenter.try_out()
     except UsageError as error:
         key, text = str(error).split(": ", 1)
         refuse(key, text, getattr(error, "entry", None))
+        return
+    host_only, others = augmenter.host_only()
+    if config.augment_on == "device" and not others:
+        text = f"nothing of the policy can be done there, only by the loader processes: {', '.join(host_only)}"
+        refuse("augment_on", f"device: {text}; take worker")

@@ -261,6 +261,8 @@ def resolve(written: dict[str, Setting], notes: list, mistakes: Mistakes | None 
             notes.append(
                 f"{_unknown_place(written['augment_prob'], 'augment_prob')} is not used: augmentation has its own"
             )
+    if values["augment_on"] == "device" and not values["augment"]:
+        notes.append(f"{key_text(written['augment_on'], 'augment_on')}: device is not used: nothing is augmented")
     _resolve_plugin_keys(values, written, notes, found)
     if mistakes is None:
         found.refuse()

@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import surroundings
 import torch
 import yaml
 from programs import ROOT
@@ -38,6 +39,12 @@ def data(tmp_path_factory):
     ]
     make_demo_data.main(["--out", str(out), *arguments])
     return out
+
+
+@pytest.fixture(scope="session")
+def around(tmp_path_factory):
+    """Folders of noise of two seconds and of impulse responses with an RT60 of 0.3 s and their peak after 5 ms."""
+    return surroundings.make(tmp_path_factory.mktemp("around"))
 
 
 @pytest.fixture

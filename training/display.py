@@ -93,8 +93,8 @@ class Display:
     ``log(text)`` prints a line.
     """
 
-    def __init__(self, config: Config, progress, files, log):
-        self.config, self.progress, self.files, self.log = config, progress, files, log
+    def __init__(self, config: Config, progress, files, log, device: torch.device):
+        self.config, self.progress, self.files, self.log, self.device = config, progress, files, log, device
         self.bar: Bar | None = None
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
@@ -177,7 +177,8 @@ class Display:
             f"Epoch {epoch}/{self.config.max_epoch}  loss {short(loss, 4)}  train_acc {accuracy:.2f} %{shown}"
             f"  {speed:.0f} utt/s  data wait {wait:.0f} %" + (f"  skipped batches {skipped}" if skipped else "")
         )
-        advice = waiting_advice(self.config, wait, speed, self.progress.totals["waited"])
+        on_gpu = self.device.type == "cuda"
+        advice = waiting_advice(self.config, wait, speed, self.progress.totals["waited"], on_gpu)
         if advice and not self.advised:
             self.log(advice)
             self.advised = True
@@ -198,10 +199,11 @@ class Display:
             self.files.scalar(f"Train/{tag}", value, epoch)
 
 
-def waiting_advice(config: Config, wait: float, speed: float, seconds: float) -> str:
+def waiting_advice(config: Config, wait: float, speed: float, seconds: float, on_gpu: bool = False) -> str:
     """Say what to change if steps wait for data in more than WAITING % of an epoch; '' if they do not.
 
     ``wait`` in %, ``speed`` in utterances a second, ``seconds`` that were waited: one batch alone tells nothing.
+    ``on_gpu``: whether the model trains on one, which then has time to augment.
     """
     if not WAITING < wait < 100 or seconds < LEAST_WAITED:
         return ""
@@ -211,7 +213,9 @@ def waiting_advice(config: Config, wait: float, speed: float, seconds: float) ->
         change = f"nDataLoaderThread: {max(cores - 1, 1)} ({plural(cores, 'core')} here)"
     else:
         packed = "a pack of the speech on a local disk (pack_data.py)"
-        changes = ([] if config.train_pack else [packed]) + (["a smaller share of augmented crops"] * config.augment)
+        there = ["augment_on: device"] * (on_gpu and config.augment and config.augment_on == "worker")
+        changes = there + ([] if config.train_pack else [packed])
+        changes += ["a smaller share of augmented crops"] * config.augment
         change = ", or ".join(changes) or "a faster disk"
     without = speed / (1 - wait / 100)
     return (

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from settings.command_line import picture
 from storage.dump import SCALAR, DumpWriter, tensor_stats
 from training.attempt import gradients_of
+from training.batches import as_dumped
 from training.fault_report import report
 from training.faults import Fault
 from training.generators import generator_state
@@ -84,6 +85,7 @@ class StepRecord:
 
 def concatenate_window(window: list[dict]) -> dict:
     """The batches of a window as one: data (M, B, samples), label (B,), files in the order of (M, B)."""
+    window = [as_dumped(batch) for batch in window]
     rows = window[0]["data"].shape[0]
     files = []
     for utterance in range(rows):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from config import Config
+from training.batches import on_device
 from training.dumps import concatenate_window
 
 WINDOW = 200  # steps before this one that it is held against
@@ -89,7 +90,7 @@ def row_losses(step, window: list[dict]) -> list[dict]:
     step.begin()
     try:
         for batch in window:
-            data, label = batch["data"].to(step.device), batch["label"].to(step.device)
+            data, label = on_device(batch, step.device)
             if data.shape[0] > 1:
                 return []
             embeddings = step.network(data)

@@ -9,6 +9,7 @@ import torch
 from config import Config
 from training import class_parallel, precision
 from training.attempt import Attempt, Figures, as_scalar, attempt_of
+from training.batches import on_device
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
@@ -112,7 +113,7 @@ class Step:
                     stack.enter_context(self.parallel.no_sync())
                 if alone:
                     stack.enter_context(by_own_rows(self.network))
-                data, label = (batch[k].to(self.device, non_blocking=True) for k in ("data", "label"))
+                data, label = on_device(batch, self.device)
                 with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss, accuracy = self.parallel(data, label)
                 if poison == "loss":

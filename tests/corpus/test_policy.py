@@ -8,6 +8,7 @@ import scipy
 import soundfile
 import torch
 from programs import ROOT
+from surroundings import RATE, SNR_DB, augmenter, voice
 
 from augmentation.waveforms import energy
 from corpus.audio import AudioError
@@ -21,40 +22,11 @@ from postmortem.fixes import for_augmentation
 from postmortem.provenance import origin_of, rows_with_known_code, same_as_files
 from settings import plugins
 from settings.checks import check_paths
-from settings.policy import checked
 from settings.reader import load_config, to_yaml
 from settings.user_code import source_hash
 from training.file_events import FileEvents
 
-RATE = 16000
 NAMES = plugins.available("augmentation")
-SNR_DB = {"noise": (0, 15), "speech": (13, 20), "music": (5, 15)}  # voxceleb_trainer's
-
-
-@pytest.fixture(scope="module")
-def around(tmp_path_factory):
-    """Folders of noise of two seconds and of impulse responses with an RT60 of 0.3 s and their peak after 5 ms."""
-    folder, rng = tmp_path_factory.mktemp("around"), np.random.default_rng(0)
-    for category in SNR_DB:
-        (folder / "musan" / category).mkdir(parents=True)
-        for number in range(8):
-            soundfile.write(folder / "musan" / category / f"{number}.wav", rng.normal(0, 0.1, 2 * RATE), RATE)
-    (folder / "rir").mkdir()
-    for number in range(4):
-        rir = rng.normal(0, 0.05, 6000) * 10 ** (-3 * np.arange(6000) / (0.3 * RATE))
-        rir[80] = 1.0
-        soundfile.write(folder / "rir" / f"{number}.wav", 0.9 * rir, RATE)
-    return folder
-
-
-def augmenter(around, policy, **more):
-    return AugmentWAV(str(around / "musan"), str(around / "rir"), policy=checked(policy, "augmentation"), **more)
-
-
-def voice(seed=0, seconds=1.5):
-    rng = np.random.default_rng(seed)
-    x = scipy.signal.lfilter([1], [1, -0.9], rng.normal(0, 0.05, int(seconds * RATE)))
-    return (x * (1 + np.sin(2 * np.pi * 3 * np.arange(len(x)) / RATE)) / 2).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", NAMES)

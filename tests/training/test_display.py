@@ -167,3 +167,13 @@ def test_a_run_that_waits_for_data_is_told_what_to_change(monkeypatch, workers, 
     monkeypatch.setattr(display, "usable_cores", lambda: cores)
     line = display.waiting_advice(Config(nDataLoaderThread=workers, augment=augment), wait, 65.0, seconds)
     assert said in line and bool(said) == bool(line), line
+
+
+@pytest.mark.parametrize(
+    "augment, where, told", [(True, "worker", True), (True, "device", False), (False, "worker", False)]
+)
+def test_a_gpu_that_waits_is_to_augment(monkeypatch, augment, where, told):
+    monkeypatch.setattr(display, "usable_cores", lambda: 4)
+    config = Config(nDataLoaderThread=4, augment=augment, augment_on=where)
+    assert ("; try augment_on: device, or a pack" in display.waiting_advice(config, 35, 65.0, 60, True)) == told
+    assert "augment_on" not in display.waiting_advice(config, 35, 65.0, 60)
