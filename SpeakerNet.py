@@ -16,7 +16,7 @@ from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
 from settings import plugins
-from training import class_parallel, display, finetuning, parallel, precision
+from training import class_parallel, display, distillation, finetuning, parallel, precision
 from training.attempt import Attempt
 from training.averaging import MovingAverage
 from training.compilation import as_it_is, compile_model
@@ -29,7 +29,7 @@ from training.front_end import with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
-from training.mixup import draw_mix
+from training.mixup import Mix
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
@@ -46,6 +46,8 @@ SAME_DRAWS = 3  # steps in a row that are refused with the same random numbers; 
 class SpeakerNet(nn.Module):
     """Model and loss as one module: (data, label) -> (loss, accuracy in %); (data) -> embeddings."""
 
+    distillation = None  # a teacher, which training/distillation.py attaches
+
     def __init__(self, values: dict):
         super().__init__()
         self.per_row = values["nPerSpeaker"]
@@ -61,20 +63,17 @@ class SpeakerNet(nn.Module):
 
     def forward(self, data, label=None):
         """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
-        share, other = 1.0, None
-        if label is not None and self.mixup and self.training:
-            share, order = draw_mix(self.mixup, len(label))
-            order = order.to(data.device)
-            data, other = share * data + (1 - share) * data[:, order], label[order]
-        embeddings = self.__S__(data.reshape(-1, data.shape[-1]))
+        mix = Mix(self.mixup, label) if label is not None and self.mixup and self.training else None
+        waves = (data if mix is None else mix.waves(data)).reshape(-1, data.shape[-1])
+        embeddings = self.__S__(waves)
         if label is None:
             return embeddings
-        embeddings = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
-        embeddings = embeddings[0] if self.per_row == 1 else embeddings.transpose(0, 1)  # (B, D) or (B, M, D)
-        result = self._loss_of(embeddings, label)
-        if other is None:
-            return result
-        return tuple(share * a + (1 - share) * b for a, b in zip(result, self._loss_of(embeddings, other)))
+        rows = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
+        rows = rows[0] if self.per_row == 1 else rows.transpose(0, 1)  # (B, D) or (B, M, D)
+        loss, accuracy = mix.result(self._loss_of, rows, label) if mix else self._loss_of(rows, label)
+        if self.distillation is not None and self.training:
+            loss = self.distillation(loss, waves, embeddings, self.__L__)
+        return loss, accuracy
 
     def _loss_of(self, embeddings, label):
         """(loss, accuracy in %) of embeddings; UsageError if the loss gives anything else."""
@@ -105,6 +104,7 @@ class ModelTrainer:
         seed_everything(config.seed)
         self.network = SpeakerNet(config.values())
         class_parallel.split_classes(self.network, config, ranks, self.log)
+        distillation.attach(self.network, config, dataset, self.log)
         self.network.to(self.device)
         parallel.prepare(self.network, config, ranks)
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not

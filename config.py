@@ -138,6 +138,16 @@ class ModelAndLoss:
     hard_rank: int = key(10, "how many of the hardest negatives a triplet chooses from", low=1)
 
 
+class Teacher:
+    teacher_checkpoint: str = key("", "trained model whose embeddings or classes this one learns to give: a checkpoint of this trainer, or of another toolkit with teacher_config; empty is none")
+    teacher_model: str = key("", "file name in models/ of the teacher; empty is what its checkpoint or teacher_config says")
+    teacher_config: str = key("", "YAML file with the teacher's keys, where its checkpoint carries none, as those of configs/interop/")
+    distillation_type: str = key("cosine", "what the student is compared with: the teacher's embeddings, the logits of its classes, or both", choices=("cosine", "logits", "both"))
+    distillation_alpha: float = key(0.5, "weight of that in the loss; the student's own loss has 1 - this", above=0, high=1)
+    distillation_temperature: float = key(4.0, "what logits are divided by before they are compared", above=0, high=1000)
+    freeze_teacher: bool = key(True, "the teacher does not train along; false is refused")
+
+
 class Optimisation:
     optimizer: str = key("adam", "file name in optimizer/")
     scheduler: str = key("steplr", "file name in scheduler/")
@@ -190,7 +200,7 @@ class EvaluationAndSaving:
 # fmt: on
 
 
-class Config(Run, Data, ModelAndLoss, Optimisation, EvaluationAndSaving):
+class Config(Run, Data, ModelAndLoss, Teacher, Optimisation, EvaluationAndSaving):
     """Resolved configuration: one attribute for each key of the table, and one for each key of the chosen plug-ins."""
 
     def __init__(self, **values):
@@ -211,6 +221,7 @@ GROUPS = {
     "Run": Run,
     "Data": Data,
     "Model and loss": ModelAndLoss,
+    "Teacher": Teacher,
     "Optimisation": Optimisation,
     "Evaluation and saving": EvaluationAndSaving,
 }
@@ -240,14 +251,7 @@ ALIASES = {
     "num_workers_persistent": "persistent_workers",
 }
 
-_NO_TEACHER = "training from a teacher model is not part of this trainer; remove the key"
 REFUSED = {
-    "teacher_model": _NO_TEACHER,
-    "teacher_checkpoint": _NO_TEACHER,
-    "distillation_alpha": _NO_TEACHER,
-    "distillation_temperature": _NO_TEACHER,
-    "distillation_type": _NO_TEACHER,
-    "freeze_teacher": _NO_TEACHER,
     "save_every_epoch": "set test_interval: 1 for a checkpoint at each epoch; model/last.model is always written",
     "score_save_epoch": "the scores of the newest evaluation are always in result/trials_epoch_N.txt; remove the key",
 }

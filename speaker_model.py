@@ -5,7 +5,6 @@ model = load_model("exps/demo/model/model_best.model")
 embedding = model.embed(wave, 44100)                        # (D,) float32, not length-normalised
 """
 
-import contextlib
 import functools
 import math
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ALIASES, KEYS, SAMPLE_RATE, Config
+from config import SAMPLE_RATE, Config
 from corpus.audio import (
     CHANNELS,
     MIN_EMBED_SECONDS,
@@ -28,14 +27,9 @@ from corpus.audio import (
     wrap_pad,
 )
 from errors import UsageError, plural
-from settings import plugins
-from settings.carried import adopted, contradictions, keys_of_front_end, model_settings
 from settings.command_line import existing_file
-from settings.reader import Setting, read_yaml, resolve
 from storage.identity import identity_of
-
-# Keys of a training run that a model is built and used without.
-NOT_OF_THE_MODEL = ("trainfunc", "optimizer", "scheduler", "initial_model", "eval", "config", "run_info")
+from training.trained import configuration_of, network_of
 
 
 class SpeakerModel:
@@ -252,81 +246,19 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
     """
     import torch
 
+    from SpeakerNet import SpeakerNet
     from storage import checkpoint
 
     state = checkpoint.load(path)
-    resolved = configuration_of(state, path, config)
+    resolved = configuration_of(state, path, config, SpeakerNet)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: cuda is not available on this machine")
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     said = resolved.nOut
-    network = network_of(state, path, resolved)
+    network = network_of(state, path, resolved, SpeakerNet)
     if resolved.nOut != said:
         print(f"{path}: embeddings of {resolved.nOut} values, not of the {said} that nOut says", file=sys.stderr)
     return SpeakerModel(network.to(chosen), resolved, chosen, path)
-
-
-def network_of(state: dict, path, config: Config):
-    """The network of a checkpoint on the CPU; ``config.nOut`` becomes that of another toolkit's checkpoint."""
-    from SpeakerNet import SpeakerNet
-    from storage import checkpoint
-
-    network = SpeakerNet(config.values())
-    size = checkpoint.embedding_size(state, path, network, config.nOut)
-    if size != config.nOut and checkpoint.toolkit_of(state):
-        config.nOut = size
-        network = SpeakerNet(config.values())
-    checkpoint.load_model_exactly(network, state, path, config.model)
-    return network
-
-
-def configuration_of(state: dict, path, config: str) -> Config:
-    """The keys to build the model with: those that the checkpoint carries, else those of the YAML file.
-
-    UsageError if the YAML file contradicts the checkpoint.
-    """
-    from storage import checkpoint
-
-    theirs = model_settings(state, path)
-    if config:
-        written = {ALIASES.get(name, name): setting for name, setting in read_yaml(config).items()}
-        written.update(adopted(written, theirs))
-    elif isinstance(state.get("config"), dict):
-        written = {str(name): Setting(value, str(path)) for name, value in state["config"].items()}
-    else:
-        raise UsageError(f"{path}: {advice(state, path, checkpoint.toolkit_of(state))}")
-    where = config or str(path)
-    written = {name: setting for name, setting in written.items() if name not in NOT_OF_THE_MODEL}
-    if "model" not in written:
-        raise UsageError(f"{where}: names no model")
-    model = plugins.declaration("models", str(written["model"].value))
-    chosen = {"frontend": written["frontend"].value} if "frontend" in written else {}
-    elsewhere = plugins.all_keys() - set(model.keys if model else ()) - set(keys_of_front_end(chosen, model))
-    written = {name: setting for name, setting in written.items() if name in KEYS or name not in elsewhere}
-    written["eval"] = Setting(True, where)
-    if not config:  # of plug-ins that were dropped in then and are not here
-        written["allow_unknown"] = Setting(True, where)
-    resolved = resolve(written, [])
-    wrong = contradictions(resolved, written, theirs)
-    if wrong:
-        raise UsageError("\n".join(wrong.values()))
-    return resolved
-
-
-def advice(state: dict, path, toolkit) -> str:
-    """What to do about a checkpoint of ``toolkit`` (None: unknown) that carries no configuration."""
-    if toolkit is None:
-        return "carries no configuration; give --config, the YAML file that it was trained with"
-    fitting = []
-    for file in sorted((plugins.ROOT / "configs" / "interop").glob("*.yaml")):
-        with contextlib.suppress(UsageError):  # does not fit
-            if file.name.startswith(toolkit.features or ""):  # RawNet3 computes none of the features
-                network_of(state, path, configuration_of(state, path, str(file)))
-                fitting.append(f"configs/interop/{file.name}")
-    return (
-        f"is a checkpoint of {toolkit.name} and carries no configuration; give --config "
-        f"{' or '.join(fitting) or 'with its sizes, as the files of configs/interop do'}"
-    )
 
 
 def add_model_arguments(parser, required: bool = True, embeds: bool = True):

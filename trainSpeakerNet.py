@@ -80,6 +80,7 @@ def train(config, written, ranks) -> int:
     from DatasetLoader import SpeakerBatchSampler, TrainDataset
     from SpeakerNet import ModelTrainer
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
+    from training.distillation import hash_of_teacher
     from training.evaluation import Evaluator
     from training.run_files import RunFiles
 
@@ -97,7 +98,8 @@ def train(config, written, ranks) -> int:
     progress = trainer.progress
     if ranks.world > 1:
         place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
-        refuse_differences(ranks, {**place, "weights": weights_hash(trainer.network)})
+        own = {**place, "weights": weights_hash(trainer.network), "teacher": hash_of_teacher(trainer.network)}
+        refuse_differences(ranks, own)
     files.write_config(config.values(), {"train_list": dataset.list.hash, "test_list": trials_hash(config)})
     files.track(config)
     status = run_to_the_end(trainer)

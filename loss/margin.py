@@ -58,8 +58,15 @@ class MarginHead(ClassHead):
 
     def cosines(self, batch):
         """The cosine of each row with each class (B, classes), of several centres with the nearest."""
-        cosine = cosine_matrix(batch.x, batch.weight(self.weight, self.centers))
+        return self.of_classes(cosine_matrix(batch.x, batch.weight(self.weight, self.centers)))
+
+    def of_classes(self, cosine):
+        """The cosine with each class (B, classes) of that with each centre: of several the nearest's."""
         return cosine.unflatten(1, (-1, self.centers)).amax(dim=2) if self.centers > 1 else cosine
+
+    def class_logits(self, x):
+        """The logits (B, classes) of embeddings x (B, nOut) without a margin, as a model that is used has them."""
+        return self.scale * self.of_classes(cosine_matrix(x, self.weight))
 
     def loss(self, batch):
         """(loss, accuracy in %) of a batch."""

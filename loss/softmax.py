@@ -19,3 +19,7 @@ class LossFunction(ClassHead):
     def loss(self, batch):
         """(loss, accuracy in %) of a batch."""
         return batch.cross_entropy(F.linear(batch.x.float(), batch.weight(self.fc.weight), batch.weight(self.fc.bias)))
+
+    def class_logits(self, x):
+        """The logits (B, classes) of embeddings x (B, nOut)."""
+        return F.linear(x.float(), self.fc.weight, self.fc.bias)

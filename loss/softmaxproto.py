@@ -22,3 +22,7 @@ class LossFunction(nn.Module):
         classified, accuracy = self.softmax(x.reshape(speakers * utterances, size), label.repeat_interleave(utterances))
         compared, _ = self.angleproto(x)
         return classified + compared, accuracy
+
+    def class_logits(self, x):
+        """The softmax's logits (B, classes) of embeddings x (B, nOut)."""
+        return self.softmax.class_logits(x)

@@ -25,6 +25,7 @@ class LossFunction(MarginHead):
     per_speaker = (1, 1)
     margin_range = (0.0, 1.0)
     class_weights = ("weight",)
+    class_logits = None  # a teacher's classes are followed by their softmax, and here each is a question of its own
 
     def __init__(
         self,

@@ -104,7 +104,11 @@ def name_setting(finding, advice, config: dict):
     """Name a setting of a plug-in as the place if it alone fixes a fault of code."""
     if finding.parameter is None and finding.cause in ("loss", "model_forward", "model_backward", "frontend"):
         for fix in advice:
-            if fix["action"] == "set" and fix["verdict"] == "verified" and not {"mixedprec", "lr"} & set(fix["change"]):
+            if (
+                fix["action"] == "set"
+                and fix["verdict"] == "verified"
+                and not {"mixedprec", "lr", "teacher_checkpoint"} & set(fix["change"])
+            ):
                 key = finding.parameter = next(iter(fix["change"]))
                 value, now = shown(fix["change"][key]), shown(config.get(key))
                 finding.summary += f" With {key} {value} (now {now}) the step is finite."

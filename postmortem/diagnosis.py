@@ -25,6 +25,7 @@ from postmortem.state_faults import (
     nonfinite_update,
     outlier,
 )
+from postmortem.teacher_faults import bad_teacher, say_teacher
 from storage.dump import rows_of
 from training.precision import is_emulated
 
@@ -42,6 +43,7 @@ def diagnose(case) -> Finding:
         if finding is not None:
             if finding.cause != "distributed":
                 finding.rank = case.dump.get("rank")
+            say_teacher(case, finding)
             if case.replay is not None and case.replay.emulated:
                 finding.evidence.append("the dump is from a GPU; this replay emulated its casts on the CPU")
             return finding
@@ -394,6 +396,7 @@ HYPOTHESES = (
     spike,
     label_outside,
     bad_samples,
+    bad_teacher,
     bad_state_before_step,
     bad_scaler,
     negative_moment,

@@ -19,6 +19,7 @@ from postmortem.code_fixes import (
 from postmortem.replay import OutOfTime, ReplayError
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
+from postmortem.teacher_faults import NAME as TEACHER
 from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
@@ -41,6 +42,10 @@ def recommendations(case, finding) -> list[dict]:
     except OutOfTime as error:
         found = []
         case.evidence.append(f"fixes: {error}")
+    if (finding.module or "").startswith(TEACHER):
+        change = {"teacher_checkpoint": ""}
+        text = "train without this teacher: leave teacher_checkpoint out, or name another"
+        found.append(attempt(case, text, "set", change, settings=change))
     if finding.detail == "code_changed":
         return [recommendation("keep the code as it is now", "none", None, True, f"with it: {case.base}")]
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
@@ -275,6 +280,8 @@ def changes_of_code(case, finding, kind, record=None) -> list[dict]:
 def settings_of_plugins(case, finding) -> list[dict]:
     """Try settings of model and loss at their defaults, and the margin at 0.1."""
     trials, config = [], case.config
+    if case.replay is None:
+        return []
     concerned = {"loss": ["loss"], "precision": ["models", "loss"], "frontend": ["models", "frontend"]}
     for folder, chosen in (("models", "model"), ("frontend", "frontend"), ("loss", "trainfunc")):
         if folder not in concerned.get(finding.cause, ["models"]):
@@ -327,6 +334,13 @@ def for_precision(case, finding) -> list[dict]:
 def for_state(case, finding) -> list[dict]:
     """Try the weights of a checkpoint, or the bad tensors restored."""
     fixes = []
+    if finding.detail == "teacher_weight":
+        path = finding.files[0]["path"]
+        text, verdict = f"run the same command again: it loads the teacher anew from {path}", None
+        if case.replay is not None:
+            verdict = case.base.finite
+        outcome = case.refusal or f"with the weights of that file: {case.base}"
+        return [recommendation(text, "restore", {"teacher_checkpoint": path}, verdict, outcome)]
     if finding.detail == "scaler":
         outcome = case.replay.run(scale=1.0) if case.replay else None
         text = "resume from the last checkpoint with a loss scale above 0"

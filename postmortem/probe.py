@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from postmortem.built import BuiltNetwork
 from postmortem.places import call_site
+from training.distillation import modules_of, tensors_of
 
 RECOMPUTED = "CheckpointFunctionBackward"
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
@@ -107,11 +108,11 @@ class Probe(TorchDispatchMode):
         self.find_largest_gain = find_largest_gain
         self.largest_gain_record = None
         self.largest_gain = LEAST_GAIN
-        self.names = {id(m): name for name, m in network.named_modules()}
+        self.names = {id(m): name for name, m in modules_of(network)}
         self.names_by_pointer = {data.untyped_storage().data_ptr(): "data"}
-        tensors = [*network.named_parameters(), *network.named_buffers()]
-        self.names_by_pointer |= {t.untyped_storage().data_ptr(): name for name, t in tensors}
-        self.parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        parameters, buffers = tensors_of(network)
+        self.names_by_pointer |= {_pointer(t): name for name, t in [*parameters, *buffers]}
+        self.parameters = {_pointer(p) for _, p in parameters}
         self.statistics = {b.untyped_storage().data_ptr() for b in network.buffers() if b.is_floating_point()}
         self.records = []
         self.producers = {}  # storage -> the record that made it non-finite
@@ -305,7 +306,7 @@ def is_front_end(record: Record, network: nn.Module) -> bool:
     if isinstance(network, BuiltNetwork):  # what it gets is no waveform
         return False
     path, site = record.site.module.lower(), record.site
-    modules = dict(network.named_modules())
+    modules = dict(modules_of(network))
     kind = type(modules[site.module]).__module__ if site.module in modules else ""
     if kind.startswith("torchaudio") or site.source.startswith(("models/frontend.py", "frontend/")):
         return True

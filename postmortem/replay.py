@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from config import Config
-from errors import first_line
+from errors import UsageError, first_line
 from postmortem.modes import Casts, CudaCasts
 from settings import plugins
 from settings.user_code import changed_since
@@ -20,11 +20,13 @@ from SpeakerNet import SpeakerNet
 from storage.dump import tensor_stats
 from storage.dump_statistics import bad_state, number
 from training.attempt import gradients_of
+from training.distillation import modules_of, teach
 from training.finetuning import FrozenBackbone
 from training.generators import restore_generators
 from training.precision import LossScaler, choose_kernels
 from training.ranks import SingleProcess
 from training.step import Step
+from training.teacher import Teacher, hash_of, read_teacher
 
 KERNELS = ("deterministic", "float32_matmul")  # keys that say what a GPU computes with
 CLOSE = 1e-3  # relative difference of a spike that is replayed on another device
@@ -73,6 +75,7 @@ def changed_sources(dump: dict) -> list[str]:
     hashes, config = dump["source_hashes"], dump["config"]
     chosen = [pair for pair in plugins.CHOSEN_BY.items() if pair[0] != "frontend" or config.get("frontend")]
     needed = [f"{folder}/{config.get(key) or '?'}.py" for folder, key in chosen]
+    needed += [f"models/{dump['teacher']['model']}.py"] if "teacher" in dump else []
     return changed_since(hashes, needed, plugins.ROOT)
 
 
@@ -89,6 +92,23 @@ def absurd_setting(config: dict, state: dict) -> str:
             if isinstance(value, int) and abs(value) > most:
                 return f"{key}: {value}"
     return ""
+
+
+def teacher_of(dump: dict) -> Teacher | None:
+    """The teacher of the run, read again from its files; ReplayError unless they are those of the run."""
+    if "teacher" not in dump:
+        return None
+    try:
+        for path, digest in dump["teacher"]["files"].items():
+            if hash_of(path) != digest:
+                raise ReplayError(f"not replayed: the teacher's file {path} has changed since the run")
+        teacher = read_teacher(Config(**dump["config"]))
+        absurd = absurd_setting(teacher.config.values(), {"model_state_dict": teacher.tensors()})
+    except UsageError as error:
+        raise ReplayError(f"not replayed: the teacher cannot be read: {first_line(error)}") from error
+    if absurd or set(teacher.files) != set(dump["teacher"]["files"]):
+        raise ReplayError(f"not replayed: the teacher's files are not those of the dump {absurd}".rstrip())
+    return teacher
 
 
 class Replay:
@@ -114,6 +134,7 @@ class Replay:
         self.emulated = cuda and self.device.type == "cpu"
         if self.device.type == "cuda":
             choose_kernels(Config(**{key: self.config[key] for key in KERNELS if key in self.config}))
+        self.teacher = teacher_of(dump)
         self.dtype = dump["amp_dtype"]
         # The trainer refused a finite step of finite weights: its update may be the fault, so replay that too.
         self.takes_update = dump["reason"] == "state_nonfinite" and not bad_state(state) and not dump.get("injected")
@@ -144,7 +165,11 @@ class Replay:
 
     def new_network(self, settings: dict | None = None):
         """Build the network of the run, its configuration changed by ``settings``, with fresh weights."""
-        return SpeakerNet({**self.config, **(settings or {})})
+        values = {**self.config, **(settings or {})}
+        network = SpeakerNet(values)
+        if self.teacher is not None and values["teacher_checkpoint"]:
+            teach(network, self.teacher, values)
+        return network
 
     def prepare(self, network):
         """Put a network into the mode of the step."""
@@ -399,7 +424,7 @@ class Replay:
 
 def fp32_islands(network, names):
     """Let the modules of these names compute in fp32 under autocast; returns a function that undoes it."""
-    chosen = [(module, module.forward) for name, module in network.named_modules() if name in names]
+    chosen = [(module, module.forward) for name, module in modules_of(network) if name in names]
 
     def in_fp32(forward):
         def wrapped(self, *inputs, **named):

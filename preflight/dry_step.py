@@ -11,6 +11,7 @@ from tqdm import tqdm
 from DatasetLoader import collate
 from errors import UsageError
 from settings import plugins
+from training.distillation import modules_of
 from training.faults import check_batch, classify
 from training.generators import seed_everything
 from training.step import Step
@@ -44,7 +45,7 @@ class Watch:
         self.peaks, self.types = {}, {}
         self.bad_output = self.bad_gradient = ""
         self._last, self._handles = None, []
-        for name, module in network.named_modules():
+        for name, module in modules_of(network):
             if name:
                 self._handles.append(module.register_forward_hook(self._hook(name)))
 

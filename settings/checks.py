@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config
+from config import KEYS, Config
 from corpus.audio import class_count
 from corpus.list_forms import why_no_list
 from corpus.lists import read_trials
@@ -98,6 +98,8 @@ def check_training(config: Config, passes, refuse, mistakes: Mistakes):
     with mistakes.collected():
         if config.sync_batchnorm and config.compile_model != "off":
             refuse("sync_batchnorm", "a compiled model cannot wait for other processes in it; set compile_model: off")
+    with mistakes.collected():
+        check_teacher(config, passes, refuse)
     sources, listed = train_sources(config), None
     both = []
     for source in sources:
@@ -122,6 +124,28 @@ def check_training(config: Config, passes, refuse, mistakes: Mistakes):
     if config.augment:
         with mistakes.collected():
             check_augmentation(config, refuse)
+
+
+def check_teacher(config: Config, passes, refuse):
+    """Check that the keys of a teacher go together, and that its files are there."""
+    if not config.teacher_checkpoint:
+        for key in ("teacher_model", "teacher_config"):
+            if getattr(config, key):
+                refuse(key, "a teacher needs its weights: set teacher_checkpoint, or leave this key out")
+        return
+    passes("teacher_checkpoint", no_file(config.teacher_checkpoint))
+    passes("teacher_config", no_file(config.teacher_config) if config.teacher_config else "")
+    if not config.freeze_teacher:
+        refuse("freeze_teacher", "false: a teacher that trains along comes to give what its student does; leave it out")
+    if config.teacher_model and plugins.declaration("models", config.teacher_model) is None:
+        refuse("teacher_model", f"no plug-in 'models/{config.teacher_model}.py'")
+    kind = config.distillation_type
+    for key in ("class_parallel", "class_sample_rate") if kind != "cosine" else ():
+        if getattr(config, key) != KEYS[key].default:
+            text = f"{kind} compares all classes, but {key} leaves a process some; cosine compares embeddings alone"
+            refuse("distillation_type", text)
+    if kind == "cosine" and config.distillation_alpha == 1 and config.freeze_epochs:
+        refuse("freeze_epochs", "trains the loss's weights alone, and distillation_alpha 1 leaves them out of the loss")
 
 
 def root_key(config: Config, kind: str, source) -> str:

@@ -176,6 +176,9 @@ OPTIONAL_KEYS = {
     "update_stats": {str: STATISTICS},
     "optimizer_attributes": {str: SCALAR},
     "module_state": {str: {str: anything}},  # plain attributes of modules, as before the step
+    # Of a run with a teacher: its plug-in, the hashes of the files that it was read from, its tensors that are not
+    # finite, and the rows of which its embedding is not.
+    "teacher": Fields({"model": TEXT, "files": {str: TEXT}, "nonfinite": {str: STATISTICS}, "rows": [INT]}),
     # What the same step gave, computed once more, and then on the CPU: whether it was finite, or why it cannot be told.
     "recheck": Fields({"finite": (bool,), "same": (bool,)}, {"cpu_finite": (bool,), "cpu_error": TEXT}),
     # Of a step that is finite and far above those before it: its figures, their medians, the loss of each row alone.

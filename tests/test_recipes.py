@@ -31,6 +31,10 @@ def test_two_steps(path, data, surroundings, tmp_path, tools):
     keys = {"train_list": data / "train_list.txt", "train_path": data / "wav", "test_list": data / "trials.txt"}
     keys |= {"test_path": data / "wav", "musan_path": surroundings, "rir_path": surroundings / "rir"}
     keys |= {"save_path": tmp_path, "batch_size": 3, "max_frames": 48, "nDataLoaderThread": 0, "threads": 1}
+    if "teacher_checkpoint" in yaml.safe_load((ROOT / path).read_text()):
+        teacher = tools.build({"config": ROOT / "configs/small_speech.yaml", **keys, "save_path": tmp_path / "teacher"})
+        teacher.saver.last()
+        keys["teacher_checkpoint"] = teacher.files.model / "last.model"
     trainer = tools.build({"config": ROOT / path, **keys})
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     trainer.network.train()

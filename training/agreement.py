@@ -21,7 +21,7 @@ LOCAL_KEYS = {
     *("config", "train_list", "train_path", "train_pack", "test_list", "test_path", "musan_path", "rir_path"),
     *("save_path", "initial_model", "device", "gpu_id", "distributed", "port", "threads", "nDataLoaderThread"),
     *("prefetch_factor", "persistent_workers", "pin_memory", "loader_timeout", "process_timeout", "nan_max_dumps"),
-    *("nan_max_gb", "augment_cache"),
+    *("nan_max_gb", "augment_cache", "teacher_checkpoint", "teacher_config"),
 }
 
 

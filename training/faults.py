@@ -9,6 +9,7 @@ from errors import plural
 from storage.checkpoint import nonfinite_tensors
 from storage.dump_statistics import SETTINGS, number
 from training.attempt import gradients_of
+from training.distillation import fault_of_teacher
 
 
 @dataclass
@@ -71,6 +72,10 @@ def classify(attempt, network, buffers, scaler) -> Fault:
     bad = nonfinite_before(network, buffers)
     if bad:
         return Fault("state_nonfinite", f"'{bad[0]}' is not finite", module=bad[0], **common)
+    teacher = fault_of_teacher(network)
+    if teacher is not None:
+        what, where, rows = teacher
+        return Fault("loss_nonfinite" if rows else "state_nonfinite", what, rows, module=where, **common)
     if not attempt.loss_finite:
         return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
     if not attempt.buffers_finite and math.isfinite(attempt.norm):

@@ -8,6 +8,7 @@ from settings import plugins
 from settings.injections import parse_injections
 from settings.user_code import imported_user_code, source_hash
 from training.class_parallel import put_together, slices_of
+from training.distillation import distillation_of
 from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault
 
@@ -82,9 +83,12 @@ class Incidents(FaultDumps):
         }
 
     def more(self, record: StepRecord, batch: dict) -> dict:
-        """The configuration, and a batch without its samples if ``nan_dump_audio`` is off."""
-        config = {"config": self.config.values()}
-        return config if self.config.nan_dump_audio else {**config, "data": batch["data"][..., :0].clone()}
+        """The configuration, what there is to tell of a teacher, and no samples if ``nan_dump_audio`` is off."""
+        more: dict = {"config": self.config.values()}
+        taught = distillation_of(record.network)
+        if taught is not None:
+            more["teacher"] = taught.record(self.config.nPerSpeaker)
+        return more if self.config.nan_dump_audio else {**more, "data": batch["data"][..., :0].clone()}
 
     def state_dict(self) -> dict:
         """What a resumed run must know."""

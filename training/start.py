@@ -3,7 +3,7 @@
 import os
 
 from config import KEYS, Config
-from errors import Mistakes
+from errors import Mistakes, UsageError
 from settings import plugins
 from settings.carried import adopted, contradictions, model_settings
 from settings.checks import check_paths
@@ -34,6 +34,8 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
             need("tracker", config.tracker)
     mistakes.refuse()  # before paths and lists, which take time and may be missing because of a misspelt key
     check_paths(config, written)
+    if not config.eval:
+        _settle_teacher(config, written, notes)
     return config, written, notes, print_config
 
 
@@ -78,3 +80,24 @@ def _compare(config: Config, written, theirs, notes: list, mistakes: Mistakes):
             notes.append(f"{line.partition('; ')[0]} (allow_partial)")
         else:
             mistakes.add(f"{line}, or give --allow_partial to train on with {getattr(config, name)}")
+
+
+def _settle_teacher(config: Config, written: dict[str, Setting], notes: list):
+    """Read the teacher, so that its model is known and one that cannot be this run's is a mistake now."""
+    if config.teacher_checkpoint:
+        from training.teacher import read_teacher
+
+        try:
+            config.teacher_model = read_teacher(config).config.model
+        except UsageError as error:
+            raise UsageError("\n".join(_at_its_place(line, written) for line in str(error).splitlines())) from error
+        return
+    for name in ("distillation_type", "distillation_alpha", "distillation_temperature"):
+        if name in written:
+            notes.append(f"{key_text(written[name], name)} is set, but there is no teacher (teacher_checkpoint)")
+
+
+def _at_its_place(line: str, written: dict[str, Setting]) -> str:
+    """A line that begins with a key, with the place where the key is written."""
+    name, colon, text = line.partition(": ")
+    return f"{key_text(written[name], name)}{colon}{text}" if name in written else line

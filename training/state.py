@@ -11,6 +11,7 @@ from settings.user_code import changed_since
 from storage import checkpoint
 from training import equality
 from training.class_parallel import cut, put_together, taken_apart
+from training.distillation import facts_of_teacher
 from training.drift import refuse_drift
 from training.generators import generator_state, restore_generators, seed_everything
 from training.progress import new_best
@@ -20,6 +21,7 @@ from training.restart import is_full, newest_whole, sound_or_offered
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
 OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": "step_size"}
+TEACHER = {"teacher_checkpoint", "teacher_config"}  # keys that choose its files
 
 
 @dataclass
@@ -75,6 +77,7 @@ class RunState:
             "protocol": self.protocol,
             "config": self.config.values(),
             "speakers": self.speakers,
+            **facts_of_teacher(self.step.network),
         }
 
     def resume(self) -> Path | None:
@@ -140,6 +143,8 @@ class RunState:
         sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)
         if sources:
             self.log(f"  source changed since this state was saved: {', '.join(sources)}")
+        if facts_of_teacher(self.step.network).get("teacher") != state.get("teacher") and not {*changed} & TEACHER:
+            self.log("  the files of the teacher have changed since this state was saved")
         self.begin_anew(differences(self.protocol, state, self.files.result))
 
     def begin_anew(self, differing: list[str]):

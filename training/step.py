@@ -10,6 +10,7 @@ from config import Config
 from training import class_parallel, precision
 from training.attempt import Attempt, Figures, as_scalar, attempt_of
 from training.batches import on_device
+from training.distillation import distillation_of
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
@@ -35,6 +36,7 @@ class Step:
         self.parallel = network  # as it is called: with several processes it shares the gradients
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.find_classes()
+        self.taught = distillation_of(network)
         self.amp_dtype = amp_dtype
         self.scaler = precision.LossScaler(amp_dtype is torch.float16)
         self.buffers = precision.BufferSnapshot(network)
@@ -105,6 +107,8 @@ class Step:
         self.network.zero_grad(set_to_none=True)
         for head in self.heads:
             head.notes.clear()
+        if self.taught is not None:
+            self.taught.bad_rows.clear()
         results = []
         for index, batch in enumerate(window):
             shares = index == len(window) - 1 and not alone

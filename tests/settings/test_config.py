@@ -81,7 +81,7 @@ def test_each_alias_is_read_with_one_warning(tmp_path, old, new):
         ("optimizer: admaw", "no plug-in 'optimizer/admaw.py' - did you mean 'adamw'?"),
         ("trainfunc: softmax", "duplicate key 'trainfunc', first given at"),
         ("loss: softmax", "'loss' and 'trainfunc' are the same key"),
-        ("teacher_model: x", "'teacher_model' is not supported"),
+        ("score_save_epoch: 1", "'score_save_epoch' is not supported"),
         ("lr: [", "not valid YAML"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_misspelt_key_is_named_before_the_missing_model():
 
 def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data, tmp_path, capsys):
     keys = {**settings, "lr": "fast", "nClases": 3, "optimizer": "admaw", "channels": "many"}
-    yaml = write({**keys, "loss": "softmax", "distillation_alpha": 1})
+    yaml = write({**keys, "loss": "softmax", "save_every_epoch": True})
     assert main(["--config", yaml, "--n_mels", "0", "stray"]) == 2
     out, lines = capsys.readouterr()
     said = [line.split(": ", 1)[1] if line.startswith(yaml) else line for line in lines.splitlines()]
@@ -126,7 +126,7 @@ def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data,
             "command line: unexpected argument 'stray'",
             "command line: --n_mels: must be at least 1, got 0",
             "'loss' and 'trainfunc' are the same key; give it once",
-            f"'distillation_alpha' is not supported: {REFUSED['distillation_alpha']}",
+            f"'save_every_epoch' is not supported: {REFUSED['save_every_epoch']}",
             "lr: expected a number, got 'fast'",
             "unknown key 'nClases' - did you mean 'nClasses'?",
             "channels: expected a whole number, got 'many'",
