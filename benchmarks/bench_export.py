@@ -53,6 +53,7 @@ def main(argv) -> int:
     import torch
 
     import export
+    from exporting import eight_bits, formats, forms
 
     print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; one utterance at a time,")
     print("median of ms per utterance, and the ratio of PyTorch's time to that of the other (least, largest of pairs)")
@@ -62,11 +63,11 @@ def main(argv) -> int:
         model = build(keys)
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")]
-            export.write_onnx(export.exportable(model, "waveform"), model, "waveform", paths[0])
-            export.quantise_onnx(*paths)
-            exact, coarse = (export.reader(path) for path in paths)
+            formats.write(forms.exportable(model, "waveform"), model, "waveform", paths[0])
+            eight_bits.quantise_onnx(*paths)
+            exact, coarse = (formats.reader(path) for path in paths)
             for seconds in args.seconds:
-                given, expected = export.example(model, "waveform", seconds, 1)
+                given, expected = forms.example(model, "waveform", seconds, 1)
                 calls = (model.embed_batch, exact, coarse)
                 error = export.differences(exact(given), expected)[0]
                 cosine = 1 - export.differences(coarse(given), expected)[1]

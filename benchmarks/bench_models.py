@@ -62,14 +62,9 @@ def count_flops(model) -> float:
 
     A multiply-add is two operations. Norms, activations and the FFT of the features are not counted.
     """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+    from exporting.card import flops
 
-    # The counter does not know the fused attention of the CPU, but its plain form.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(voices(1, SECONDS))
-    return counter.get_total_flops()
+    return flops(model, voices(1, SECONDS))
 
 
 def utterances_per_second(model, rows: int, threads: int) -> float:

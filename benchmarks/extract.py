@@ -100,10 +100,10 @@ def measure(model: str, args, folder: Path, paths: list[str]) -> list[dict]:
     spec = {"model": model, "folder": str(folder), "paths": paths, "workers": args.workers}
     names = args.variants.split(",")
     if any("onnx" in name for name in names):
-        import export
+        from exporting import formats, forms
 
         exported, network = folder / "model.onnx", model_of(spec)
-        export.write_onnx(export.exportable(network, "waveform"), network, "waveform", exported)
+        formats.write(forms.exportable(network, "waveform"), network, "waveform", exported)
         spec["onnx"] = str(exported)
     variants = [Variant(name, spec, __file__) for name in names]
     take_turns(variants, args.rounds, 1, warm=1)

@@ -11,7 +11,8 @@ from config import SAMPLE_RATE, frame_samples
 from utils import PreEmphasis
 
 # Whose chain of features a preset is, and how it differs.
-PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker")
+PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker", "sherpa-onnx")
+KALDI = PRESETS[3:]
 
 
 class Chain(nn.Module):
@@ -24,6 +25,7 @@ class Chain(nn.Module):
     ``speechbrain``       decibels of triangular filters on a 400-point FFT, Hamming, at most 80 dB below the loudest
     ``wespeaker``         Kaldi's fbank (no centring, DC removal, pre-emphasis in each frame) of 16-bit samples, Hamming
     ``3dspeaker``         the same of samples in [-1, 1], Povey's window
+    ``sherpa-onnx``       that up to 400 Hz below half the rate, one frame for each 10 ms, the ends mirrored
 
     ``window_fn`` is the window of the first two chains: voxceleb_trainer's VGGVox has Hann's.
     ``sample_rate`` in Hz: the sizes above are those of 16 kHz. In general 512 is the power of 2 above the window, 400
@@ -58,9 +60,10 @@ class Chain(nn.Module):
             banks, window = _speechbrain_filters(n_mels, bins, sample_rate), torch.hamming_window(width)
         else:
             window = torch.hamming_window(width, periodic=False)
-            if features == "3dspeaker":
+            if features != "wespeaker":
                 window = torch.hann_window(width, periodic=False).pow(0.85)  # Povey's
-            banks = kaldi_mel_filters(n_mels, size=self.size, sample_rate=sample_rate)
+            high = nyquist - 400.0 if features == "sherpa-onnx" else nyquist
+            banks = kaldi_mel_filters(n_mels, 20.0, self.size, sample_rate, high)
         self.register_buffer("banks", banks, persistent=False)
         self.register_buffer("window", window, persistent=False)
 
@@ -84,6 +87,10 @@ class Chain(nn.Module):
     def _mel_power(self, x):
         if self.features == "wespeaker":
             x = x * 32768.0  # Kaldi's samples are 16-bit integers
+        if self.features in KALDI and self.spectrum is None and x.shape[1] < len(self.window):
+            raise ValueError(f"fbank needs at least {len(self.window)} samples, got {x.shape[1]}")
+        if self.features == "sherpa-onnx":
+            x = self._mirrored(x)
         if self.spectrum is not None:
             power = self.spectrum(x)  # (B, bins, frames)
         elif self.features in ("voxceleb_trainer", "taoruijie"):
@@ -96,11 +103,18 @@ class Chain(nn.Module):
             power = self._kaldi(x).transpose(1, 2)
         return (power.transpose(1, 2) @ self.banks).transpose(1, 2)
 
+    def _mirrored(self, x):
+        """A waveform with mirrored ends (B, T'), so that a frame lies around the middle of each 10 ms.
+
+        Kaldi's ``snip_edges`` false: (T + hop / 2) / hop frames, in whole numbers.
+        """
+        width, half = len(self.window), self.hop // 2
+        left = width // 2 - half
+        right = width - half - left
+        return torch.cat([x[:, :left].flip(1), x, x[:, -right:].flip(1)], dim=1)
+
     def _kaldi(self, x):
-        width = len(self.window)
-        if x.shape[1] < width:
-            raise ValueError(f"fbank needs at least {width} samples, got {x.shape[1]}")
-        frames = x.unfold(1, width, self.hop)  # (B, frames, width)
+        frames = x.unfold(1, len(self.window), self.hop)  # (B, frames, width)
         frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
         frames = (frames - 0.97 * previous) * self.window
@@ -111,7 +125,7 @@ class Chain(nn.Module):
 
         Removing a frame's mean, pre-emphasis inside it and the window are linear, so they are part of the filters.
         """
-        kaldi = self.features in ("wespeaker", "3dspeaker")
+        kaldi = self.features in KALDI
         centred = self.features in ("voxceleb_trainer", "taoruijie")
         within = torch.eye(len(self.window), dtype=torch.float64)  # (sample, sample), from a frame to a frame
         if kaldi:
@@ -190,12 +204,15 @@ def htk_mel_filters(
     return torch.minimum(-distance[:, :-2] / width[:-1], distance[:, 2:] / width[1:]).clamp(min=0.0)
 
 
-def kaldi_mel_filters(n_mels: int, low: float = 20.0, size: int = 512, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
-    """Kaldi's filters from ``low`` to half the rate for a Fourier transform of ``size`` points: (size / 2 + 1, n_mels).
+def kaldi_mel_filters(
+    n_mels: int, low: float = 20.0, size: int = 512, sample_rate: int = SAMPLE_RATE, high: float | None = None
+) -> torch.Tensor:
+    """Kaldi's filters from ``low`` to ``high`` Hz (None: half the rate) for a Fourier transform of ``size`` points.
 
-    Mel is 1127 ln(1 + f / 700), and the triangles are linear in mel, not in Hz. The last bin belongs to none.
+    (size / 2 + 1, n_mels). Mel is 1127 ln(1 + f / 700), and the triangles are linear in mel, not in Hz. The last bin
+    belongs to none.
     """
-    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, sample_rate / 2))
+    bottom, top = (1127.0 * math.log(1.0 + f / 700.0) for f in (low, sample_rate / 2 if high is None else high))
     step = (top - bottom) / (n_mels + 1)
     left = bottom + torch.arange(n_mels) * step
     centre, right = bottom + (torch.arange(n_mels) + 1.0) * step, bottom + (torch.arange(n_mels) + 2.0) * step

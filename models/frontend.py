@@ -1,5 +1,7 @@
 """Waveform to normalised features, in fp32 whatever the autocast."""
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -51,17 +53,22 @@ class FrontEnd(Chain):
 
     def forward(self, x):
         learns = self.learns and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learns), torch.autocast(x.device.type, enabled=False):
+        with contextlib.nullcontext() if learns else torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             x = x.float()
             features = self.compute(x) if self.plugin is None else self.plugin(x)
-            if self.norm != "none":
-                features = features - features.mean(dim=2, keepdim=True)
-            if self.norm == "meanvar":
-                # The 1e-5 of instance normalisation: a constant band becomes 0, not 0/0.
-                features = features * (features.square().mean(dim=2, keepdim=True) + 1e-5).rsqrt()
+            features = self.normalize(features)
             if self.training and any(self.spec_augment):
                 features = self._mask(features)
             return features
+
+    def normalize(self, features):
+        """Features (B, n_mels, frames) as ``norm`` says."""
+        if self.norm != "none":
+            features = features - features.mean(dim=2, keepdim=True)
+        if self.norm == "meanvar":
+            # The 1e-5 of instance normalisation: a constant band becomes 0, not 0/0.
+            features = features * (features.square().mean(dim=2, keepdim=True) + 1e-5).rsqrt()
+        return features
 
     def _mask(self, features):
         """SpecAugment (Park et al. 2019): one frequency and one time mask a row, filled with the row's mean."""

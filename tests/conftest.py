@@ -95,3 +95,13 @@ def tools():
     return SimpleNamespace(
         command=command, build=build_trainer, batches=batches_of, snapshot=snapshot, assert_same=assert_same, root=ROOT
     )
+
+
+@pytest.fixture
+def checkpoint(settings, tools, tmp_path):
+    """A checkpoint of a tiny model that carries its configuration."""
+    from storage.files import save_atomically
+
+    path = tmp_path / "model_best.model"
+    save_atomically(tools.build(settings).state.capture(), path)
+    return str(path)

@@ -45,12 +45,16 @@ def mel_spectrogram(x, n_mels, low=0.0, high=8000.0, window="hamming"):
     return torch.from_numpy((np.stack(power) @ htk_filters(n_mels, low, high)).T[None]).float()
 
 
-def kaldi_fbank(x, n_mels, window="hamming"):
-    """Kaldi's log-mel features of samples as they are: (1, T) -> (frames, n_mels)."""
+def kaldi_fbank(x, n_mels, window="hamming", high=8000.0, snip_edges=True):
+    """Kaldi's log-mel features of samples as they are: (1, T) -> (frames, n_mels); without ``snip_edges`` mirrored."""
     phase = np.cos(2 * np.pi * np.arange(400) / 399)
     shape = 0.54 - 0.46 * phase if window == "hamming" else (0.5 - 0.5 * phase) ** 0.85
-    sample, filters, rows = np.asarray(x[0], dtype=float), kaldi_filters(n_mels), []
-    for start in range(0, len(sample) - 399, 160):
+    sample, filters, rows = np.asarray(x[0], dtype=float), kaldi_filters(n_mels, high=high), []
+    starts = range(0, len(sample) - 399, 160)
+    if not snip_edges:  # a frame around the middle of each 160 samples, half of one more counts
+        starts = range(0, (len(sample) + 80) // 160 * 160, 160)
+        sample = np.pad(sample, (120, 400), mode="symmetric")
+    for start in starts:
         frame = sample[start : start + 400] - sample[start : start + 400].mean()
         frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
         rows.append(np.abs(np.fft.rfft(frame * shape, 512)) ** 2 @ filters)

@@ -10,50 +10,18 @@ import pytest
 import soundfile
 import torch
 from reference_features import torchaudio_or_skip
-from samples import SMALL, VALUES
+from samples import Network, speaker_model
 
 import embed
 import export
 from config import Config
+from exporting import formats, forms
 from models.frontend import PRESETS, FrontEnd, with_convolutions
 from settings import plugins
 from settings.command_line import run
 from speaker_model import SpeakerModel
 from storage.embedding_files import read_embeddings
-from storage.files import save_atomically
 from training import precision
-
-
-class Network(torch.nn.Module):
-    """A network with the model alone."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.__S__ = model
-
-    def forward(self, x):
-        return self.__S__(x)
-
-
-def speaker_model(name, **more):
-    """A tiny model with BatchNorm statistics that are no identity."""
-    torch.manual_seed(0)
-    values = {**VALUES, **SMALL.get(name, {}), **more}
-    network = Network(plugins.call(plugins.load("models", name), values))
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return SpeakerModel(network, Config(model=name, **values), torch.device("cpu"), "tiny.model")
-
-
-@pytest.fixture
-def checkpoint(settings, tools, tmp_path):
-    """A checkpoint of a tiny model that carries its configuration."""
-
-    path = tmp_path / "model_best.model"
-    save_atomically(tools.build(settings).state.capture(), path)
-    return str(path)
 
 
 @pytest.mark.parametrize("kind", ["waveform", "features"])
@@ -64,13 +32,11 @@ def test_every_model_exports_at_any_length(name, ending, kind, tmp_path, monkeyp
     model = speaker_model(name)
     if kind == "features" and not hasattr(model.network.__S__, "frontend"):
         with pytest.raises(export.UsageError, match="has no features"):
-            export.exportable(model, kind)
+            forms.exportable(model, kind)
         return
     path = tmp_path / f"x{ending}"
-    (export.write_onnx if ending == ".onnx" else export.write_torchscript)(
-        export.exportable(model, kind), model, kind, path
-    )
-    assert export.check(export.reader(path), model, kind) < 1e-4
+    formats.write(forms.exportable(model, kind), model, kind, path)
+    assert export.check(formats.reader(path), model, kind) < 1e-4
 
 
 @pytest.mark.parametrize("norm", ["none", "mean", "meanvar"])
@@ -106,16 +72,15 @@ def dropped(**options):
 @pytest.mark.parametrize("ending", [".onnx", ".pt"])
 def test_a_plug_in_with_torchaudios_mel_spectrogram_is_exported(ending, tmp_path):
     model = dropped()
-    write = export.write_onnx if ending == ".onnx" else export.write_torchscript
-    write(export.exportable(model, "waveform"), model, "waveform", tmp_path / f"x{ending}")
-    assert export.check(export.reader(tmp_path / f"x{ending}"), model, "waveform") < 1e-4
+    formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / f"x{ending}")
+    assert export.check(formats.reader(tmp_path / f"x{ending}"), model, "waveform") < 1e-4
 
 
 def test_what_onnx_cannot_hold_is_one_line_that_says_what_can(tmp_path, capfd):
     model = dropped(power=None)
     model.network.__S__.torchfb.forward = lambda x: torch.fft.fft(x).abs()[:, None, :].expand(-1, 24, -1)
     with pytest.raises(export.UsageError) as refused:
-        export.write_onnx(export.exportable(model, "waveform"), model, "waveform", tmp_path / "x.onnx")
+        formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.onnx")
     assert str(refused.value).startswith("models/XVector.py: ONNX cannot hold it: ")
     assert "TorchScript can: --out x.pt" in str(refused.value) and "\n" not in str(refused.value)
     assert "graph(" not in "".join(capfd.readouterr())
@@ -127,7 +92,7 @@ def test_command_line(checkpoint, tmp_path, capsys, data):
     trials = ["--test_list", str(data / "trials.txt"), "--test_path", str(data / "wav")]
     assert run(export.main, [*words, "--int8", *trials]) == 0
     said = capsys.readouterr().out
-    assert said.count("largest difference") == 8 and "waveform -> embedding of 12" in said
+    assert said.count("largest difference") == 8 and "waveform (batch, samples) -> embedding of 12" in said
     assert "fp32: EER" in said and "int8: EER" in said
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
@@ -160,7 +125,7 @@ def test_what_differs_is_not_written(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "x.bin"], "must end in .onnx or .pt"),
+        (["--out", "x.bin"], "must end in .onnx, .pt"),
         (["--out", "/no/such/x.onnx"], "no such folder"),
         (["--out", "x.pt", "--int8"], "--int8: quantises ONNX models"),
         (["--out", "x.onnx", "--test_list", "t"], "--test_list: goes with"),

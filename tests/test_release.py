@@ -11,8 +11,8 @@ from config import KEYS
 # docs/add_a_model.md has the reader write this file and set its key; tests/settings/test_drop_in.py does so.
 EXAMPLE_FILE, EXAMPLE_FLAG = "models/SmallTDNN.py", "width"
 FOLDERS = (
-    "benchmarks|configs|corpus|docs|loss|models|optimizer|postmortem|preflight|preparation|scheduler|scoring|settings|storage|tests"
-    "|training|web"
+    "benchmarks|configs|corpus|docs|exporting|loss|models|optimizer|postmortem|preflight|preparation|scheduler|scoring"
+    "|settings|storage|tests|training|web"
 )
 
 

@@ -70,9 +70,10 @@ def test_mel_filters_are_their_formula(n_mels, low, high):
 
 def test_fbank_is_kaldis():
     x = noise(2)
-    for features, window, scale in (("wespeaker", "hamming", 32768), ("3dspeaker", "povey", 1)):
+    sherpa = "povey", 7600.0, False
+    for features, scale, how in (("wespeaker", 32768, ()), ("3dspeaker", 1, ("povey",)), ("sherpa-onnx", 1, sherpa)):
         for row, ours in zip(x, FrontEnd(features, 80, "mean")(x)):
-            kaldi = kaldi_fbank(row[None] * scale, 80, window)
+            kaldi = kaldi_fbank(row[None] * scale, 80, *how)
             assert torch.allclose(ours.T, kaldi - kaldi.mean(dim=0), atol=2e-3)
 
 
@@ -90,8 +91,10 @@ def test_features_at_any_rate_are_torchaudios(rate):
     for features, low, high in (("voxceleb_trainer", 0.0, rate / 2), ("taoruijie", 20.0, 0.475 * rate)):
         mel = torchaudio.transforms.MelSpectrogram(rate, f_min=low, f_max=high, **how)
         assert relative(FrontEnd(features, 24, sample_rate=rate)._mel_power(x), mel(x)) <= 1e-4
-    for features, window, scale in (("wespeaker", "hamming", 32768), ("3dspeaker", "povey", 1)):
-        how = {"num_mel_bins": 24, "dither": 0.0, "window_type": window, "sample_frequency": float(rate)}
+    sherpa = {"window_type": "povey", "high_freq": -400.0, "snip_edges": False}
+    kaldis = (("wespeaker", 32768, {"window_type": "hamming"}), ("3dspeaker", 1, {"window_type": "povey"}))
+    for features, scale, more in (*kaldis, ("sherpa-onnx", 1, sherpa)):
+        how = {"num_mel_bins": 24, "dither": 0.0, "sample_frequency": float(rate), **more}
         fbank = torchaudio.compliance.kaldi.fbank(x * scale, **how)
         assert torch.allclose(FrontEnd(features, 24, "none", sample_rate=rate)(x)[0].T, fbank, atol=2e-3)
     assert FrontEnd("speechbrain", 24, sample_rate=rate)(x).shape == (1, 24, x.shape[1] // hop + 1)

@@ -1,0 +1,80 @@
+"""export.py --out x.pt2: any batch and length in a new process, the least length, what cannot be held."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from samples import Network
+
+import export
+from config import Config
+from exporting import formats, forms
+from settings.command_line import run
+from speaker_model import SpeakerModel, load_model
+from storage.files import save_atomically
+
+
+def test_command_line(settings, tools, data, tmp_path, capsys):
+    path, out = tmp_path / "x.model", tmp_path / "x.pt2"
+    keys = {"model": "XVector", "channels": 16, "stats_channels": 24}
+    keys = {name: value for name, value in {**settings, **keys}.items() if name != "aggregate"}
+    save_atomically(tools.build(keys).state.capture(), path)
+    assert run(export.main, ["--initial_model", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("largest difference") == 8
+    extra = {"metadata.json": ""}
+    program = torch.export.load(out, extra_files=extra)
+    facts = json.loads(extra["metadata.json"])
+    assert (facts["input"], facts["dimension"], facts["seconds"]) == ("waveform", "12", 0.5)
+    file = sorted((data / "wav").rglob("*.flac"))[0]
+    x = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+    found = program.module()(x[None])[0].detach().numpy()
+    assert np.allclose(found, load_model(path).embed_file(file), atol=1e-4)
+
+
+class Mine(torch.nn.Module):
+    """As files of voxceleb_trainer compute their features: without gradient, outside of autocast."""
+
+    def __init__(self, window=400, hop=160):
+        super().__init__()
+        self.conv, self.linear = torch.nn.Conv1d(1, 8, window, hop), torch.nn.Linear(8, 12)
+
+    def forward(self, x):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            x = (self.conv(x[:, None]).square() + 1e-6).log()
+        return self.linear(x.mean(dim=2))
+
+
+def mine(module):
+    """A module as a model; it goes by the name of a plug-in on disk, whose keys its identity takes."""
+    torch.manual_seed(0)
+    return SpeakerModel(Network(module), Config(model="XVector", nOut=12), torch.device("cpu"), "tiny.model")
+
+
+def test_a_model_with_a_block_without_gradient(tmp_path):
+    model = mine(Mine())
+    assert formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2") == 0.5
+    assert export.check(formats.reader(tmp_path / "x.pt2"), model, "waveform") < 1e-4
+    with torch.no_grad():
+        assert not torch.is_grad_enabled()  # which the export leaves as it was
+    assert torch.is_grad_enabled()
+
+
+def test_a_model_that_needs_a_second_says_so(tmp_path, capsys):
+    model = mine(Mine(5000, 5000))  # of half a second it makes one frame
+    least = formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2")
+    assert least == 1.0
+    assert export.check(formats.reader(tmp_path / "x.pt2"), model, "waveform", least) < 1e-4
+    assert capsys.readouterr().out.startswith("takes 1 s and longer")
+
+
+def test_what_torch_export_cannot_hold_is_one_line_that_says_what_can(tmp_path):
+    odd = torch.nn.Module()
+    odd.forward = lambda x: x[:, :12] if x.max() < 1e9 else x[:, 12:24]  # which the values choose
+    model = mine(odd)
+    with pytest.raises(export.UsageError) as refused:
+        formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2")
+    text = str(refused.value)
+    assert text.startswith("models/XVector.py: torch.export cannot hold it: ") and "\n" not in text
+    assert text.endswith("TorchScript can: --out x.pt")
