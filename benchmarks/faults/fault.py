@@ -24,6 +24,7 @@ class Place:
     parameters: tuple = ()
     keys: tuple = ()
     rank: int | None = None
+    named_rank: bool = False  # the rank in the dump's name: of the process that was dealt the file
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def right_place(place, report: dict, workspace, lines) -> bool:
         checks.append(bool({where.get("parameter"), report.get("detail")} & set(place.keys)))
     if place.rank is not None:
         checks.append(where.get("rank") == place.rank)
+    if place.named_rank:
+        named_rank = re.search(r"_rank(\d+)[.]pt$", str(report.get("file")))
+        checks.append(named_rank is not None and where.get("rank") == int(named_rank[1]))
     return bool(checks) and all(checks)
 
 

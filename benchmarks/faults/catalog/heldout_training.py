@@ -345,7 +345,7 @@ FAULTS = (
     ),
     Fault(
         id="H53",
-        title="RMS norm of a drop-out, on rank 1",
+        title="RMS norm of a drop-out, on one of two ranks",
         settings={"model": "unseen", **RANKS, "nan_patience": 1000},
         plugins={"models/unseen.py": RMS_NORM},
         prepare=spoil(FIRST, gap),
@@ -354,7 +354,7 @@ FAULTS = (
             Truth(
                 FORWARD,
                 ("model_forward", "distributed", "input", "frontend"),
-                (Place(code=True, rank=1), Place(files=(WAV,), rank=1)),
+                (Place(code=True, named_rank=True), Place(files=(WAV,), named_rank=True)),
                 (CODE, exclude(WAV)),
             ),
         ),

@@ -303,7 +303,7 @@ FAULTS = (
     ),
     Fault(
         id="F55",
-        title="NaN file on rank 1",
+        title="NaN file on one of two ranks",
         settings={**RANKS, "max_epoch": 1},
         prepare=spoil(FIRST, at(SAMPLE, float("nan"))),
         processes=2,
@@ -311,7 +311,7 @@ FAULTS = (
             Truth(
                 ("batch_nonfinite",),
                 ("input", "distributed"),
-                (Place(files=(WAV,), sample=SAMPLE, rank=1),),
+                (Place(files=(WAV,), sample=SAMPLE, named_rank=True),),
                 (exclude(WAV),),
             ),
         ),

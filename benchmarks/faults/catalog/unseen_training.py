@@ -94,7 +94,7 @@ FAULTS = (
             Truth(
                 FORWARD,
                 ("model_forward", "distributed", "input", "frontend"),
-                (Place(code=True, rank=1), Place(files=(WAV,), rank=1)),
+                (Place(code=True, named_rank=True), Place(files=(WAV,), named_rank=True)),
                 (CODE, exclude(WAV)),
             ),
         ),
