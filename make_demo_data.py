@@ -2,6 +2,7 @@
 
 python make_demo_data.py --out data/demo                          # what `make demo` uses: about 40 MB
 python make_demo_data.py --out /tmp/tiny --speakers 8 --trial_speakers 4 --utterances 6 --seconds 1.5
+python make_demo_data.py --out data/demo_8k --sample_rate 8000   # the same voices as a telephone system records them
 
 Source-filter voices (Fant 1960). A speaker is a pitch, a vocal-tract length with formant offsets of its own, glottal
 tilt, jitter, shimmer and breathiness. An utterance is a random sequence of phones with coarticulation. A session is a
@@ -18,8 +19,9 @@ import scipy
 import soundfile
 from tqdm import tqdm
 
-from config import SAMPLE_RATE
-from errors import write_any_text
+from config import KEYS, SAMPLE_RATE
+from corpus.audio import resample
+from errors import UsageError, write_any_text
 from settings.command_line import Parser, run
 
 HOP, FFT = 128, 512
@@ -168,8 +170,8 @@ def record(x, session, rng) -> np.ndarray:
     return (x * rng.uniform(0.2, 0.8) / np.abs(x).max()).astype(np.float32)
 
 
-def make_speaker(name: str, out: Path, utterances: int, seconds: float, seed: list[int]) -> list[str]:
-    """Write a speaker's files in SESSIONS sessions; returns their paths below ``out``/wav."""
+def make_speaker(name: str, out: Path, utterances: int, seconds: float, seed: list[int], rate: int) -> list[str]:
+    """Write a speaker's files at ``rate`` Hz in SESSIONS sessions; returns their paths below ``out``/wav."""
     rng = np.random.default_rng(seed)
     speaker, paths = draw_speaker(rng), []
     sessions = [draw_session(rng) for _ in range(SESSIONS)]
@@ -178,9 +180,8 @@ def make_speaker(name: str, out: Path, utterances: int, seconds: float, seed: li
         path = f"{name}/session{session}/{number:05d}.flac"
         (out / "wav" / path).parent.mkdir(parents=True, exist_ok=True)
         length = seconds * rng.uniform(0.85, 1.15)
-        soundfile.write(
-            out / "wav" / path, record(synthesize(speaker, length, rng), sessions[session], rng), SAMPLE_RATE
-        )
+        x = record(synthesize(speaker, length, rng), sessions[session], rng)
+        soundfile.write(out / "wav" / path, resample(x, SAMPLE_RATE, sample_rate=rate), rate)
         paths.append(path)
     return paths
 
@@ -215,8 +216,14 @@ def main(argv) -> int:
         help="mean seconds of a training utterance; trials last 1.6 times that (default 2.0)",
     )
     parser.add_argument("--nontargets", type=int, default=3000, help="nontarget trials (default 3000)")
+    rates = f"of the files; above {SAMPLE_RATE} they hold nothing above {SAMPLE_RATE // 2000} kHz"
+    parser.add_argument("--sample_rate", type=int, default=SAMPLE_RATE, help=f"Hz {rates} (default {SAMPLE_RATE})")
     parser.add_argument("--seed", type=int, default=1, help="seed (default 1)")
     args = parser.parse_args(argv)
+    known = KEYS["sample_rate"]
+    if not known.low <= args.sample_rate <= known.high or args.sample_rate % known.multiple:
+        text = f"expected a multiple of {known.multiple} from {known.low} to {known.high} Hz"
+        raise UsageError(f"--sample_rate: {text}, got {args.sample_rate}")
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     out, stamp = Path(args.out), f"{vars(args) | {'out': None, 'version': version}}\n"
     if (out / "made_with.txt").is_file() and (out / "made_with.txt").read_text() == stamp:
@@ -227,7 +234,7 @@ def main(argv) -> int:
         is_train = number < args.speakers
         name = f"train{number:03d}" if is_train else f"trial{number - args.speakers:03d}"
         count, seconds = (args.utterances, args.seconds) if is_train else (args.trial_utterances, 1.6 * args.seconds)
-        paths = make_speaker(name, out, count, seconds, [args.seed, number])
+        paths = make_speaker(name, out, count, seconds, [args.seed, number], args.sample_rate)
         if is_train:
             train += [f"{name} {path}" for path in paths]
         else:

@@ -170,6 +170,8 @@ class Augmented:
 
     def catch_up(self) -> np.ndarray:
         """Do here after all what waits; returns x, with the bits that it has if nothing ever waits."""
+        if not self.waiting:
+            return self.x
         waiting, self.waiting = self.waiting, []
         with np.errstate(over="ignore", invalid="ignore"):
             for number, (plugin, draws) in enumerate(waiting):
@@ -183,6 +185,8 @@ class Augmented:
 
         The largest sample of the row will be at most so many times that of x.
         """
+        if not self.waiting:
+            return [], 1.0
         stages, growth, number = [], 1.0, len(self.draws) - sum(len(draws) for _, draws in self.waiting)
         for plugin, draws in self.waiting:
             stage = []

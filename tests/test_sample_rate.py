@@ -15,7 +15,9 @@ from trainers import command
 import embed
 import enroll
 import export
+import make_demo_data
 import prepare_data
+import serve
 import verify
 from corpus.audio import read_crop, samples_of
 from corpus.augmentation import AugmentWAV, apply_draws
@@ -210,3 +212,31 @@ def test_prepared_data_is_trained_on_at_the_rate_that_was_given(trained, tmp_pat
         assert run(prepare_data.main, [*words, *more]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_the_page_hears_recordings_of_any_rate_at_that_of_the_model(trained, tmp_path):
+    pytest.importorskip("fastapi")
+    model, heard = load_model(trained.model), []
+    service = serve.VerificationService(SimpleNamespace(model=model), str(tmp_path / "s.npz"))
+    soundfile.write(tmp_path / "narrow.wav", at_8_khz(trained.file), RATE, subtype="FLOAT")
+    for path in (trained.file, tmp_path / "narrow.wav"):
+        with open(path, "rb") as file:
+            utterance, drawn = service.embed_upload(SimpleNamespace(file=file, filename=path.name))
+        assert drawn["rate"] == RATE and drawn["frames"] and drawn["bands"] == 80
+        heard.append(utterance.embedding)
+    assert np.allclose(heard[0], heard[1], atol=1e-4)
+    assert np.allclose(heard[1], model.embed(at_8_khz(trained.file)), atol=1e-5)
+
+
+def test_demo_voices_are_the_same_people_at_any_rate(tmp_path, capsys):
+    size = ["--speakers", "1", "--trial_speakers", "2", "--utterances", "1", "--trial_utterances", "2", "--seconds=1"]
+    for rate in (RATE, 16000):
+        assert run(make_demo_data.main, ["--out", str(tmp_path / str(rate)), *size, "--sample_rate", str(rate)]) == 0
+    files = sorted(path.relative_to(tmp_path / "8000") for path in (tmp_path / "8000").rglob("*.flac"))
+    assert len(files) == 5
+    for file in files:
+        narrow, rate = soundfile.read(tmp_path / "8000" / file, dtype="float32")
+        assert rate == RATE and np.allclose(narrow, at_8_khz(tmp_path / "16000" / file), atol=1e-3)
+    capsys.readouterr()
+    assert run(make_demo_data.main, ["--out", str(tmp_path / "x"), "--sample_rate", "7990"]) == 2
+    assert capsys.readouterr().err == "--sample_rate: expected a multiple of 25 from 8000 to 48000 Hz, got 7990\n"
