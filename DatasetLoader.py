@@ -124,7 +124,7 @@ class TrainDataset(Dataset):
         Those that cannot be used are added to ``events`` and ``replaced``.
         """
         for utterance in candidates:
-            path, line = self.list.file(utterance), int(self.list.lines[utterance])
+            path, line = self.list.file(utterance), self.list.lines[utterance]
             kind, reason = "nonfinite", NONFINITE
             try:
                 position, opened = rng.random(), self.list.opened(utterance, path)

@@ -5,6 +5,8 @@ import hashlib
 import io
 import os
 
+import numpy as np
+
 from errors import UsageError, plural
 
 # How lists are read: UTF-8, with or without a byte-order mark. Bytes that are not UTF-8 stand for themselves, as in the
@@ -82,6 +84,40 @@ def stamp_of(path) -> tuple:
     """What changes if a file does: where it is, its number, size and time."""
     status = os.stat(path)
     return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class LineNumbers:
+    """The numbers (N,) of lines that were used of a list, or of several; runs of neighbours take no room."""
+
+    def __init__(self):
+        self.firsts, self.begins, self.count = np.empty(0, np.int32), np.empty(0, np.int32), 0
+
+    def add(self, numbers: np.ndarray):
+        """Add the numbers (n,) of further lines."""
+        new = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 2) != 1)
+        goes_on = self.count and len(numbers) and self[self.count - 1] + 1 == numbers[0]
+        new = new[1:] if goes_on else new
+        self.firsts = np.append(self.firsts, numbers[new].astype(np.int32))
+        self.begins = np.append(self.begins, (self.count + new).astype(np.int32))
+        self.count += len(numbers)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        run = int(np.searchsorted(self.begins, index, side="right")) - 1
+        return int(self.firsts[run]) + int(index) - int(self.begins[run])
+
+    def places_of(self, number: int) -> list[int]:
+        """All places at which a number stands."""
+        lengths = np.diff(self.begins, append=self.count)
+        runs = np.flatnonzero((self.firsts <= number) & (number < self.firsts + lengths))
+        return (self.begins[runs] + number - self.firsts[runs]).tolist()
+
+    def tolist(self) -> list[int]:
+        """All numbers."""
+        lengths = np.diff(self.begins, append=self.count)
+        return (np.repeat(self.firsts - self.begins, lengths) + np.arange(self.count)).tolist()
 
 
 _hashes: dict[tuple, str] = {}  # of lists as they were read

@@ -111,11 +111,11 @@ class SpeakerBatchSampler:
         rng = np.random.default_rng([self.seed, epoch])
         first = dealt[0][0] if dealt else self.batches
         unit, number = self._rows(self._shares_of(first), rng)
-        speakers = self.units.speakers[unit]
-        batches = _deal(speakers, first, rng)
+        batches = _deal(self.units.speakers[unit], first, rng)
         utterances, copies = self._utterances(unit, number, rng)
         left_out = 0
         for turn, (_, done) in enumerate(dealt):
+            speakers = self.units.speakers[unit]
             left = np.sort(batches[:, done:], axis=None)
             left = left[left >= 0]
             size = dealt[turn + 1][0] if turn + 1 < len(dealt) else self._count_left(speakers[left])
@@ -156,8 +156,10 @@ class SpeakerBatchSampler:
         edges = np.minimum(np.floor(edges + shift), rows)
         edges[-1] = rows
         counts = np.diff(edges, prepend=0.0).astype(np.int64)
-        starts = np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
-        return np.repeat(order.astype(np.int32), counts), np.arange(rows, dtype=np.int32) - starts
+        number = np.arange(rows, dtype=np.int32)
+        number -= np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
+        number = number.astype(np.min_scalar_type(int(counts.max(initial=0))))
+        return np.repeat(order.astype(np.int32), counts), number
 
     def _utterances(self, unit, number, rng) -> tuple[np.ndarray, np.ndarray]:
         """Utterances and copies (rows, per_row) of each row: a unit's utterances in random order, round and round."""
@@ -171,10 +173,11 @@ class SpeakerBatchSampler:
             shuffled[begin:end] = units.order[begin + np.argsort(keys, kind="stable")]  # stable: so on every machine
         used = np.minimum(units.counts, self.most)
         utterances = np.empty((len(unit), self.per_row), np.int32)
-        copies = np.empty_like(utterances)
+        most = int(number.max(initial=0) + 1) * self.per_row
+        copies = np.empty(utterances.shape, np.min_scalar_type(most))
         for begin in range(0, len(unit), BLOCK):
             part = slice(begin, begin + BLOCK)
-            slot = number[part, None] * self.per_row + np.arange(self.per_row)
+            slot = number[part, None].astype(np.int64) * self.per_row + np.arange(self.per_row)
             copies[part], place = np.divmod(slot, used[unit[part], None])
             utterances[part] = shuffled[units.starts[unit[part], None] + place]
         return utterances, copies

@@ -11,7 +11,7 @@ SLAB = 1 << 16  # texts decoded at once
 
 
 class Texts(Sequence):
-    """A sequence of texts, kept as one array of UTF-8 bytes and the offsets (N + 1,) int64 at which they begin.
+    """A sequence of texts, kept as one array of UTF-8 bytes and the offsets (N + 1,) at which they begin.
 
     A Python list of as many would take four times the memory, and every loader process would copy it page by page.
     """
@@ -66,11 +66,12 @@ class TextsBuilder:
         self.content += content
         self.lengths += np.ascontiguousarray(lengths, np.int32).tobytes()
 
-    def done(self) -> Texts:
-        """All texts that were added."""
+    def done(self, small: bool = False) -> Texts:
+        """All texts that were added; ``small``: with offsets in half of the room, uint32, where they fit."""
         lengths = np.frombuffer(self.lengths, np.int32)
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        kind = np.uint32 if small and len(self.content) < 1 << 32 else np.int64
+        offsets = np.zeros(len(lengths) + 1, kind)
+        np.cumsum(lengths, dtype=kind, out=offsets[1:])
         self.lengths = bytearray()
         return Texts(np.frombuffer(self.content, np.uint8), offsets)
 

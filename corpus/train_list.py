@@ -14,7 +14,7 @@ import numpy as np
 from config import Config
 from corpus.folders import is_audio
 from corpus.list_forms import chunks_of, files_of
-from corpus.list_lines import stamp_of, unreadable
+from corpus.list_lines import LineNumbers, stamp_of, unreadable
 from corpus.pack import Pack, PackedRecording
 from corpus.sources import TrainSource, train_sources
 from corpus.tars import ENDING
@@ -27,7 +27,7 @@ class TrainList:
     """The utterances of a run.
 
     ``speakers`` sorted names; of each utterance (N,) its ``labels`` int32, a number into them, its ``paths`` as a list
-    gives it, its ``lines`` int32 and ``parts`` uint8, the number of its list in ``sources`` (None if there is one).
+    gives it, its ``lines`` and ``parts`` uint8, the number of its list in ``sources`` (None if there is one).
     ``hash``: SHA-256 of the list, or of all that there is to several.
     """
 
@@ -35,7 +35,7 @@ class TrainList:
     speakers: Texts
     labels: np.ndarray
     paths: Texts
-    lines: np.ndarray
+    lines: LineNumbers
     parts: np.ndarray | None
     hash: str
     packs: list[Pack | None] = field(default_factory=list)  # of each list, if a run reads from packs
@@ -99,7 +99,7 @@ class TrainList:
 
     def place_of(self, file: str, line: int) -> str:
         """'list:line' of a file, as ``file`` gave it, in that line of one of the lists."""
-        for utterance in np.flatnonzero(self.lines == line) if self.parts is not None else ():
+        for utterance in self.lines.places_of(line) if self.parts is not None else ():
             if self.file(utterance) == file:
                 return self.place(utterance)
         return f"{self._list_of(0, file)}:{line}"
@@ -152,7 +152,7 @@ def read_train_list(path):
 
 def _read(sources: tuple[TrainSource, ...]) -> TrainList:
     number: collections.defaultdict = collections.defaultdict(itertools.count().__next__)
-    paths, labels, lines, counts, hashes = TextsBuilder(), bytearray(), bytearray(), [], []
+    paths, labels, lines, counts, hashes = TextsBuilder(), bytearray(), LineNumbers(), [], []
     for source in sources:
         before, chunks = len(lines), chunks_of(source.path)
         swapped, first = True, None
@@ -169,14 +169,14 @@ def _read(sources: tuple[TrainSource, ...]) -> TrainList:
                 names = [source.prefix + name for name in names]
             labels += np.fromiter(map(number.__getitem__, names), np.int32, len(names)).tobytes()
             paths.add_joined(*recordings)
-            lines += numbers.tobytes()
+            lines.add(np.asarray(numbers))
         if first is None:
             raise UsageError(f"{source.path}: the train list is empty")
         if swapped:
             line, speaker, path = first
             right = f"write 'speaker path', as '{path} {speaker}'"
             raise UsageError(f"{source.path}:{line}: the columns are swapped, {right}")
-        counts.append((len(lines) - before) // 4)
+        counts.append(len(lines) - before)
     speakers = sorted(number)
     rank = np.empty(len(number), np.int32)
     rank[np.fromiter(map(number.__getitem__, speakers), np.int64, len(speakers))] = np.arange(len(number))
@@ -187,8 +187,8 @@ def _read(sources: tuple[TrainSource, ...]) -> TrainList:
     del speakers, rank
     parts = np.repeat(np.arange(len(sources), dtype=np.uint8), counts) if len(sources) > 1 else None
     return TrainList(
-        *(sources, names, of_utterance, paths.done()),
-        *(np.frombuffer(lines, np.int32), parts, _hash(sources, hashes)),
+        *(sources, names, of_utterance, paths.done(small=True)),
+        *(lines, parts, _hash(sources, hashes)),
     )
 
 

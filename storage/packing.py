@@ -260,7 +260,7 @@ def finish(listed: TrainList, keys, parts: Parts, new: int) -> dict:
     index = parts.entries["entry"][rows]
     told = {row: parts.told[key] for row, key in enumerate(keys.tolist()) if key in parts.told}
     texts = json.dumps(told).encode()
-    arrays = {INDEX: index, KEYS: keys, PATHS: listed.paths.content, OFFSETS: listed.paths.offsets}
+    arrays = {INDEX: index, KEYS: keys, PATHS: listed.paths.content, OFFSETS: listed.paths.offsets.astype(np.int64)}
     (out / HEADER).unlink(missing_ok=True)  # killed in between, it is no pack rather than one of two lists
     for name, array in arrays.items():
         with replacing(out / name) as temporary, open(temporary, "wb") as file:

@@ -39,7 +39,12 @@ def test_a_list_read_in_pieces_is_that_of_a_reader_of_lines(tmp_path, monkeypatc
     names = sorted({columns[0] for _, columns in rows})
     assert list(found.speakers) == names and list(found.paths) == [columns[1] for _, columns in rows]
     assert [found.speakers[label] for label in found.labels] == [columns[0] for _, columns in rows]
-    assert found.lines.tolist() == [number for number, _ in rows] and found.hash == list_hash(path)
+    numbers = [number for number, _ in rows]
+    assert found.lines.tolist() == [found.lines[i] for i in range(len(rows))] == numbers
+    assert [found.lines.places_of(number) for number in range(1, 50)] == [
+        [numbers.index(number)] if number in numbers else [] for number in range(1, 50)
+    ]
+    assert found.hash == list_hash(path)
     path.write_text("\n".join([*lines[:3], "s a b", *lines[3:]]))
     with pytest.raises(UsageError, match=r"list:4: expected 'speaker path', got 3 columns"):
         read(path)
