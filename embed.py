@@ -3,18 +3,22 @@
 python embed.py --initial_model exps/demo/model/model_best.model --wav A.wav --out A.npy
 python embed.py --initial_model exps/demo/model/model_best.model --dir data/demo/wav --out demo.npz
 python embed.py --initial_model avg_model.pt --config configs/interop/wespeaker_resnet34.yaml --scp wav.scp --out x.ark
+python embed.py --initial_model exps/demo/model/model_best.model --wav long.wav --window 3 --step 1 --out long.npz
 """
 
 import functools
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from corpus.folders import find_recordings
 from corpus.lists import numbered_lines, wrong_columns
-from errors import UsageError
+from corpus.sliding import grid_fault
+from errors import UsageError, plural
 from settings.command_line import Parser, existing_file, run
 from speaker_model import add_model_arguments, load_model, model_from
-from storage.embedding_files import check_ending, write_embeddings
+from storage.embedding_files import check_ending, window_name, write_embeddings
 
 __all__ = ["load_model", "main"]
 LONGEST_NAME = 1000  # letters: every name takes the room of the longest one in an .npz file
@@ -38,13 +42,22 @@ def main(argv) -> int:
         "--batch_size", type=int, default=32, help="files of equal length embedded together (default 32)"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read audio (default 0: the main one)")
+    parser.add_argument(
+        "--window", type=float, metavar="SECONDS", help="embed windows of this, each for itself: NAME#START-END"
+    )
+    parser.add_argument(
+        "--step", type=float, metavar="SECONDS", help="from a window to the next (default: --window, side by side)"
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         raise UsageError("embed.py: --batch_size must be at least 1, --workers at least 0")
+    check_grid(args)
     names, paths = recordings(args)
     check_ending(args.out, len(paths))
     if not Path(args.out).resolve().parent.is_dir():
         raise UsageError(f"--out: no such folder: '{Path(args.out).parent}'")
+    if args.window is not None:
+        return embed_in_windows(args, names, paths)
     if len(paths) == 1:
         model = model_from(args)
         write_embeddings(args.out, names, model.embed_file(paths[0])[None], model.identity)
@@ -68,6 +81,51 @@ def embed_many(args, names, paths) -> int:
     left = f", {len(problems)} left out" if problems else ""
     print(f"{args.out}: {len(kept)} embeddings of dimension {model.dimension}{left}")
     return 1 if problems else 0
+
+
+def check_grid(args):
+    """UsageError unless --window and --step go together; --step becomes --window where it is not given."""
+    if args.window is None:
+        if args.step is not None:
+            raise UsageError("--step: is from a window to the next; give --window too")
+        return
+    args.step = args.window if args.step is None else args.step
+    fault = grid_fault(args.window, args.step)
+    if fault:
+        raise UsageError(f"--{fault}")
+    if args.out.endswith(".npy"):
+        raise UsageError("--out: a .npy file holds one embedding; those of windows are written as .npz or .ark")
+    if args.workers:
+        raise UsageError("--workers: reads whole recordings; leave it out with --window")
+
+
+def embed_in_windows(args, names, paths) -> int:
+    """Embed every window of each recording and write; what gave nothing is said and left out."""
+    model = model_from(args)
+    kept, rows, lost, silent = [], [], 0, 0
+    for name, path in zip(names, paths):
+        try:
+            times, x, reasons = model.embed_windows(path, args.window, args.step, args.batch_size)
+        except UsageError as error:
+            print(error, file=sys.stderr)
+            lost += 1
+            continue
+        sound = [row for row in range(len(times)) if row not in reasons]
+        if reasons:
+            first = min(reasons)
+            left = f"{len(reasons)} of {plural(len(times), 'window')} left out, the first at {times[first][0]:.2f} s"
+            print(f"{path}: {left}: {reasons[first]}", file=sys.stderr)
+        silent, lost = silent + len(reasons), lost + (not sound)
+        kept += [window_name(name, *times[row]) for row in sound]
+        rows.append(x[sound])
+    if not kept:
+        raise UsageError(
+            f"embed.py: no window of {plural(len(paths), 'recording')} could be embedded; nothing is written"
+        )
+    write_embeddings(args.out, kept, np.concatenate(rows), model.identity)
+    left = f", {plural(silent, 'window')} left out" if silent else ""
+    print(f"{args.out}: {plural(len(kept), 'embedding')} of dimension {model.dimension}{left}")
+    return 1 if lost else 0
 
 
 def recordings(args) -> tuple[list[str], list[str]]:

@@ -158,6 +158,55 @@ class SpeakerModel:
                     raise batch
                 yield batch, embedded
 
+    def iter_windows(self, path, window: float, step: float, batch_size: int = 32, min_seconds=MIN_EMBED_SECONDS):
+        """Embed a file window by window -> yields (times (B, 2), embeddings (B, D), {row: reason}) in its order.
+
+        Windows of ``window`` s begin every ``step`` s, as ``sliding_windows`` says; ``times`` are their starts and ends
+        in s. A window that says nothing of a voice (silent, samples that are not finite) is a row of NaN with its
+        reason. What is held in memory does not grow with the file. UsageError for a file that cannot be read,
+        ValueError for windows that cannot be.
+        """
+        from corpus.sliding import grid_fault, sliding_windows
+
+        fault = grid_fault(window, step, min_seconds)
+        if fault:
+            raise ValueError(fault)
+        notes: list[tuple[str, str]] = []
+        waiting: list[tuple] = []
+        try:
+            for piece in sliding_windows(path, window, step, self.config.channel, self.sample_rate, notes):
+                if waiting and (len(waiting) == batch_size or len(piece[2]) != len(waiting[0][2])):
+                    yield self._embed_pieces(waiting, min_seconds)
+                    waiting = []
+                waiting.append(piece)
+        except AudioError as error:
+            raise UsageError(f"{path}: {error}") from error
+        yield self._embed_pieces(waiting, min_seconds)
+        for kind, text in notes:
+            print(f"{path}: {kind}: {text}", file=sys.stderr)
+
+    def _embed_pieces(self, pieces: list[tuple], min_seconds: float):
+        """(times, embeddings, {row: reason}) of (start, end, wave) of equal length."""
+        rate, waves = self.sample_rate, [x for _, _, x in pieces]
+        reasons = {row: fault for row, x in enumerate(waves) if (fault := fault_of(x, min_seconds, rate))}
+        sound = [row for row in range(len(waves)) if row not in reasons]
+        embeddings = np.full((len(waves), self.dimension), np.nan, np.float32)
+        if sound:
+            rows, too_large = self.embed_rows(np.stack([wrap_pad(waves[row], least_samples(rate)) for row in sound]))
+            embeddings[sound] = rows
+            reasons |= {sound[row]: reason for row, reason in too_large.items()}
+        for row in sound:
+            if row not in reasons and not np.isfinite(embeddings[row]).all():
+                reasons[row], embeddings[row] = f"its embedding is not finite ({span(waves[row])})", np.nan
+        return np.array([piece[:2] for piece in pieces]), embeddings, reasons
+
+    def embed_windows(self, path, window: float, step: float, batch_size: int = 32):
+        """Embed a file in windows -> (times (N, 2) in s, embeddings (N, D), {index: reason}), as ``iter_windows``."""
+        blocks = list(self.iter_windows(path, window, step, batch_size))
+        begins = np.cumsum([0, *(len(times) for times, _, _ in blocks)]).tolist()
+        reasons = {begin + row: text for begin, (_, _, found) in zip(begins, blocks) for row, text in found.items()}
+        return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks]), reasons
+
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.
 

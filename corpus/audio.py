@@ -136,7 +136,7 @@ def read_crop(
     Raises AudioError for a file that is unreadable, empty, truncated or damaged, or lacks the channel.
     """
     with opened or Recording(path) as recording:
-        channel = _channel_of(recording, channel)
+        channel = channel_of(recording, channel)
         if samples and recording.channels == 1 and recording.rate == sample_rate and speed is NORMAL:
             wanted, start = _piece(samples, recording.frames, position, start)
             x = recording.read(start, wanted)[:, 0]
@@ -165,7 +165,7 @@ def _piece(samples: int, total: int, position: float, start: int | None) -> tupl
     return wanted, int(position * (total - wanted + 1)) if start is None else min(start, total - wanted)
 
 
-def _channel_of(recording: Recording, channel: str) -> str:
+def channel_of(recording: Recording, channel: str) -> str:
     """ "mix", or the number of the channel to take, from 1."""
     if recording.channels == 1 and channel in ("loudest", "mix"):
         return "mix"

@@ -1,6 +1,7 @@
-"""Pictures of an evaluation: DET curve, ROC curve, score histogram and calibration."""
+"""Pictures: DET curve, ROC curve, score histogram and calibration of an evaluation, and who speaks when."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ DET_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 
 MOST_TICKS = 11  # whose labels do not touch
 PRIORS = (0.01, 0.05)
 RULE = 30  # errors that a rate needs to be worth its name (Doddington et al. 2000)
+# Okabe and Ito's colours that colour-blind people tell apart, but for yellow, which is pale on white.
+SPEAKERS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+OTHER, MOST_ROWS, LONGEST_LABEL = "#444444", 15, 30
 NAMES = ("det", "roc", "scores", "calibration")
 FORMATS = ("png", "pdf", "svg")
 
@@ -258,3 +262,55 @@ def _reliability(axes, rates, raw):
     axes.plot([], [], " ", label=cost)
     axes.set(xlim=(low, high), ylim=(max(low - 1, -13), min(high + 1, 13)))
     _legend(axes, 1)
+
+
+def draw_timeline(path, timeline, title: str, write=write_atomically):
+    """Write a PNG of who speaks when: probabilities over time in s, and below them the decision, a row a speaker.
+
+    ``timeline``: a ``scoring.timeline.Timeline``. Those who speak longest have a curve and a colour.
+    """
+    labels = [label for label in timeline.totals() if label in timeline.names][:MOST_ROWS]
+    shown = labels[: len(SPEAKERS)] or [timeline.names[int(timeline.posteriors[:, :-1].mean(axis=0).argmax())]]
+    rows = (labels or shown) + ["nobody"]
+    color = {"nobody": GUIDE, **dict.fromkeys(rows[:-1], OTHER), **dict(zip(shown, SPEAKERS))}
+    figure, (top, bottom) = _time_axes(title, timeline.seconds, len(rows))
+    middles = (timeline.edges[1:] + timeline.edges[:-1]) / 2
+    for name in ("nobody", *reversed(shown)):
+        number = timeline.names.index(name) if name in shown else len(timeline.names)
+        style = {"linestyle": "--", "linewidth": 1.0} if name not in shown else {"linewidth": 1.5}
+        top.plot(middles, 100 * timeline.posteriors[:, number], color=color[name], **style)
+    for segment in timeline.segments:
+        if segment.silence:
+            for axes in (top, bottom):
+                axes.axvspan(segment.start, segment.end, color="#eeeeee", linewidth=0, zorder=0)
+        elif segment.label in rows:
+            bar = [(segment.start, segment.end - segment.start)]
+            bottom.broken_barh(bar, (rows.index(segment.label) - 0.38, 0.76), color=color[segment.label], linewidth=0)
+    words = [name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "\u2026" for name in rows]
+    bottom.set_yticks(range(len(rows)), words, parse_math=False)
+    for tick, name in zip(bottom.get_yticklabels(), rows):
+        tick.set_color(MARK if name == "nobody" else color[name])
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks: boxes, and no lines on stderr
+        figure.savefig(picture, format="png")
+    write(Path(path), picture.getvalue())
+
+
+def _time_axes(title, seconds, rows):
+    """A figure of two panels over time: probabilities in %, and ``rows`` speakers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = 0.5 + 0.28 * rows
+    figure = Figure(figsize=(11, 3.2 + height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, height))
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    top.set(ylabel="probability (%)", ylim=(-2, 102), xlim=(0, seconds))
+    top.set_title(title, fontsize=11, parse_math=False)
+    bottom.set(xlabel="time (s); light bands: silence", ylim=(rows - 0.4, -0.6))
+    return figure, (top, bottom)

@@ -112,14 +112,26 @@ class Verifier:
 
     def compare_all(self, speakers: list[list[Utterance]], test: Utterance) -> list[Verdict]:
         """Compare an utterance with those of each speaker."""
+        scores, llrs = self.scores(speakers, test.embedding[None], np.array([test.seconds]))
+        found = [None] * len(speakers) if llrs is None else llrs[0]
+        return [self._verdict(float(score), llr) for score, llr in zip(scores[0], found)]
+
+    def scores(self, speakers: list[list[Utterance]], tests: np.ndarray, seconds: np.ndarray):
+        """Scores (T, N) of embeddings (T, D) of ``seconds`` (T,) against N speakers, and their log-likelihood ratios.
+
+        The ratios are (T, N) too, or None without a calibration.
+        """
         rows = [utterance for speaker in speakers for utterance in speaker]
         owner = np.repeat(np.arange(len(speakers)), [len(speaker) for speaker in speakers])
-        pairs = np.stack([np.arange(len(speakers)), np.zeros(len(speakers), int)], axis=1)
-        seconds = np.array([u.seconds for u in rows]), np.array([test.seconds])
+        pairs = np.stack(
+            [np.tile(np.arange(len(speakers)), len(tests)), np.repeat(np.arange(len(tests)), len(speakers))], 1
+        )
+        lengths = np.array([u.seconds for u in rows]), seconds
         enrolled = np.stack([u.embedding for u in rows])
-        scores, names, features = self.backend.score_trials(enrolled, test.embedding[None], pairs, owner, *seconds)
-        llrs = self.backend.calibrate(names, features) if self.calibrated else [None] * len(scores)
-        return [self._verdict(float(score), llr) for score, llr in zip(scores, llrs)]
+        scores, names, features = self.backend.score_trials(enrolled, tests, pairs, owner, *lengths)
+        shape = len(tests), len(speakers)
+        llrs = self.backend.calibrate(names, features).reshape(shape) if self.calibrated else None
+        return scores.reshape(shape), llrs
 
     def _verdict(self, score: float, llr) -> Verdict:
         if llr is None:

@@ -14,6 +14,11 @@ ENDINGS = (".npy", ".npz", ".ark")
 READABLE = (".npz", ".ark", ".scp")
 
 
+def window_name(name: str, start: float, end: float) -> str:
+    """The name of the embedding of a part of a recording: 'NAME#00012.000-00015.000', in s, in order of time."""
+    return f"{name}#{start:09.3f}-{end:09.3f}"
+
+
 def check_ending(path, rows: int | None = None):
     """UsageError if a name says no form that can be written; a .npy file holds one embedding."""
     ending = Path(path).suffix
