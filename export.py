@@ -80,8 +80,8 @@ def export(args, out: Path) -> int:
             print(f"{out}: not written: {much}{why(model, kind)}", file=sys.stderr)
             return 1
         write_atomically(out, unchecked.read_bytes())
-    size = f"{out.stat().st_size / 1e6:.1f} MB"
-    print(f"{out}: {size}, {FORMS[kind].takes} -> embedding of {model.dimension}, {model.sample_rate} Hz")
+    what = f"{FORMS[kind].takes.partition(' (')[0]} -> embedding of {model.dimension}, {model.sample_rate} Hz"
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {what}")
     measured = quantise(args, model, kind, out) if args.int8 else []
     page = card.write(model, card.Export(out, kind, args.language, shortest, worst, measured))
     print(f"{page}: what is known of it; the licence is yours to write")

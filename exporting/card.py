@@ -9,9 +9,7 @@ from pathlib import Path
 from errors import UsageError
 from exporting.formats import NAMES
 from exporting.forms import FORMS, speech_like
-from scoring.backend import Backend
 from settings.reader import read_yaml
-from storage import checkpoint
 from storage.files import write_atomically
 
 MARK = "<!-- model card by export.py -->"  # a file without it is not ours to replace
@@ -112,6 +110,8 @@ class Run:
     tried = 0
 
     def __init__(self, model):
+        from storage import checkpoint
+
         path = Path(model.path)
         state = checkpoint.load(path)
         carried = state.get("config")
@@ -125,6 +125,8 @@ class Run:
 
     def _calibration(self, path: Path, identity: str):
         """The calibration beside the checkpoint and the header of its file, if it is of these weights."""
+        from scoring.backend import Backend
+
         if path.is_file():
             with contextlib.suppress(UsageError, ValueError):  # one of other scores, or of no use: then none is known
                 backend = Backend.load(path)

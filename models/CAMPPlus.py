@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.frontend import FrontEnd
+from models.frontend import FrontEnd, exporting
 from models.pooling import TSTP
 from models.ResNet import BasicBlock
 
@@ -53,11 +53,23 @@ class ContextAwareMask(nn.Module):
         self.linear2 = nn.Conv1d(inputs // reduction, outputs, 1)
 
     def forward(self, x):
+        if exporting():
+            return self.linear_local(x) * self.gate_by_frame(x)
         # Nothing is padded; torch 2.4 exports a wrong mean of the last segment unless told not to count what is.
         segments = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True, count_include_pad=False)  # (B, C, segments)
         context = x.mean(dim=2, keepdim=True) + segments
         gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
         return self.linear_local(x) * gate.repeat_interleave(SEGMENT, dim=2).narrow(2, 0, x.shape[2])
+
+    def gate_by_frame(self, x):
+        """The same gate computed for each frame: torch.export would fix the number of the segments."""
+        frames = x.shape[2]
+        begin = torch.arange(frames, device=x.device) // SEGMENT * SEGMENT
+        end = (begin + SEGMENT).clamp(max=frames)
+        sums = F.pad(x.double().cumsum(dim=2), (1, 0))  # in fp32 the sums of hours would cancel
+        segments = ((sums[:, :, end] - sums[:, :, begin]) / (end - begin)).to(x.dtype)
+        context = x.mean(dim=2, keepdim=True) + segments
+        return torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
 
 
 class DenseTDNNLayer(nn.Module):

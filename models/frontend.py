@@ -95,3 +95,8 @@ def repeat_to(features, frames):
         return features if length >= frames else features.repeat(1, 1, -(-frames // length))[:, :, :frames]
     repeated = features.repeat(1, 1, (frames + length - 1) // length)
     return repeated[:, :, : torch.maximum(torch.as_tensor(length), torch.tensor(frames))]
+
+
+def exporting() -> bool:
+    """Whether torch.export reads the model (torch 2.7 and later say so): then no size may depend on the length."""
+    return getattr(torch.compiler, "is_exporting", bool)()

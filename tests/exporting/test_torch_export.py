@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from samples import Network
+from samples import Network, speaker_model
 
 import export
 from config import Config
@@ -67,6 +67,13 @@ def test_a_model_that_needs_a_second_says_so(tmp_path, capsys):
     assert least == 1.0
     assert export.check(formats.reader(tmp_path / "x.pt2"), model, "waveform", least) < 1e-4
     assert capsys.readouterr().out.startswith("takes 1 s and longer")
+
+
+def test_camplus_takes_any_number_of_segments(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SECONDS", (0.5, 2.01, 4.5))  # 25, 101 and 225 frames of 20 ms
+    model = speaker_model("CAMPPlus", blocks=(1, 1, 1))
+    assert formats.write(forms.exportable(model, "features"), model, "features", tmp_path / "x.pt2") == 0.5
+    assert export.check(formats.reader(tmp_path / "x.pt2"), model, "features") < 1e-5
 
 
 def test_what_torch_export_cannot_hold_is_one_line_that_says_what_can(tmp_path):
