@@ -144,8 +144,8 @@ class Run:
             with contextlib.suppress(json.JSONDecodeError):  # a line that a crash cut
                 event = json.loads(line)
                 if event.get("event") == "eval" and event.get("eer") is not None:
-                    epochs.add(event["epoch"])
-                    same = event["epoch"] == self.epoch and f"{event['eer']:.4f}" == said
+                    epochs.add(event.get("epoch"))
+                    same = event.get("epoch") == self.epoch and f"{event['eer']:.4f}" == said
                     found = event if same else found
         self.tried = len(epochs) if model.stem == "model_best" else 0
         return found
@@ -223,17 +223,26 @@ def comparing(run: Run) -> str:
             f"those of one speaker lie below it, and {eer:.2f} % of those of two speakers do not."
         )
         lines.append("What it gives on other recordings is unknown: choose it on trials of your own.\n")
-    if run.backend is not None and run.backend.calibration is not None:
-        (weight,), bias = run.backend.calibration.weights, run.backend.calibration.bias
-        threshold, source = run.backend.decision_threshold()
-        lines.append(
-            f"Calibrated on the same trials, {weight:.4f} x cosine {bias:+.4f} is the natural-log likelihood ratio; "
-            f"one speaker from {threshold:.4f} on ({source}), a cosine of {(threshold - bias) / weight:.4f}."
-        )
-        lines += [f"Caution: {run.backend.caution}."] if run.backend.caution else []
+    lines += calibrated(run)
     if len(lines) == 1:
         lines.append("A threshold is unknown: choose it on trials of your own.")
     return "\n".join(lines)
+
+
+def calibrated(run: Run) -> list[str]:
+    """What the calibration beside the checkpoint says of a cosine, in lines; none without one of the cosine alone."""
+    found = run.backend.calibration if run.backend is not None else None
+    if found is None or found.names != ("score",) or run.calibration.get("score") != "cosine":
+        return []
+    (weight,), bias = found.weights, found.bias
+    threshold, source = run.backend.decision_threshold()
+    trials = f" on {code(run.calibration['test_list'])}" if run.calibration.get("test_list") else ""
+    cautions = [f"Caution: {text.partition(': ')[2]}." for text in run.backend.cautions]
+    return [
+        f"Calibrated{trials}, {weight:.4f} x cosine {bias:+.4f} is the natural-log likelihood ratio; one speaker from "
+        f"{threshold:.4f} on ({source}), a cosine of {(threshold - bias) / weight:.4f}.",
+        *cautions,
+    ]
 
 
 def figures(run: Run, export: Export) -> str:
@@ -244,7 +253,7 @@ def figures(run: Run, export: Export) -> str:
             parts.append(figures_of(run, result, name))
     if parts and run.tried > 1:
         parts.append(f"The best of {run.tried} evaluations on these trials: others will give somewhat more errors.")
-    if not parts and run.calibration:
+    if not parts and "eer" in run.calibration:
         c = run.calibration
         parts.append(
             f"EER {c['eer']:.2f} % on {c['trials']:,} trials of {code(c['test_list'])} (SHA-256 "

@@ -9,7 +9,10 @@ import torch
 
 import export
 import trainSpeakerNet
+from scoring.backend import Backend
+from scoring.calibration import LogisticCalibration
 from settings.command_line import run
+from speaker_model import load_model
 from storage.safetensors_file import ENDING
 
 
@@ -103,6 +106,17 @@ def test_weights_alone_tell_nothing_and_a_card_of_another_epoch_has_no_figures(t
     state["model_state_dict"] = {name: 2 * value for name, value in state["model_state_dict"].items()}
     torch.save(state, trained / "model" / "other.model")
     assert "Unknown: no evaluation" in card_of(trained / "model" / "other.model", tmp_path / "z.pt")
+
+
+def test_a_calibration_of_score_py_tells_its_threshold_alone(trained, tmp_path):
+    shutil.copy(trained / "model" / "model_best.model", tmp_path / "x.model")
+    calibration = LogisticCalibration([10.0], -4.0, 0.05)
+    identity = load_model(tmp_path / "x.model").identity
+    Backend(calibration=calibration, identity=identity, caution="few trials").save(tmp_path / "x.calibration")
+    text = card_of(tmp_path / "x.model", tmp_path / "x.pt")
+    assert "Calibrated, 10.0000 x cosine -4.0000 is" in text and "Caution: few trials;" in text
+    assert "a cosine of 0.6944." in text  # (log(19) + 4) / 10
+    assert "Unknown: no evaluation of these weights" in text
 
 
 def test_the_licence_of_its_owner_stays_and_other_files_are_not_replaced(trained, tmp_path, capsys):
