@@ -67,6 +67,10 @@ def write_torch_export(network, model, given, kind: str, path: Path, facts: dict
     """
     import torch
 
+    if not hasattr(torch.compiler, "is_exporting"):
+        raise UsageError(
+            f"--out: .pt2 needs torch 2.7 or later, this is {torch.__version__}; TorchScript: --out {path.stem}.pt"
+        )
     batch, failure = torch.export.Dim("batch", min=1), None
     for seconds in (SHORTEST, 2 * SHORTEST):
         axis = next(axis for axis in FORMS[kind].axes if axis)
@@ -75,11 +79,10 @@ def write_torch_export(network, model, given, kind: str, path: Path, facts: dict
         try:
             with without_grad_switches():
                 program = torch.export.export(network, (given,), dynamic_shapes=(dims,), strict=False)
+            torch.export.save(program, path, extra_files={"metadata.json": json.dumps({**facts, "seconds": seconds})})
+            return seconds
         except Exception as error:  # classes of several of torch's private modules
             failure = error
-            continue
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps({**facts, "seconds": seconds})})
-        return seconds
     raise UsageError(refusal(model, path, failure)) from failure
 
 

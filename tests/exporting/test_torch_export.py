@@ -15,7 +15,10 @@ from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
 from storage.files import save_atomically
 
+needed = pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch is older than 2.7")
 
+
+@needed
 def test_command_line(settings, tools, data, tmp_path, capsys):
     path, out = tmp_path / "x.model", tmp_path / "x.pt2"
     keys = {"model": "XVector", "channels": 16, "stats_channels": 24}
@@ -52,6 +55,7 @@ def mine(module):
     return SpeakerModel(Network(module), Config(model="XVector", nOut=12), torch.device("cpu"), "tiny.model")
 
 
+@needed
 def test_a_model_with_a_block_without_gradient(tmp_path):
     model = mine(Mine())
     assert formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2") == 0.5
@@ -61,6 +65,7 @@ def test_a_model_with_a_block_without_gradient(tmp_path):
     assert torch.is_grad_enabled()
 
 
+@needed
 def test_a_model_that_needs_a_second_says_so(tmp_path, capsys):
     model = mine(Mine(5000, 5000))  # of half a second it makes one frame
     least = formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2")
@@ -69,6 +74,7 @@ def test_a_model_that_needs_a_second_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("takes 1 s and longer")
 
 
+@needed
 def test_camplus_takes_any_number_of_segments(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "SECONDS", (0.5, 2.01, 4.5))  # 25, 101 and 225 frames of 20 ms
     model = speaker_model("CAMPPlus", blocks=(1, 1, 1))
@@ -76,6 +82,7 @@ def test_camplus_takes_any_number_of_segments(tmp_path, monkeypatch):
     assert export.check(formats.reader(tmp_path / "x.pt2"), model, "features") < 1e-5
 
 
+@needed
 def test_what_torch_export_cannot_hold_is_one_line_that_says_what_can(tmp_path):
     odd = torch.nn.Module()
     odd.forward = lambda x: x[:, :12] if x.max() < 1e9 else x[:, 12:24]  # which the values choose
@@ -85,3 +92,10 @@ def test_what_torch_export_cannot_hold_is_one_line_that_says_what_can(tmp_path):
     text = str(refused.value)
     assert text.startswith("models/XVector.py: torch.export cannot hold it: ") and "\n" not in text
     assert text.endswith("TorchScript can: --out x.pt")
+
+
+@pytest.mark.skipif(hasattr(torch.compiler, "is_exporting"), reason="torch is not older than 2.7")
+def test_an_older_torch_is_told_in_one_line(tmp_path):
+    model = mine(Mine())
+    with pytest.raises(export.UsageError, match=r"--out: .pt2 needs torch 2.7 or later, this is .*: --out x.pt$"):
+        formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2")
