@@ -2,6 +2,7 @@
 
 python benchmarks/loader.py                                                  # makes its own voices, noise and rooms
 python benchmarks/loader.py --train_list L --train_path wav --musan_path musan_split --rir_path rirs --json out.json
+python benchmarks/loader.py --augment_on                                     # in the processes, and on the device
 
 Loaders take turns in one run, for each number of worker processes: this project's with full augmentation, from files
 and from a pack of pack_data.py; whole files read as float64, augmented as voxceleb_trainer does and collated by torch;
@@ -17,6 +18,7 @@ import json
 import platform
 import pstats
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -40,6 +42,7 @@ from corpus.loader import Loader
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.reader import load_config
 from training.allocator import keep_freed_memory
+from training.batches import on_device
 
 RATE = 16000
 # voxceleb_trainer's ranges: signal-to-noise ratio in dB, and how many files are added.
@@ -254,6 +257,33 @@ def table(results: dict[int, dict]) -> list[str]:
     return lines
 
 
+def places(keys: dict[str, str], args, workers: int, folder: Path) -> str:
+    """A row of a table: crops a second from a pack by where they are augmented, bytes of a batch, the device's part."""
+    keys = {**keys, "train_pack": str(folder / "pack")}
+    turns = {where: ours({**keys, "augment_on": where}, args, workers, folder) for where in ("worker", "device")}
+    rates: dict[str, list] = {where: [] for where in turns}
+    for _ in range(args.rounds):
+        for where, turn in turns.items():
+            rates[where].append(turn.measure(args.seconds))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    turns["device"].between()
+    sizes, seconds = {"worker": [], "device": []}, []
+    for batch in turns["device"].loader:
+        sizes["worker"].append(batch["data"].nbytes)
+        sizes["device"].append(batch["data"].nbytes + sum(t.nbytes for t in batch["waiting"].tensors.values()))
+        begin = time.perf_counter()
+        on_device(batch, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    cells = [str(workers), *(f"{np.median(rates[where]):,.0f}" for where in turns)]
+    cells += [f"{np.mean(sizes[where]) / 1e6:.1f}" for where in turns]
+    return f"| {' | '.join([*cells, f'{1e3 * statistics.median(seconds):.1f} on {device}'])} |"
+
+
+PLACES = ["workers", "worker", "device", "MB a batch, worker", "MB a batch, device", "device's part, ms a batch"]
+
+
 def profile(turn: Turn, seconds: float) -> str:
     """The functions of this project's loader in which most of the time goes."""
     profiler, text = cProfile.Profile(), io.StringIO()
@@ -280,6 +310,7 @@ def main() -> int:
     parser.add_argument("--ending", default="wav", help="of its recordings, wav (default) or flac")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more keys for this project's loader")
     parser.add_argument("--profile", action="store_true", help="only show where the time of this project's loader goes")
+    parser.add_argument("--augment_on", action="store_true", help="compare the values of augment_on, from a pack")
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
     args.settings = dict(setting.split("=", 1) for setting in args.set)
@@ -301,6 +332,11 @@ def main() -> int:
             return 0
         described = f"{machine(torch.device('cpu'))}, Python {platform.python_version()}"
         print(f"crops a second; {described}", flush=True)
+        if args.augment_on:
+            print(f"| {' | '.join(PLACES)} |\n| {' | '.join(['---'] * len(PLACES))} |")
+            for workers in args.workers:
+                print(places(keys, args, workers, folder), flush=True)
+            return 0
         results = {}
         for workers in args.workers:
             results[workers] = compare(build(keys, args, workers, folder), args.rounds, args.seconds)

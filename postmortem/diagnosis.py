@@ -201,7 +201,7 @@ def vanished(case):
         other = "another rank" if rank is None else f"rank {rank}"
         text = f"This rank's own step is finite: {other} sent a NaN or Inf gradient. Read {where}."
         return Finding("distributed", "other_rank", text, evidence, rank=rank)
-    rounded = case.dump["config"].get("augment_on") == "device"
+    rounded = case.dump.get("config", {}).get("augment_on") == "device"
     same = same_as_files(case.dump["data"], case.files, range(len(case.files)), rounded)
     if same is not None:
         evidence.append("the batch equals its files" if same else "the batch differs from what its files give")
