@@ -34,6 +34,7 @@ from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of
 from training.protocol import protocol_of
 from training.saving import Saver
+from training.sharded import whole
 from training.signals import StopSignal
 from training.spikes import SpikeReports
 from training.state import RunState
@@ -106,7 +107,7 @@ class ModelTrainer:
         class_parallel.split_classes(self.network, config, ranks, self.log)
         distillation.attach(self.network, config, dataset, self.log)
         self.network.to(self.device)
-        parallel.prepare(self.network, config, ranks)
+        parallel.prepare(self.network, config, ranks, self.log)
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
         self.optimizer, self.scheduler, self.scheduler_unit = built
@@ -399,7 +400,7 @@ class ModelTrainer:
         progress = self.progress
         self.late.release()
         try:
-            with self.average.applied(), as_it_is(self.network.__S__):
+            with self.average.applied(), whole(self.network), as_it_is(self.network.__S__):
                 asked = self.stop_signal
                 result = self.evaluator.run(self.network, progress.epoch, lambda: asked.number is not None)
         except LoaderFailed as error:

@@ -82,6 +82,7 @@ class Run:
     process_timeout: float = key(30.0, "time after which a process that waits for the others gives up", unit="minutes", above=0)
     find_unused_parameters: bool = key(False, "several processes: let a model leave parameters unused")
     sync_batchnorm: bool = key(False, "several processes: BatchNorm takes the statistics of the rows of all of them, so that they give what one gives")
+    fsdp: bool = key(False, "several processes: each keeps a share of the weights, gradients and moments (torch's FSDP2), for models that fill the memory of a GPU; the same results")
     ddp_compress: str = key("none", "several processes: send gradients in 16 bit, half the bytes", choices=("none", "bf16", "fp16"))
     deterministic: bool = key(False, "take kernels that give the same bits in every run, on a GPU too; slower, and an operation that has none ends the run")
     float32_matmul: str = key("highest", "precision of fp32 matrix products of training on a GPU: high is TF32, medium bfloat16; evaluations are exact", choices=("highest", "high", "medium"))

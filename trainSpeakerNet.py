@@ -98,8 +98,8 @@ def train(config, written, ranks) -> int:
     progress = trainer.progress
     if ranks.world > 1:
         place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
-        own = {**place, "weights": weights_hash(trainer.network), "teacher": hash_of_teacher(trainer.network)}
-        refuse_differences(ranks, own)
+        own = {**place, "weights": weights_hash(trainer.network, config.initial_model)}
+        refuse_differences(ranks, {**own, "teacher": hash_of_teacher(trainer.network)})
     files.write_config(config.values(), {"train_list": dataset.list.hash, "test_list": trials_hash(config)})
     files.track(config)
     status = run_to_the_end(trainer)

@@ -12,7 +12,7 @@ from DatasetLoader import collate
 from errors import UsageError
 from settings import plugins
 from training.distillation import modules_of
-from training.faults import check_batch, classify
+from training.faults import check_batch
 from training.generators import seed_everything
 from training.step import Step
 from utils import plain_names
@@ -163,7 +163,7 @@ def attempt(network, ranks, batch, dtype, own: bool, seed: int):
         if result.finite or not result.loss_finite:
             break
     if not result.finite and not watch.bad_output and not watch.bad_gradient:
-        watch.bad_gradient = plain_names(classify(result, network, step.buffers, step.scaler).module)
+        watch.bad_gradient = plain_names(step.named(result).module)
     return result, watch, scale
 
 

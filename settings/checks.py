@@ -100,6 +100,7 @@ def check_training(config: Config, passes, refuse, mistakes: Mistakes):
             refuse("sync_batchnorm", "a compiled model cannot wait for other processes in it; set compile_model: off")
     with mistakes.collected():
         check_teacher(config, passes, refuse)
+    check_fsdp(config, refuse, mistakes)
     sources, listed = train_sources(config), None
     both = []
     for source in sources:
@@ -230,6 +231,19 @@ def check_class_weights(config: Config, utterances, refuse):
     for key in [key for key, wanted in asked.items() if wanted and config.trainfunc not in able]:
         text = f"loss '{config.trainfunc}' (trainfunc) has no class weights that can be split or drawn; these have"
         refuse(key, f"{text}: {', '.join(able)} (docs/extending.md)")
+
+
+def check_fsdp(config: Config, refuse, mistakes: Mistakes):
+    """Check that no key is set beside ``fsdp`` which splits, compiles or sends weights in a way of its own."""
+    others = {
+        "class_parallel": config.class_parallel,
+        "class_sample_rate": config.class_sample_rate < 1,
+        "compile_model": config.compile_model != "off",
+        "ddp_compress": config.ddp_compress != "none",
+    }
+    for key in [key for key, is_set in others.items() if is_set and config.fsdp]:
+        with mistakes.collected():
+            refuse("fsdp", f"cannot be combined with {key}; remove one of them")
 
 
 def check_augmentation(config: Config, refuse):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import platform
+from pathlib import Path
 
 import torch
 
@@ -12,9 +13,10 @@ from corpus.sources import trial_sources
 from errors import SharedError, UsageError, rank_prefix
 from settings import plugins
 from settings.user_code import imported_user_code
-from training.class_parallel import slices_of
 from training.incidents import source_hashes
 from training.ranks import in_one_text
+from training.sharded import is_sharded
+from training.slices import slices_of
 
 # Keys that may differ between machines: what they stand for is compared itself, or changes no result.
 LOCAL_KEYS = {
@@ -73,9 +75,14 @@ def facts_of(config: Config, dataset=None) -> dict:
     return {**facts, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def weights_hash(network) -> str:
-    """SHA-256 of all tensors of a network that are to be the same on all processes."""
+def weights_hash(network, initial_model: str = "") -> str:
+    """SHA-256 of all tensors of a network that are to be the same on all processes.
+
+    Where each has a share of all weights it is that of the file that they began with, ``initial_model``.
+    """
     digest, slices = hashlib.sha256(), slices_of(network)
+    if initial_model and is_sharded(network):
+        digest.update(Path(initial_model).read_bytes())
     for name, tensor in sorted((n, t) for n, t in network.state_dict().items() if n not in slices):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from training.slices import local
+
 FLAGS = 4  # loss, gradients, buffers, update: whether each is not finite
 
 
@@ -79,5 +81,5 @@ def as_scalar(value, like) -> torch.Tensor:
 
 
 def gradients_of(network) -> dict[str, torch.Tensor]:
-    """Gradients by the names of their parameters."""
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    """Gradients by the names of their parameters; of split ones this process's rows."""
+    return {name: local(p.grad) for name, p in network.named_parameters() if p.grad is not None}

@@ -6,6 +6,7 @@ import torch
 
 from errors import UsageError
 from storage import checkpoint
+from training.slices import local
 
 
 class MovingAverage:
@@ -28,8 +29,8 @@ class MovingAverage:
         if not self.decay:
             return
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
-        current = [p.float() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.tensors.values()), current, 1.0 - kept)
+        current = [local(p).float() for p in self.parameters.values()]
+        torch._foreach_lerp_([local(tensor) for tensor in self.tensors.values()], current, 1.0 - kept)
         self.updates += 1
 
     @contextlib.contextmanager

@@ -12,17 +12,18 @@ from tqdm import tqdm
 
 from settings.command_line import picture
 from storage.dump import SCALAR, DumpWriter, tensor_stats
-from training.attempt import gradients_of
 from training.batches import as_dumped
 from training.fault_report import report
 from training.faults import Fault
 from training.generators import generator_state
 from training.run_files import versions
+from training.slices import local
 from utils import plain_names
 
 HISTORY = 1000
 SPIKES = 3  # dumps of a run
 SPIKE_SHARE = 0.5  # of the folder's size: what dumps of spikes leave is for faults
+BEFORE_THE_STEP = ("batch_nonfinite", "label_out_of_range")  # faults that are seen before anything is computed
 DISK = "\U0001f4be"
 
 
@@ -43,7 +44,8 @@ class StepRecord:
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
     module_state: dict  # what modules keep in plain attributes: see ModuleState
-    whole: dict | None = None  # weights and optimizer with the class weights of all processes, where they are split
+    gradients: dict  # by name, as the step left them; of class weights that are split this process's rows
+    whole: dict | None = None  # weights and optimizer with the rows of all processes, where weights are split
 
     @classmethod
     def of(cls, step, *, epoch: int, batch: int, number: int, fractional_epoch: float, lr: float) -> "StepRecord":
@@ -62,6 +64,7 @@ class StepRecord:
             optimizer=step.optimizer,
             parameters=step.parameters,
             module_state=step.module_state.state_dict(),
+            gradients=step.seen(),
         )
 
     @property
@@ -77,6 +80,13 @@ class StepRecord:
         if not moments:
             optimizer = {**optimizer, "state": {}}
         return to_cpu({**state, "optimizer_state_dict": optimizer})
+
+    @property
+    def weights(self) -> dict:
+        """The parameters by name; where they are split and were not put together, this process's rows."""
+        named = dict(self.network.named_parameters())
+        held = (self.whole or {}).get("model_state_dict", {})
+        return {name: held.get(name, local(parameter)) for name, parameter in named.items()}
 
     def own_state(self) -> dict:
         """Weights, buffers and the optimizer's state as this process has them."""
@@ -220,7 +230,8 @@ class FaultDumps(abc.ABC):
             self.seen[signature] = [first or "not saved", count + 1]
             self.print(f"{skipped}. Not saved: {refusal}; {unchanged}")
             return None
-        content = self.content(record, batch, fault, tensor_stats(gradients_of(record.network)))
+        gradients = {} if fault.reason in BEFORE_THE_STEP else record.gradients  # those of the step before
+        content = self.content(record, batch, fault, tensor_stats(gradients))
         lines = report(content, fault, self.classes)
         lines.append(self.save(record, content, fault))
         self.seen[signature] = [first or self.last_name or "not saved", count + 1]
@@ -288,7 +299,7 @@ class FaultDumps(abc.ABC):
             "scaler_scale": record.scale,
             "amp_dtype": "float32" if record.amp_dtype is None else str(record.amp_dtype).removeprefix("torch."),
             "grad_stats": grad_stats,
-            "param_stats": tensor_stats(dict(record.network.named_parameters())),
+            "param_stats": tensor_stats(record.weights),
             "trainable": record.trainable,
             "history": list(self.history),
             "rng_state": {**generator_state(record.device), **record.generators},

@@ -3,7 +3,6 @@
 from config import Config
 from corpus.loader import LoaderFailed
 from errors import Finished, plural
-from training.faults import nonfinite_before
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
 NO_EER = 1  # exit status of a run that went to its end without an evaluation that gave an EER
@@ -54,7 +53,7 @@ class Endings:
 
     def where_to_go_on(self) -> str:
         """Which state the same command goes on from."""
-        if nonfinite_before(self.step.network, self.step.buffers):
+        if self.step.bad_state():
             return f"the weights are not finite and were not saved; {self.last}, if it is there, is of an earlier step"
         return f"the state before them is in {self.last}"
 

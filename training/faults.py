@@ -8,8 +8,7 @@ import torch
 from errors import plural
 from storage.checkpoint import nonfinite_tensors
 from storage.dump_statistics import SETTINGS, number
-from training.attempt import gradients_of
-from training.distillation import fault_of_teacher
+from training.slices import local
 
 
 @dataclass
@@ -66,13 +65,15 @@ def update_fault(spoiled: dict, undone: bool, **figures) -> Fault:
     return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **figures)
 
 
-def classify(attempt, network, buffers, scaler) -> Fault:
-    """Name what made a step non-finite, with the gradients of the last attempt still there."""
+def classify(attempt, bad: list[str], gradients: dict, scaler, teacher: tuple | None) -> Fault:
+    """Name what made a step non-finite.
+
+    ``bad``: names of ``nonfinite_before``; ``gradients``: {name: gradient} of the last attempt; ``teacher``: what
+    ``fault_of_teacher`` says.
+    """
     common = {"loss": attempt.loss, "accuracy": attempt.accuracy, "norm": attempt.norm}
-    bad = nonfinite_before(network, buffers)
     if bad:
         return Fault("state_nonfinite", f"'{bad[0]}' is not finite", module=bad[0], **common)
-    teacher = fault_of_teacher(network)
     if teacher is not None:
         what, where, rows = teacher
         return Fault("loss_nonfinite" if rows else "state_nonfinite", what, rows, module=where, **common)
@@ -80,7 +81,6 @@ def classify(attempt, network, buffers, scaler) -> Fault:
         return Fault("loss_nonfinite", f"loss is {attempt.loss}", **common)
     if not attempt.buffers_finite and math.isfinite(attempt.norm):
         return Fault("state_nonfinite", f"buffer {attempt.buffer}", **common)
-    gradients = gradients_of(network)
     first = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
     if not first:
         return Fault("grad_norm_overflow", "the gradient norm overflows, no gradient does", **common)
@@ -91,8 +91,9 @@ def classify(attempt, network, buffers, scaler) -> Fault:
 
 
 def nonfinite_before(network, buffers) -> list[str]:
-    """Weights and buffers that were not finite before a step which has been taken back."""
-    return [n for n in nonfinite_tensors(network.state_dict()) if n not in buffers.nonfinite_by_design]
+    """Weights and buffers that were not finite before a step which has been taken back; of split ones the own rows."""
+    own = {name: local(tensor) for name, tensor in network.state_dict().items()}
+    return [n for n in nonfinite_tensors(own) if n not in buffers.nonfinite_by_design]
 
 
 def nan_from_the_start(network) -> str:

@@ -5,8 +5,8 @@ from corpus.audio import class_count
 from errors import UsageError
 from settings import plugins
 from storage import checkpoint
-from training.class_parallel import cut, whole_shapes
 from training.precision import BufferSnapshot
+from training.slices import cut, whole_shapes
 
 MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
 

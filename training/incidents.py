@@ -7,10 +7,11 @@ from config import Config
 from settings import plugins
 from settings.injections import parse_injections
 from settings.user_code import imported_user_code, source_hash
-from training.class_parallel import put_together, slices_of
 from training.distillation import distillation_of
 from training.dumps import FaultDumps, StepRecord, concatenate_window
 from training.faults import Fault
+from training.sharded import is_sharded
+from training.slices import put_together, slices_of
 
 
 class Incidents(FaultDumps):
@@ -42,12 +43,13 @@ class Incidents(FaultDumps):
         return found[0] if found else {"what": "unknown", "reason": "unknown"}
 
     def with_whole_state(self, record: StepRecord, fault: Fault, paths: list[str]) -> StepRecord:
-        """A record with the class weights of all processes, on each that dumps; a collective where they are split."""
+        """A record with the rows of all processes, on each that dumps; a collective where weights are split."""
         if not slices_of(record.network):
             return record
         with_state, shared, _ = self.needs(record, fault)
         refused = self.is_known(fault, paths) or bool(self.writer.refusal(0))
-        wanted = self.ranks.gather(fault.at_fault and with_state and not shared and not refused)
+        needed = (with_state and not shared) or is_sharded(record.network)  # for the statistics of the weights
+        wanted = self.ranks.gather(fault.at_fault and needed and not refused)
         for rank in [rank for rank, asks in enumerate(wanted) if asks]:
             whole = put_together(record.own_state(), record.network, record.optimizer, self.ranks, to=rank)
             if rank == self.ranks.rank:

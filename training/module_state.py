@@ -10,6 +10,7 @@ from torch import nn
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = (list, tuple, dict, set, collections.deque)
 MOST_ELEMENTS = 4096  # of a tensor or a container that is kept; a larger one is a constant, not a state
+OF_FSDP = ("_fsdp", "_is_fsdp")  # what torch's fully_shard notes in modules
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -91,7 +92,8 @@ def cpu_copy(network: nn.Module) -> nn.Module:
 
 def states_of(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that may be a state."""
-    return {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}
+    own = {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}
+    return {k: v for k, v in own.items() if not k.startswith(OF_FSDP)}
 
 
 def is_state(value) -> bool:

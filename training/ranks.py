@@ -110,11 +110,17 @@ class Ranks:
         dist.all_gather_object(boxes, value, group=self.host)
         return boxes
 
+    @torch.no_grad()
     def share_buffers(self, module):
-        """Give every rank the main process's buffers, so that all evaluate the same model."""
-        if self.world > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+        """Give every rank the main process's buffers, so that all evaluate the same model: one message a type."""
+        by_type: dict[torch.dtype, list] = {}
+        for buffer in module.buffers() if self.world > 1 else ():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        for buffers in by_type.values():
+            together = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            dist.broadcast(together, src=0)
+            for buffer, part in zip(buffers, together.split([buffer.numel() for buffer in buffers])):
+                buffer.copy_(part.view_as(buffer))
 
     def close(self):
         """Leave the process group."""

@@ -10,13 +10,13 @@ from settings import plugins
 from settings.user_code import changed_since
 from storage import checkpoint
 from training import equality
-from training.class_parallel import cut, put_together, taken_apart
 from training.distillation import facts_of_teacher
 from training.drift import refuse_drift
 from training.generators import generator_state, restore_generators, seed_everything
 from training.progress import new_best
 from training.protocol import differences
 from training.restart import is_full, newest_whole, sound_or_offered
+from training.slices import cut, put_together, taken_apart
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}

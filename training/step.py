@@ -8,13 +8,15 @@ import torch
 
 from config import Config
 from training import class_parallel, precision
-from training.attempt import Attempt, Figures, as_scalar, attempt_of
+from training.attempt import Attempt, Figures, as_scalar, attempt_of, gradients_of
 from training.batches import on_device
-from training.distillation import distillation_of
+from training.distillation import distillation_of, fault_of_teacher
 from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
 from training.ranks import SingleProcess
+from training.sharded import is_sharded, whole
+from training.slices import heads_of, local, norm_over_ranks, slices_of
 from training.sync_norm import by_own_rows, is_synchronised
 from training.update import UpdateGuard
 from utils import total_norm
@@ -49,6 +51,7 @@ class Step:
         self.generators: dict | None = None  # of torch, as before the forward pass
         self.drawn: tuple[dict, dict] | None = None  # torch's generators and the modules' own after a failed attempt
         self.updating = False
+        self.whole_gradients: dict[str, torch.Tensor] | None = None  # of a failed step, where weights are sharded
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
         """Train on a window of batches; returns what the step gave, or the fault for which it was taken back.
@@ -88,7 +91,7 @@ class Step:
         self.module_state.take()
         if self.guard is not None:
             self.guard.take()
-        self.updating, self.drawn = False, None
+        self.updating, self.drawn, self.whole_gradients = False, None, None
 
     def set_epoch(self, epoch: float | None):
         """Tell a loss whose margin follows a schedule how far the run is."""
@@ -131,11 +134,12 @@ class Step:
     def shares(self) -> bool:
         """Whether gradients are to be averaged over several processes: a slice's are not."""
         named = self.network.named_parameters()
-        return self.ranks.world > 1 and any(p.requires_grad for name, p in named if name not in self.slices)
+        own = () if is_sharded(self.network) else self.slices
+        return self.ranks.world > 1 and any(p.requires_grad for name, p in named if name not in own)
 
     def gradients(self) -> list[torch.Tensor]:
-        """The gradients that there are, in the order of the parameters."""
-        return [p.grad for p in self.parameters if p.grad is not None]
+        """The gradients that there are, in the order of the parameters; of split ones this process's rows."""
+        return [local(p.grad) for p in self.parameters if p.grad is not None]
 
     def measure(self, results: list[tuple], scale: float = 1.0, poison: str = "") -> Attempt:
         """Unscale the gradients, take their norm, and read the device once."""
@@ -149,7 +153,7 @@ class Step:
             self.buffers.floating[0].view(-1)[0] = math.inf
         gradients = self.gradients()
         if poison == "grad":
-            gradients[0].view(-1)[0] = math.nan
+            next(g for g in gradients if g.numel()).view(-1)[0] = math.nan
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = self.norm(gradients)
@@ -160,7 +164,7 @@ class Step:
         """The norm over all gradients, those of other processes' slices of the class weights among them."""
         if not self.slices:
             return total_norm(gradients)
-        return class_parallel.norm_over_ranks(self.parameters, self.sliced, self.ranks)
+        return norm_over_ranks(self.parameters, self.sliced, self.ranks)
 
     def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
         """Clip and take the optimizer's step; if it makes something non-finite, take it back and return why."""
@@ -175,12 +179,13 @@ class Step:
         if spoiled is None:
             return None
         undone = self.undo()
-        if undone and self.ranks.any(bool(nonfinite_before(self.network, self.buffers))):
-            fault = classify(attempt, self.network, self.buffers, self.scaler)
+        if undone and self.ranks.any(bool(self.bad_state())):
+            fault = self.named(attempt)
         else:
             fault = update_fault(spoiled, undone, **figures)
             if undone:
                 self.attempt(window, scale)  # the optimizer may have changed the gradients, which the report is about
+        self.put_gradients_together()
         fault.at_fault = self.ranks.main
         return fault
 
@@ -200,7 +205,7 @@ class Step:
         with mode or contextlib.nullcontext(), class_parallel.drawn_rows_only(self.heads, self.optimizer, self.ranks):
             self.optimizer.step()
         if poison == "update":
-            self.parameters[0].data.view(-1)[0] = math.nan
+            next(p for p in map(local, self.parameters) if p.numel()).data.view(-1)[0] = math.nan
 
     def set_optimizer(self, optimizer, grad_clip: float, log=print):
         """Take updates with this optimizer from now on."""
@@ -208,10 +213,10 @@ class Step:
         self.guard = UpdateGuard(optimizer, self.network, log)
 
     def find_classes(self):
-        """Find the class weights of which this process has a slice, and the heads that have some."""
-        self.slices = class_parallel.slices_of(self.network)
+        """Find the weights of which this process has a slice, and the heads with weights for each class."""
+        self.slices = slices_of(self.network)
         self.sliced = {id(p) for name, p in self.network.named_parameters() if name in self.slices}
-        self.heads = list(class_parallel.heads_of(self.network).values())
+        self.heads = list(heads_of(self.network).values())
 
     def renew(self):
         """Find parameters, buffers and modules again after a change to the network that may have replaced them."""
@@ -264,12 +269,50 @@ class Step:
     def fault_of(self, attempt: Attempt, window, scale: float, poison: str) -> Fault:
         """The fault of an attempt that is not finite, and whether this process brought it."""
         at_fault = attempt.at_fault
+        self.put_gradients_together()
         own = attempt.loss_finite and attempt.buffers_finite
         if self.ranks.world > 1 and (own or is_synchronised(self.network)):
             at_fault = self.own_step_nonfinite(window, scale, poison)
-        fault = classify(attempt, self.network, self.buffers, self.scaler)
-        fault.at_fault = class_parallel.guilty(self, at_fault) if self.slices else at_fault
+        fault = self.named(attempt)
+        split = any(head.share.world > 1 for head in self.heads)
+        fault.at_fault = class_parallel.guilty(self, at_fault) if split else at_fault
         return fault
+
+    def named(self, attempt: Attempt) -> Fault:
+        """What made an attempt non-finite, the last that was made; a collective where weights are sharded."""
+        teacher = fault_of_teacher(self.network)
+        return classify(attempt, self.bad_state(), self.seen(), self.scaler, teacher)
+
+    def seen(self) -> dict[str, torch.Tensor]:
+        """The gradients of the attempt that failed, by name: whole ones, or class weights' own rows."""
+        return gradients_of(self.network) if self.whole_gradients is None else self.whole_gradients
+
+    def bad_state(self) -> list[str]:
+        """Names of ``nonfinite_before``; a collective where weights are sharded, of whose shares all tell."""
+        own = nonfinite_before(self.network, self.buffers)
+        if not is_sharded(self.network):
+            return own
+        names = set().union(*self.ranks.gather(own))
+        return [name for name in self.network.state_dict() if name in names]
+
+    def put_gradients_together(self):
+        """Keep the whole gradients of a failed step on every process, where they are sharded."""
+        if is_sharded(self.network):
+            named = self.network.named_parameters()
+            self.whole_gradients = {name: p.grad.full_tensor() for name, p in named if p.grad is not None}
+
+    @contextlib.contextmanager
+    def by_itself(self):
+        """Context in which a process makes attempts without the others; sharded weights are whole in it."""
+        shared = self.parameters, self.slices, self.sliced
+        with whole(self.network):
+            if is_sharded(self.network):
+                self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+                self.slices, self.sliced = {}, set()
+            try:
+                yield
+            finally:
+                self.parameters, self.slices, self.sliced = shared
 
     def recheck(self, attempt: Attempt, window, scale: float, poison: str) -> dict:
         """Compute a failed attempt once more in place: is it ``finite`` now, does it give the ``same`` values?
@@ -314,19 +357,24 @@ class Step:
         So are the statistics of norms over all processes. Leaves a guilty process's own gradients, for its report.
         """
         shared = {p: p.grad for p in self.parameters}
-        alone = self.attempt(window, scale, poison, alone=True)
-        # The gradients of a slice of the class weights are of all processes' rows: others say more.
-        own = [
-            [p.grad for p in shared if p.grad is not None and (id(p) in self.sliced) is kind] for kind in (False, True)
-        ]
-        bad = [not math.isfinite(total_norm(gradients)) for gradients in own]
-        if not self.slices and not (alone.loss_finite and alone.buffers_finite):
-            bad[0] |= alone.at_fault
+        with self.by_itself():
+            alone = self.attempt(window, scale, poison, alone=True)
+            # The gradients of a slice of the class weights are of all processes' rows: others say more.
+            own = [
+                [p.grad for p in self.parameters if p.grad is not None and (id(p) in self.sliced) is kind]
+                for kind in (False, True)
+            ]
+            bad = [not math.isfinite(total_norm(gradients)) for gradients in own]
+            if not self.slices and not (alone.loss_finite and alone.buffers_finite):
+                bad[0] |= alone.at_fault
+            found = gradients_of(self.network)
         level = 2 if bad[0] else int(bad[1])
         self.rewind()
         highest = self.ranks.highest(level)
         mine = level == highest if highest else self.ranks.main
-        if not (mine and highest):
+        if is_sharded(self.network):
+            self.whole_gradients = found if mine and highest else self.whole_gradients
+        elif not (mine and highest):
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
         return mine
@@ -336,6 +384,7 @@ def chosen_recheck(config: Config, step: Step, log) -> str:
     """How a step that fails is computed once more: 'cpu' may be no more than 'same'."""
     if config.nan_recheck != "cpu" or not (step.device.type == "cpu" or step.slices):
         return config.nan_recheck
-    why = "no process has all classes (class_parallel)" if step.slices else "this run is on the CPU"
+    key = "weights (fsdp)" if is_sharded(step.network) else "classes (class_parallel)"
+    why = f"no process has all {key}" if step.slices else "this run is on the CPU"
     log(f"nan_recheck: cpu does no more than same here: {why}")
     return "same"

@@ -93,7 +93,7 @@ class NormOverAll(torch.autograd.Function):
         normal, scale, weight = ctx.saved_tensors
         gradient = gradient.float()
         own = torch.stack([gradient.sum(ctx.dims), (gradient * normal).sum(ctx.dims)])
-        total = own.double()
+        total = own.to(torch.float64, copy=True)
         dist.all_reduce(total)
         mean, slope = (total / ctx.count).float().view(2, *ctx.shape).unbind()
         scale = scale if weight is None else scale * weight

@@ -3,6 +3,7 @@
 import torch
 
 from storage.dump import tensor_stats
+from training.slices import local
 from utils import total_norm
 
 HEADROOM = 0.95  # share of a GPU's memory that the highest point of a step and the copy may take together
@@ -26,7 +27,7 @@ class UpdateGuard:
     @property
     def size(self) -> int:
         """Bytes of what is copied."""
-        return sum(t.numel() * t.element_size() for t in self.tensors)
+        return sum(t.numel() * t.element_size() for t in map(local, self.tensors))
 
     def find(self) -> list[torch.Tensor]:
         """Note the lists and dicts that the optimizer holds, with their content; returns the tensors."""
@@ -62,7 +63,7 @@ class UpdateGuard:
     def reserve(self):
         """Make room for a copy of the tensors; if there is none, say so once and keep nothing from now on."""
         self.copies, by_kind = [], {}
-        for tensor in self.tensors:
+        for tensor in map(local, self.tensors):
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         try:
             if self.fits():
@@ -83,7 +84,7 @@ class UpdateGuard:
         devices = {t.device for t in self.tensors if t.device.type == "cuda"}
         for device in devices:
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-            size = sum(t.numel() * t.element_size() for t in self.tensors if t.device == device)
+            size = sum(t.numel() * t.element_size() for t in map(local, self.tensors) if t.device == device)
             if torch.cuda.max_memory_allocated(device) + size > HEADROOM * free:
                 return False
         return True
@@ -108,14 +109,17 @@ class UpdateGuard:
         return True
 
     def watched(self) -> dict[str, torch.Tensor]:
-        """Weights and moments by name; those of an optimizer that keeps them elsewhere are its weights only."""
-        found = {name: p.detach() for name, p in self.parameters}
+        """Weights and moments by name; those of an optimizer that keeps them elsewhere are its weights only.
+
+        Of split ones this process's rows.
+        """
+        found = {name: local(p.detach()) for name, p in self.parameters}
         state = getattr(self.optimizer, "state", {})
         for index, (_, parameter) in enumerate(self.parameters):
             for key, value in state.get(parameter, {}).items():
                 moment = isinstance(value, torch.Tensor) and value.is_floating_point()
                 if moment and value.shape == parameter.shape and value.device == parameter.device:
-                    found[f"optimizer.{index}.{key}"] = value
+                    found[f"optimizer.{index}.{key}"] = local(value)
         return found
 
     def suspicious(self, watched: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
