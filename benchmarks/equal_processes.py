@@ -46,6 +46,24 @@ def in_double():
     trainer.SpeakerNet.forward = lambda self, data, label=None: forward(self, data.double(), label)
 
 
+def nudged(size: float):
+    """Let the weights of this process begin apart from the others' by so much, relative to each, up or down."""
+    import torch
+
+    import SpeakerNet as trainer
+
+    original = trainer.SpeakerNet.__init__
+
+    def init(self, values):
+        original(self, values)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            sign = torch.rand(parameter.shape, generator=generator).to(parameter.dtype).sub(0.5).sign()
+            parameter.data.mul_(1.0 + size * sign)
+
+    trainer.SpeakerNet.__init__ = init
+
+
 def worker(spec: dict) -> int:
     """One process of a run, which notes its losses and a hash of what it ends with."""
     sys.path.insert(0, str(ROOT))
@@ -56,6 +74,8 @@ def worker(spec: dict) -> int:
 
     if spec["dtype"] == "float64":
         in_double()
+    if spec["nudge"]:
+        nudged(spec["nudge"])
     losses, remember, close = [], Incidents.remember, trainer.ModelTrainer.close
 
     def noting(self, step, lr, attempt):
@@ -71,7 +91,7 @@ def worker(spec: dict) -> int:
     return trainSpeakerNet.main(spec["words"])
 
 
-def run(data: Path, folder: Path, dtype: str, world: int, keys: list[str]) -> dict:
+def run(data: Path, folder: Path, dtype: str, world: int, keys: list[str], nudge: float = 0.0) -> dict:
     """Train with so many processes; returns losses of each step, lines of metrics.jsonl, scores and hashes."""
     name, *of_model = MODEL.split()
     words = [f"--model={name}", "--trainfunc=aamsoftmax", "--optimizer=sgd", "--scheduler=cosine", "--lr=0.02"]
@@ -80,7 +100,7 @@ def run(data: Path, folder: Path, dtype: str, world: int, keys: list[str]) -> di
     words += [f"--max_epoch={EPOCHS}", f"--test_interval={EPOCHS}", "--log_interval=1", "--nDataLoaderThread=0"]
     words += ["--max_frames=60", "--picture_format=none", "--eval_frames=0", "--device=cpu", "--threads=1"]
     words += [f"--{key}" for key in (*of_model, *keys)]
-    spec = json.dumps({"dtype": dtype, "folder": str(folder), "words": words})
+    spec = json.dumps({"dtype": dtype, "folder": str(folder), "words": words, "nudge": nudge})
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

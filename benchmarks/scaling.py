@@ -4,6 +4,7 @@ python benchmarks/scaling.py                                          # one and 
 python benchmarks/scaling.py --models ResNet34 --worlds 1,2,4 --keys sync_batchnorm=true
 python benchmarks/scaling.py --paper                                  # the table for 8 to 64 GPUs; nothing is run
 
+"kept" are the weights and moments of a process, which the guard has a copy of, "peak" is all of its memory.
 Each process takes steps of the trainer on its own rows of 2 s, with the exchange of flags that the loop makes for each
 batch. With as many cores as processes the efficiency is 1 where the exchange costs nothing; the memory of a machine is
 shared by its cores, so that two processes without any exchange ("apart") are measured beside them.
@@ -14,6 +15,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -58,8 +60,8 @@ def expected(step: float, size: int, speed: float, delay: float, world: int) -> 
 # ------------------------------------------------------------------------------------------------------ measured
 
 
-def take_steps(spec: dict) -> list[float]:
-    """Seconds of each step of this process."""
+def take_steps(spec: dict) -> dict:
+    """Median seconds of a step of this process, MB of the weights and moments that it keeps, and of its peak."""
     from bench_training import build
 
     words = [*words_of(spec["model"], spec["rows"], spec["data"]), "--threads", "1", "--device", "cpu"]
@@ -68,6 +70,7 @@ def take_steps(spec: dict) -> list[float]:
         trainer = build(words, tempfile.mkdtemp(dir=spec["data"]))
     trainer.enter_epoch()
     data, label = make_batch(spec["rows"])
+    data = data[..., : spec["samples"]]
     batch = {"data": data, "label": label, "files": [f"row {i}" for i in range(spec["rows"])]}
     seconds = []
     for _ in range(spec["steps"] + 2):
@@ -78,11 +81,12 @@ def take_steps(spec: dict) -> list[float]:
         trainer.ranks.highest_of([0, 0, 0])
         seconds.append(time.perf_counter() - begin)
     trainer.ranks.close()
-    return seconds[2:]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {"seconds": statistics.median(seconds[2:]), "kept": trainer.step.guard.size / 1e6, "peak": peak}
 
 
-def measure(spec: dict, world: int, together: bool) -> float:
-    """Seconds of a step (the median, of the slowest process) in ``world`` processes, which exchange or are apart."""
+def measure(spec: dict, world: int, together: bool) -> dict:
+    """The largest figures of ``world`` processes, which exchange or are apart."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -95,7 +99,8 @@ def measure(spec: dict, world: int, together: bool) -> float:
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit("a process failed, see above")
-    return max(statistics.median(json.loads(text.splitlines()[-1])) for text in outputs)
+    found = [json.loads(text.splitlines()[-1]) for text in outputs]
+    return {key: max(each[key] for each in found) for key in found[0]}
 
 
 def main() -> int:
@@ -106,7 +111,9 @@ def main() -> int:
     parser.add_argument("--worlds", default="1,2", help="numbers of processes (default 1,2)")
     parser.add_argument("--keys", default="", help="comma-separated keys of the run, as ddp_compress=bf16")
     parser.add_argument("--rows", type=int, default=16, help="rows of one process (default 16)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a row (default 2)")
     parser.add_argument("--steps", type=int, default=8, help="steps that count, behind two (default 8)")
+    parser.add_argument("--no_apart", action="store_true", help="do not measure processes that exchange nothing")
     parser.add_argument("--paper", action="store_true", help="print what is expected of 8 to 64 GPUs, and run nothing")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -119,20 +126,24 @@ def main() -> int:
         return 0
     from bench_postmortem import make_voices
 
-    print("| model | processes | step s | steps/s | utterances/s | efficiency | apart |\n" + "|" + " --- |" * 7)
+    head = ["model", "processes", "step s", "steps/s", "utterances/s", "efficiency", "apart", "kept MB", "peak MB"]
+    print(f"| {' | '.join(head)} |\n" + "|" + " --- |" * len(head))
     with tempfile.TemporaryDirectory() as data:
         with contextlib.redirect_stdout(io.StringIO()):
             make_voices(Path(data))
         for model in args.models.split(","):
             keys = list(filter(None, args.keys.split(",")))
             spec = {"model": model, "rows": args.rows, "steps": args.steps, "data": data, "keys": keys}
+            spec["samples"] = round(16000 * args.seconds) + 240
             alone = None
             for world in map(int, args.worlds.split(",")):
-                step = measure(spec, world, together=True)
-                apart = measure(spec, world, together=False) if world > 1 else step
+                found = measure(spec, world, together=True)
+                step = found["seconds"]
+                apart = measure(spec, world, together=False)["seconds"] if world > 1 and not args.no_apart else step
                 alone = alone or step
                 cells = [f"{step:.3f}", f"{1 / step:.2f}", f"{world * args.rows / step:.1f}"]
                 cells += [f"{100 * alone / step:.0f} %", f"{100 * alone / apart:.0f} %"]
+                cells += [f"{found['kept']:.0f}", f"{found['peak']:.0f}"]
                 print(f"| {model} | {world} | {' | '.join(cells)} |", flush=True)
     return 0
 
