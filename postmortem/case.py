@@ -24,6 +24,18 @@ SLOW = 2.0  # seconds of a replay from which on signs of life are given, and bet
 SEARCH_RUNS = 28  # replays that the search for the rows at fault may take
 
 
+def parted_from_others(config: dict, world: int) -> list[str]:
+    """What a replay in one process leaves out of a step of ``world`` processes that reached into each other."""
+    lines = []
+    if config.get("class_parallel"):
+        split = f"the classes were split over {world} processes (class_parallel); replayed whole, in one"
+        lines.append(f"{split}, so bits may differ")
+    if config.get("sync_batchnorm"):
+        norms = f"BatchNorm took the statistics of the rows of {world} processes (sync_batchnorm); in the replay"
+        lines.append(f"{norms} those of the dump's rows, by which its process was found at fault")
+    return lines
+
+
 class Case:
     """One dump under analysis. ``replay`` is None if the step cannot be replayed; ``refusal`` then says why."""
 
@@ -53,9 +65,8 @@ class Case:
                 self.replay = (BuiltReplay if self.built else Replay)(dump, state, trust)
             except ReplayError as error:
                 self.refusal = str(error)
-        if self.replay is not None and self.config.get("class_parallel") and dump.get("world", 1) > 1:
-            split = f"the classes were split over {dump['world']} processes (class_parallel); replayed whole, in one"
-            self.evidence.append(f"{split}, so bits may differ")
+        if self.replay is not None and dump.get("world", 1) > 1:
+            self.evidence += parted_from_others(self.config, dump["world"])
         if self.replay is not None:
             self.replay.before_run = self.show_life
             self.run_as_it_was()

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Step:
         self.drawn: tuple[dict, dict] | None = None  # torch's generators and the modules' own after a failed attempt
         self.updating = False
         self.whole_gradients: dict[str, torch.Tensor] | None = None  # of a failed step, where weights are sharded
+        self.alone: Attempt | None = None  # what this process's rows alone gave, if they were found at fault
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
         """Train on a window of batches; returns what the step gave, or the fault for which it was taken back.
@@ -91,7 +93,7 @@ class Step:
         self.module_state.take()
         if self.guard is not None:
             self.guard.take()
-        self.updating, self.drawn, self.whole_gradients = False, None, None
+        self.updating, self.drawn, self.whole_gradients, self.alone = False, None, None, None
 
     def set_epoch(self, epoch: float | None):
         """Tell a loss whose margin follows a schedule how far the run is."""
@@ -217,6 +219,7 @@ class Step:
         self.slices = slices_of(self.network)
         self.sliced = {id(p) for name, p in self.network.named_parameters() if name in self.slices}
         self.heads = list(heads_of(self.network).values())
+        self.heads_are_split = any(head.share.world > 1 for head in self.heads)
 
     def renew(self):
         """Find parameters, buffers and modules again after a change to the network that may have replaced them."""
@@ -273,9 +276,10 @@ class Step:
         own = attempt.loss_finite and attempt.buffers_finite
         if self.ranks.world > 1 and (own or is_synchronised(self.network)):
             at_fault = self.own_step_nonfinite(window, scale, poison)
+        if self.alone is not None:  # of the same computation as the gradients that are reported
+            attempt = replace(attempt, loss=self.alone.loss, accuracy=self.alone.accuracy, norm=self.alone.norm)
         fault = self.named(attempt)
-        split = any(head.share.world > 1 for head in self.heads)
-        fault.at_fault = class_parallel.guilty(self, at_fault) if split else at_fault
+        fault.at_fault = class_parallel.guilty(self, at_fault) if self.heads_are_split else at_fault
         return fault
 
     def named(self, attempt: Attempt) -> Fault:
@@ -374,7 +378,8 @@ class Step:
         mine = level == highest if highest else self.ranks.main
         if is_sharded(self.network):
             self.whole_gradients = found if mine and highest else self.whole_gradients
-        elif not (mine and highest):
+        self.alone = alone if mine and highest and not self.heads_are_split else None
+        if not is_sharded(self.network) and not (mine and highest):
             for parameter, gradient in shared.items():
                 parameter.grad = gradient
         return mine

@@ -76,10 +76,11 @@ FAULTS = {
 }
 
 
-def check_faults(settings, ranks):
+def check_faults(settings, ranks, faults, **keys):
     """Each fault is laid to the process whose rows brought it, whose dump holds whole weights; no trace is left."""
-    for number, (spoil, (guilty, reason, words)) in enumerate(FAULTS.items()):
-        trainer = build_trainer({**settings, "save_path": f"{settings['save_path']}f{number}"}, ranks)
+    for spoil, (guilty, reason, words) in faults.items():
+        name = "_".join([spoil.__name__, *keys])
+        trainer = build_trainer({**settings, **keys, "save_path": f"{settings['save_path']}{name}"}, ranks)
         first, second, *_ = batches_of(trainer)
         train(trainer, first)
         spoilt = spoil(trainer, second)
@@ -190,7 +191,9 @@ def main(path):
     check_equal(settings, ranks, **more, sync_batchnorm=True, freeze_epochs=1)
     check_equal(settings, ranks, mixedprec=True, amp_dtype="bfloat16")
     settings["optimizer"] = "adam"
-    check_faults(settings, ranks)
+    check_faults(settings, ranks, FAULTS)
+    one = {spoil_row: FAULTS[spoil_row]}
+    check_faults(settings, ranks, one, fsdp=False, sync_batchnorm=True)
     check_updates(settings, ranks)
     ranks.close()
 
