@@ -9,16 +9,14 @@ with its copy of weights and moments. The model is one linear layer. The process
 
 import argparse
 import json
-import os
 import resource
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from several import outputs_of
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -87,25 +85,8 @@ def measure(classes: int, variant: str, steps: int) -> dict:
 
 def run(classes: int, variant: str, steps: int, processes: int) -> list[dict]:
     """Measure a variant in processes of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
-    words = [
-        sys.executable,
-        __file__,
-        "--classes",
-        str(classes),
-        "--variants",
-        variant,
-        "--steps",
-        str(steps),
-        "--measure",
-    ]
-    running = [
-        subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **meeting, "RANK": str(rank)})
-        for rank in range(processes)
-    ]
-    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    words = ["--classes", str(classes), "--variants", variant, "--steps", str(steps), "--measure"]
+    return [json.loads(text.splitlines()[-1]) for text in outputs_of([sys.executable, __file__, *words], processes)]
 
 
 def main():

@@ -1,29 +1,29 @@
 """What the number of processes changes of a run with the same rows in each step: losses, weights, scores, metrics.
 
-python benchmarks/equal_processes.py                                              # 1, 2 and 4 processes, fp32
-python benchmarks/equal_processes.py --dtype float64 --keys sync_batchnorm=true
-python benchmarks/equal_processes.py --keys ddp_compress=bf16,sync_batchnorm=true --against ddp_compress=none --worlds 2
+python benchmarks/equal_processes.py --keys sync_batchnorm=true                   # 1, 2 and 4 processes, fp32
+python benchmarks/equal_processes.py --keys sync_batchnorm=true --dtype float64
+python benchmarks/equal_processes.py --worlds 2 --keys ddp_compress=bf16 --against ddp_compress=none
 
-Each run is the real command: 208 steps of 16 rows over all processes, then an evaluation. Its losses are compared with
-those of one process, or with ``--against`` with those of as many processes under other keys. float64 makes weights,
-waveforms and all that is computed of them double, where the product computes in fp32.
+Each run is the real command: 208 steps of 16 rows over all processes, then an evaluation. It is compared with one
+process, or with ``--against`` with as many under other keys. As a measure of what rounding alone becomes one process is
+compared with one whose weights begin apart by half a unit in the last place. float64 makes weights, waveforms and all
+that is computed of them double, where the product computes in fp32.
 """
 
 import argparse
 import contextlib
 import io
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from several import outputs_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = "XVector channels=32 stats_channels=48 n_mels=24 nOut=32"
+MODEL = "ECAPA_TDNN channels=16 aggregate=32 n_mels=24 nOut=32"
+HALF_A_UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}  # of a number's last place, relative
 ROWS, EPOCHS = 16, 13  # of all processes; of 16 steps
 PLACES = (1, 10, 50, 100, 200)
 OF_TIME = ("utt_per_s", "data_wait_pct", "time", "gpu_memory_gb")
@@ -94,7 +94,7 @@ def worker(spec: dict) -> int:
 def run(data: Path, folder: Path, dtype: str, world: int, keys: list[str], nudge: float = 0.0) -> dict:
     """Train with so many processes; returns losses of each step, lines of metrics.jsonl, scores and hashes."""
     name, *of_model = MODEL.split()
-    words = [f"--model={name}", "--trainfunc=aamsoftmax", "--optimizer=sgd", "--scheduler=cosine", "--lr=0.02"]
+    words = [f"--model={name}", "--trainfunc=aamsoftmax", "--optimizer=sgd", "--scheduler=cosine", "--lr=0.005"]
     words += [f"--train_list={data}/train_list.txt", f"--train_path={data}/wav", f"--test_list={data}/trials.txt"]
     words += [f"--test_path={data}/wav", f"--save_path={folder}/run", f"--batch_size={ROWS // world}"]
     words += [f"--max_epoch={EPOCHS}", f"--test_interval={EPOCHS}", "--log_interval=1", "--nDataLoaderThread=0"]
@@ -102,17 +102,7 @@ def run(data: Path, folder: Path, dtype: str, world: int, keys: list[str], nudge
     words += [f"--{key}" for key in (*of_model, *keys)]
     spec = json.dumps({"dtype": dtype, "folder": str(folder), "words": words, "nudge": nudge})
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    started = []
-    for rank in range(world):
-        own = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        command = [sys.executable, __file__, "--worker", spec]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **own}
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-    if any(list(map(subprocess.Popen.wait, started))):
-        raise SystemExit("a process failed, see above")
+    outputs_of([sys.executable, __file__, "--worker", spec], world)
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
     lines = (folder / "run" / "result" / "metrics.jsonl").read_text().splitlines()
     events = [{k: v for k, v in json.loads(line).items() if k not in OF_TIME} for line in lines]
@@ -157,6 +147,9 @@ def main() -> int:
         with contextlib.redirect_stdout(io.StringIO()):
             make(["--out", str(folder / "data"), *sizes])
         alone = None if other else run(folder / "data", folder / "1", args.dtype, 1, keys)
+        if alone:
+            found = run(folder / "data", folder / "1a", args.dtype, 1, keys, HALF_A_UNIT[args.dtype])
+            print(f"| {' | '.join([args.dtype, 'nudged', '1', *compared(found, alone)])} |", flush=True)
         for world in map(int, args.worlds.split(",")):
             found = run(folder / "data", folder / f"{world}", args.dtype, world, keys)
             base = alone or run(folder / "data", folder / f"{world}a", args.dtype, world, [*keys, *other])

@@ -14,16 +14,14 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import resource
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from several import outputs_of
 from train_step import ROOT, make_batch, words_of
 
 CLASSES_BYTES = 4 * 256 * 5994  # the head of VoxCeleb2-dev over embeddings of 256 values
@@ -87,18 +85,7 @@ def take_steps(spec: dict) -> dict:
 
 def measure(spec: dict, world: int, together: bool) -> dict:
     """The largest figures of ``world`` processes, which exchange or are apart."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(world):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": port, **(own if together else {})}
-        command = [sys.executable, __file__, "--worker", json.dumps(spec)]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
-        raise SystemExit("a process failed, see above")
+    outputs = outputs_of([sys.executable, __file__, "--worker", json.dumps(spec)], world, together)
     found = [json.loads(text.splitlines()[-1]) for text in outputs]
     return {key: max(each[key] for each in found) for key in found[0]}
 
