@@ -274,11 +274,10 @@ def draw_timeline(path, timeline, title: str, write=write_atomically):
     rows = (labels or shown) + ["nobody"]
     color = {"nobody": GUIDE, **dict.fromkeys(rows[:-1], OTHER), **dict(zip(shown, SPEAKERS))}
     figure, (top, bottom) = _time_axes(title, timeline.seconds, len(rows))
-    middles = (timeline.edges[1:] + timeline.edges[:-1]) / 2
     for name in ("nobody", *reversed(shown)):
         number = timeline.names.index(name) if name in shown else len(timeline.names)
         style = {"linestyle": "--", "linewidth": 1.0} if name not in shown else {"linewidth": 1.5}
-        top.plot(middles, 100 * timeline.posteriors[:, number], color=color[name], **style)
+        top.stairs(100 * timeline.posteriors[:, number], timeline.edges, baseline=None, color=color[name], **style)
     for segment in timeline.segments:
         if segment.silence:
             for axes in (top, bottom):

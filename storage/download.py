@@ -134,8 +134,8 @@ def download(url: str, part, limit: int, progress: bool = True) -> Path:
 
 
 def _hopeless(reason: str) -> bool:
-    """Whether trying again at once is of no use: there is no network, or no such server."""
-    return reason.startswith("no network")
+    """Whether trying again at once is of no use: no network, no such server, or one that is not who it says."""
+    return reason.startswith(("no network", "no trust"))
 
 
 def _reason(error) -> str:
@@ -146,6 +146,8 @@ def _reason(error) -> str:
         errno.EHOSTUNREACH,
     ):
         return f"no network, or no such server ({first_line(cause)})"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"no trust in the server ({getattr(cause, 'verify_message', '') or first_line(cause)})"
     if isinstance(cause, (socket.timeout, TimeoutError)):
         return f"no answer for {TIMEOUT:g} s"
     if isinstance(error, http.client.IncompleteRead):

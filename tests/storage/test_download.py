@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import ssl
 from collections import namedtuple
 
 import pytest
@@ -108,6 +109,21 @@ def test_what_goes_wrong_is_one_line(site, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.os, "fsync", full)
     assert fails("/a.pt") == f"{tmp_path / 'part'}: cannot be written: No space left on device"
+
+
+def test_a_server_whose_certificate_is_wrong_is_asked_once(tmp_path, monkeypatch):
+    asked = []
+
+    class Opener:
+        def open(self, request, timeout):
+            asked.append(request.full_url)
+            raise module.urllib.error.URLError(ssl.SSLCertVerificationError("certificate verify failed"))
+
+    monkeypatch.setattr(module, "_opener", Opener)
+    monkeypatch.setattr(ssl.SSLCertVerificationError, "verify_message", "self-signed certificate", raising=False)
+    with pytest.raises(DownloadError, match=r"no trust in the server \(self-signed certificate\)"):
+        download("https://example.org/a.pt", tmp_path / "part", ROOM)
+    assert len(asked) == 1
 
 
 def test_a_server_that_says_no_length_is_cut_off_at_the_limit(site, tmp_path, monkeypatch):
