@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from config import Config
-from errors import UsageError, first_line
+from errors import first_line
 from postmortem.modes import Casts, CudaCasts
 from settings import plugins
 from settings.user_code import changed_since
@@ -98,16 +98,21 @@ def teacher_of(dump: dict) -> Teacher | None:
     """The teacher of the run, read again from its files; ReplayError unless they are those of the run."""
     if "teacher" not in dump:
         return None
+    hashes, config = dump["teacher"]["files"], dump["config"]
+    if [*hashes] != [file for file in map(config.get, ("teacher_checkpoint", "teacher_config")) if file]:
+        raise ReplayError("not replayed: the configuration in the dump names other files of a teacher than the dump")
     try:
-        for path, digest in dump["teacher"]["files"].items():
+        for path, digest in hashes.items():
             if hash_of(path) != digest:
                 raise ReplayError(f"not replayed: the teacher's file {path} has changed since the run")
-        teacher = read_teacher(Config(**dump["config"]))
+        teacher = read_teacher(Config(**config))
         absurd = absurd_setting(teacher.config.values(), {"model_state_dict": teacher.tensors()})
-    except UsageError as error:
+    except ReplayError:
+        raise
+    except Exception as error:  # what a dump says of a teacher may be anything
         raise ReplayError(f"not replayed: the teacher cannot be read: {first_line(error)}") from error
-    if absurd or set(teacher.files) != set(dump["teacher"]["files"]):
-        raise ReplayError(f"not replayed: the teacher's files are not those of the dump {absurd}".rstrip())
+    if absurd:
+        raise ReplayError(f"not replayed: {absurd} of the teacher does not fit its weights")
     return teacher
 
 

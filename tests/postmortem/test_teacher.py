@@ -147,6 +147,10 @@ def test_a_dumped_step_is_taken_again_bit_for_bit(settings, tools, keys, tmp_pat
     replayed = dump.replay()
     assert replayed.loss == dump.content["loss"] and replayed.finite
     assert dump.try_fix(settings={"teacher_checkpoint": ""}).loss != dump.content["loss"]
+    other = load_dump(file)
+    other.content["teacher"]["files"] = {}
+    with pytest.raises(ReplayError, match=r"^not replayed: the configuration in the dump names other files of a teac"):
+        other.replay()
     moved = path.rename(tmp_path / "moved.model")
     with pytest.raises(ReplayError, match=r"^not replayed: the teacher cannot be read: no such file: '.*last.model'$"):
         load_dump(file).replay()
