@@ -37,7 +37,7 @@ class Distillation(nn.Module):
         self.kind = values["distillation_type"]
         self.eval().requires_grad_(False)
         self.nonfinite_by_design = set(nonfinite_tensors(dict(self.named_buffers())))
-        # Of each batch of a step, on its device: the rows of which the teacher's embedding is not finite.
+        # Of each batch of a step, on its device: the rows of which the teacher's embedding alone is not finite.
         self.bad_rows = collections.deque(maxlen=values.get("gradient_accumulation_steps", 1))
 
     def forward(self, own, waves, embeddings, head):
@@ -48,7 +48,7 @@ class Distillation(nn.Module):
         """
         with torch.no_grad():
             taught = self.at(waves).teacher(waves)
-            self.bad_rows.append(~taught.isfinite().all(dim=1))
+            self.bad_rows.append(embeddings.isfinite().all(dim=1) & ~taught.isfinite().all(dim=1))
         with torch.autocast(waves.device.type, enabled=False):
             student, taught = embeddings.float(), taught.float()
             parts = []
@@ -75,7 +75,7 @@ class Distillation(nn.Module):
         return {name: state[name] for name in nonfinite_tensors(state) if name not in self.nonfinite_by_design}
 
     def rows_at_fault(self, utterances: int) -> list[int]:
-        """The rows of the last step, numbers into its ``files``, of which the teacher's embedding is not finite.
+        """The rows of the last step, numbers into its ``files``, that are finite to the student and not to the teacher.
 
         ``utterances``: of a speaker in a row (nPerSpeaker).
         """

@@ -161,6 +161,26 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(settings, tools, teac
     tools.assert_same(*states)
 
 
+def test_rows_at_fault_are_those_that_only_the_teacher_spoils(settings, tools, teacher):
+    keys = {"teacher_checkpoint": teacher, "gradient_accumulation_steps": 2, "nan_recheck": "none"}
+    trainer = tools.build(settings, **keys)
+    taught, (first, second, *_) = distillation_of(trainer.network), tools.batches(trainer)
+    spoilt = []
+
+    def spoil(module, inputs, output):  # row 1 of the first batch, row 2 of the second
+        spoilt.append(output.clone())
+        spoilt[-1][len(spoilt)] = math.nan
+        return spoilt[-1]
+
+    with taught.teacher.register_forward_hook(spoil):
+        fault = trainer.step.take([first, second])
+    assert fault.rows == [1, len(first["label"]) + 2] and fault.module == "distillation.teacher"
+    hook = trainer.network.__S__.register_forward_hook(lambda *call: call[2] * math.nan)
+    with hook, taught.teacher.register_forward_hook(lambda *call: call[2] * math.nan):
+        fault = trainer.step.take([first, second])
+    assert fault.rows == [] and fault.what == "loss is nan"
+
+
 def test_several_utterances_a_row(settings, tools):
     keys = {**settings, "trainfunc": "softmaxproto", "nPerSpeaker": 2}
     path = checkpoint_of(tools, keys, channels=16)
