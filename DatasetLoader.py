@@ -24,6 +24,7 @@ from corpus.crop import Crop, Provenance
 from corpus.generators import Generators
 from corpus.parcels import empty
 from corpus.sampling import SpeakerBatchSampler, by_speaker
+from corpus.speech import joined, kept_spans, no_speech
 from corpus.train_list import train_list_of
 from corpus.waiting import LARGEST, packed
 
@@ -239,7 +240,8 @@ class Problems(dict):
 class TestDataset(Dataset):
     """Batches of whole files of equal length, or of ``num_eval`` evenly spaced crops a file.
 
-    Item i is batch i of ``plan``, a list of file numbers: (file numbers, audio (files, crops, samples), problems).
+    Item i is batch i of ``plan``, a list of file numbers: (file numbers, audio (files, crops, samples), problems). With
+    ``vad`` a file is its speech alone, which all files are read for once more, at first.
     """
 
     __test__ = False
@@ -253,8 +255,10 @@ class TestDataset(Dataset):
         batch_size: int,
         channel: str = "mix",
         sample_rate: int = SAMPLE_RATE,
+        vad: str = "none",
     ):
         self.files, self.root, self.channel, self.sample_rate = files, root, channel, sample_rate
+        self.vad, self.kept = vad, {}
         self.crop = samples_of(eval_frames, sample_rate) if eval_frames else 0
         self.num_eval = num_eval if eval_frames else 1
         with ThreadPoolExecutor(8) as pool:
@@ -265,9 +269,13 @@ class TestDataset(Dataset):
 
     def _length(self, file):
         try:
-            return audio_length(Path(self.root, file), self.sample_rate)
+            if self.vad == "none":
+                return audio_length(Path(self.root, file), self.sample_rate)
+            x = read_crop(Path(self.root, file), channel=self.channel, sample_rate=self.sample_rate).x
         except AudioError as error:
             return str(error)
+        self.kept[file] = spans = kept_spans(x, self.sample_rate, self.vad)
+        return sum(end - begin for begin, end in spans) or no_speech(self.vad)
 
     def _plan(self, lengths, batch_size):
         groups = {}
@@ -294,7 +302,7 @@ class TestDataset(Dataset):
                 problems[index] = str(error)
                 continue
             problems.notes += [(kind, self.files[index], text) for kind, text in crop.notes]
-            audio.append(self._crops(crop.x))
+            audio.append(self._crops(joined(crop.x, self.kept[self.files[index]]) if self.kept else crop.x))
             read.append(index)
         return read, torch.from_numpy(np.stack(audio)) if audio else torch.empty(0), problems
 

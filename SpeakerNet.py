@@ -402,7 +402,8 @@ class ModelTrainer:
         try:
             with self.average.applied(), whole(self.network), as_it_is(self.network.__S__):
                 asked = self.stop_signal
-                result = self.evaluator.run(self.network, progress.epoch, lambda: asked.number is not None)
+                stop, best = lambda: asked.number is not None, progress.best["eer"]
+                result = self.evaluator.run(self.network, progress.epoch, stop, best)
         except LoaderFailed as error:
             raise self.endings.no_batches(error) from error
         if result.get("stopped"):

@@ -101,6 +101,7 @@ class Data:
     rir_path: str = key("", "room impulse responses, wav files at any depth")
     sample_rate: int = key(SAMPLE_RATE, "rate that all audio is brought to and the model works at, as 8000 for telephony", unit="Hz", low=8000, high=48000, multiple=25)
     channel: str = key("mix", "of recordings with several channels: their mean, a channel, or the one of the most energy", choices=("mix", "1", "2", "loudest"))
+    vad: str = key("none", "of whole recordings that are evaluated, embedded, enrolled or verified: keep the speech alone, found by energy or by the network of silero-vad; training crops are as they are", choices=("none", "energy", "silero"))
     augment: bool = key(False, "add noise or reverberation to the training crops")
     augment_prob: float = key(0.8, "share of crops that are augmented, by one of the kinds at hand", low=0, high=1)
     augmentation: list = key([], "policy in the place of augment and augment_prob: a list as [{noise: {p: 0.4, snr: [0, 15]}}, {telephone: {p: 0.1}}] of plug-ins of augmentation/, see docs/data.md")

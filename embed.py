@@ -60,7 +60,7 @@ def main(argv) -> int:
         return embed_in_windows(args, names, paths)
     if len(paths) == 1:
         model = model_from(args)
-        write_embeddings(args.out, names, model.embed_file(paths[0])[None], model.identity)
+        write_embeddings(args.out, names, model.embed_file(paths[0])[None], model.identity, model.vad)
         print(f"{args.out}: 1 embedding of dimension {model.dimension}")
         return 0
     return embed_many(args, names, paths)
@@ -77,7 +77,7 @@ def embed_many(args, names, paths) -> int:
         raise UsageError(
             f"embed.py: none of the {len(paths)} recordings could be embedded; '{args.out}' is not written"
         )
-    write_embeddings(args.out, [names[i] for i in kept], x[kept], model.identity)
+    write_embeddings(args.out, [names[i] for i in kept], x[kept], model.identity, model.vad)
     left = f", {len(problems)} left out" if problems else ""
     print(f"{args.out}: {len(kept)} embeddings of dimension {model.dimension}{left}")
     return 1 if problems else 0

@@ -88,7 +88,7 @@ def enroll_folder(args) -> int:
     from storage.speaker_store import SpeakerStore, check_name, locked
 
     people, model = people_of(args.dir), model_from(args)
-    store = SpeakerStore.open(args.store, model.identity, model.dimension, create=True)
+    store = SpeakerStore.open(args.store, model.identity, model.dimension, True, model.vad)
     known = {} if args.replace else {n: {u.source for u in rows} for n, rows in store.speakers.items()}
     found, problems = {}, 0
     for name in list(people):
@@ -106,7 +106,7 @@ def enroll_folder(args) -> int:
             problems += 1
             tqdm.write(str(error), file=sys.stderr)
     with locked(args.store):
-        store = SpeakerStore.open(args.store, model.identity, model.dimension, create=True)
+        store = SpeakerStore.open(args.store, model.identity, model.dimension, True, model.vad)
         for name, utterances in found.items():
             store.add(name, utterances, args.replace)
         if found:
@@ -128,13 +128,14 @@ def change(args) -> int:
 
     model = model_from(args) if args.initial_model else None
     of_model = (model.identity, model.dimension) if model else ("", 0)
+    vad = model.vad if model else ""
     if args.list:
-        for name, rows in SpeakerStore.open(args.store, *of_model).speakers.items():
+        for name, rows in SpeakerStore.open(args.store, *of_model, vad=vad).speakers.items():
             print(f"{name}  {plural(len(rows), 'recording')}")
         return 0
     utterances = [embed_recording(model, file) for file in args.files]  # before the lock: it may take a while
     with locked(args.store):
-        store = SpeakerStore.open(args.store, *of_model, create=not args.remove)
+        store = SpeakerStore.open(args.store, *of_model, not args.remove, vad)
         if args.remove:
             store.remove(args.name)
         else:

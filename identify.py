@@ -15,7 +15,7 @@ from corpus.sliding import grid_fault
 from errors import UsageError
 from scoring.identification import identify
 from scoring.timeline import TURN, follow
-from scoring.verification import add_store_argument, add_verifier_arguments, embed_recording, verifier_from
+from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
 from settings.command_line import Parser, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import write_atomically
@@ -31,14 +31,14 @@ def main(argv) -> int:
     model = verifier.model
     from storage.speaker_store import SpeakerStore
 
-    store = SpeakerStore.open(args.store, model.identity, model.dimension)
+    store = SpeakerStore.open(args.store, model.identity, model.dimension, vad=model.vad)
     if not len(store):
         raise UsageError(f"{args.store}: nobody is enrolled; enroll.py does that")
     if args.along:
         found = follow(verifier, store, args.file, args.window, args.step, args.turn, args.prior)
         write_files(args, found)
     else:
-        found = identify(verifier, store, embed_recording(model, args.file), args.top, args.prior)
+        found = identify(verifier, store, embed_to_decide(verifier, args.file), args.top, args.prior)
     print(json.dumps(found.values()) if args.json else "\n".join(found.lines()))
     return 0
 

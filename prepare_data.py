@@ -31,8 +31,8 @@ def main(argv) -> int:
 
 def parse(argv):
     """Read the command line; UsageError for a flag or a place that cannot be used."""
+    from corpus.speech import DETECTORS
     from preparation.layouts import NAMES
-    from preparation.speech import DETECTORS
 
     parser = Parser("prepare_data.py", __doc__.splitlines()[0])
     add = parser.add_argument

@@ -32,6 +32,7 @@ def parser() -> Parser:
         help="'model utterance ..' lines (spk2utt): the trials name models first",
     )
     add("--enroll_by", choices=("mean", "scores"), default="mean", help="average embeddings or scores (default mean)")
+    add("--enroll_weights", choices=("equal", "quality"), default="equal", help="by speech and SNR (needs --root)")
     add = p.add_argument_group("back-end").add_argument
     add("--backend", default="", metavar="FILE", help="a back-end of --save_backend: scores with that chain")
     add("--cohort", default="", metavar="FILE", help="train list 'speaker path', or a file of embeddings")
@@ -45,6 +46,7 @@ def parser() -> Parser:
     add("--plda", default="", metavar="FILE", help="score by the PLDA of a back-end file")
     add = p.add_argument_group("calibration and fusion, learnt on held-out trials").add_argument
     add("--calibrate", default="", metavar="TRIALS", help="held-out trial list: scores become log-likelihood ratios")
+    add("--calibrate_folds", action="store_true", help="learn it on --trials: each by trials of other speakers")
     add("--allow_overlap", action="store_true", help="accept speakers of the evaluation in --calibrate, with a warning")
     add("--qmf", action="store_true", help="calibrate with duration, magnitude and cohort scores too")
     add("--fuse", nargs="+", default=[], metavar="SCORES", help="scores of other systems on --trials, to be fused")
@@ -95,6 +97,8 @@ def checked(p: Parser, argv):
         p.error("give --embeddings or --initial_model, not both")
     if not (a.embeddings or a.initial_model or a.fuse):
         p.error("give --embeddings FILE, or --initial_model with --root, or --fuse SCORES")
+    if a.enroll_weights == "quality" and not (a.enroll and a.root):
+        p.error("--enroll_weights quality needs --enroll, and --root for the audio")
     if a.initial_model and not a.root:
         p.error("--initial_model needs --root, the folder of the audio files")
     for flag in ("trials", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate"):
@@ -103,9 +107,14 @@ def checked(p: Parser, argv):
     for flag in ("embeddings", "fuse", "fuse_calibrate"):
         for path in getattr(a, flag):
             existing_file(path, f"--{flag}")
-    for flag, needs in (("submean", "cohort"), ("train_plda", "cohort"), ("qmf", "calibrate"), ("fuse", "calibrate")):
+    for flag, needs in (("submean", "cohort"), ("train_plda", "cohort")):
         if getattr(a, flag) and not getattr(a, needs):
             p.error(f"--{flag} needs --{needs}")
+    for flag in ("qmf", "fuse"):
+        if getattr(a, flag) and not (a.calibrate or a.calibrate_folds):
+            p.error(f"--{flag} needs --calibrate or --calibrate_folds")
+    if a.calibrate and a.calibrate_folds:
+        p.error("give --calibrate or --calibrate_folds, not both")
     if a.cohort and not (a.submean or a.train_plda or a.norm != "none"):
         p.error("--cohort is of no use without --submean, --norm or --train_plda")
     if a.norm != "none" and not a.cohort:
@@ -121,8 +130,9 @@ def checked(p: Parser, argv):
             check_place(flag, getattr(a, flag))
     if not a.root and any(condition.startswith("duration:") for condition in a.by):
         p.error("--by duration needs --root, the folder of the audio files")
-    if len(a.fuse) != len(a.fuse_calibrate):
-        p.error("--fuse and --fuse_calibrate take the same systems in the same order")
+    if len(a.fuse_calibrate) != (0 if a.calibrate_folds else len(a.fuse)):
+        wanted = "--calibrate_folds takes no --fuse_calibrate" if a.calibrate_folds else ""
+        p.error(wanted or "--fuse and --fuse_calibrate take the same systems in the same order")
     if a.fuse and a.save_backend:
         p.error("--save_backend cannot hold the other systems of --fuse")
     if a.out:
@@ -217,6 +227,8 @@ def read_lists(a, say):
         warning = check_held_out(a.calibrate, voices[1], a.trials, voices[0], a.allow_overlap)
         if warning:
             say(warning)
+    if a.calibrate_folds:
+        speakers_of_folds(a, read[0], models)  # before anything slow
     return read[0], lists, models, [name for names in voices for name in names]
 
 
@@ -230,8 +242,13 @@ def score_lists(a, lists, models, voices, say):
         source = make_source(a)
         backend = build_backend(a, source, voices, say)
         quality = a.qmf or (backend.calibration is not None and len(backend.calibration.names) > 1)
-        scored = [score_list(backend, source, *trials, models, quality) for trials in lists]
-    for number, paths in enumerate(zip(a.fuse, a.fuse_calibrate), 1):
+        scored = [score_list(backend, source, *trials, models, quality, a.enroll_weights) for trials in lists]
+        if a.save_backend and (a.calibrate or a.calibrate_folds):
+            _, first, second = lists[-1]
+            backend.heard = source.heard([*second, *(first if models is None else [])])
+            if backend.heard is None:
+                say("without --root the back-end cannot know recordings that are unlike those of its calibration")
+    for number, paths in enumerate(zip(a.fuse, *([a.fuse_calibrate] if a.calibrate else [])), 1):
         for trials, path in zip(scored, paths):
             theirs = read_scores(path)
             trials.add_system(f"system {number}", dict(zip(zip(theirs.first, theirs.second), theirs.scores)), path)
@@ -239,39 +256,56 @@ def score_lists(a, lists, models, voices, say):
 
 
 def learn(a, backend, scored, models, say):
-    """The calibration: learnt on the held-out trials, or that of --backend, or None."""
+    """The calibration: learnt on the held-out trials or all of --calibrate_folds, or that of --backend, or None."""
     from scoring.calibration import LogisticCalibration
 
-    if not a.calibrate:
+    if not (a.calibrate or a.calibrate_folds):
         return backend.calibration
-    held_out = scored[1]
+    held_out, path = scored[-1], a.calibrate or a.trials
     good = held_out.finite
     if not good.all():
-        say(f"{a.calibrate}: {(~good).sum()} of {len(good)} trials have no finite score and are left out")
-        describe_problems(held_out, say)
+        say(f"{path}: {(~good).sum()} of {len(good)} trials have no finite score and are left out")
+        if a.calibrate:
+            describe_problems(held_out, say)
     try:
         found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
     except ValueError as error:
-        raise UsageError(f"{a.calibrate}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
     caution = few_errors_of(held_out, good, models)
     if caution:
-        say(f"WARNING: {a.calibrate}: {caution}: take more trials, or speakers that the model was not trained on")
+        say(f"WARNING: {path}: {caution}: take more trials, or speakers that the model was not trained on")
     if backend:
         backend.caution = caution
     for name, weight in zip(found.names, found.weights):
         if weight < 0 and (name == "score" or name.startswith("system")):
-            say(f"WARNING: {a.calibrate}: the calibration inverts {name} (weight {weight:.3g}): are labels swapped?")
+            say(f"WARNING: {path}: the calibration inverts {name} (weight {weight:.3g}): are labels swapped?")
     return found
+
+
+def speakers_in(trials, models):
+    """Speakers (N, 2) of scored trials, or None, and why."""
+    from scoring.intervals import trial_speakers
+    from scoring.report import speakers_of
+
+    return trial_speakers(trials.labels, trials.first, trials.second, speakers_of(models, trials.second))
+
+
+def speakers_of_folds(a, trials, models, good=slice(None)):
+    """Speakers of the ``good`` trials; UsageError if they make no folds."""
+    from scoring.calibration import folds_over
+
+    speakers, why = speakers_in(trials, models)
+    if speakers is None or folds_over(trials.labels[good], speakers[good]) != "speakers":
+        why = why or "so few speakers that a fold lacks target or nontarget trials"
+        raise UsageError(f"--calibrate_folds: {a.trials}: {why}; give held-out trials by --calibrate")
+    return speakers[good]
 
 
 def few_errors_of(held_out, good, models) -> str:
     """Why a calibration learnt on the held-out trials is a guess, or "" if it is none."""
     from scoring.cautions import few_errors
-    from scoring.intervals import trial_speakers
-    from scoring.report import speakers_of
 
-    mapping = speakers_of(models, held_out.second)
-    speakers, _ = trial_speakers(held_out.labels, held_out.first, held_out.second, mapping)
+    speakers, _ = speakers_in(held_out, models)
     return few_errors(held_out.scores[good], held_out.labels[good], None if speakers is None else speakers[good])
 
 
@@ -281,6 +315,19 @@ def calibrated(a, calibration, trials):
         return calibration.llrs(trials.features, trials.names)
     except ValueError as error:
         raise UsageError(f"{a.backend or a.calibrate}: {error}: durations come from --root or --durations") from error
+
+
+def folded(a, trials, models):
+    """Log-likelihood ratios of the trials of --calibrate_folds, as the trainer has them; NaN without a score."""
+    import numpy as np
+
+    from scoring.calibration import calibrated_llrs
+
+    good = trials.finite
+    labels, speakers = trials.labels[good], speakers_of_folds(a, trials, models, good)
+    llrs = np.full(len(good), np.nan)
+    llrs[good] = calibrated_llrs(trials.features[good], labels, speakers, a.p_target)
+    return llrs
 
 
 def describe_problems(trials, say):
@@ -300,7 +347,7 @@ def save(a, backend, calibration, scored, result):
 
     from tuneThreshold import threshold_at_false_accept
 
-    if a.calibrate:
+    if a.calibrate or a.calibrate_folds:
         backend.calibration, backend.prior, backend.threshold = calibration, a.p_target, None
     learnt = scored[-1]  # the held-out trials, if there are any
     values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)
@@ -337,12 +384,15 @@ def main(argv) -> int:
     listed, lists, models, voices = read_lists(a, say)
     backend, scored = score_lists(a, lists, models, voices, say)
     trials = scored[0]
-    calibration = learn(a, backend, scored, models, say) if a.calibrate or backend else None
+    calibration = learn(a, backend, scored, models, say) if a.calibrate or a.calibrate_folds or backend else None
     describe_problems(trials, say)
-    llrs = None if calibration is None else calibrated(a, calibration, trials)
+    llrs = None
+    if calibration is not None:
+        llrs = folded(a, trials, models) if a.calibrate_folds else calibrated(a, calibration, trials)
     parts = [backend.describe()] if backend else []
     parts += [f"fusion with {len(a.fuse)} score file{'s' * (len(a.fuse) > 1)}"] if a.fuse else []
-    parts += [f"{'QMF ' if a.qmf else ''}calibration on {a.calibrate}"] if a.calibrate else []
+    learnt_on = a.calibrate or "the trials, in folds over speakers" * a.calibrate_folds
+    parts += [f"{'QMF ' if a.qmf else ''}calibration on {learnt_on}"] if learnt_on else []
     if a.fuse and calibration is not None:
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(calibration.names, calibration.weights))
         say(f"fusion: log-likelihood ratio = sum of the weighted scores {calibration.bias:+.4g}; weights: {weights}")

@@ -127,7 +127,7 @@ class VerificationService:
         """The enrolled speakers; nobody if there is no file yet."""
         from storage.speaker_store import SpeakerStore
 
-        return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, create=True)
+        return SpeakerStore.open(self.store_path, self.model.identity, self.model.dimension, True, self.model.vad)
 
     def embed_upload(self, upload):
         """Embed an upload -> (Utterance, what the page draws); HTTPException 422 if it gives no embedding."""
@@ -140,9 +140,12 @@ class VerificationService:
             raise HTTPException(422, f"the name of a recording has at most {LONGEST_NAME} letters, got {len(name)}")
         try:
             with self.busy:
-                heard = read_upload(upload.file, self.model.config.channel, self.model.sample_rate)
-                utterance = Utterance(self.model.embed(*heard, MIN_SECONDS), len(heard[0]) / heard[1], name)
-                return utterance, describe(*heard, log_mel(*heard))
+                rate = self.model.sample_rate
+                crop = read_upload(upload.file, self.model.config.channel, rate)
+                embedding, acoustics = self.model.hear(crop, MIN_SECONDS)
+                utterance = Utterance(embedding, len(crop.x) / rate, name, acoustics)
+                drawn = describe(crop.x, rate, log_mel(crop.x, rate))
+                return utterance, {**drawn, "caution": self.verifier.unlike(utterance)}
         except (ValueError, UsageError) as error:
             raise HTTPException(422, f"{name}: {error}") from error
 
@@ -196,7 +199,7 @@ def add_page(app, verifier, max_mb: float):
         model = verifier.model
         says = {"model": model.config.model, "dimension": model.dimension, "threshold": verifier.threshold}
         says.update(calibrated=verifier.calibrated, prior=verifier.prior, threshold_moves=verifier.threshold_moves)
-        return {**says, "cautions": verifier.backend.cautions, "max_mb": max_mb}
+        return {**says, "cautions": verifier.cautions, "max_mb": max_mb}
 
 
 def add_comparisons(app, service: VerificationService):
@@ -253,7 +256,7 @@ def unused(name: str, known: set[str]) -> str:
 
 
 def read_upload(file, channel: str = "mix", sample_rate: int = 16000):
-    """Decode an uploaded recording -> (samples (T,) float32, ``sample_rate``); ValueError says why it is refused.
+    """Decode an uploaded recording -> Excerpt at ``sample_rate``; ValueError says why it is refused.
 
     Silence of many channels at a high rate is a small file, so the samples are bounded before they are decoded.
     """
@@ -270,12 +273,12 @@ def read_upload(file, channel: str = "mix", sample_rate: int = 16000):
             shutil.copyfileobj(file, copy)
         try:
             check_upload(path)
-            x = read_crop(path, channel=channel, sample_rate=sample_rate).x
+            crop = read_crop(path, channel=channel, sample_rate=sample_rate)
         except AudioError as error:
             raise ValueError(f"not a recording that can be read: {error}; send WAV, FLAC, OGG or MP3") from error
-    if not np.isfinite(x).all():
+    if not np.isfinite(crop.x).all():
         raise ValueError("holds samples that are NaN or Inf")
-    return x, sample_rate
+    return crop
 
 
 def check_upload(path):

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from config import SAMPLE_RATE, Config
+from corpus.acoustics import Acoustics
 from corpus.audio import (
     CHANNELS,
     MIN_EMBED_SECONDS,
     SILENT_DB,
     AudioError,
+    Excerpt,
     decibels,
     least_samples,
     note_on_files,
@@ -26,8 +28,9 @@ from corpus.audio import (
     resample,
     wrap_pad,
 )
+from corpus.speech import VADS, joined, kept_spans, no_speech
 from errors import UsageError, plural
-from settings.command_line import existing_file
+from settings.command_line import existing_file, need
 from storage.identity import identity_of
 from training.trained import configuration_of, network_of
 
@@ -71,27 +74,52 @@ class SpeakerModel:
         too short or silent wave, another type, samples or an embedding that are not finite.
         """
         rate = self.sample_rate if sample_rate is None else sample_rate
-        return self._embed(to_float(wave, rate, self.sample_rate), "the wave", min_seconds)
+        x = self._speech(to_float(wave, rate, self.sample_rate), "the wave", min_seconds)
+        return self._embed(x, "the wave")
 
     def embed_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> np.ndarray:
         """Embed an audio file of any rate -> (D,) float32; UsageError if that is not possible."""
+        return self._embed_file(path, min_seconds)[0]
+
+    def hear_file(self, path, min_seconds: float = MIN_EMBED_SECONDS) -> tuple[np.ndarray, Acoustics]:
+        """Embed an audio file as ``embed_file`` does, and measure how it sounds."""
+        embedding, crop, x = self._embed_file(path, min_seconds)
+        return embedding, self._acoustics(crop, x)
+
+    def hear(self, crop: Excerpt, min_seconds: float = MIN_EMBED_SECONDS) -> tuple[np.ndarray, Acoustics]:
+        """Embed a recording that was read at ``sample_rate``, and measure how it sounds; ValueError as ``embed``."""
+        x = self._speech(crop.x, "the wave", min_seconds)
+        return self._embed(x, "the wave"), self._acoustics(crop, x)
+
+    def _acoustics(self, crop: Excerpt, x: np.ndarray) -> Acoustics:
+        return Acoustics.of(crop.x, self.sample_rate, crop.rate, crop.codec, len(x) / self.sample_rate)
+
+    def _embed_file(self, path, min_seconds: float):
         try:
             crop = read_crop(path, channel=self.config.channel, sample_rate=self.sample_rate)
         except AudioError as error:
             raise UsageError(f"{path}: {error}") from error
         try:
-            embedding = self._embed(crop.x, str(path), min_seconds)
+            x = self._speech(crop.x, str(path), min_seconds)
+            embedding = self._embed(x, str(path))
         except ValueError as error:
             cancelled = "".join(f"; {text}" for kind, text in crop.notes if kind == "channels cancel")
             raise UsageError(f"{error}{cancelled}") from error
         for kind, text in crop.notes:
             print(f"{path}: {kind}: {text}", file=sys.stderr)
-        return embedding
+        return embedding, crop, x
 
-    def _embed(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
+    def _speech(self, x: np.ndarray, what: str, min_seconds: float) -> np.ndarray:
+        """What is embedded of a waveform (samples,); ValueError if it says nothing of a voice."""
         fault = fault_of(x, min_seconds, self.sample_rate)
+        if not fault and self.vad != "none":
+            x = joined(x, kept_spans(x, self.sample_rate, self.vad))
+            fault = fault_of(x, min_seconds, self.sample_rate) if len(x) else no_speech(self.vad)
         if fault:
             raise ValueError(f"{what}: {fault}")
+        return x
+
+    def _embed(self, x: np.ndarray, what: str) -> np.ndarray:
         rows, too_large = self.embed_rows(wrap_pad(x, least_samples(self.sample_rate))[None])
         if too_large:
             raise ValueError(f"{what}: {too_large[0]}")
@@ -99,6 +127,11 @@ class SpeakerModel:
         if not np.isfinite(embedding).all():
             raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
         return embedding
+
+    @property
+    def vad(self) -> str:
+        """The detector whose speech alone of a recording is embedded, or "none": the key ``vad``."""
+        return self.config.vad
 
     @property
     def window(self) -> int:
@@ -218,7 +251,7 @@ class SpeakerModel:
         from corpus.loader import Loader
         from DatasetLoader import TestDataset, collate_one
 
-        how = self.config.channel, self.sample_rate
+        how = self.config.channel, self.sample_rate, self.vad
         dataset = TestDataset([str(path) for path in paths], "", 0, 1, batch_size, *how)
         problems = dict(dataset.problems)
         embeddings = np.full((len(paths), self.dimension), np.nan, np.float32)
@@ -332,6 +365,12 @@ def add_model_arguments(parser, required: bool = True, embeds: bool = True):
         help="of recordings with several channels: their mean, a channel, or the one of the most energy (default: what "
         "the configuration says, mix if nothing)",
     )
+    parser.add_argument(
+        "--vad",
+        choices=VADS,
+        help="embed the speech of a recording alone, found by energy or by silero-vad (default: what the configuration "
+        "says, none if nothing)",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 leaves it to torch (default)")
     if not embeds:
         return
@@ -373,6 +412,10 @@ def model_from(args) -> SpeakerModel:
         model.config.embed_window_seconds = seconds
     if args.channel is not None:
         model.config.channel = args.channel
+    if args.vad is not None:
+        model.config.vad = args.vad
+    if model.vad == "silero":
+        need("vad: silero", "silero_vad")
     if onnx:
         model.compute_by_onnx(onnx)
     if precision == "bfloat16":

@@ -87,7 +87,7 @@ def train(config, written, ranks) -> int:
     with failing_together(ranks):
         dataset = TrainDataset(config)
         sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1, ranks.rank, ranks.world)
-        evaluator = Evaluator(config, ranks)
+        evaluator = Evaluator(config, ranks, dataset.speakers)
         files = RunFiles(config, ranks.main)
         trainer = ModelTrainer(config, ranks, dataset, sampler, evaluator, files)
     refuse_differences(ranks, facts_of(config, dataset))
@@ -157,8 +157,8 @@ def report_end(trainer, unsaved: bool) -> int:
         if trainer.config.picture_format != "none":
             pictures = [str(files.result / f"{name}.png") for name in NAMES]
             trainer.log(f"pictures: {', '.join(pictures)}")
-        if trainer.evaluator.caution:
-            trainer.log(f"WARNING: {trainer.evaluator.caution}")
+        if trainer.evaluator.calibrator.caution:
+            trainer.log(f"WARNING: {trainer.evaluator.calibrator.caution}")
     elif trainer.progress.step and not unsaved:
         for line in trainer.endings.without_a_best() if trainer.ranks.main else ():
             print(line, file=sys.stderr)
@@ -246,7 +246,7 @@ def evaluate(config, ranks) -> int:
     from SpeakerNet import SpeakerNet
     from storage import checkpoint
     from training.agreement import facts_of, failing_together, refuse_differences, weights_hash
-    from training.evaluation import Evaluator, describe, leave_calibration, write_evaluation
+    from training.evaluation import Evaluator, describe, write_evaluation
     from training.run_files import RunFiles
 
     with failing_together(ranks):
@@ -258,7 +258,7 @@ def evaluate(config, ranks) -> int:
     if ranks.world > 1:
         refuse_differences(ranks, {**facts_of(config), "initial_model": weights_hash(network.__S__)})
     epoch = state.get("epoch") if isinstance(state.get("epoch"), int) else 0
-    result = evaluator.run(network, epoch)
+    result = evaluator.run(network, epoch, best=None)
     if ranks.main:
         paths = ", ".join(source.path for source in trial_sources(config))
         print(f"{config.initial_model} on {paths}:")
@@ -272,7 +272,7 @@ def evaluate(config, ranks) -> int:
             pictures = evaluator.draw(files.result, result, files.writes)
             if pictures:
                 print("pictures: " + ", ".join(map(str, pictures)))
-            for line in leave_calibration(evaluator, files, network, result):
+            for line in evaluator.calibrator.leave(files, network, result):
                 print(line)
     files.close()
     return 4 if files.writes.waiting else 1 if result["failed"] else 0

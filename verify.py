@@ -9,7 +9,7 @@ import json
 import sys
 
 from errors import UsageError, plural
-from scoring.verification import add_store_argument, add_verifier_arguments, embed_recording, verifier_from
+from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
 from settings.command_line import Parser, existing_file, run
 from speaker_model import add_model_arguments, model_from
 
@@ -36,10 +36,12 @@ def main(argv) -> int:
     if args.speaker:
         from storage.speaker_store import SpeakerStore
 
-        enrolled = SpeakerStore.open(args.store, model.identity, model.dimension).utterances(args.speaker)
+        enrolled = SpeakerStore.open(args.store, model.identity, model.dimension, vad=model.vad).utterances(
+            args.speaker
+        )
     else:
-        enrolled = [embed_recording(model, args.files[0])]
-    verdict = verifier.compare(enrolled, embed_recording(model, args.files[-1]))
+        enrolled = [embed_to_decide(verifier, args.files[0])]
+    verdict = verifier.compare(enrolled, embed_to_decide(verifier, args.files[-1]))
     print(json.dumps(verdict.values()) if args.json else "\n".join(verdict.lines()))
     return 0
 

@@ -30,7 +30,8 @@ class Excerpt:
     """A piece of a recording as it was read.
 
     ``x`` (samples,) float32; ``start``, its first sample in the file, counted at the file's ``rate``; the
-    ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text).
+    ``channels`` of the file and the ``channel`` taken ("mix", or its number from 1); ``notes`` (kind, text);
+    ``codec`` of ``Recording``.
     """
 
     x: np.ndarray
@@ -39,6 +40,7 @@ class Excerpt:
     channels: int
     channel: str
     notes: list[tuple[str, str]] = field(default_factory=list)
+    codec: str = "lossless"
 
 
 def samples_of(frames: int, sample_rate: int = SAMPLE_RATE) -> int:
@@ -140,7 +142,7 @@ def read_crop(
         if samples and recording.channels == 1 and recording.rate == sample_rate and speed is NORMAL:
             wanted, start = _piece(samples, recording.frames, position, start)
             x = recording.read(start, wanted)[:, 0]
-            return Excerpt(wrap_pad(x, samples), start, sample_rate, 1, channel, recording.notes)
+            return Excerpt(wrap_pad(x, samples), start, sample_rate, 1, channel, recording.notes, recording.codec)
         ratio = _ratio(recording.rate, speed, sample_rate)
         mixer = Mixer(recording.channels, channel)
         if samples:
@@ -156,7 +158,8 @@ def read_crop(
             if samples:
                 x = wrap_pad(x, samples)[:samples]
             x = np.ascontiguousarray(x)
-        return Excerpt(x, start, recording.rate, recording.channels, channel, recording.notes + mixer.notes())
+        notes = recording.notes + mixer.notes()
+        return Excerpt(x, start, recording.rate, recording.channels, channel, notes, recording.codec)
 
 
 def _piece(samples: int, total: int, position: float, start: int | None) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from corpus.tars import Placed, Window, binary
 
 # An mp3 frame borrows bits from up to nine before it; decoding that starts at a crop would begin with garbage.
 MP3_PREROLL = 10 * 1152
+LOSSLESS = ("PCM", "FLOAT", "DOUBLE", "ALAC")  # beginnings of libsndfile's names of codings
 BLOCK = 1 << 18  # samples read at once
 BLOCK_VALUES = 1 << 22  # of all channels
 RATES = (1000, 1000000)  # Hz; an absurd rate makes an absurd number of samples when it is changed
@@ -81,6 +82,14 @@ class Recording:
     def format(self) -> str:
         """libsndfile's name of the container, or who decodes it in its place."""
         return self.audio.format
+
+    @property
+    def codec(self) -> str:
+        """What its samples were coded with, as "MP3" or "ULAW"; "lossless" if all of them are what they were."""
+        if isinstance(self.audio, converters.Converted):
+            return os.path.splitext(os.fspath(self.path))[1].lstrip(".").upper() or "unknown"
+        kind = getattr(self.audio, "subtype", "PCM")
+        return "lossless" if kind.startswith(LOSSLESS) else "MP3" if kind.startswith("MPEG") else kind
 
     @property
     def frames(self) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 from corpus.audio import SILENT_DB
 from corpus.measuring import Measure, Source, judge, measure, scan
 from corpus.quality import HUGE, LOUD
+from corpus.speech import DETECTORS, extent
 from preparation.corpora import Utterance
 from preparation.journal import Journal, stamp
-from preparation.speech import DETECTORS, extent
 
 # What keeps a file out: kind -> title, in the order of the page.
 KINDS = {

@@ -10,6 +10,7 @@ import numpy as np
 from errors import UsageError
 from scoring.calibration import LogisticCalibration, bayes_threshold, quality_measures
 from scoring.cosine import length_normalize, paired_products
+from scoring.mismatch import Heard
 from scoring.normalization import cohort_statistics, speaker_means, symmetric_norm
 from scoring.plda import ARRAYS, PLDA
 from storage.arrays import DAMAGE, read_arrays, write_arrays
@@ -52,6 +53,8 @@ class Backend:
     source: str = "the back-end"  # the file it was read from, for messages
     crop_seconds: float = 0.0  # of the crops whose scores the trainer's calibration was learnt on; 0: whole recordings
     caution: str = ""  # why the calibration is a guess, if it is (scoring.cautions.few_errors)
+    vad: str = "none"  # of the embeddings that it was made with
+    heard: Heard | None = None  # the recordings that the calibration was learnt on, where they are known
 
     @property
     def dimension(self) -> int | None:
@@ -79,33 +82,37 @@ class Backend:
         self.cohort = prepared
         self.top_n = top_n
 
-    def _means(self, prepared, groups):
+    def _means(self, prepared, groups, weights=None):
         """Means of prepared rows by group, in sorted order of the groups; unit length for cosine."""
-        if self.plda is None:
+        if self.plda is None and weights is None:
             return length_normalize(speaker_means(prepared, groups)[1])
         index = np.unique(np.asarray(groups), return_inverse=True)[1]
-        sums = np.stack([np.bincount(index, column) for column in prepared.T], axis=1)
-        return sums / np.bincount(index)[:, None]
+        weights = np.ones(len(index)) if weights is None else weights
+        sums = np.stack([np.bincount(index, weights * column) for column in prepared.T], axis=1)
+        means = (sums / np.bincount(index, weights)[:, None]).astype(prepared.dtype)
+        return length_normalize(means) if self.plda is None else means
 
-    def score_trials(self, enrolled, tests, pairs, models=None, enrolled_seconds=None, test_seconds=None):
+    def score_trials(self, enrolled, tests, pairs, models=None, enrolled_seconds=None, test_seconds=None, weights=None):
         """Score trials (N, 2) of a model and a test: (scores (N,) float64, names (K,), features (N, K)).
 
         enrolled (E, D), tests (T, D): raw embeddings; pass the same array twice if both sides are drawn from it.
         models (E,): number 0 .. M-1 of the model that each enrolled row belongs to, or None: each row is a model.
+        weights (E,): how much each enrolled row counts in its model (``enrollment_weights``), or None: all alike.
         The first column of the features is the score; quality measures follow: of durations if both seconds, (E,)
         and (T,), are given, of the raw embeddings' lengths, of the cohort's mean scores.
         """
         pairs = np.asarray(pairs)
         single = models is None
         if self.enrollment == "scores" and not single:
-            return self._average_scores(enrolled, tests, pairs, np.asarray(models), enrolled_seconds, test_seconds)
+            seconds = enrolled_seconds, test_seconds
+            return self._average_scores(enrolled, tests, pairs, np.asarray(models), *seconds, weights)
         test_side = self._side(tests, test_seconds, tests=True)
         if single and enrolled is tests:  # the ratio is symmetric, so the cohort's statistics serve both sides
             vectors = test_side.vectors
             vectors = vectors if self.plda is None else self.plda.enrolled_vectors(self.prepare(tests))
             enrolled_side = Side(vectors, test_side.statistics, test_side.measures)
         else:
-            enrolled_side = self._side(enrolled, enrolled_seconds, models=models)
+            enrolled_side = self._side(enrolled, enrolled_seconds, models=models, weights=weights)
         scores = paired_products(enrolled_side.vectors, test_side.vectors, pairs)
         sides = ((enrolled_side, pairs[:, 0]), (test_side, pairs[:, 1]))
         if self.cohort is not None:
@@ -113,7 +120,7 @@ class Backend:
         names, measures = quality_measures(*({k: v[rows] for k, v in side.measures.items()} for side, rows in sides))
         return scores, ("score", *names), np.column_stack([scores, measures])
 
-    def _average_scores(self, enrolled, tests, pairs, models, enrolled_seconds, test_seconds):
+    def _average_scores(self, enrolled, tests, pairs, models, enrolled_seconds, test_seconds, weights=None):
         """``score_trials`` of every utterance of each model, averaged."""
         order = np.argsort(models, kind="stable")
         count = np.bincount(models, minlength=int(pairs[:, 0].max()) + 1)[pairs[:, 0]]
@@ -122,10 +129,12 @@ class Backend:
         rows = order[np.repeat(first - begin, count) + np.arange(count.sum())]
         expanded = np.stack([rows, np.repeat(pairs[:, 1], count)], axis=1)
         _, names, features = self.score_trials(enrolled, tests, expanded, None, enrolled_seconds, test_seconds)
-        features = np.add.reduceat(features, begin, axis=0) / count[:, None]
+        weights = np.ones(len(rows)) if weights is None else np.asarray(weights)[rows]
+        features = np.add.reduceat(features * weights[:, None], begin, axis=0)
+        features /= np.add.reduceat(weights, begin)[:, None]
         return features[:, 0], names, features
 
-    def _side(self, x, seconds, models=None, tests=False) -> Side:
+    def _side(self, x, seconds, models=None, tests=False, weights=None) -> Side:
         x = np.asarray(x)
         prepared, magnitude = self.prepare(x), np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
         count = np.ones(len(x), int)
@@ -134,7 +143,7 @@ class Backend:
             count = np.bincount(models)
             if not count.all():
                 raise ValueError(f"models must be numbered 0 .. {len(count) - 1} without gaps")
-            prepared, magnitude = self._means(prepared, models), np.bincount(models, magnitude) / count
+            prepared, magnitude = self._means(prepared, models, weights), np.bincount(models, magnitude) / count
             seconds = None if seconds is None else np.bincount(models, seconds)
         vectors = prepared
         against = self.cohort
@@ -224,6 +233,12 @@ class Backend:
                 f"{identity[:12]}): make a back-end for this model with score.py --save_backend"
             )
 
+    def unlike(self, vad: str) -> str:
+        """What to say of embeddings of speech that another ``vad`` found, or "" if there is nothing."""
+        if vad == self.vad or (self.calibration is None and self.threshold is None):
+            return ""
+        return f"{self.source}: made with vad {self.vad}, these embeddings are of vad {vad}: its decisions may be wrong"
+
     @property
     def cautions(self) -> list[str]:
         """Why its probabilities and decisions may be wrong: a line each, beginning with the file it was read from."""
@@ -260,6 +275,8 @@ class Backend:
             "prior": self.prior,
             "identity": self.identity,
             "caution": self.caution,
+            "vad": self.vad,
+            "heard": self.heard.to_dict() if self.heard else None,
         }
 
     def save(self, path):
@@ -311,6 +328,8 @@ class Backend:
                 str(path),
                 float(header.get("eval_frames", 0)) / 100,
                 str(header.get("caution", "")),
+                str(header.get("vad", "none")),
+                Heard.from_dict(header["heard"]) if header.get("heard") else None,
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: damaged, or not a back-end of score.py ({error})") from error

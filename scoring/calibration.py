@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from scoring.error_rates import checked_trials
+from scoring.error_rates import checked_trials, softplus
 
 MEASURES = ("log_duration", "magnitude", "cohort_mean")
+FOLDS = 5  # of speakers, for likelihood ratios of the trials that teach them
+RIDGE, MOST_STEPS = 1e-3, 200  # of the regression: a weight on its slopes, shared by all trials; Newton's steps
 
 
 class LogisticCalibration:
@@ -31,8 +33,6 @@ class LogisticCalibration:
         with a weak ridge so that separable trials give finite weights. The share of targets in the list plays no part.
         Non-finite features or a single class are a ValueError.
         """
-        from sklearn.linear_model import LogisticRegression
-
         x, labels = _columns(features), np.asarray(labels).astype(np.int64)
         if not np.isfinite(x).all():
             raise ValueError("features to calibrate on hold NaN or Inf")
@@ -46,11 +46,10 @@ class LogisticCalibration:
         scale = np.where(scale > 1e-12 * np.maximum(np.abs(center), 1), scale, 1.0)
         targets = labels.sum()
         weight = np.where(labels == 1, prior / targets, (1 - prior) / (len(labels) - targets)) * len(labels)
-        model = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-8, max_iter=200)
-        model.fit((x - center) / scale, labels, sample_weight=weight)
-        weights = model.coef_[0] / scale
+        slopes, intercept = _regression((x - center) / scale, labels, weight / len(labels), RIDGE / len(labels))
+        weights = slopes / scale
         # Trained on trials weighted to the prior, the regression gives posterior log odds: take the prior's off again.
-        bias = model.intercept_[0] - weights @ center - np.log(prior / (1 - prior))
+        bias = intercept - weights @ center - np.log(prior / (1 - prior))
         return cls(weights, bias, prior, names)
 
     def llrs(self, features, names=None) -> np.ndarray:
@@ -86,6 +85,34 @@ class LogisticCalibration:
         return cls(values["weights"], values["bias"], values["prior"], values["names"])
 
 
+def _regression(x, labels, weight, ridge: float):
+    """Slopes (K,) and intercept of the logistic regression of labels (N,) 0/1 on x (N, K), by Newton's method.
+
+    Minimises sum of weight (N,) x log loss + ridge / 2 x slopes squared; a step that does not lower it is halved.
+    """
+    x = np.column_stack([x, np.ones(len(x))])
+    sign, penalty = 1.0 - 2.0 * labels, np.append(np.full(x.shape[1] - 1, ridge), 0.0)
+
+    def cost(theta):
+        return weight @ softplus(sign * (x @ theta)) + theta @ (penalty * theta) / 2
+
+    theta, now = np.zeros(x.shape[1]), np.inf
+    now = cost(theta)
+    for _ in range(MOST_STEPS):
+        share = 1 / (1 + np.exp(-np.clip(x @ theta, -500, 500)))
+        slope = x.T @ (weight * (share - labels)) + penalty * theta
+        curvature = (x.T * (weight * share * (1 - share))) @ x + np.diag(penalty)
+        step = np.linalg.lstsq(curvature, slope, rcond=None)[0]
+        if slope @ step < 1e-14:
+            break
+        while (then := cost(theta - step)) > now and slope @ step > 1e-14:
+            step = step / 2
+        if then >= now:
+            break
+        theta, now = theta - step, then
+    return theta[:-1], theta[-1]
+
+
 def _columns(features) -> np.ndarray:
     features = np.asarray(features, np.float64)
     return features[:, None] if features.ndim == 1 else features
@@ -114,22 +141,62 @@ def bayes_threshold(prior: float, c_miss: float = 1.0, c_fa: float = 1.0) -> flo
     return float(np.log(c_fa * (1 - prior) / (c_miss * prior)))
 
 
-def calibrated_llrs(scores, labels, folds=5, seed=0):
-    """Map scores to log-likelihood ratios by logistic regression, each fold with a map learnt on the others.
+def calibrated_llrs(scores, labels, speakers=None, prior: float = 0.5, folds: int = FOLDS, seed: int = 0):
+    """Map scores (N,), or features (N, K), to natural-log likelihood ratios (N,), each trial by what others taught.
 
-    A cosine is no likelihood ratio; actDCF and Cllr of one are meaningless without this. Natural logarithm.
+    ``speakers`` (N, 2) of ``trial_speakers``: the map of a trial is learnt on the trials of neither of whose sides the
+    speaker is in the fold of one of its own two. Without them, or if the folds of so few speakers lack a class, folds
+    are of trials, whose maps know the speakers: a little too good. ``folds_over`` says which. A cosine is no likelihood
+    ratio; actDCF and Cllr of one are meaningless without this. ``prior``: that of ``LogisticCalibration.fit``.
     """
-    scores, labels = checked_trials(scores, labels)
-    if np.ptp(scores) <= 1e-12 * np.abs(scores).max():
-        return np.zeros(len(scores))  # a collapsed model: equal scores say nothing
-    order = np.random.default_rng(seed).permutation(len(scores))
-    order = order[np.argsort(labels[order], kind="stable")]  # both classes in every fold
-    fold = np.empty(len(scores), np.int64)
-    fold[order] = np.arange(len(scores)) % max(2, min(folds, np.bincount(labels).min()))
-    llrs = np.empty(len(scores))
-    for k in range(fold.max() + 1):
-        learn = fold != k
+    x = _columns(scores)
+    if x.shape[1] == 1:
+        checked, labels = checked_trials(x, labels)
+        x = checked[:, None]
+    labels = np.asarray(labels).astype(np.int64)
+    if (np.ptp(x, axis=0) <= 1e-12 * np.abs(x).max(axis=0)).all():
+        return np.zeros(len(x))  # a collapsed model: equal scores say nothing
+    cells = None if speakers is None else _folds_of_speakers(labels, speakers, folds, seed)
+    cells = _folds_of_trials(labels, folds, seed) if cells is None else cells
+    llrs = np.empty(len(x))
+    for cell in np.unique(cells, axis=0):
+        learn = ~np.isin(cells, cell).any(axis=1)
         if len(np.unique(labels[learn])) < 2:  # a single trial of a class: nothing to hold out
-            learn = np.ones(len(scores), bool)
-        llrs[fold == k] = LogisticCalibration.fit(scores[learn], labels[learn]).llrs(scores[fold == k])
+            learn = np.ones(len(x), bool)
+        mapped = (cells == cell).all(axis=1)
+        llrs[mapped] = LogisticCalibration.fit(x[learn], labels[learn], prior, _numbered(x)).llrs(x[mapped])
     return llrs
+
+
+def folds_over(labels, speakers, folds: int = FOLDS, seed: int = 0) -> str:
+    """Over what the folds of ``calibrated_llrs`` are: "speakers" or "trials"."""
+    return "trials" if speakers is None or _folds_of_speakers(labels, speakers, folds, seed) is None else "speakers"
+
+
+def _folds_of_speakers(labels, speakers, folds: int, seed: int):
+    """Fold of the speaker of each side of the trials (N, 2), the lower first; None if a pair of folds leaves no class.
+
+    Speakers are numbered in the order of their numbers, so that a list without some of its trials has the same folds.
+    """
+    number = np.unique(speakers, return_inverse=True)[1].reshape(-1, 2)
+    people = int(number.max()) + 1
+    fold = np.empty(people, np.int64)
+    fold[np.random.default_rng(seed).permutation(people)] = np.arange(people) % min(folds, people)
+    cells, labels = np.sort(fold[number], axis=1), np.asarray(labels)
+    for cell in np.unique(cells, axis=0):
+        if len(np.unique(labels[~np.isin(cells, cell).any(axis=1)])) < 2:
+            return None
+    return cells
+
+
+def _folds_of_trials(labels, folds: int, seed: int):
+    """Fold of each trial, twice (N, 2), with both classes in every fold."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % max(2, min(folds, np.bincount(labels).min()))
+    return np.stack([fold, fold], axis=1)
+
+
+def _numbered(x) -> tuple:
+    return tuple(map(str, range(x.shape[1])))

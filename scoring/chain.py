@@ -8,6 +8,7 @@ import numpy as np
 from corpus.lists import read_train_list
 from errors import UsageError
 from scoring.backend import Backend
+from scoring.enrollment import enrollment_weights
 from scoring.intervals import speaker_of
 from scoring.plda import PLDA
 from scoring.sources import is_embedding_file
@@ -88,9 +89,14 @@ def without_trial_speakers(names, speakers, trial_names, say):
 def build_backend(a, source, trial_names, say) -> Backend:
     """The chain that score.py's options ``a`` ask for, without its calibration; ``say`` prints a line."""
     identity = source.identity
+    vad = source.vad or "none"
     if a.backend:
-        return Backend.load(a.backend, identity)
-    backend = Backend(enrollment=a.enroll_by, prior=a.p_target, identity=identity)
+        backend = Backend.load(a.backend, identity)
+        unlike = backend.unlike(vad)
+        if unlike:
+            say(f"WARNING: {unlike}")
+        return backend
+    backend = Backend(enrollment=a.enroll_by, prior=a.p_target, identity=identity, vad=vad)
     if a.plda:
         loaded = Backend.load(a.plda, identity)
         if loaded.plda is None:
@@ -136,10 +142,13 @@ def train_plda(x, speakers, a, say) -> PLDA:
     return plda
 
 
-def score_list(backend, source, labels, first, second, models=None, quality: bool = False) -> ScoredTrials:
+def score_list(
+    backend, source, labels, first, second, models=None, quality: bool = False, enroll_weights: str = "equal"
+) -> ScoredTrials:
     """Score trials of two utterances, or with ``models`` {name: [utterances]} of a model and an utterance.
 
-    With ``quality`` the features hold the quality measures, else the score alone.
+    With ``quality`` the features hold the quality measures, else the score alone. ``enroll_weights`` of a model's
+    utterances: "equal", or "quality" for those of ``enrollment_weights``.
     """
     tests = list(dict.fromkeys(second if models else [*first, *second]))
     x, lost = source.embeddings(tests)
@@ -153,7 +162,8 @@ def score_list(backend, source, labels, first, second, models=None, quality: boo
         _, names, features = backend.score_trials(x, x, pairs, None, seconds, seconds)
     else:
         trials = (first, [number[name] for name in second])
-        names, features = _score_models(backend, source, trials, models, x, seconds, problems)
+        weighs = enroll_weights == "quality"
+        names, features = _score_models(backend, source, trials, models, x, seconds, problems, weighs)
     if not quality:
         names, features = names[:1], features[:, :1]
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -162,7 +172,7 @@ def score_list(backend, source, labels, first, second, models=None, quality: boo
     return ScoredTrials(labels, first, second, names, features, problems)
 
 
-def _score_models(backend, source, trials, models, x, test_seconds, problems):
+def _score_models(backend, source, trials, models, x, test_seconds, problems, weighs: bool = False):
     """Names and features of trials (model names, test rows of x); a model enrolls with its finite utterances."""
     first, rows = trials
     owners, utterances = [], []
@@ -189,7 +199,13 @@ def _score_models(backend, source, trials, models, x, test_seconds, problems):
     scoreable = np.array([name in there for name in first])
     pairs = np.array([[there.get(a, 0), b] for a, b in zip(first, rows)])[scoreable]
     groups = np.array([there[owners[i]] for i in good])
-    _, names, found = backend.score_trials(enrolled[good], x, pairs, groups, seconds, test_seconds)
+    weights = None
+    if weighs:
+        sounds, weights = source.acoustics([utterances[i] for i in good]), np.empty(len(good))
+        for group in set(groups.tolist()):
+            rows = np.flatnonzero(groups == group)
+            weights[rows] = enrollment_weights([sounds[row] for row in rows])
+    _, names, found = backend.score_trials(enrolled[good], x, pairs, groups, seconds, test_seconds, weights)
     features = np.full((len(first), found.shape[1]), np.nan)
     features[scoreable] = found
     return names, features

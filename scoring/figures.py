@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scoring.calibration import calibrated_llrs
+from scoring.calibration import calibrated_llrs, folds_over
 from scoring.error_rates import ErrorRates, checked_trials
 from scoring.intervals import bootstrap_interval, enough_speakers
 
@@ -23,13 +23,16 @@ def evaluation_metrics(
     """Compute every figure of an evaluation, with its 95 % interval; EERs in %, costs at priors 0.01, 0.05, p_target.
 
     ``speakers`` (N, 2) of ``trial_speakers``: the intervals (``X_low``, ``X_high``) are over speakers, else, or with
-    fewer than 4, over trials; ``interval`` says which. ``llrs`` (N,): default ``calibrated_llrs``.
+    fewer than 4, over trials; ``interval`` says which. ``llrs`` (N,): default ``calibrated_llrs`` at ``p_target``,
+    and ``folds`` says over what.
     """
+    over = {}
     if llrs is None:
         finite = np.isfinite(np.asarray(scores, np.float64).ravel())
         speakers = None if speakers is None else np.asarray(speakers)[finite]
         scores, labels = checked_trials(scores, labels)
-        llrs = calibrated_llrs(scores, labels)
+        llrs = calibrated_llrs(scores, labels, enough_speakers(speakers), p_target)
+        over = {"folds": folds_over(labels, enough_speakers(speakers))}
     speakers = enough_speakers(speakers)
     rates, llr_rates = ErrorRates.of(scores, labels), ErrorRates.of(llrs, labels)
     priors = sorted({0.01, 0.05, p_target})
@@ -40,6 +43,7 @@ def evaluation_metrics(
     trials = len(rates.targets) + len(rates.nontargets)
     return {
         **result,
+        **over,
         "interval": "trials" if speakers is None else "speakers",
         "trials": trials,
         "targets": len(rates.targets),
@@ -51,14 +55,19 @@ def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, 
 
     ``groupings``: lists (N,) of the name of each trial's group. ``miss`` and ``false_accept`` (in %, None without such
     trials) are the errors at the threshold of the pooled EER: if a group's differ from the pooled ones, one
-    threshold does not serve all. ``llrs`` (N,): default calibrated on all trials. A group of one class has no other
-    figures; one of fewer than 4 speakers has intervals over trials.
+    threshold does not serve all. ``llrs`` (N,): default ``calibrated_llrs`` of all trials; the first row then has
+    ``folds``, over what. A group of one class has no other figures; one of fewer than 4 speakers has intervals over
+    trials.
     """
     finite = np.isfinite(np.asarray(scores, np.float64).ravel())
     groupings = [np.asarray(groups)[finite] for groups in groupings]
     speakers = None if speakers is None else np.asarray(speakers)[finite]
     scores, labels = checked_trials(scores, labels)
-    llrs = calibrated_llrs(scores, labels) if llrs is None else np.asarray(llrs)[finite]
+    over = "" if llrs is not None else folds_over(labels, enough_speakers(speakers))
+    if llrs is None:
+        llrs = calibrated_llrs(scores, labels, enough_speakers(speakers), p_target)
+    else:
+        llrs = np.asarray(llrs)[finite]
     threshold = float(ErrorRates.of(scores, labels).eer()[1])
     chosen = [("pooled", np.ones(len(scores), bool))]
     chosen += [(name, groups == name) for groups in groupings for name in sorted(set(groups.tolist()))]
@@ -72,11 +81,12 @@ def condition_table(scores, labels, groupings=(), p_target=0.05, speakers=None, 
             these = None if speakers is None else speakers[mask]
             row.update(evaluation_metrics(s, y, p_target, speakers=these, llrs=llrs[mask], draws=draws))
         rows.append(row)
+    rows[0].update({"folds": over} if over else {})
     return rows
 
 
-def table_lines(rows, p_target=0.05, calibrated=True) -> list[str]:
-    """The rows of ``condition_table`` as lines for a terminal; ``calibrated``: it was not given ``llrs``."""
+def table_lines(rows, p_target=0.05) -> list[str]:
+    """The rows of ``condition_table`` as lines for a terminal."""
     width = max(6, *[len(row["group"]) for row in rows])
     lines = [
         f"{'group':>{width}}    EER %   (95 % interval)  minDCF({p_target:g})  actDCF({p_target:g})   Cllr"
@@ -94,8 +104,9 @@ def table_lines(rows, p_target=0.05, calibrated=True) -> list[str]:
     if any(row.get("interval") == "trials" for row in rows):
         lines.append("* over trials, as if independent: too narrow where they share speakers")
     lines.append("miss and false accept: at the threshold of the pooled EER")
-    if calibrated:
+    if "folds" in rows[0]:
         lines.append(
-            "actDCF and Cllr: of scores calibrated on these trials, 5-fold; not those of the scores as they are"
+            f"actDCF and Cllr: of scores calibrated on these trials, in folds over {rows[0]['folds']}; not those of "
+            "the scores as they are"
         )
     return lines

@@ -135,7 +135,7 @@ def by_condition(a, listed, trials, llrs, models, result: dict) -> list[str]:
     groupings = [groups_of(condition, listed, a.root) for condition in a.by]
     rows = condition_table(values, trials.labels, groupings, a.p_target, speakers, a.draws, llrs)
     result["by_condition"] = rows
-    return ["", *table_lines(rows, a.p_target, calibrated=llrs is None)]
+    return ["", *table_lines(rows, a.p_target)]
 
 
 def write(a, trials, llrs, result: dict):

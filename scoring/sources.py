@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.acoustics import Acoustics, listen_to
+from corpus.audio import SAMPLE_RATE, AudioError
 from corpus.lists import numbered_lines
 from errors import UsageError
+from scoring.mismatch import Heard
 from storage.embedding_files import READABLE, read_embeddings, read_identity
 
 
@@ -17,7 +20,7 @@ class Source:
         self.names = {}
         self.rows = []
         self.problems = {}
-        self.identity = "" if model is None else model.identity
+        self.identity, self.vad = ("", "") if model is None else (model.identity, model.vad)
         self.lengths = read_durations(durations) if durations else {}
         for path in self.files:
             self.read(path)
@@ -31,6 +34,12 @@ class Source:
                 f"{path}: embeddings of another model ({identity[:12]}) than those before ({self.identity[:12]})"
             )
         self.identity = self.identity or identity
+        vad = read_identity(path, "vad")
+        if vad and self.vad and vad != self.vad:
+            raise UsageError(
+                f"{path}: embeddings of speech by vad {vad}, those before by vad {self.vad}; embed all alike"
+            )
+        self.vad = self.vad or vad
         if self.rows and x.shape[1] != len(self.rows[0]):
             raise UsageError(f"{path}: embeddings of size {x.shape[1]}, those read before are of {len(self.rows[0])}")
         for name, row in zip(names, x):
@@ -83,6 +92,28 @@ class Source:
             if name not in self.lengths and self.root:
                 self.lengths[name] = _duration(Path(self.root, name))
         return np.array([self.lengths.get(name, np.nan) for name in names])
+
+    @property
+    def _hearing(self) -> tuple:
+        """How audio files are read: channel, rate, vad."""
+        if self.model is None:
+            return "mix", SAMPLE_RATE, self.vad or "none"
+        return self.model.config.channel, self.model.sample_rate, self.model.vad
+
+    def heard(self, names) -> Heard | None:
+        """How utterances sound, None if their audio is not there."""
+        names = sorted(set(names))
+        return Heard.in_files([str(Path(self.root, name)) for name in names], *self._hearing) if self.root else None
+
+    def acoustics(self, names) -> list[Acoustics]:
+        """How each of some utterances sounds; UsageError for one that cannot be read."""
+        found = []
+        for name in names:
+            try:
+                found.append(listen_to(Path(self.root, name), *self._hearing))
+            except AudioError as error:
+                raise UsageError(f"{Path(self.root, name)}: {error}") from error
+        return found
 
 
 def _duration(path) -> float:

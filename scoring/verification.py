@@ -12,6 +12,7 @@ from corpus.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, audio_length
 from errors import UsageError
 from scoring.backend import Backend
 from scoring.calibration import bayes_threshold
+from scoring.enrollment import enrollment_weights
 from settings.command_line import existing_file
 from storage.speaker_store import Utterance
 
@@ -86,7 +87,17 @@ def embed_recording(model, path) -> Utterance:
         seconds = audio_length(path) / SAMPLE_RATE
     except AudioError as error:
         raise UsageError(f"{path}: {error}") from error
-    return Utterance(model.embed_file(path, MIN_SECONDS), seconds, os.path.abspath(path))
+    embedding, acoustics = model.hear_file(path, MIN_SECONDS)
+    return Utterance(embedding, seconds, os.path.abspath(path), acoustics)
+
+
+def embed_to_decide(verifier, path) -> Utterance:
+    """Embed a file to decide on; a line on stderr if it is unlike what the calibration was learnt on."""
+    utterance = embed_recording(verifier.model, path)
+    unlike = verifier.unlike(utterance, str(path))
+    if unlike:
+        print(f"warning: {unlike}", file=sys.stderr)
+    return utterance
 
 
 class Verifier:
@@ -100,6 +111,26 @@ class Verifier:
         self.threshold_given = threshold is not None
         given = (threshold, "--threshold") if self.threshold_given else None
         self.threshold, self.threshold_from = given or backend.decision_threshold(self.prior)
+
+    @property
+    def cautions(self) -> list[str]:
+        """Why its decisions may be wrong, whatever the recordings: a line each."""
+        unlike = self.backend.unlike(self.model.vad)
+        return self.backend.cautions + ([unlike] if unlike else [])
+
+    def unlike(self, utterance: Utterance, name: str = "") -> str:
+        """In what a recording differs from those that the calibration was learnt on, in a line, "" if in nothing.
+
+        ``name``: what to call it.
+        """
+        heard, sound = self.backend.heard, utterance.acoustics
+        found = heard.unlike(sound) if heard and sound else []
+        if not found:
+            return ""
+        return (
+            f"{name or utterance.source}: unlike what the calibration was learnt on: {', '.join(found)}; its "
+            "probability may be wrong"
+        )
 
     @property
     def calibrated(self) -> bool:
@@ -128,7 +159,8 @@ class Verifier:
         )
         lengths = np.array([u.seconds for u in rows]), seconds
         enrolled = np.stack([u.embedding for u in rows])
-        scores, names, features = self.backend.score_trials(enrolled, tests, pairs, owner, *lengths)
+        weights = np.concatenate([enrollment_weights([u.acoustics for u in speaker]) for speaker in speakers])
+        scores, names, features = self.backend.score_trials(enrolled, tests, pairs, owner, *lengths, weights)
         shape = len(tests), len(speakers)
         llrs = self.backend.calibrate(names, features).reshape(shape) if self.calibrated else None
         return scores.reshape(shape), llrs
@@ -165,18 +197,14 @@ def verifier_from(args, load_model) -> Verifier:
         raise UsageError(f"--threshold: must be a finite number, got {args.threshold:g}")
     existing_file(args.initial_model, "--initial_model")
     backend = backend_from(args)  # before the model, which takes longer to load
-    return Verifier(load_model(args), backend, args.threshold, args.prior)
+    verifier = Verifier(load_model(args), backend, args.threshold, args.prior)
+    for caution in verifier.cautions:
+        print(f"warning: {caution}", file=sys.stderr)
+    return verifier
 
 
 def backend_from(args) -> Backend:
     """The back-end of --backend, else what training left beside the checkpoint, else the plain cosine."""
-    backend = _chosen_backend(args)
-    for caution in backend.cautions:
-        print(f"warning: {caution}", file=sys.stderr)
-    return backend
-
-
-def _chosen_backend(args) -> Backend:
     if args.backend:
         return Backend.load(args.backend)
     calibration, threshold = (Path(args.initial_model).with_suffix(e) for e in (".calibration", ".threshold"))

@@ -28,11 +28,12 @@ def check_ending(path, rows: int | None = None):
         raise UsageError(f"{path}: a .npy file holds one embedding, there are {rows}; write .npz or .ark")
 
 
-def write_embeddings(path, names: list[str], x, identity: str = ""):
+def write_embeddings(path, names: list[str], x, identity: str = "", vad: str = "none"):
     """Write embeddings (N, D) by the ending of ``path``, whole or not at all.
 
-    .npy: the one row, shape (D,). .npz: arrays ``names`` (N,) and ``embeddings`` (N, D), and ``identity``, which model
-    they are of. .ark: Kaldi's float vectors, with a .scp beside it; its names hold no white space.
+    .npy: the one row, shape (D,). .npz: arrays ``names`` (N,) and ``embeddings`` (N, D), ``identity``, which model they
+    are of, and ``vad``, what found the speech that they are of. .ark: Kaldi's float vectors, with a .scp beside it; its
+    names hold no white space.
     """
     path, x = Path(path), np.ascontiguousarray(x, dtype=np.float32)
     check_ending(path, len(names))
@@ -42,7 +43,8 @@ def write_embeddings(path, names: list[str], x, identity: str = ""):
         if path.suffix == ".npy":
             np.save(f, x[0])
         else:
-            np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x, identity=np.str_(identity))
+            of_what = {"identity": np.str_(identity), "vad": np.str_(vad)}
+            np.savez(f, names=np.array(names, dtype=np.str_), embeddings=x, **of_what)
     return None
 
 
@@ -86,9 +88,9 @@ def read_embeddings(path) -> tuple[list[str], np.ndarray]:
     return names, x.astype(np.float32)
 
 
-def read_identity(path) -> str:
-    """The model's identity that an .npz file of embeddings states, "" if a file does not say."""
+def read_identity(path, of: str = "identity") -> str:
+    """The model's identity that an .npz file of embeddings states, or its ``vad``; "" if a file does not say."""
     if Path(path).suffix != ".npz":
         return ""
     with _damage_named(path):
-        return str(read_arrays(path, ("identity",))["identity"]) if has_array(path, "identity") else ""
+        return str(read_arrays(path, (of,))[of]) if has_array(path, of) else ""

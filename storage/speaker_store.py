@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from corpus.acoustics import Acoustics
 from errors import UsageError
-from storage.arrays import DAMAGE, read_arrays, write_arrays
+from storage.arrays import DAMAGE, has_array, read_arrays, write_arrays
 
 FORMAT_VERSION = 2  # in format 1 the texts were arrays, in which each has the room of the longest
 ARRAYS = {"speakers": "SU", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "SU"}
 ARRAYS |= {"identity": "U", "format_version": "i"}
+LATER = ("vad", "acoustics")  # arrays that stores of before do not have
 LONGEST_NAME, LONGEST_SOURCE = 200, 4096  # letters
 
 
@@ -26,6 +28,7 @@ class Utterance:
     embedding: np.ndarray  # (D,)
     seconds: float
     source: str
+    acoustics: Acoustics | None = None  # how it sounds; None in stores of before
 
 
 def check_name(name: str):
@@ -37,19 +40,22 @@ def check_name(name: str):
 
 
 class SpeakerStore:
-    """Names and the utterances that each was enrolled with; ``identity`` says of which model the embeddings are."""
+    """Names and the utterances that each was enrolled with.
 
-    def __init__(self, path, identity: str, dimension: int):
-        self.path, self.identity, self.dimension = Path(path), identity, dimension
+    ``identity`` says of which model the embeddings are, ``vad`` what found the speech that they are of.
+    """
+
+    def __init__(self, path, identity: str, dimension: int, vad: str = ""):
+        self.path, self.identity, self.dimension, self.vad = Path(path), identity, dimension, vad
         self.speakers: dict[str, list[Utterance]] = {}
 
     @classmethod
-    def open(cls, path, identity: str, dimension: int, create: bool = False) -> "SpeakerStore":
+    def open(cls, path, identity: str, dimension: int, create: bool = False, vad: str = "") -> "SpeakerStore":
         """Read a store; with ``create`` a missing file is an empty one. UsageError for a damaged or another model's.
 
-        An empty ``identity`` is that of the file, to list or remove without the model.
+        An empty ``identity`` or ``vad`` is that of the file, to list or remove without the model.
         """
-        store = cls(path, identity, dimension)
+        store = cls(path, identity, dimension, vad)
         if not os.path.exists(path):  # Path.exists raises if a name is too long or a folder is closed
             if create:
                 return store
@@ -65,10 +71,16 @@ class SpeakerStore:
             )
         if arrays["embeddings"].shape[1] != dimension:
             raise UsageError(f"{path}: embeddings of size {arrays['embeddings'].shape[1]}, the model gives {dimension}")
+        store.vad = vad or str(arrays["vad"])
+        if len(arrays["owner"]) and str(arrays["vad"]) != store.vad:
+            raise UsageError(
+                f"{path}: its speakers were enrolled with vad {arrays['vad']}, this is vad {store.vad}: give --vad "
+                f"{arrays['vad']}, or enroll them again in another store"
+            )
         names = arrays["speakers"]
         store.speakers = {name: [] for name in names}
-        for owner, *row in zip(*(arrays[key] for key in ("owner", "embeddings", "seconds", "sources"))):
-            store.speakers[names[owner]].append(Utterance(row[0], float(row[1]), row[2]))
+        for owner, *row in zip(*(arrays[key] for key in ("owner", "embeddings", "seconds", "sources", "acoustics"))):
+            store.speakers[names[owner]].append(Utterance(row[0], float(row[1]), row[2], row[3]))
         return store
 
     def __len__(self):
@@ -113,11 +125,13 @@ class SpeakerStore:
             0o600,
             format_version=np.int64(FORMAT_VERSION),
             identity=np.str_(self.identity),
+            vad=np.str_(self.vad or "none"),
             speakers=np.bytes_(json.dumps(list(self.speakers)).encode()),
             owner=np.array([i for i, _ in rows], dtype=np.int64),
             embeddings=np.array([u.embedding for _, u in rows], dtype=np.float32).reshape(len(rows), self.dimension),
             seconds=np.array([u.seconds for _, u in rows], dtype=np.float64),
             sources=np.bytes_(json.dumps([u.source for _, u in rows]).encode()),
+            acoustics=np.bytes_(json.dumps([u.acoustics and u.acoustics.to_dict() for _, u in rows]).encode()),
         )
 
 
@@ -140,13 +154,15 @@ def read_store(path: Path) -> dict:
     """Read and check a store file: its arrays, and lists of text ``speakers`` and ``sources``."""
     damaged = UsageError(f"{path}: damaged, or not a store of speakers")
     try:
-        arrays = read_arrays(path, ARRAYS)
+        arrays = {"vad": np.str_("none"), **read_arrays(path, [*ARRAYS, *(n for n in LATER if has_array(path, n))])}
         if any(arrays[name].dtype.kind not in kinds for name, kinds in ARRAYS.items()):
             raise damaged
         version = arrays["format_version"]
         if version.shape or version not in (1, FORMAT_VERSION):
             raise UsageError(f"{path}: format {version}, this program reads {FORMAT_VERSION}")
         names, sources = (_texts(arrays[key]) for key in ("speakers", "sources"))
+        sounds = json.loads(arrays["acoustics"].item()) if "acoustics" in arrays else [None] * len(sources)
+        sounds = [None if values is None else Acoustics.from_dict(values) for values in sounds]
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
@@ -155,11 +171,13 @@ def read_store(path: Path) -> dict:
     rows = embeddings.shape[:1]
     if embeddings.ndim != 2 or owner.shape != rows or arrays["seconds"].shape != rows or (len(sources),) != rows:
         raise damaged
+    if len(sounds) != len(sources):
+        raise damaged
     if set(owner.tolist()) != set(range(len(names))) or len(set(names)) != len(names):
         raise UsageError(f"{path}: damaged: a speaker without embeddings, or twice")
     if not np.isfinite(embeddings).all() or not np.isfinite(arrays["seconds"]).all():
         raise UsageError(f"{path}: damaged: embeddings that are not finite")
-    return {**arrays, "speakers": names, "sources": sources}
+    return {**arrays, "speakers": names, "sources": sources, "acoustics": sounds}
 
 
 def _texts(array: np.ndarray) -> list[str]:

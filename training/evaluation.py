@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import re
 from pathlib import Path
 
@@ -12,59 +11,63 @@ from tqdm import tqdm
 
 from config import Config
 from corpus.audio import AudioError, least_samples, note_on_files, read_crop, wrap_pad
-from corpus.lists import trials_hash
 from corpus.loader import Loader, LoaderFailed
 from corpus.windows import Replicas, embed_rows, in_order, window_samples
 from DatasetLoader import TestDataset, collate_one
 from errors import UsageError, plural, rank_prefix
 from scoring import plots
-from scoring.backend import Backend
-from scoring.calibration import LogisticCalibration, bayes_threshold
-from scoring.cautions import few_errors, wrong_way_round
+from scoring.calibration import calibrated_llrs, folds_over
+from scoring.cautions import wrong_way_round
 from scoring.cosine import reduce_crops, score_reduced
 from scoring.error_rates import worst_eer
 from scoring.figures import evaluation_metrics
 from scoring.files import write_scores
-from storage.files import WriteError, write_atomically
-from storage.identity import identity_of
+from scoring.intervals import enough_speakers
+from training.calibration import Calibrator
 from training.precision import without_tf32
 from training.subset import stratified_subset
 from training.trials import Trials, numbered, read_all
 from training.writes import Writes
 
-__all__ = ["Evaluator", "describe", "leave_calibration", "stratified_subset", "write_evaluation"]
+__all__ = ["Evaluator", "describe", "stratified_subset", "write_evaluation"]
 
+ARRAYS = ("scores", "llrs", "whole_scores")  # of a result, for the main process alone
 MOST_NAMED = 1000  # files of non-finite embeddings that the event of an evaluation names
 
 
 class Evaluator:
-    """A trial list ready to be scored with any state of the network."""
+    """A trial list ready to be scored with any state of the network.
 
-    def __init__(self, config: Config, ranks):
-        self.config, self.ranks = config, ranks
+    ``trained_on``: names of the speakers of training, without whose trials a calibration is learnt where it can be.
+    """
+
+    def __init__(self, config: Config, ranks, trained_on=()):
+        self.config, self.ranks, self.trained_on = config, ranks, trained_on
         self.window = window_samples(config.embed_window_seconds, config.sample_rate)
         self.notes, self.noted = {}, set()  # kind -> {test file: text} of files used all the same; kinds said before
         self.spans: dict[int, str] = {}  # file number -> range of its embeddings, if they are not finite
-        self.caution = ""  # about the calibration that was written last
         lists = read_all(config)
         self.files, pairs = numbered(lists)
         self.root = lists[0].source.root
-        self.dataset = TestDataset(
-            *(self.files, self.root, config.eval_frames, config.num_eval, config.eval_batch_size),
-            *(config.channel, config.sample_rate),
-        )
+        self.dataset, self.loader = self._reading(config.eval_frames)
+        self.whole = None  # dataset and loader of whole files, where crops are evaluated and a calibration is wanted
         if not len(self.dataset):
             reason = next(iter(self.dataset.problems.values()))
             paths = ", ".join(trials.source.path for trials in lists)
             raise UsageError(f"{paths}: none of the {len(self.files)} test files can be read: {reason}")
-        # The plan of batches is the same under any number of processes; each takes every world-th batch.
-        mine = [[i] for i in range(ranks.rank, len(self.dataset), ranks.world)]
-        workers = min(config.nDataLoaderThread, max(len(mine), 1))
-        self.loader = Loader(self.dataset, mine, collate_one, config, workers)
         self.others: list[Evaluator] = []
         self.others = [copy.copy(self).of(*pair) for pair in zip(lists[1:], pairs[1:])]  # they share all but the trials
         self.of(lists[0], pairs[0])
         self.mark = ""
+
+    def _reading(self, frames: int):
+        """The dataset of all files, in crops of ``frames`` or whole, and the loader of this process's part of it."""
+        c = self.config
+        how = frames, c.num_eval, c.eval_batch_size, c.channel, c.sample_rate, c.vad
+        dataset = TestDataset(self.files, self.root, *how)
+        # The plan of batches is the same under any number of processes; each takes every world-th batch.
+        mine = [[i] for i in range(self.ranks.rank, len(dataset), self.ranks.world)]
+        return dataset, Loader(dataset, mine, collate_one, c, min(c.nDataLoaderThread, max(len(mine), 1)))
 
     def of(self, trials: Trials, pairs) -> "Evaluator":
         """Take over the trials of a list; ``pairs`` (N, 2) are file numbers."""
@@ -73,8 +76,10 @@ class Evaluator:
         self.speakers, self.no_speakers, self.pairs = trials.speakers, trials.no_speakers, pairs
         return self
 
-    def embed(self, network, should_stop=lambda: False):
+    def embed(self, network, should_stop=lambda: False, whole: bool = False):
         """Embed every file in fp32, and keep what the score needs of it (``reduce_crops``), on the CPU.
+
+        ``whole``: not its crops of ``eval_frames`` but all of it.
 
         Returns (embeddings, {file number: reason}), with rows of NaN if a file gave nothing, or None if ``should_stop``
         said so; LoaderFailed without batches.
@@ -83,9 +88,12 @@ class Evaluator:
         self.spans.clear()
         replicas = Replicas(network, self.ranks.device)
         embed = functools.partial(self._embed_batch, replicas)
-        embeddings, problems = None, dict(self.dataset.problems)
+        if whole and self.whole is None:
+            self.whole = self._reading(0)
+        dataset, loader = self.whole if whole else (self.dataset, self.loader)
+        embeddings, problems = None, dict(dataset.problems)
         hidden = not self.ranks.main or None
-        progress = tqdm(self.loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
+        progress = tqdm(loader, desc="evaluating", leave=False, disable=hidden, unit="batch", dynamic_ncols=True)
         notes, spans, failure = {}, {}, None
         with without_tf32():  # here, for what it sets is the same in all threads
             for batch, embedded in in_order(progress, embed, replicas.count):
@@ -149,21 +157,21 @@ class Evaluator:
             embeddings = torch.zeros(kinds[0][0], dtype=kinds[0][1])
         return self.ranks.sum(embeddings.to(self.ranks.device)).cpu()
 
-    def run(self, network, epoch: int, should_stop=lambda: False) -> dict:
+    def run(self, network, epoch: int, should_stop=lambda: False, best: float | None = 0.0) -> dict:
         """Evaluate on all ranks; every rank returns the same result (without scores on ranks other than the main one).
 
         The result holds the figures of ``evaluation_metrics`` and ``epoch``, ``nan_scores``, ``nan_files``, ``failed``
         (a reason, or None) and on the main rank ``scores`` (N,) float64. Of several trial lists it is the result of the
-        one that decides, with its name, ``list``, and ``others`` {name: result}.
+        one that decides, with its name, ``list``, and ``others`` {name: result}. ``best``: the EER in % to be beaten,
+        None is any; if it is and crops are evaluated, whole files are too, to calibrate by: ``whole_scores`` (N,).
         """
         self.ranks.share_buffers(network)
         embedded = self.embed(network, should_stop)
         if embedded is None:
             return {"epoch": epoch, "stopped": True}
         embeddings, problems = embedded
-        result = None
+        result, normalize = None, getattr(network.loss, "test_normalize", True)
         if self.ranks.main:
-            normalize = getattr(network.loss, "test_normalize", True)
 
             def result_of(one):
                 scores = score_reduced(embeddings, one.pairs, normalize)
@@ -174,6 +182,14 @@ class Evaluator:
                 others = {one.source.name: result_of(one) for one in self.others}
                 result.update(list=self.source.name, others=others)
         shared = self.ranks.from_main(without_scores(result) if result else None)
+        if not (self.config.eval_frames and self.config.score_mode == "cosine") or shared["failed"]:
+            return result or shared
+        if best is None or shared["eer"] < best:
+            embedded = self.embed(network, should_stop, whole=True)
+            if embedded is None:
+                return {"epoch": epoch, "stopped": True}
+            if result:
+                result["whole_scores"] = score_reduced(embedded[0], self.pairs, normalize)
         return result or shared
 
     def summarise(self, network, scores, embeddings, problems: dict, epoch: int) -> dict:
@@ -206,9 +222,11 @@ class Evaluator:
     def figures(self, scores, finite) -> dict:
         """Figures of the finite scores; if too many are not, numbers are None and ``failed`` says so."""
         c, lost = self.config, int((~finite).sum())
-        speakers = None if self.speakers is None else self.speakers[finite]
-        costs = c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa
-        found = evaluation_metrics(scores[finite], self.labels[finite], *costs, speakers)
+        speakers = enough_speakers(None if self.speakers is None else self.speakers[finite])
+        costs, labels = (c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa), self.labels[finite]
+        llrs = calibrated_llrs(scores[finite], labels, speakers, c.dcf_p_target)
+        found = evaluation_metrics(scores[finite], labels, *costs, speakers, llrs)
+        found.update(llrs=llrs, folds=folds_over(labels, speakers))
         if found["interval"] == "trials":
             found["no_speakers"] = self.no_speakers or "too few speakers are left"
         if lost:
@@ -262,42 +280,17 @@ class Evaluator:
         for old in sorted({path for path in folder.glob("*.txt") if own.fullmatch(path.name)} - set(written)):
             writes.remove(old)
 
+    @functools.cached_property
+    def calibrator(self) -> Calibrator:
+        """What learns a calibration on the trials."""
+        return Calibrator(self.config, self, self.trained_on)
+
     def keep_best(self, files, weights: dict, result: dict, write):
         """Write model_best.calibration of the evaluated weights by ``write(path, bytes)``, and the pictures."""
-        made = self.calibration(weights, result)
-        self.write_calibration(files.model / "model_best.calibration", made, write)
-        if self.config.score_mode != "cosine":
-            self.caution = f"{files.model / 'model_best.calibration'}: not for verify.py: {other_scores(self.config)}"
+        self.calibrator.keep(files.model / "model_best.calibration", weights, result, write)
         for path in self.draw(files.result, result, files.writes):
             if path.suffix == ".png":
                 files.picture(path, result["epoch"])
-
-    def write_calibration(self, path, made: dict, write=write_atomically):
-        """Write what ``calibration`` made, by ``write(path, bytes)``; ``caution`` then says if it is a guess."""
-        write(path, (json.dumps(made, indent=1) + "\n").encode())
-        self.caution = f"{path}: {made['caution']}" if made["caution"] else ""
-
-    def calibration(self, weights: dict, result: dict) -> dict:
-        """A map from score to log-likelihood ratio, learnt on all trials of a result, as ``Backend.load`` reads it.
-
-        ``weights`` {name: tensor} say of which model it is. Scores that do not rise with the probability of a target
-        get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior and costs applies.
-        """
-        c, finite = self.config, np.isfinite(result["scores"])
-        scores, labels, backend = result["scores"][finite], self.labels[finite], Backend(prior=c.dcf_p_target)
-        if np.ptp(scores) > 1e-12 * np.abs(scores).max():
-            backend.calibration = LogisticCalibration.fit(scores, labels, c.dcf_p_target)
-        if backend.calibration is None or backend.calibration.weights[0] <= 0:
-            backend.calibration, backend.threshold = None, result["threshold"]
-        elif c.dcf_c_miss != c.dcf_c_fa:  # a back-end knows a prior only
-            backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
-        backend.identity = identity_of(weights, c)
-        backend.caution = few_errors(scores, labels, None if self.speakers is None else self.speakers[finite])
-        made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
-        made["test_list"] = self.source.path
-        made.update({k: getattr(c, k) for k in ("score_mode", "eval_frames", "num_eval")})
-        made.update(test_list_sha256=trials_hash(c), score_threshold=result["threshold"])
-        return {**backend.header(), "score": c.score_mode, **made}
 
     def draw(self, folder, result, writes=None) -> list[Path]:
         """Write the pictures of a result, if ``picture_format`` wants any."""
@@ -306,48 +299,12 @@ class Evaluator:
         finite = np.isfinite(result["scores"])
         costs, write = (self.config.dcf_c_miss, self.config.dcf_c_fa), (writes or Writes()).write_bytes
         scores, labels, formats = result["scores"][finite], self.labels[finite], (self.config.picture_format,)
-        return plots.draw_all(folder, scores, labels, result, None, costs, write, formats)
-
-
-def other_scores(config: Config) -> str:
-    """Why a calibration of scores other than the cosine is of no use to verify.py."""
-    return f"it compares by the cosine, not by score_mode {config.score_mode}"
-
-
-def leave_calibration(evaluator, files, network, result: dict) -> list[str]:
-    """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
-
-    One that is there already and belongs to the same weights stays. A folder that cannot be written: below ``files``.
-    """
-    config = evaluator.config
-    if config.score_mode != "cosine":
-        return [f"no calibration for verify.py: {other_scores(config)}"]
-    path = Path(config.initial_model).with_suffix(".calibration")
-    made = evaluator.calibration(network.state_dict(), result)
-    command = f"to compare recordings: python verify.py A.wav B.wav --initial_model {config.initial_model}"
-    if path.is_file() and _identity_in(path) == made["identity"]:
-        return [f"calibration: {path} stays; remove it to have one of these trials", command]
-    try:
-        evaluator.write_calibration(path, made)
-        lines = [f"calibration: {path}", command]
-    except WriteError as error:
-        path = files.result / path.name
-        evaluator.write_calibration(path, made, files.writes.write_bytes)
-        lines = [str(error), f"calibration: {path}", f"{command} --backend {path}"]
-    return [f"WARNING: {evaluator.caution}", *lines] if evaluator.caution else lines
-
-
-def _identity_in(path) -> str | None:
-    """Of which model a calibration is; None if verify.py cannot use it, so that nothing is lost by writing it anew."""
-    try:
-        return Backend.load(path).identity
-    except UsageError:
-        return None
+        return plots.draw_all(folder, scores, labels, result, result["llrs"], costs, write, formats)
 
 
 def without_scores(result: dict) -> dict:
-    """A result, and those of other lists in it, without the scores."""
-    kept = {k: v for k, v in result.items() if k not in ("scores", "others")}
+    """A result, and those of other lists in it, without the scores and their likelihood ratios."""
+    kept = {k: v for k, v in result.items() if k not in (*ARRAYS, "others")}
     others = {name: without_scores(other) for name, other in result.get("others", {}).items()}
     return {**kept, "others": others} if others else kept
 
@@ -394,8 +351,8 @@ def describe_list(result: dict, config: Config, name: str = "", mark: str = "") 
     dcf = "  ".join(f"minDCF({prior:g}) {result[f'min_dcf_{prior:g}']:.4f}" for prior in sorted({0.01, p}))
     lines.append(f"{head}{eer}  {dcf}")
     lines.append(
-        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, 5-fold;"
-        f" at best {result['min_cllr']:.4f})"
+        f"  actDCF({p:g}) {result[f'act_dcf_{p:g}']:.4f}  Cllr {result['cllr']:.4f} bit (calibrated, folds over "
+        f"{result['folds']}; at best {result['min_cllr']:.4f})"
         f"  threshold {result['threshold']:.4f}  {result['trials']} trials, {result['targets']} targets"
     )
     caution = wrong_way_round(result["eer"], result["eer_low"])
@@ -420,7 +377,7 @@ def write_evaluation(files, evaluator, result: dict, config: Config, step: int):
 
 def event_values(result: dict) -> dict:
     """What the event of an evaluation tells of a result."""
-    left_out = ("epoch", "scores", "nan_files", "nan_pairs", "notes", "others")
+    left_out = (*ARRAYS, "epoch", "nan_files", "nan_pairs", "notes", "others")
     values = {k: v for k, v in result.items() if k not in left_out}
     bad = [file["path"] for file in result["nan_files"][:MOST_NAMED]]
     return {**values, **({"nan_files": bad} if bad else {})}

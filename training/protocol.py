@@ -18,7 +18,7 @@ def protocol_of(config: Config) -> dict:
 
 
 def _keys(config: Config | SimpleNamespace) -> dict:
-    names = ["eval_frames", "score_mode", "channel", "max_test_pairs"]
+    names = ["eval_frames", "score_mode", "channel", "vad", "max_test_pairs"]
     names.append("num_eval" if config.eval_frames else "embed_window_seconds")
     names += ["seed"] if config.max_test_pairs else []  # draws the trials
     return {name: getattr(config, name) for name in names if hasattr(config, name)}

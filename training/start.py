@@ -32,6 +32,9 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     if config.tracker:
         with mistakes.collected():
             need("tracker", config.tracker)
+    if config.vad == "silero":
+        with mistakes.collected():
+            need("vad: silero", "silero_vad")
     mistakes.refuse()  # before paths and lists, which take time and may be missing because of a misspelt key
     check_paths(config, written)
     if not config.eval:

@@ -175,6 +175,7 @@ function figureOf(recording, name) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
   caption.textContent = `${name}: ${recording.seconds.toFixed(1)} s at ${recording.rate} Hz, peak ${recording.peak.toFixed(2)}`;
   figure.append(drawWaveform(recording), drawMel(recording), caption);
+  if (recording.caution) figure.append(element("p", `Caution: ${recording.caution}`, "figures"));
   return figure;
 }
 

@@ -13,10 +13,10 @@ from programs import ROOT, Program
 
 import prepare_data
 from corpus.locks import folder_lock
+from corpus.speech import FRAME, Energy, Silero, extent, speech_frames
 from preparation.conversion import write_part
 from preparation.findings import KINDS, listen
 from preparation.journal import Journal
-from preparation.speech import FRAME, Energy, Silero, extent, speech_frames
 from settings.command_line import run
 
 PEOPLE = ("Anna Müller", "Борис", "cy", "dora")

@@ -61,6 +61,9 @@ def folder(tmp_path_factory):
         trials = make_trials(np.unique([n[:4] for n in own], return_inverse=True)[1], own, 300, 1)
         (out / f"{kind}.txt").write_text("".join(f"{y} {a} {b}\n" for y, a, b in zip(*trials)))
     (out / "cohort.txt").write_text("".join(f"{n[:4]} {n}\n" for n in names if n.startswith("co")))
+    (out / "two.txt").write_text(
+        "1 ev00/session0/0.wav ev00/session1/1.wav\n0 ev00/session0/0.wav ev01/session1/1.wav\n"
+    )
     (out / "alien.txt").write_text("1 x/a.wav x/b.wav\n")
     (out / "seconds.txt").write_text("".join(f"{n} {2 + i % 5}\n" for i, n in enumerate(names)))
     return out
@@ -316,6 +319,8 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --submean", "--submean needs --cohort"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --norm asnorm", "--norm asnorm needs --cohort"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --qmf", "--qmf needs --calibrate"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --calibrate {f}/ho.txt --calibrate_folds", "not both"),
+        ("--trials {f}/two.txt --embeddings {f}/all.npz --calibrate_folds", "two.txt: only 2 speakers; give held-out"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --p_target 1", "--p_target must lie between 0 and 1"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --calibrate {f}/ev.txt", "shares 24 speakers"),
         (

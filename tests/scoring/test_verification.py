@@ -26,6 +26,7 @@ import serve
 import verify
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
+from scoring.enrollment import enrollment_weights
 from scoring.identification import speaker_posterior
 from scoring.verification import percent
 from settings.command_line import run
@@ -152,12 +153,13 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     assert status == 2 and "already enrolled with it" in error
     assert call(enroll, capsys, "--list", *more)[1] == "ann  2 recordings\nbob  1 recording\n"
     network = load_model(model)
-    unit = [x / np.linalg.norm(x) for x in (network.embed_file(wav(0, i)) for i in (0, 1))]
+    unit = np.stack([x / np.linalg.norm(x) for x in (network.embed_file(wav(0, i)) for i in (0, 1))])
+    weights = enrollment_weights([network.hear_file(wav(0, i))[1] for i in (0, 1)])
     test = network.embed_file(wav(1, 0))
     found = json.loads(call(identify, capsys, wav(1, 0), *more, "--threshold", 0.5, "--json")[1])
     assert [row["name"] for row in found["speakers"]] == ["bob", "ann"] and found["speaker"] == "bob"
     assert found["speakers"][0]["score"] == pytest.approx(1, abs=1e-6)
-    assert found["speakers"][1]["score"] == pytest.approx(cosine(unit[0] + unit[1], test), abs=1e-5)
+    assert found["speakers"][1]["score"] == pytest.approx(cosine(weights @ unit, test), abs=1e-5)
     out = call(identify, capsys, wav(1, 0), *more, "--threshold", 1.1)[1]
     assert "speaker: none of the 2 who are enrolled; the nearest is bob\ndifferent speakers: score" in out
     assert "< threshold 1.1000 (--threshold)" in out

@@ -202,14 +202,14 @@ def test_scores_that_say_nothing_get_no_calibration(evaluator):
     evaluator, trainer = evaluator
     result = evaluator.run(trainer.network, 1)
     for scores in (np.full(len(evaluator.labels), 0.5), 1.0 - evaluator.labels):
-        made = evaluator.calibration(trainer.network.state_dict(), {**result, "scores": scores})
-        assert made["calibration"] is None and made["threshold"] == result["threshold"]
+        made = evaluator.calibrator.learn(trainer.network.state_dict(), {**result, "scores": scores})
+        assert made["calibration"] is None and made["threshold"] == ComputeEER(scores, evaluator.labels)[1]
     told = {**result, "scores": evaluator.labels * 0.4 + 0.1}
-    made = evaluator.calibration(trainer.network.state_dict(), told)
+    made = evaluator.calibrator.learn(trainer.network.state_dict(), told)
     assert made["calibration"]["weights"][0] > 0 and made["threshold"] is None
     evaluator.config.dcf_c_miss = 10.0
     prior = evaluator.config.dcf_p_target
-    made = evaluator.calibration(trainer.network.state_dict(), told)
+    made = evaluator.calibrator.learn(trainer.network.state_dict(), told)
     assert made["threshold"] == pytest.approx(np.log((1 - prior) / (10 * prior)))
 
 

@@ -78,9 +78,12 @@ class Silero:
 
     def spans(self) -> list[tuple[float, float]]:
         """Where speech is, (begin, end) in seconds."""
-        import silero_vad
         import torch
 
+        threads = torch.get_num_threads()
+        import silero_vad
+
+        torch.set_num_threads(threads)  # its import takes all but one
         if not hasattr(_models, "model"):
             with warnings.catch_warnings(record=True):  # of the form that its weights are kept in
                 _models.model = silero_vad.load_silero_vad()
@@ -92,6 +95,33 @@ class Silero:
 
 
 DETECTORS = {"energy": Energy, "silero": Silero}
+VADS = ("none", *DETECTORS)  # values of the key ``vad``
+
+
+def kept_spans(x: np.ndarray, sample_rate: int, vad: str) -> list[tuple[int, int]]:
+    """What a detector keeps of a waveform (samples,): (begin, end) of its speech, with ``MARGIN`` on both sides."""
+    if vad == "none":
+        return [(0, len(x))]
+    detector = DETECTORS[vad]()
+    detector.add(sample_rate, x[:, None])
+    kept: list[tuple[int, int]] = []
+    for begin, end in detector.spans():
+        first, last = max(round((begin - MARGIN) * sample_rate), 0), min(round((end + MARGIN) * sample_rate), len(x))
+        if kept and first <= kept[-1][1]:
+            kept[-1] = kept[-1][0], last
+        else:
+            kept.append((first, last))
+    return kept
+
+
+def joined(x: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """The spans of a waveform (samples,), one after the other."""
+    return x if spans == [(0, len(x))] else np.concatenate([x[:0], *(x[begin:end] for begin, end in spans)])
+
+
+def no_speech(vad: str) -> str:
+    """What to say of a recording of which a detector keeps nothing."""
+    return f"no speech in it (vad {vad})"
 
 
 def extent(spans: list[tuple[float, float]]) -> tuple[float, float]:

@@ -1,0 +1,21 @@
+"""How much each recording of a speaker counts in the model that they make together."""
+
+import numpy as np
+
+from corpus.acoustics import Acoustics
+
+MOST_SPEECH = 10.0  # seconds beyond which more speech makes an embedding hardly better
+HALF_SNR = 20.0  # dB, as ``snr_of`` estimates it, at which a recording counts half of a clean one
+
+
+def enrollment_weights(recordings: list[Acoustics | None]) -> np.ndarray:
+    """Weights (N,) of the recordings of one speaker; 1 each if it is not known how one of them sounds.
+
+    min(net speech, ``MOST_SPEECH``) x S / (S + S_half), S the signal-to-noise ratio as a ratio of powers: the share of
+    a recording that is signal, as in a Wiener filter. Only the proportions of the weights matter.
+    """
+    if any(recording is None for recording in recordings):
+        return np.ones(len(recordings))
+    speech = np.array([np.clip(recording.speech, 0.1, MOST_SPEECH) for recording in recordings if recording])
+    snr = np.array([recording.snr for recording in recordings if recording])
+    return speech / (1 + 10 ** ((HALF_SNR - snr) / 10))
