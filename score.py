@@ -258,6 +258,7 @@ def score_lists(a, lists, models, voices, say):
 def learn(a, backend, scored, models, say):
     """The calibration: learnt on the held-out trials or all of --calibrate_folds, or that of --backend, or None."""
     from scoring.calibration import LogisticCalibration
+    from scoring.cautions import beyond
 
     if not (a.calibrate or a.calibrate_folds):
         return backend.calibration
@@ -271,6 +272,9 @@ def learn(a, backend, scored, models, say):
         found = LogisticCalibration.fit(held_out.features[good], held_out.labels[good], a.p_target, held_out.names)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
+    if a.calibrate and a.qmf:
+        for caution in beyond(found.names, held_out.features[good], scored[0].features[scored[0].finite]):
+            say(f"WARNING: {path}: {caution}")
     caution = few_errors_of(held_out, good, models)
     if caution:
         say(f"WARNING: {path}: {caution}: take more trials, or speakers that the model was not trained on")

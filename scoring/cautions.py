@@ -8,6 +8,7 @@ from errors import plural
 from scoring.error_rates import ErrorRates
 from scoring.intervals import speaker_of
 
+FEW_BEYOND = 0.05  # share of trials beyond what was learnt on that is not worth a word
 FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
 
 
@@ -26,6 +27,25 @@ def few_errors(scores, labels, speakers=None) -> str:
         f"learnt on {targets} target and {nontargets} nontarget trials{people}, EER {100 * rate:.2f} %, about "
         f"{errors:.0f} errors of a kind; with fewer than {FEW_ERRORS} errors its probabilities are a guess"
     )
+
+
+def beyond(names, learnt, trials) -> list[str]:
+    """What to say of quality measures of trials (N, K) that lie beyond those that QMF was ``learnt`` on (M, K).
+
+    ``names`` (K,) of the columns, of which the first is the score.
+    """
+    found = []
+    for name, known, at_hand in list(zip(names, learnt.T, trials.T))[1:]:
+        if name.startswith("system"):
+            continue
+        low, high = known.min(), known.max()
+        share = np.mean((at_hand < low) | (at_hand > high)) if len(at_hand) else 0.0
+        if share > FEW_BEYOND:
+            found.append(
+                f"{100 * share:.0f} % of the trials have a {name} beyond its {low:.3g} to {high:.3g} of the held-out "
+                "trials, where QMF is a guess: take held-out trials of all lengths that are to be decided on"
+            )
+    return found
 
 
 def known_voices(speakers, train_paths, trial_paths, train_root="", test_root="") -> str:

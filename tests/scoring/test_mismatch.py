@@ -14,6 +14,7 @@ from corpus.audio import AudioError
 from errors import UsageError
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
+from scoring.cautions import beyond
 from scoring.mismatch import Heard
 from settings.command_line import run
 from speaker_model import load_model
@@ -113,3 +114,12 @@ def test_a_recording_unlike_those_of_the_calibration_is_said_in_a_line(data, set
         said = complaint(tmp_path / f"{name}.wav")
         assert said.count("\n") == 1 and said.startswith(f"warning: {tmp_path / name}.wav: unlike what the calibration")
         assert f"{measure} " in said and said.endswith("its probability may be wrong\n")
+
+
+def test_qmf_beyond_the_measures_that_it_was_learnt_on_is_told():
+    rng = np.random.default_rng(0)
+    names, learnt = ("score", "log_duration_min", "system 1"), rng.uniform(0, 1, (200, 3))
+    assert beyond(names, learnt, rng.uniform(0.1, 0.9, (100, 3))) == []
+    trials = rng.uniform(0.1, 0.9, (100, 3)) - np.where(np.arange(100) < 20, 1, 0)[:, None]
+    (said,) = beyond(names, learnt, trials)
+    assert said.startswith("20 % of the trials have a log_duration_min beyond its 0.0")
