@@ -16,7 +16,7 @@ from errors import UsageError
 from exporting import card
 from exporting.eight_bits import quantise_onnx
 from exporting.formats import NAMES, SHORTEST, reader, write
-from exporting.forms import FORMS, example, exportable, foreign_features, input_of
+from exporting.forms import FORMS, example, exportable, foreign_features, input_of, key_of_sherpa
 from settings.command_line import Parser, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
@@ -91,7 +91,7 @@ def export(args, out: Path) -> int:
 def why(model, kind: str) -> str:
     """What to do about a difference that comes from features other than those of the runtime."""
     own = foreign_features(model) if kind == "sherpa-onnx" else ""
-    return f": its {own} are not what sherpa-onnx computes; train with features: sherpa-onnx" if own else ""
+    return f": sherpa-onnx does not compute its {own}; train with {key_of_sherpa(model.config)}" if own else ""
 
 
 # ------------------------------------------------------------------------------------------------------- checks

@@ -53,13 +53,13 @@ def behind_sherpa(front, config):
 
     if not hasattr(front, "normalize"):
         raise UsageError(
-            f"--for sherpa-onnx: models/{config.model}.py has a front end of its own; sherpa-onnx takes "
-            "models that are trained with features: sherpa-onnx"
+            f"--for sherpa-onnx: models/{config.model}.py has a front end of its own; sherpa-onnx takes models that "
+            "are trained with its features (docs/export.md)"
         )
     if config.n_mels != BANDS:
         raise UsageError(
             f"--for sherpa-onnx: n_mels is {config.n_mels}; sherpa-onnx computes {BANDS} bands: train with "
-            f"n_mels: {BANDS} and features: sherpa-onnx"
+            f"n_mels: {BANDS} and {key_of_sherpa(config)}"
         )
 
     class Normalization(nn.Module):
@@ -69,13 +69,17 @@ def behind_sherpa(front, config):
     return Normalization()
 
 
+def key_of_sherpa(config) -> str:
+    """The key that gives a model the features of sherpa-onnx."""
+    return "features: sherpa-onnx" if hasattr(config, "features") else "frontend: sherpa_onnx"
+
+
 def foreign_features(model) -> str:
     """Of which features a model is, if they are not those that sherpa-onnx computes."""
-    config = model.config
-    if getattr(config, "frontend", ""):
-        return f"frontend: {config.frontend}"
-    own = getattr(getattr(model.network.__S__, "frontend", None), "features", "")
-    return "" if own == "sherpa-onnx" else f"features: {own}"
+    config, front = model.config, model.network.__S__.frontend
+    if getattr(front.plugin or front, "features", "") == "sherpa-onnx":
+        return ""
+    return f"frontend: {config.frontend}" if front.plugin else f"features: {front.features}"
 
 
 def replace_spectrograms(network):

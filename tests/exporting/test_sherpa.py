@@ -8,6 +8,8 @@ from reference_features import kaldi_fbank
 from samples import speaker_model
 
 import export
+from exporting import formats, forms
+from settings import plugins
 from settings.command_line import run
 from speaker_model import load_model
 from storage.files import save_atomically
@@ -77,10 +79,21 @@ def test_sherpa_onnx_itself_gives_the_same_embeddings(exported, recordings):
 def test_other_features_are_refused_with_the_key_to_train_with(exported):
     _, out, status, _, error = exported(frontend="fbank", n_mels=80)
     assert (status, error.count("\n")) == (1, 1) and not out.exists()
-    assert error.endswith("its frontend: fbank are not what sherpa-onnx computes; train with features: sherpa-onnx\n")
+    assert error.endswith(": sherpa-onnx does not compute its frontend: fbank; train with features: sherpa-onnx\n")
     _, _, status, _, error = exported(features="sherpa-onnx", n_mels=24)
     assert (status, error.count("\n")) == (2, 1)
     assert error.endswith("train with n_mels: 80 and features: sherpa-onnx\n") and "n_mels is 24" in error
+
+
+def test_a_model_without_the_key_takes_the_front_end_of_that_name(tmp_path):
+    for name, own in (("sherpa_onnx", ""), ("", "features: voxceleb_trainer")):
+        model = speaker_model("ResNetSE34L", n_mels=80)
+        if name:
+            model.network.__S__.frontend.plugin = plugins.call(plugins.load("frontend", name), {"n_mels": 80})
+        assert (forms.foreign_features(model), forms.key_of_sherpa(model.config)) == (own, "frontend: sherpa_onnx")
+        path = tmp_path / "x.onnx"
+        formats.write(forms.exportable(model, "sherpa-onnx"), model, "sherpa-onnx", path)
+        assert (export.check(formats.reader(path), model, "sherpa-onnx") < 1e-4) == bool(name)
 
 
 def test_a_model_without_features_and_an_input_of_ones_own_are_refused(capsys):
