@@ -183,21 +183,22 @@ class Augmented:
     def operations(self) -> tuple[list[list[tuple[Operation, int]]], float]:
         """What waits, a list for each plug-in of (operation, number of its draw); and the factor that samples grow by.
 
-        The largest sample of the row will be at most so many times that of x.
+        After each operation the largest sample of the row is at most so many times that of x.
         """
         if not self.waiting:
             return [], 1.0
-        stages, growth, number = [], 1.0, len(self.draws) - sum(len(draws) for _, draws in self.waiting)
+        stages, growth, most, number = [], 1.0, 1.0, len(self.draws) - sum(len(draws) for _, draws in self.waiting)
         for plugin, draws in self.waiting:
             stage = []
             for draw in draws:
                 if "reason" not in draw:
                     operation = plugin.operation(draw, len(self.x), self.sounds)
                     growth *= operation.growth(len(self.x), draw)
+                    most = max(most, growth)
                     stage.append((operation, number))
                 number += 1
             stages += [stage] if stage else []
-        return stages, growth
+        return stages, most
 
 
 class Augment:

@@ -7,7 +7,7 @@ from surroundings import augmenter, voice
 
 from corpus.augmentation import apply_draws
 from corpus.loader import Loader
-from corpus.waiting import packed
+from corpus.waiting import LARGEST, packed
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from postmortem.provenance import same_as_files
 from settings.reader import load_config
@@ -66,6 +66,14 @@ def test_a_device_makes_the_rows_that_a_worker_makes(around, tmp_path, name):
                 for key, value in draw.items():
                     assert other[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
             assert np.abs(apply_draws(clean, others) - x).max() < 1e-5 * level  # as a dump makes the row again
+
+
+def test_a_row_is_bound_by_the_largest_that_it_is_on_its_way(around):
+    up, down = {"gain": {"db": 200}}, {"gain": {"db": -200}}
+    begun = augmenter(around, [up, up, "noise", down, down]).begun(voice(), np.random.default_rng(0))
+    stages, growth = begun.operations()
+    assert len(stages) == 5 and growth > 1e20 > LARGEST
+    assert np.abs(begun.catch_up()).max() < 100
 
 
 # ------------------------------------------------------------------------------------------------- through a loader
