@@ -16,6 +16,7 @@ MARK = "<!-- model card by export.py -->"  # a file without it is not ours to re
 LICENCE = "Not stated. Whoever publishes this file writes it here; a new export keeps what stands here."
 CROP = 2.0  # seconds of the recording that multiply-adds are counted for
 UNKNOWN = "unknown"
+FAITHFUL = 1e-3  # difference from PyTorch up to which figures and thresholds are also those of the file
 
 USE = {
     ".onnx": """import onnxruntime, soundfile
@@ -84,7 +85,7 @@ def write(model, export: Export) -> Path:
     parts = [
         f"# {export.path.stem}: speaker embeddings by {model.config.model}\n\n{MARK}",
         table(("part", "what is known"), facts(model, export)),
-        f"## Use\n```python\n{use(model, export)}\n```\n{comparing(run)}",
+        f"## Use\n```python\n{use(model, export)}\n```\n{comparing(run, export)}",
         f"## Figures\n{figures(run, export)}",
         f"## Training\n{training(model, run)}",
         f"## Limits\n{limits(model, run, export)}",
@@ -213,9 +214,15 @@ def use(model, export: Export) -> str:
     return text.format(file=export.path.name, rate=model.sample_rate, shape=FORMS[export.kind].takes.partition(" ")[2])
 
 
-def comparing(run: Run) -> str:
+def comparing(run: Run, export: Export) -> str:
     """How to compare two embeddings, and from which cosine on they are of one speaker."""
     lines = ["Compare two embeddings by their cosine."]
+    if export.difference > FAITHFUL:
+        much = f"up to {export.difference:.2g} in a value of the length-normalised embedding"
+        lines.append(
+            f"**It differs from the trained model, by {much}: the figures below and thresholds are not its own.**"
+        )
+        return "\n".join(lines)
     if run.result and run.config.get("score_mode") == "cosine":
         eer, threshold = run.result["eer"], run.result["threshold"]
         lines.append(
@@ -252,7 +259,9 @@ def figures(run: Run, export: Export) -> str:
         if result:
             parts.append(figures_of(run, result, name))
     if parts and run.tried > 1:
-        parts.append(f"The best of {run.tried} evaluations on these trials: others will give somewhat more errors.")
+        parts.append(
+            f"The best of {run.tried} evaluations on these trials was kept: on others expect somewhat more errors."
+        )
     if not parts and "eer" in run.calibration:
         c = run.calibration
         parts.append(

@@ -76,10 +76,12 @@ def key_of_sherpa(config) -> str:
 
 def foreign_features(model) -> str:
     """Of which features a model is, if they are not those that sherpa-onnx computes."""
-    config, front = model.config, model.network.__S__.frontend
-    if getattr(front.plugin or front, "features", "") == "sherpa-onnx":
+    front = model.network.__S__.frontend
+    plugin = getattr(front, "plugin", None)
+    own = getattr(plugin or front, "features", "its own")
+    if own == "sherpa-onnx":
         return ""
-    return f"frontend: {config.frontend}" if front.plugin else f"features: {front.features}"
+    return f"frontend: {model.config.frontend}" if plugin else f"features: {own}"
 
 
 def replace_spectrograms(network):

@@ -9,6 +9,7 @@ import torch
 
 import export
 import trainSpeakerNet
+from exporting import card
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
 from settings.command_line import run
@@ -106,6 +107,13 @@ def test_weights_alone_tell_nothing_and_a_card_of_another_epoch_has_no_figures(t
     state["model_state_dict"] = {name: 2 * value for name, value in state["model_state_dict"].items()}
     torch.save(state, trained / "model" / "other.model")
     assert "Unknown: no evaluation" in card_of(trained / "model" / "other.model", tmp_path / "z.pt")
+
+
+def test_a_file_that_differs_from_the_model_promises_no_threshold(trained, tmp_path):
+    model = load_model(trained / "model" / "model_best.model")
+    (tmp_path / "x.pt").write_bytes(b"")
+    text = card.write(model, card.Export(tmp_path / "x.pt", "waveform", "unknown", 0.5, 0.3)).read_text()
+    assert "**It differs from the trained model, by up to 0.3 in a value" in text and "From **" not in text
 
 
 def test_a_calibration_of_score_py_tells_its_threshold_alone(trained, tmp_path):
