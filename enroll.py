@@ -75,7 +75,9 @@ def people_of(folder: str) -> dict[str, list[str]]:
         raise UsageError(f"--dir: no recording below '{folder}'")
     if len(people) == 1:
         name = next(iter(people))
-        print(f"--dir: '{folder}' holds one person, '{name}'; is that a folder of people, give {Path(folder) / name}")
+        print(
+            f"--dir: '{folder}' holds one person, '{name}'; if that is a folder of people, give {Path(folder) / name}"
+        )
     return people
 
 

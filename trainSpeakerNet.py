@@ -209,7 +209,7 @@ def describe_run(trainer, written):
     )
     trainer.log(
         f"{len(dataset)} utterances of {len(dataset.speakers)} speakers, {dataset.classes} classes; "
-        f"{len(sampler)} batches of up to {c.batch_size} rows an epoch; {trials_text(trainer.evaluator)}"
+        f"{plural(len(sampler), 'batch')} of up to {c.batch_size} rows an epoch; {trials_text(trainer.evaluator)}"
     )
     for source, numbers in dataset.list.by_source() if dataset.list.parts is not None else ():
         people = len(np.unique(dataset.labels[numbers.start : numbers.stop]))

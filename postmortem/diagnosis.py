@@ -4,6 +4,7 @@ Each hypothesis is a function of the case that returns a finding, or None if a t
 """
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -245,8 +246,9 @@ def of_the_moment(case) -> tuple[str, str]:
 def guilty_rank(case) -> tuple[int | None, str]:
     """The other rank that wrote a dump of the same batch, or the only other one; and where to read on."""
     own, path = case.dump.get("rank"), Path(case.path)
-    pattern = f"nan_batch_{case.dump['batch_idx']}_epoch_{case.dump['epoch']}*_rank*.pt"
-    others = {int(p.stem.rpartition("_rank")[2]): p for p in path.parent.glob(pattern) if p.stem[-1:].isdigit()}
+    step = re.compile(rf"nan_batch_{case.dump['batch_idx']}_epoch_{case.dump['epoch']}(?:_\d+)?_rank(\d+)\.pt")
+    found = ((step.fullmatch(file.name), file) for file in sorted(path.parent.iterdir()))
+    others = {int(match[1]): file for match, file in found if match}
     others.pop(own, None)
     if len(others) == 1:
         ((rank, file),) = others.items()

@@ -79,7 +79,7 @@ class Identification:
             return [*lines, f"nearest: {best.name}; {NO_DECISION}"]
         if self.nobody is not None:
             lines.append(f"nobody who is enrolled: probability {percent(self.nobody)}")
-        none = f"none of the {self.enrolled} who are enrolled; the nearest is {best.name}"
+        none = f"nobody who is enrolled; the nearest is {best.name}"
         lines.append(f"speaker: {self.speaker or none}")
         if self.nobody is None:
             return [*lines, *best.verdict.lines(), *self.cautions()]

@@ -78,7 +78,8 @@ def _rate(flags) -> list[float]:
     """[share, lower, upper end of its 95 % interval] in % (Wilson 1927), of tests as if independent."""
     n, share, z = len(flags), float(np.mean(flags)), 1.96
     middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [100 * float(x) for x in (share, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))]
+    ends = (max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n)))
+    return [100 * float(x) for x in (share, *ends)]
 
 
 def open_set_lines(figures: dict) -> list[str]:

@@ -231,6 +231,11 @@ def check_class_weights(config: Config, utterances, refuse):
     for key in [key for key, wanted in asked.items() if wanted and config.trainfunc not in able]:
         text = f"loss '{config.trainfunc}' (trainfunc) has no class weights that can be split or drawn; these have"
         refuse(key, f"{text}: {', '.join(able)} (docs/extending.md)")
+    others = (config.nClasses or class_count(len(utterances), config.speed_perturb)) - 1
+    if others and config.class_sample_rate * others < 1:
+        rate, least = config.class_sample_rate, 1 / others
+        text = f"{rate:g} draws {rate * others:.2g} of {others} other classes, and without any nothing is learnt"
+        refuse("class_sample_rate", f"{text}; take at least {least:.2g}")
 
 
 def check_fsdp(config: Config, refuse, mistakes: Mistakes):

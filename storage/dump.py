@@ -25,6 +25,7 @@ REASONS = (
     "data_error",
     "spike",
 )
+BEFORE_THE_STEP = ("batch_nonfinite", "label_out_of_range", "data_error")  # found before anything is computed
 STATE_NAME = re.compile(r"state_[0-9a-f]{8,64}\.pt")
 MAX_THREADS = 4096
 

@@ -6,7 +6,7 @@ import torch
 
 from corpus.crop import Crop
 from corpus.quality import oddity
-from storage.dump import rows_of
+from storage.dump import BEFORE_THE_STEP, rows_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 MANY = 1 << 24  # torch.quantile takes no more elements
@@ -27,7 +27,7 @@ def basic_lines(dump: dict, path) -> list[str]:
         ]
     else:
         lines.append("An old dump: batch, labels and loss only")
-    if dump.get("reason") in ("batch_nonfinite", "label_out_of_range", "data_error"):
+    if dump.get("reason") in BEFORE_THE_STEP:
         return [*lines, "Loss value, precision: not computed when the dump was made"]
     accuracy = [] if math.isnan(dump["prec1"]) else [f"Precision (training accuracy in %): {dump['prec1']}"]
     return [*lines, f"Loss value: {dump['loss']}", *accuracy]

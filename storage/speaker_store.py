@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from corpus.acoustics import Acoustics
-from errors import UsageError
+from errors import UsageError, suggested
 from storage.arrays import DAMAGE, has_array, read_arrays, write_arrays
 
 FORMAT_VERSION = 2  # in format 1 the texts were arrays, in which each has the room of the longest
@@ -91,7 +91,8 @@ class SpeakerStore:
         if name not in self.speakers:
             known = ", ".join(sorted(self.speakers)[:10]) or "nobody"
             known += f", .. ({len(self)} in all)" if len(self) > 10 else ""
-            raise UsageError(f"{self.path}: '{name}' is not enrolled; enrolled: {known}")
+            meant = suggested(name, self.speakers, listed=False)
+            raise UsageError(f"{self.path}: '{name}' is not enrolled{meant or f'; enrolled: {known}'}")
         return self.speakers[name]
 
     def add(self, name: str, utterances: list[Utterance], replace: bool = False):

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from settings.command_line import picture
-from storage.dump import SCALAR, DumpWriter, tensor_stats
+from storage.dump import BEFORE_THE_STEP, SCALAR, DumpWriter, tensor_stats
 from training.batches import as_dumped
 from training.fault_report import report
 from training.faults import Fault
@@ -23,7 +23,6 @@ from utils import plain_names
 HISTORY = 1000
 SPIKES = 3  # dumps of a run
 SPIKE_SHARE = 0.5  # of the folder's size: what dumps of spikes leave is for faults
-BEFORE_THE_STEP = ("batch_nonfinite", "label_out_of_range")  # faults that are seen before anything is computed
 DISK = "\U0001f4be"
 
 
@@ -154,6 +153,7 @@ class FaultDumps(abc.ABC):
         self.history = collections.deque(maxlen=HISTORY)
         self.seen = {}  # signature -> [name of its dump, how often]
         self.spikes = 0  # that were dumped
+        self.names: set[str] = set()  # of the dumps that this process has written
         self.last_name: str | None = None
         self.saved_state: tuple[int, bool] | None = None  # (step, with moments) of the newest state that was submitted
 
@@ -183,7 +183,7 @@ class FaultDumps(abc.ABC):
 
         With a ``fault`` the state that the step began with goes along, once for all faults of the same state.
         """
-        self.last_name = f"nan_batch_{record.batch}_epoch_{record.epoch}{self.suffix}.pt"
+        self.last_name = self.free_name(record)
         with_state, shared, suspect = self.needs(record, fault)
         moments = suspect or self.saved_state is None  # of other faults the weights tell enough
         size = content["data"].numel() * 4
@@ -197,7 +197,14 @@ class FaultDumps(abc.ABC):
         if state:
             self.saved_state = (record.step, moments)
         self.writer.submit(self.last_name, content, state, size, shared)
+        self.names.add(self.last_name)
         return f"{picture(DISK)}Saved debug data to: {self.writer.folder / self.last_name}"
+
+    def free_name(self, record: StepRecord) -> str:
+        """The name of a step's dump; the second of a batch, as of a NaN beside an unreadable file, has a number too."""
+        step = f"nan_batch_{record.batch}_epoch_{record.epoch}"
+        names = (f"{step}{more}{self.suffix}.pt" for more in ["", *(f"_{number}" for number in range(2, 100))])
+        return next(name for name in names if name not in self.names)
 
     def needs(self, record: StepRecord, fault: Fault | None) -> tuple[bool, bool, bool]:
         """Whether a dump names the state that the step began with, whether that is written, whether moments matter."""

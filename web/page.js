@@ -276,7 +276,7 @@ function sureOf(answer) {
 
 function showSpeakersFound(section, given) {
   const answer = identifiedAt(given), best = answer.speakers[0], none = answer.decided && answer.speaker === null;
-  const name = none ? `none of the ${answer.enrolled} who are enrolled` : answer.decided ? best.name : `nearest: ${best.name}`;
+  const name = none ? "nobody who is enrolled" : answer.decided ? best.name : `nearest: ${best.name}`;
   const decision = element("p", name, `decision ${answer.decided ? (none ? "no" : "yes") : ""}`);
   const undecided = "no decision: there is neither a calibration nor a threshold to decide by";
   const single = `${none ? `the nearest is ${best.name}: ` : ""}${surenessOf(best)}`;

@@ -155,4 +155,4 @@ def test_identify_says_that_it_is_nobody_of_how_many(model, wav, capsys, tmp_pat
     for speaker, name in enumerate(("ann", "bob")):
         call(enroll, capsys, name, wav(speaker, 0), *more)
     out = call(identify, capsys, wav(2, 0), *more)[1]
-    assert re.search(r"speaker: none of the 2 who are enrolled; the nearest is \w+\n73 % sure, if 50 %", out)
+    assert re.search(r"speaker: nobody who is enrolled; the nearest is \w+\n73 % sure, if 50 %", out)

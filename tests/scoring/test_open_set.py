@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import score
+import scoring.open_set
 from errors import UsageError
 from scoring.open_set import open_set_figures, open_set_lines
 from settings.command_line import run
@@ -58,6 +59,13 @@ def test_without_strangers_each_test_is_one_without_its_own_speaker():
 def test_a_list_that_searches_for_nobody_is_refused():
     with pytest.raises(UsageError, match="compares no test with several"):
         open_set_figures([1, 0], ["a", "b"], [1.0, 0.0])
+
+
+def test_an_interval_lies_between_0_and_100():
+    figures = open_set_figures([1, 0] * 30, np.repeat(np.arange(30), 2), [9.0, 1.0] * 30)
+    assert figures["top_1"][0] == figures["top_1"][2] == 100.0
+    lines = open_set_lines({**figures, "named_wrong": scoring.open_set._rate([False] * 212)})
+    assert any("0.00 % (0.00 to 1.78)" in line for line in lines), lines
 
 
 def test_score_prints_them_and_writes_them(tmp_path, capsys):

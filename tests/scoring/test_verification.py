@@ -161,7 +161,7 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
     assert found["speakers"][0]["score"] == pytest.approx(1, abs=1e-6)
     assert found["speakers"][1]["score"] == pytest.approx(cosine(weights @ unit, test), abs=1e-5)
     out = call(identify, capsys, wav(1, 0), *more, "--threshold", 1.1)[1]
-    assert "speaker: none of the 2 who are enrolled; the nearest is bob\ndifferent speakers: score" in out
+    assert "speaker: nobody who is enrolled; the nearest is bob\ndifferent speakers: score" in out
     assert "< threshold 1.1000 (--threshold)" in out
     found = json.loads(call(verify, capsys, wav(1, 0), "--speaker", "bob", *more, "--json")[1])
     assert found["score"] == pytest.approx(1, abs=1e-6)
@@ -388,7 +388,7 @@ def identify_at_two_priors(page):
     assert f"enrolled{percent(nobody)}" in result.text_content()
     assert page.locator("#identify .decision.yes").text_content() == "ann"
     page.locator("#prior-range").fill("6")  # 10 %
-    assert page.locator("#identify .decision.no").text_content() == "none of the 2 who are enrolled"
+    assert page.locator("#identify .decision.no").text_content() == "nobody who is enrolled"
     assert f"{percent(speaker_posterior([2, -1], 0.1)[1])} sure that it is nobody" in result.text_content()
 
 

@@ -1,6 +1,7 @@
 """Runs whose classes are split over processes, and what they leave to runs of one process and to the analysis."""
 
 import json
+import re
 
 import programs
 import pytest
@@ -34,6 +35,12 @@ def test_a_run_goes_on_in_one_process_and_its_dump_is_replayed_there(settings, t
     done = tools.command("--config", write({**keys, "max_epoch": 2, "nan_inject": ""}))
     assert done.returncode == 0, done.stderr
     assert "class_parallel: does nothing in one process" in done.stdout and "resuming from" in done.stdout
+
+
+def test_a_share_that_draws_no_class_is_refused(settings, tools, write):
+    done = tools.command("--config", write({**settings, "trainfunc": "aamsoftmax", "class_sample_rate": 0.01}))
+    said = r"class_sample_rate: 0\.01 draws 0\.0\d of \d other classes, and without any nothing is learnt; take"
+    assert done.returncode == 2 and re.search(said, done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("key, value", [("class_parallel", True), ("class_sample_rate", 0.5)])

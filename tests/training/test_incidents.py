@@ -5,6 +5,7 @@ import math
 import re
 import stat
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import programs
@@ -353,10 +354,18 @@ def test_bad_files_of_every_kind_do_not_stop_a_run(settings, tools, data, tmp_pa
     assert "best EER" in done.stdout
     dumps = [read_dump(path) for path in (tmp_path / "run" / "debug_nan").glob("nan_*.pt")]
     errors = [dump for dump in dumps if dump["reason"] == "data_error"]
-    rows = [info for dump in dumps for info in dump["files"]]  # a batch with a NaN too has one dump
+    rows = [info for dump in dumps for info in dump["files"]]
+    assert done.stdout.count("Saved debug data to: ") == len(dumps)
     assert str(files[7]) in {r["path"] for info in rows for r in info.get("replaced", [])}
     assert str(tmp_path / "rir" / "dead.wav") in {d["path"] for i in rows for d in i["augment"] if "reason" in d}
     assert not any(dump["state"] for dump in errors) and [d["reason"] for d in dumps].count("batch_nonfinite") == 1
+
+
+def test_a_second_dump_of_a_batch_leaves_the_first(settings, tools):
+    dumps, record = tools.build(settings).incidents, SimpleNamespace(batch=3, epoch=12)
+    for name in ("nan_batch_3_epoch_12.pt", "nan_batch_3_epoch_12_2.pt", "nan_batch_3_epoch_12_3.pt"):
+        assert dumps.free_name(record) == name
+        dumps.names.add(name)
 
 
 def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_path, write):
