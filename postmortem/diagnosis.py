@@ -49,6 +49,8 @@ def diagnose(case) -> Finding:
                 finding.evidence.append("the dump is from a GPU; this replay emulated its casts on the CPU")
             return finding
     text = "Cause not found. Ruled out: data, labels, state, precision, optimizer. See the statistics below."
+    if case.refusal and case.dump.get("injected"):
+        return Finding("environment", "injected", rehearsal(case), [case.refusal])
     if case.refusal:
         text = "Cause not found: the step was not replayed. See the statistics below."
     return Finding("unknown", "unknown", text, [case.refusal] if case.refusal else [])
@@ -180,6 +182,11 @@ def changed_since(path, dump) -> bool:
 # ------------------------------------------------------------------------------------------------ replay experiments
 
 
+def rehearsal(case) -> str:
+    """What is said of a step that ``nan_inject`` spoiled."""
+    return f"nan_inject spoiled this step (kind: {case.dump['injected']}): a rehearsal, not a fault."
+
+
 def vanished(case):
     """Check for a finite replay: another rank, a rehearsal, or the machine is the cause."""
     if case.replay is None or not case.base.finite:
@@ -195,8 +202,7 @@ def vanished(case):
         return Finding("unknown", "other_device", text, [f"on the CPU: {case.base}"])
     evidence = [f"replay in {case.dump['amp_dtype']}, same state and generators: {case.base}"]
     if injected:
-        text = f"nan_inject spoiled this step (kind: {injected}): a rehearsal, not a fault."
-        return Finding("environment", "injected", text, evidence)
+        return Finding("environment", "injected", rehearsal(case), evidence)
     if case.dump.get("world", 1) > 1 and case.dump["reason"].startswith("grad"):
         rank, where = guilty_rank(case)
         other = "another rank" if rank is None else f"rank {rank}"

@@ -1,12 +1,16 @@
 """Try each fix on the dump before recommending it: one change, the same batch."""
 
 import math
+import os
 
 import torch
 
 from corpus.audio import AudioError
 from corpus.augmentation import source_of
 from corpus.crop import Crop
+from corpus.sources import entries_of
+from corpus.sources import shown as lists_shown
+from corpus.tars import ENDING
 from errors import plural
 from postmortem.code_fixes import (
     FAILS_LATER,
@@ -186,8 +190,13 @@ def note_another_fault(case, finding, fix, left):
 
 
 def excluded(case, path) -> str:
-    """Name the list line to remove, in words."""
-    listing = case.config.get("train_list", "the training list")
+    """Name the list line to remove, or the member of a tar file, in words."""
+    listing = str(case.config.get("train_list", "the training list"))
+    tar, member, name = path.partition(f"{ENDING}/")
+    if member and (listing.endswith(ENDING) or os.path.isdir(listing)):
+        return f"leave '{name}' out of {tar}{ENDING}"
+    if entries_of(listing) is not None:
+        listing = f"the one of {lists_shown(listing)} that names it"
     entries = [entry for info in case.files for entry in (info, *info.get("replaced", []))]
     line = next((entry.get("line") for entry in entries if entry["path"] == path), None)
     return f"remove line {line} of {listing}" if line is not None else f"remove it from {listing}"
@@ -459,8 +468,9 @@ def for_update(case, finding) -> list[dict]:
 
 def for_environment(case, finding) -> list[dict]:
     """Recommend to change nothing in code or data."""
-    if finding.detail == "injected" and case.replay is not None:
-        return [recommendation(REHEARSAL, "set", {"nan_inject": ""}, True, f"without it: {case.base}")]
+    if finding.detail == "injected":
+        verdict, outcome = (None, case.refusal) if case.replay is None else (True, f"without it: {case.base}")
+        return [recommendation(REHEARSAL, "set", {"nan_inject": ""}, verdict, outcome)]
     text = "change nothing; if it recurs, test this machine's memory and disk"
     if finding.cause == "distributed":
         text = "change nothing here; read the dump of the rank that sent the gradient"

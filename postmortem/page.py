@@ -8,6 +8,7 @@ import re
 
 import yaml
 
+from corpus.tars import ENDING
 from errors import plural
 from postmortem.charts import number, number_text
 from postmortem.panels import (
@@ -207,7 +208,8 @@ def _change(a, fix: dict) -> tuple[str, str]:
     action, change = fix.get("action"), fix.get("change")
     if action == "exclude_file":
         guilty = [str(f["path"]) for f in map(as_dict, as_list(location.get("files"))) if f.get("path")]
-        lines = {str(as_dict(f).get("path")): as_dict(f).get("line") for f in as_list(a.dump.get("files"))}
+        rows = [as_dict(f) for f in as_list(a.dump.get("files"))]
+        lines = {str(f.get("path")): f.get("line") for f in rows if f"{ENDING}/" not in str(f.get("path"))}
         listed = [f"{config.get('train_list') or 'train list'}:{lines[p]}\n{p}" for p in guilty if lines.get(p)]
         others = [p for p in guilty if not lines.get(p)]
         return ("Remove from the train list:" if listed else "Remove this file:"), "\n".join((listed + others)[:10])

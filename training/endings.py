@@ -2,6 +2,7 @@
 
 from config import Config
 from corpus.loader import LoaderFailed
+from corpus.sources import shown
 from errors import Finished, plural
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
@@ -63,7 +64,7 @@ class Endings:
         if not self.writer.written:
             find = "raise nan_max_dumps, for no dump was written"
         advice = ADVICE.get(fault.get("phase") or "") or ADVICE.get(fault["reason"], "mend the cause")
-        advice = advice.format(**self.config.values())
+        advice = advice.format(**{**self.config.values(), "train_list": shown(self.config.train_list)})
         return f"to find out why: {find}; {advice}, then run the same command again"
 
     def without_a_best(self) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config import KEYS, Config
+from corpus.sources import shown
 from errors import UsageError
 from settings import plugins
 from settings.user_code import changed_since
@@ -208,8 +209,8 @@ class RunState:
         """Raise UsageError if a full state is of other speakers, another optimizer or schedule, or other groups."""
         if state["speakers"] != self.speakers:
             raise UsageError(
-                f"{path}: was trained with other speakers than those of '{self.config.train_list}', so its labels mean "
-                "others; choose another save_path and start from it with initial_model"
+                f"{path}: was trained with other speakers than those of {shown(self.config.train_list)}, so its labels "
+                "mean others; choose another save_path and start from it with initial_model"
             )
         rate = state["config"].get("sample_rate", KEYS["sample_rate"].default)
         if rate != self.config.sample_rate:

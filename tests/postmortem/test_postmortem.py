@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import programs
@@ -19,7 +20,7 @@ from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose
 from postmortem.finding import result_of
-from postmortem.fixes import FAILS_LATER, attempt, recommendation, recommendations
+from postmortem.fixes import FAILS_LATER, attempt, excluded, recommendation, recommendations
 from postmortem.modes import CudaCasts
 from postmortem.probe import Probe
 from postmortem.provenance import origin_of
@@ -107,6 +108,31 @@ def test_an_injection_is_called_a_rehearsal(dump_of):
         for r in fixes
         if "nan_inject" not in (r["change"] or {}) and r["action"] == "set" and "mixedprec" not in r["change"]
     )
+
+
+def test_a_rehearsal_that_cannot_be_replayed_is_one_all_the_same(dump_of):
+    verdict = analyse(dump_of(nan_inject="1:loss"), replay=False).verdict
+    assert (verdict["cause"], verdict["detail"]) == ("environment", "injected")
+    (fix,) = [fix for fix in verdict["recommendations"] if fix["change"] == {"nan_inject": ""}]
+    assert fix["verdict"] == "untested"
+
+
+@pytest.mark.parametrize(
+    "listing, path, said",
+    [
+        ("a.txt", "wav/p/1.flac", "remove line 7 of a.txt"),
+        ("s-{0..1}.tar", "d/s-0.tar/p/1.flac", "leave 'p/1.flac' out of d/s-0.tar"),
+        ("a.txt", "d/s-0.tar/p/1.flac", "remove line 7 of a.txt"),
+        (
+            '[{"list": "a.txt"}, {"list": "b.txt"}]',
+            "1.flac",
+            "remove line 7 of the one of 'a.txt', 'b.txt' that names it",
+        ),
+    ],
+)
+def test_what_to_take_out_of_which_list_is_said(listing, path, said):
+    case = SimpleNamespace(config={"train_list": listing}, files=[{"path": path, "line": 7}])
+    assert excluded(case, path) == said
 
 
 def test_a_bad_file_is_named_to_the_sample_and_taking_it_out_is_verified(data, settings, tools, tmp_path):
