@@ -169,7 +169,7 @@ def check_drawn(settings, ranks):
 
 def check_drawn_whole(settings, ranks):
     """Processes that have all classes each, and draw a share of them, move the same rows."""
-    keys = {**settings, "save_path": f"{settings['save_path']}w", "class_parallel": False, "class_sample_rate": 0.05}
+    keys = {**settings, "save_path": f"{settings['save_path']}w", "class_parallel": False, "class_sample_rate": 0.2}
     trainer = build_trainer(keys, ranks)
     for batch in batches_of(trainer)[ranks.rank :: 2]:
         train(trainer, batch)
