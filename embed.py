@@ -16,7 +16,7 @@ from corpus.folders import find_recordings
 from corpus.lists import numbered_lines, wrong_columns
 from corpus.sliding import grid_fault
 from errors import UsageError, plural
-from settings.command_line import Parser, existing_file, run
+from settings.command_line import Parser, existing_recording, run
 from speaker_model import add_model_arguments, load_model, model_from
 from storage.embedding_files import check_ending, window_name, write_embeddings
 
@@ -134,7 +134,7 @@ def recordings(args) -> tuple[list[str], list[str]]:
     if len(given) != 1:
         raise UsageError("embed.py: give one of --wav, --dir, --list and --scp")
     if args.wav:
-        names, paths = list(args.wav), [existing_file(file, "--wav") for file in args.wav]
+        names, paths = list(args.wav), [existing_recording(file, "--wav") for file in args.wav]
     elif args.dir:
         folder = Path(args.dir)
         if not folder.is_dir():

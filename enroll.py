@@ -16,7 +16,7 @@ from tqdm import tqdm
 from corpus.folders import find_recordings
 from errors import UsageError, plural
 from scoring.verification import add_store_argument, embed_recording
-from settings.command_line import Parser, existing_file, run
+from settings.command_line import Parser, existing_recording, run
 
 
 def main(argv) -> int:
@@ -54,7 +54,7 @@ def main(argv) -> int:
 def recordings_of(given: str) -> list[str]:
     """A recording, or those of a folder."""
     if not Path(given).is_dir():
-        return [existing_file(given, "enroll.py")]
+        return [existing_recording(given, "enroll.py")]
     found = [str(path) for path in find_recordings(given)]
     if not found:
         raise UsageError(f"enroll.py: no recording in the folder '{given}'")

@@ -16,7 +16,7 @@ from errors import UsageError
 from scoring.identification import identify
 from scoring.timeline import TURN, follow
 from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
-from settings.command_line import Parser, existing_file, need, run
+from settings.command_line import Parser, existing_recording, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import write_atomically
 
@@ -71,7 +71,7 @@ def parsed(argv):
     if args.top < 1:
         raise UsageError(f"--top: must be at least 1, got {args.top}")
     check_along(args)
-    existing_file(args.file, "identify.py")
+    existing_recording(args.file, "identify.py")
     return args
 
 

@@ -10,7 +10,7 @@ import sys
 
 from errors import UsageError, plural
 from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
-from settings.command_line import Parser, existing_file, run
+from settings.command_line import Parser, existing_recording, run
 from speaker_model import add_model_arguments, model_from
 
 
@@ -30,7 +30,7 @@ def main(argv) -> int:
             f"verify.py: takes {plural(wanted, 'recording')}{' with --speaker' * (wanted == 1)}, got {len(args.files)}"
         )
     for file in args.files:
-        existing_file(file, "verify.py")
+        existing_recording(file, "verify.py")
     verifier = verifier_from(args, model_from)
     model = verifier.model
     if args.speaker:

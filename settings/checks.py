@@ -11,7 +11,7 @@ from corpus.audio import class_count
 from corpus.list_forms import why_no_list
 from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
-from corpus.tars import ENDING, shards_of
+from corpus.tars import ENDING, is_member, shards_of
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError
 from settings import plugins, policy
@@ -171,7 +171,7 @@ def check_save_path(save_path, refuse):
 def check_files(list_path, root, key, paths, refuse):
     """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
     sample = paths[:: max(1, len(paths) // MANY_FILES)]
-    if not any(os.path.isfile(os.path.join(root, path)) for path in sample):
+    if not any(os.path.isfile(path) or is_member(path) for path in (os.path.join(root, name) for name in sample)):
         refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
 
 

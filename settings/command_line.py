@@ -121,3 +121,15 @@ def existing_file(path: str, flag: str) -> str:
     if not os.path.isfile(path):
         raise UsageError(f"{flag}: no such file: '{path}'")
     return path
+
+
+def existing_recording(path: str, flag: str) -> str:
+    """The path of a file or of a member of a tar file, or a UsageError that names the flag if there is none."""
+    from corpus.tars import ENDING, is_member
+
+    if os.path.isfile(path) or is_member(path):
+        return path
+    tar, found, member = str(path).partition(f"{ENDING}/")
+    if found and os.path.isfile(tar + ENDING):
+        raise UsageError(f"{flag}: '{tar}{ENDING}' has no member '{member}'")
+    return existing_file(path, flag)

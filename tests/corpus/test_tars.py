@@ -20,6 +20,9 @@ from corpus.pack import Pack
 from corpus.tars import INDEX, shard_at
 from corpus.train_list import read_train_list
 from errors import UsageError
+from settings.checks import check_paths
+from settings.command_line import existing_recording
+from settings.reader import load_config
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -203,6 +206,25 @@ def test_what_is_no_train_list_is_said_with_what_it_is(files, tmp_path):
         assert why_no_list(path) == f"a stream, and rows are read at random places; copy its shards to a disk: '{path}'"
     with pytest.raises(UsageError, match="holds tar files, and those are a train_list, not a pack"):
         Pack(tmp_path / "s")
+
+
+def test_any_list_and_command_takes_a_member_as_a_recording(settings, files, tmp_path, capsys):
+    pack(files, tmp_path / "s")
+    members = list(shard_at(str(tmp_path / "s" / "shard-00000.tar")).names)[6:10]
+    trials = "".join(f"{int(k > 1)} shard-00000.tar/{members[0]} shard-00000.tar/{m}\n" for k, m in enumerate(members))
+    (tmp_path / "trials.txt").write_text(trials)
+    keys = {**settings, "test_list": str(tmp_path / "trials.txt"), "test_path": str(tmp_path / "s")}
+    config, written, *_ = load_config([f"--{key}={value}" for key, value in keys.items()])
+    check_paths(config, written)
+    (tmp_path / "trials.txt").write_text(trials.replace(".tar", ".tar/no"))
+    with pytest.raises(UsageError, match="none of the files of"):
+        check_paths(config, written)
+    path = f"{tmp_path}/s/shard-00000.tar/{members[0]}"
+    assert existing_recording(path, "embed.py") == path
+    with pytest.raises(UsageError, match=r"--wav: '.*/s/shard-00000\.tar' has no member 'a/b\.wav'"):
+        existing_recording(f"{tmp_path}/s/shard-00000.tar/a/b.wav", "--wav")
+    with pytest.raises(UsageError, match=r"--wav: no such file: 'none\.wav'"):
+        existing_recording("none.wav", "--wav")
 
 
 def test_a_damaged_index_is_made_again(files, tmp_path):
