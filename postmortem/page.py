@@ -178,6 +178,8 @@ def _fix(a) -> str:
     if found is None:
         words = "No fix that was tried removes the fault." if fixes else "None was tried."
         return f'<h3>Fix</h3><p class="quiet">{words}</p>'
+    if note and a.verdict.get("cause") == "unknown" and found.get("action") == "set":  # nothing speaks for it
+        return f'<h3>Fix</h3><p class="quiet">None was tried: {escape(found.get("outcome"))}</p>'
     where, code = _change(a, found)
     is_diff = bool(as_dict(found.get("change")).get("diff"))
     shown = (

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -200,6 +200,13 @@ def test_odd_data(data):
         page = render([make(dump, rows=[0, 99, -1, "x", None])])
         Outline(page)
         assert not re.search(r'(nan|inf)%|\b(x|y|d|cx|cy)="[^"]*(nan|inf)', page)
+
+
+def test_a_setting_that_nothing_speaks_for_is_no_fix_to_try():
+    found = make(full_dump(tone(1, 4, 8000)), [fix("untested", lr=0.05)])
+    for cause, said in (("unknown", "None was tried: loss 1.5"), ("loss", "Not verified by a replay.")):
+        text = Outline(render([replace(found, verdict={**found.verdict, "cause": cause})])).text
+        assert said in text and ("Fix to try" in text) == (cause == "loss")
 
 
 def test_missing_and_malformed_keys():
