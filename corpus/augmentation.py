@@ -16,6 +16,7 @@ from augmentation.operations import OnDevice, Operation, can_wait
 from config import SAMPLE_RATE
 from corpus.audio import AudioError
 from corpus.folders import find_recordings
+from corpus.plain import plain
 from corpus.sound_pack import UNCACHED, packed
 from corpus.sounds import Files, Surroundings
 from errors import ROOT, UsageError, first_line, with_place
@@ -153,7 +154,7 @@ class Augmented:
         if not waits:
             self.catch_up()
         drawn = plugin.choose(len(self.x), rng, self.sounds) if waits else plugin.draw(self.x, rng, self.sounds)
-        draws = [{"kind": name, **draw} for draw in (drawn if isinstance(drawn, list) else [drawn])]
+        draws = [{"kind": name, **plain(draw)} for draw in (drawn if isinstance(drawn, list) else [drawn])]
         self.draws += draws
         if not waits:
             self.apply(plugin, draws)
@@ -226,14 +227,21 @@ class Augment:
             raise UsageError(f"augmentation: {self.name} needs {where}")
 
     def try_out(self, x, sounds: Surroundings):
-        """Draw and apply once, whatever the share; UsageError if that raises anything."""
-        kept = x.copy()
+        """Draw and apply twice, whatever the share; UsageError if that raises anything, gives NaN or differs."""
+        kept = [x.copy(), x.copy()]
+        one, other = (Augmented(own, sounds) for own in kept)
         try:
-            Augmented(kept, sounds).act(self.name, self.plugin, np.random.default_rng(0))
+            for crop in (one, other):
+                with np.errstate(all="ignore"):
+                    crop.act(self.name, self.plugin, np.random.default_rng(0))
         except Exception as error:  # a plug-in may raise anything
             raise UsageError(f"augmentation: {self.name}: it was tried, and fails: {with_place(error)}") from error
-        if not np.array_equal(kept, x):  # what was read is needed once more if NaN come out
+        if not np.array_equal(kept, [x, x]):  # what was read is needed once more if NaN come out
             raise UsageError(f"augmentation: {self.name}: it changes the crop that it is given; work on x.copy()")
+        if not np.isfinite(one.x).all():
+            raise UsageError(f"augmentation: {self.name}: it gives NaN or Inf for noise of a level of {x.std():.2g}")
+        if one.draws != other.draws or not np.array_equal(one.x, other.x):
+            raise UsageError(f"augmentation: {self.name}: gives something else each time; draw from rng alone, in draw")
 
     def parts(self) -> list["Augment"]:
         """The plug-ins of the entry."""

@@ -5,6 +5,7 @@ import errno
 import os
 from pathlib import Path
 
+from corpus.plain import plain
 from errors import UsageError
 
 
@@ -68,7 +69,7 @@ def save_atomically(value, path, mode: int = 0o666):
     import torch  # most callers of this module do without
 
     with replacement(path, mode) as f:
-        torch.save(value, f)
+        torch.save(plain(value), f)
 
 
 def _flush_folder(folder: Path):

@@ -10,6 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
+from corpus.plain import plain
 from storage.files import replacement
 
 MARK = b"sha256:"
@@ -50,7 +51,7 @@ def save_sealed(value, path, mode: int = 0o666, before=None):
 
     with replacement(path, mode) as f:
         hashing = Hashing(f)
-        torch.save(value, hashing)
+        torch.save(plain(value), hashing)
         hashing.seal()
         os.fsync(f.fileno())
         forget_cached(f)

@@ -12,7 +12,7 @@ from surroundings import RATE, SNR_DB, augmenter, voice
 
 from augmentation.waveforms import energy
 from corpus.audio import AudioError
-from corpus.augmentation import AugmentWAV, apply_draws
+from corpus.augmentation import Augment, Augmented, AugmentWAV, apply_draws
 from corpus.crop import Crop
 from corpus.loader import make_loader
 from corpus.sound_pack import UNCACHED
@@ -327,6 +327,43 @@ def test_what_would_end_a_loader_process_is_said_before_the_run(around, monkeypa
     assert (
         "augmentation: mp3: it was tried, and fails: " in said and "LibsndfileError" in said and caught.value.entry == 1
     )
+
+
+@pytest.mark.parametrize(
+    "draw, apply, said",
+    [
+        ("{'g': 1.0}", "x / np.float32(0)", "own: it gives NaN or Inf for noise of a level of"),
+        ("{'g': np.random.rand()}", "x", "own: gives something else each time; draw from rng alone, in draw"),
+        ("{'g': 1.0}", "x * np.float32(np.random.rand())", "own: gives something else each time"),
+    ],
+)
+def test_what_a_plug_in_must_not_do_is_said_before_the_run(around, monkeypatch, draw, apply, said):
+    class Own:
+        def draw(self, x, rng, sounds):
+            return eval(draw)
+
+        def apply(self, x, drawn, sounds):
+            return eval(apply)
+
+    sounds = augmenter(around, "[gain]").sounds
+    monkeypatch.setattr("corpus.augmentation.plugin_of", lambda name: Own)
+    with pytest.raises(UsageError, match=f"augmentation: {said}"):
+        Augment("own", {}, 16000).try_out(voice(), sounds)
+
+
+def test_the_numbers_of_numpy_in_a_draw_are_plain(around, monkeypatch):
+    class Own:
+        def draw(self, x, rng, sounds):
+            return {"a": np.float32(0.5), "b": np.int64(3), "c": (1, np.float64(2)), "d": "text"}
+
+        def apply(self, x, draw, sounds):
+            return x * np.float32(draw["a"])
+
+    crop = Augmented(voice(), augmenter(around, "[gain]").sounds)
+    monkeypatch.setattr("corpus.augmentation.plugin_of", lambda name: Own)
+    Augment("own", {}, 16000).augment(crop, np.random.default_rng(0))
+    assert [type(value) for value in crop.draws[0].values()] == [str, float, int, tuple, str]
+    assert [type(value) for value in crop.draws[0]["c"]] == [int, float]
 
 
 def test_a_trial_reads_no_recording(around, monkeypatch):
