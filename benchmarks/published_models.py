@@ -14,6 +14,7 @@ SOURCES = {
     "voxceleb_trainer": "https://github.com/clovaai/voxceleb_trainer",
     "TaoRuijie": "https://github.com/TaoRuijie/ECAPA-TDNN",
     "ReDimNet": "https://github.com/IDRnD/ReDimNet/blob/master/EVALUATION.md",
+    "ReDimNet2": "https://github.com/PalabraAI/redimnet2",
 }
 
 
@@ -156,7 +157,30 @@ SETTINGS = (
             ("B6", 15_006_257, "15.0M", "0.40 / 0.55 / 1.05"),
         )
     ),
+    *(
+        Setting(
+            f"ReDimNet2-{size}",
+            "ReDimNet2",
+            {"size": size, "n_mels": 72},
+            parameters,
+            published,
+            eer,
+            "ReDimNet2",
+            "LM",
+        )
+        for size, parameters, published, eer in (
+            ("B0", 1_115_220, "1.1M", "1.04 / 1.16 / 1.97"),
+            ("B1", 2_161_488, "2.1M", "0.78 / 0.96 / 1.72"),
+            ("B2", 3_677_760, "3.6M", "0.57 / 0.76 / 1.41"),
+            ("B3", 4_181_576, "4.1M", "0.42 / 0.66 / 1.22"),
+            ("B4", 6_659_744, "6.6M", "0.37 / 0.58 / 1.07"),
+            ("B5", 8_959_272, "8.9M", "0.33 / 0.56 / 1.07"),
+            ("B6", 12_394_784, "12.3M", "0.29 / 0.52 / 0.99"),
+        )
+    ),
     # Counted only.
+    Setting("ReDimNet2-B3, norms", "ReDimNet2", {"size": "B3", "n_mels": 72, "output_norm": True}, 4_205_768),
+    Setting("ReDimNet2-B6, norms", "ReDimNet2", {"size": "B6", "n_mels": 72, "output_norm": True}, 12_459_296, "12.5M"),
     Setting("CAM++ 192", "CAMPPlus", {"nOut": 192}, 6_848_544),
     Setting("ERes2Net base, 512", "ERes2Net", {"size": "base", "nOut": 512}, 9_887_808),
     Setting("ERes2Net huge", "ERes2Net", {"size": "huge"}, 55_165_024),

@@ -11,14 +11,23 @@ from config import SAMPLE_RATE, frame_samples
 from utils import PreEmphasis
 
 # Whose chain of features a preset is, and how it differs.
-PRESETS = ("voxceleb_trainer", "taoruijie", "speechbrain", "wespeaker", "3dspeaker", "sherpa-onnx")
-KALDI = PRESETS[3:]
+PRESETS = (
+    "voxceleb_trainer",
+    "taoruijie",
+    "redimnet",
+    "speechbrain",
+    "redimnet2",
+    "wespeaker",
+    "3dspeaker",
+    "sherpa-onnx",
+)
+CENTRED, KALDI = PRESETS[:3], PRESETS[5:]  # the window in the middle of the points of its transform; Kaldi's frames
 
 
 class Chain(nn.Module):
     """Mel features of a waveform batch: (B, T) -> (B, n_mels, frames), fp32 whatever the autocast.
 
-    ``features`` names the toolkit whose chain is computed; windows are 25 ms every 10 ms:
+    ``features`` names the toolkit whose chain is computed; windows are 25 ms every ``frame_step`` ms:
 
     ``voxceleb_trainer``  power mel 0 to 8000 Hz of a 512-point FFT, Hamming; ``log_input`` takes the logarithm
     ``taoruijie``         pre-emphasis 0.97, log power mel 20 to 7600 Hz of a 512-point FFT, Hamming
@@ -26,7 +35,11 @@ class Chain(nn.Module):
     ``wespeaker``         Kaldi's fbank (no centring, DC removal, pre-emphasis in each frame) of 16-bit samples, Hamming
     ``3dspeaker``         the same of samples in [-1, 1], Povey's window
     ``sherpa-onnx``       that up to 400 Hz below half the rate, one frame for each 10 ms, the ends mirrored
+    ``redimnet``          taoruijie's
+    ``redimnet2``         pre-emphasis 0.97, half a step of zeros at either end, log power mel 20 to 7600 Hz of a
+                          512-point FFT, Hamming, filters linear in mel, every step between 1e-8 and 1e8
 
+    ``wave_norm`` first brings each waveform to mean 0 and deviation 1.
     ``window_fn`` is the window of the first two chains: voxceleb_trainer's VGGVox has Hann's.
     ``sample_rate`` in Hz: the sizes above are those of 16 kHz. In general 512 is the power of 2 above the window, 400
     the window itself, 8000 Hz half the rate and 7600 Hz 95 % of that.
@@ -40,22 +53,30 @@ class Chain(nn.Module):
         preemphasis=False,
         window_fn=torch.hamming_window,
         sample_rate=SAMPLE_RATE,
+        frame_step=10,
+        wave_norm=False,
     ):
         super().__init__()
         if features not in PRESETS:
             raise ValueError(f"features: must be one of {', '.join(PRESETS)}; got '{features}'")
+        if not 1 <= frame_step <= 25:
+            raise ValueError(f"frame_step: must be from 1 to 25 ms, the length of a window; got {frame_step}")
         self.features, self.log_input, self.sample_rate = features, log_input, sample_rate
-        self.hop, width = frame_samples(sample_rate)
+        self.wave_norm = wave_norm
+        hop, width = frame_samples(sample_rate)
+        self.hop = round(hop * frame_step / 10)
         self.size = width if features == "speechbrain" else 1 << (width - 1).bit_length()  # of the Fourier transform
         bins, nyquist = self.size // 2 + 1, sample_rate / 2
         self.spectrum: nn.Module | None = None  # in the place of Fourier transforms
         self.preemphasis = PreEmphasis() if preemphasis else None
-        if features in ("voxceleb_trainer", "taoruijie"):
-            low, high = (20.0, 0.95 * nyquist) if features == "taoruijie" else (0.0, nyquist)
+        if features in ("taoruijie", "redimnet", "redimnet2"):
+            self.preemphasis = _forget_buffers(PreEmphasis())
+        if features in CENTRED:
+            low, high = (0.0, nyquist) if features == "voxceleb_trainer" else (20.0, 0.95 * nyquist)
             banks = htk_mel_filters(n_mels, low, high, bins, sample_rate)  # (bins, n_mels)
             window = window_fn(width)
-            if features == "taoruijie":
-                self.preemphasis = _forget_buffers(PreEmphasis())
+        elif features == "redimnet2":
+            banks, window = _redimnet2_filters(n_mels, bins, sample_rate), torch.hamming_window(width, periodic=False)
         elif features == "speechbrain":
             banks, window = _speechbrain_filters(n_mels, bins, sample_rate), torch.hamming_window(width)
         else:
@@ -73,10 +94,15 @@ class Chain(nn.Module):
 
     def compute(self, x):
         """The features of a waveform batch float32."""
+        if self.wave_norm:
+            x = x - x.mean(dim=1, keepdim=True)
+            x = x / (x.square().mean(dim=1, keepdim=True).sqrt() + (1e-8 if self.features == "redimnet2" else 1e-6))
         if self.preemphasis is not None:
             x = self.preemphasis(x)
         power = self._mel_power(x)  # (B, n_mels, frames)
-        if self.features in ("voxceleb_trainer", "taoruijie"):
+        if self.features == "redimnet2":
+            return (power.clamp(1e-8, 1e8) + 1e-8).log()
+        if self.features in CENTRED:
             power = power + 1e-6
             return power.log() if self.log_input else power
         if self.features == "speechbrain":
@@ -87,20 +113,24 @@ class Chain(nn.Module):
     def _mel_power(self, x):
         if self.features == "wespeaker":
             x = x * 32768.0  # Kaldi's samples are 16-bit integers
-        if self.features in KALDI and self.spectrum is None and x.shape[1] < len(self.window):
+        if self.features not in (*CENTRED, "speechbrain") and self.spectrum is None and x.shape[1] < len(self.window):
             raise ValueError(f"fbank needs at least {len(self.window)} samples, got {x.shape[1]}")
         if self.features == "sherpa-onnx":
             x = self._mirrored(x)
+        if self.features == "redimnet2":
+            x = F.pad(x, (self.hop // 2, self.hop // 2))
         if self.spectrum is not None:
             power = self.spectrum(x)  # (B, bins, frames)
-        elif self.features in ("voxceleb_trainer", "taoruijie"):
+        elif self.features in CENTRED:
             how = {"window": self.window, "return_complex": True}
             power = torch.stft(x, self.size, self.hop, len(self.window), **how).abs().square()
         elif self.features == "speechbrain":
             how = {"window": self.window, "pad_mode": "constant", "return_complex": True}
             power = torch.stft(x, self.size, self.hop, **how).abs().square()
         else:
-            power = self._kaldi(x).transpose(1, 2)
+            power = self._power_of_frames(x).transpose(1, 2)
+        if self.features == "redimnet2":
+            power = power.clamp(1e-8, 1e8)
         return (power.transpose(1, 2) @ self.banks).transpose(1, 2)
 
     def _mirrored(self, x):
@@ -113,12 +143,14 @@ class Chain(nn.Module):
         right = width - half - left
         return torch.cat([x[:, :left].flip(1), x, x[:, -right:].flip(1)], dim=1)
 
-    def _kaldi(self, x):
+    def _power_of_frames(self, x):
+        """Power of the frames that lie within x (B, T): (B, frames, bins)."""
         frames = x.unfold(1, len(self.window), self.hop)  # (B, frames, width)
-        frames = frames - frames.mean(dim=2, keepdim=True)
-        previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
-        frames = (frames - 0.97 * previous) * self.window
-        return torch.fft.rfft(frames, n=self.size).abs().square()  # (B, frames, bins)
+        if self.features in KALDI:
+            frames = frames - frames.mean(dim=2, keepdim=True)
+            previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
+            frames = frames - 0.97 * previous
+        return torch.fft.rfft(frames * self.window, n=self.size).abs().square()
 
     def take_convolutions(self):
         """Compute Fourier transforms as one strided convolution from now on.
@@ -126,12 +158,12 @@ class Chain(nn.Module):
         Removing a frame's mean, pre-emphasis inside it and the window are linear, so they are part of the filters.
         """
         kaldi = self.features in KALDI
-        centred = self.features in ("voxceleb_trainer", "taoruijie")
+        centred = self.features in CENTRED
         within = torch.eye(len(self.window), dtype=torch.float64)  # (sample, sample), from a frame to a frame
         if kaldi:
             within = within - 1.0 / len(within)
             within = within - 0.97 * torch.cat([within[:1], within[:-1]])
-        mode = "" if kaldi else "reflect" if centred else "constant"
+        mode = "reflect" if centred else "constant" if self.features == "speechbrain" else ""
         self.spectrum = ConvolutionSpectrogram(self.window, self.size, self.hop, mode, within, centred)
 
 
@@ -228,3 +260,20 @@ def _speechbrain_filters(n_mels: int, bins: int, sample_rate: int) -> torch.Tens
     width, centre = edges[1:-1] - edges[:-2], edges[1:-1]
     distance = (torch.linspace(0.0, sample_rate / 2, bins)[:, None] - centre) / width
     return (1.0 - distance.abs()).clamp(min=0.0)
+
+
+def _redimnet2_filters(n_mels: int, bins: int, sample_rate: int) -> torch.Tensor:
+    """Triangles linear in mel from 20 Hz to 95 % of half the rate: (bins, n_mels).
+
+    As in the authors' code the bins but for the last are taken to lie evenly from 0 to half the rate, so a bin is a
+    little higher than its frequency; the first and the last belong to no filter.
+    """
+
+    ends = (2595.0 * math.log10(1.0 + f / 700.0) for f in (20.0, 0.95 * sample_rate / 2))
+    edges = torch.linspace(*ends, n_mels + 2, dtype=torch.float64)
+    mel = 2595.0 * (1.0 + torch.linspace(0.0, sample_rate // 2, bins - 1, dtype=torch.float64) / 700.0).log10()
+    distance = mel[:, None] - edges  # (bins - 1, n_mels + 2)
+    width = edges.diff()
+    banks = torch.minimum(distance[:, :-2] / width[:-1], -distance[:, 2:] / width[1:]).clamp(min=0.0)
+    banks[0] = 0.0
+    return F.pad(banks, (0, 0, 0, 1)).float()

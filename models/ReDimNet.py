@@ -5,7 +5,7 @@ stride, passes 2-D residual blocks, unfolds to (channels x bands, frames) and mi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from models.pooling import make_pooling
 
 HEADS = 4
 TIME_KERNELS = (7, 19, 31, 59)
+BLOCKS = ("convnext_like", "basic_resnet", "basic_resnet_fwse")
 
 
 class ChannelNorm(nn.Module):
@@ -170,24 +171,76 @@ class To1d(nn.Module):
         return x.transpose(1, 2).flatten(1, 2)
 
 
-def weighted_sum(outputs, weights):
-    """Sum outputs (B, C, T) by the softmax over the outputs of weights (1, outputs, C, 1), in fp32."""
+class To2d(nn.Module):
+    """(B, F x C, T) -> (B, C, F, T)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):
+        return x.unflatten(1, (-1, self.channels)).transpose(1, 2)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalisation of (B, C, T) over the frames of groups of channels (Wu and He 2018), in fp32."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def weighted_sum(outputs, weights, steps):
+    """Sum outputs (B, C, T / step) by the softmax over the outputs of weights (1, outputs, C or 1, 1), in fp32.
+
+    A frame of an output stands for ``step`` frames of the sum (B, C, T). The coarsest are summed first, so that no
+    single one is held at the full rate.
+    """
     with torch.autocast(outputs[0].device.type, enabled=False):
-        weights = weights.float().softmax(dim=1).unbind(dim=1)
-        total = weights[0] * outputs[0].float()
-        for weight, output in zip(weights[1:], outputs[1:]):
-            total = torch.addcmul(total, weight, output.float())
+        terms = list(zip(weights.float().softmax(dim=1).unbind(dim=1), outputs, steps))
+        rates = sorted({step for _, _, step in terms}, reverse=True)
+        total = None
+        for rate, finer in zip(rates, [*rates[1:], 1]):
+            for weight, output, step in terms:
+                if step == rate:
+                    output = output.float()
+                    total = weight * output if total is None else torch.addcmul(total, weight, output)
+            total = repeat_frames(total, rate // finer)
         return total
+
+
+def repeat_frames(x, count):
+    """Each frame of (B, C, T) ``count`` times: (B, C, T x count)."""
+    return x if count == 1 else x.unsqueeze(3).expand(-1, -1, -1, count).flatten(2)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stride over the bands, 2-D blocks, their expansion, reduction of the 1-D block (0: none), stride over time."""
+
+    stride: int
+    blocks: int
+    expansion: float
+    reduction: int
+    time_stride: int = 1
 
 
 @dataclass(frozen=True)
 class Size:
-    """What makes a size. A stage: (stride over the bands, 2-D blocks, their expansion, reduction of the 1-D block)."""
+    """What makes a size; ``stages`` are the values of a Stage each.
+
+    ``head_channels`` is the width of a projection behind the last stage, 0: none. ``output_norm`` puts a GroupNorm of
+    as many groups as channels behind the stem and each stage. ``dual``: a stage gives two outputs to the sums of the
+    later ones, before and after its 1-D block.
+    """
 
     channels: int
     block: str
     group_size: int  # channels in a group of the 2-D convolutions (group_count)
     stages: tuple
+    head_channels: int = 0
+    output_norm: bool = False
+    dual: bool = False
 
 
 B4_STAGES = ((1, 4, 2, 48), (2, 4, 2, 48), (1, 6, 2, 48), (2, 6, 1, 32), (1, 8, 1, 24), (2, 4, 1, 16))
@@ -220,57 +273,98 @@ SIZES = {
 class Backbone(nn.Module):
     """Features (B, F, T) -> (B, C x F, T); the volume is the same throughout."""
 
-    def __init__(self, size, channels, bands):
+    def __init__(self, size, bands):
         super().__init__()
-        volume = channels * bands
-        later = [torch.zeros(1, i + 2, volume, 1) for i in range(len(size.stages))]
-        # The first weighs one output, so its gradient is zero: it is here because the published weights hold it.
-        self.inputs_weights = nn.ParameterList([torch.ones(1, 1, 1, 1), *later])
+        channels, volume, step = size.channels, size.channels * bands, 1
         self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), ChannelNorm(channels))
-        self.unfold = To1d()
-        self.channels = []  # of the volume as each stage folds it
-        for i, (stride, blocks, expansion, reduction) in enumerate(size.stages):
-            self.channels.append(channels)
-            wide = channels * stride * expansion
-            layers = [nn.Conv2d(channels, wide, (stride, 1), stride=(stride, 1))]
-            channels, bands = channels * stride, bands // stride
-            layers += [ConvBlock2d(size.block, wide, bands, size.group_size) for _ in range(blocks)]
-            if expansion > 1:
-                layers.append(squeeze(wide, channels, size.group_size))
-            layers.append(To1d())
-            if reduction:
-                hidden = max(volume // reduction // HEADS, 1) * HEADS
-                layers.append(TimeContextBlock1d(volume, hidden))
-            setattr(self, f"stage{i}", nn.Sequential(*layers))
+        self.unfold, self.folds = To1d(), []
+        self.steps = [1]  # how many frames of the features a frame of each output stands for, the stem's first
+        weights = []
+        for i, stage in enumerate(Stage(*values) for values in size.stages):
+            self.folds.append(To2d(channels))
+            weights.append(torch.zeros(1, len(self.steps), volume, 1))
+            step *= stage.time_stride
+            layers, channels, bands = self.layers(size, stage, channels, bands, step)
+            context = nn.Identity()
+            if stage.reduction:
+                context = TimeContextBlock1d(volume, max(volume // stage.reduction // HEADS, 1) * HEADS)
+            elif size.dual:
+                raise ValueError(f"dual: stage {i} has no 1-D block, so it has one output only")
+            if size.dual:
+                setattr(self, f"stage{i}_1d", context)
+            setattr(self, f"stage{i}", nn.Sequential(*layers, *([] if size.dual or not stage.reduction else [context])))
+            self.steps += [step] * (2 if size.dual else 1)
+        # The first weighs one output, so its gradient is zero: it is here because the published weights hold it.
+        weights[0] = self.first_weight(volume)
+        self.inputs_weights = nn.ParameterList([*weights, torch.zeros(1, len(self.steps), volume, 1)])
+        norms = [GroupNorm(size.channels, volume) for _ in self.steps] if size.output_norm else []
+        self.norms, self.dual = nn.ModuleList(norms), size.dual
+        self.head, self.output_channels = self.head_of(size, channels, bands)
+
+    def layers(self, size, stage, channels, bands, step):
+        """The 2-D part of a stage, and the channels and bands behind it."""
+        wide = int(channels * stage.stride * stage.expansion)
+        channels, bands = channels * stage.stride, bands // stage.stride
+        layers = [self.reduce(channels // stage.stride, wide, (stage.stride, step))]
+        layers += [ConvBlock2d(size.block, wide, bands, size.group_size) for _ in range(stage.blocks)]
+        if stage.expansion != 1:
+            layers.append(self.squeeze(wide, channels, size.group_size))
+        return [*layers, To1d()], channels, bands
+
+    @staticmethod
+    def reduce(channels, wide, stride):
+        """Trade bands for channels."""
+        return nn.Conv2d(channels, wide, stride, stride=stride)
+
+    @staticmethod
+    def squeeze(wide, channels, group_size):
+        """From the expanded channels back to those of the volume."""
+        return nn.Sequential(
+            nn.Conv2d(wide, channels, 3, padding=1, groups=group_count(channels, group_size)),
+            nn.BatchNorm2d(channels, eps=1e-6),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    @staticmethod
+    def first_weight(volume):
+        return torch.ones(1, 1, 1, 1)
+
+    @staticmethod
+    def head_of(size, channels, bands):
+        """What follows the last sum, and how many channels the pooling takes of it."""
+        if not size.head_channels:
+            return nn.Identity(), channels * bands
+        head = nn.Sequential(nn.Conv1d(channels * bands, size.head_channels, 1), nn.BatchNorm1d(size.head_channels))
+        return head, size.head_channels
 
     def forward(self, x):
-        outputs = [self.unfold(self.stem(x.unsqueeze(1)))]
-        for i, channels in enumerate(self.channels):
-            x = weighted_sum(outputs, self.inputs_weights[i]).unflatten(1, (-1, channels)).transpose(1, 2)
+        outputs = []
+        self.add(outputs, self.unfold(self.stem(x.unsqueeze(1))))
+        for i, fold in enumerate(self.folds):
+            x = fold(weighted_sum(outputs, self.inputs_weights[i], self.steps))
             if x.device.type == "cpu":  # a training step of B0 takes a quarter less time so, of B1 a sixth
                 x = x.contiguous(memory_format=torch.channels_last)
-            outputs.append(getattr(self, f"stage{i}")(x))
-        return weighted_sum(outputs, self.inputs_weights[-1])
+            x = getattr(self, f"stage{i}")(x)
+            self.add(outputs, x)
+            if self.dual:
+                self.add(outputs, getattr(self, f"stage{i}_1d")(x))
+        return self.head(weighted_sum(outputs, self.inputs_weights[-1], self.steps))
 
-
-def squeeze(wide, channels, group_size):
-    """From the expanded channels back to those of the volume."""
-    return nn.Sequential(
-        nn.Conv2d(wide, channels, 3, padding=1, groups=group_count(channels, group_size)),
-        nn.BatchNorm2d(channels, eps=1e-6),
-        nn.GELU(),
-        nn.Conv2d(channels, channels, 1),
-    )
+    def add(self, outputs, x):
+        """Append to the outputs, normalised if they are."""
+        outputs.append(self.norms[len(outputs)](x) if self.norms else x)
 
 
 class ReDimNet(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
-    def __init__(self, nOut, size, channels, n_mels, pooling, two_emb_layer, frontend):
+    def __init__(self, nOut, frontend, backbone, pooling, pooled_norm, two_emb_layer=False):
         super().__init__()
         self.frontend = frontend
-        self.backbone = Backbone(size, channels, n_mels)
-        self.pool = make_pooling(pooling, channels * n_mels)
+        self.backbone = backbone
+        self.pool = make_pooling(pooling, backbone.output_channels)
+        self.pool_bn = nn.BatchNorm1d(self.pool.output_channels) if pooled_norm else None
         self.seg_1 = nn.Linear(self.pool.output_channels, nOut)
         self.seg_bn_1 = nn.BatchNorm1d(nOut, affine=False) if two_emb_layer else None
         self.seg_2 = nn.Linear(nOut, nOut) if two_emb_layer else None
@@ -280,8 +374,31 @@ class ReDimNet(nn.Module):
         return [part for part in self.modules() if isinstance(part, (ConvBlock2d, TimeContextBlock1d))]
 
     def forward(self, x):
-        x = self.seg_1(self.pool(self.backbone(self.frontend(x))))
+        x = self.pool(self.backbone(self.frontend(x)))
+        x = self.seg_1(x if self.pool_bn is None else self.pool_bn(x))
         return x if self.seg_2 is None else self.seg_2(self.seg_bn_1(F.relu(x)))
+
+
+def size_of(name, sizes, n_mels, size, **own):
+    """The Size called ``size``, with what is not 0 or empty in ``own``; ValueError if there is none or it cannot be.
+
+    The head is that of the size only together with its stages.
+    """
+    if size not in sizes:
+        raise ValueError(f"size: must be one of {', '.join(sizes)}; got '{size}'")
+    chosen = replace(sizes[size], head_channels=0) if own.get("stages") else sizes[size]
+    chosen = replace(chosen, **{key: value for key, value in own.items() if value})
+    if chosen.block not in BLOCKS:
+        raise ValueError(f"block: must be one of {', '.join(BLOCKS)}; got '{chosen.block}'")
+    for i, stage in enumerate(chosen.stages):
+        numbers = isinstance(stage, (list, tuple)) and all(isinstance(n, (int, float)) for n in stage)
+        if not numbers or len(stage) not in (4, 5) or min(stage[:3] + stage[4:]) <= 0 or stage[3] < 0:
+            known = "[stride, blocks, expansion, reduction] and the stride over time, 1 if it is left out"
+            raise ValueError(f"stages: stage {i} must be {known}, got {stage}")
+    stride = math.prod(stage[0] for stage in chosen.stages)
+    if n_mels % stride:
+        raise ValueError(f"n_mels: {name} of size {size} needs a multiple of {stride}, got {n_mels}")
+    return chosen
 
 
 def MainModel(
@@ -289,9 +406,16 @@ def MainModel(
     n_mels=72,
     size="B2",
     channels=0,
+    stages=(),
+    block="",
+    group_size=0,
+    head_channels=0,
     pooling="ASTP_GLOB",
+    pooled_norm=False,
     two_emb_layer=False,
     features="wespeaker",
+    frame_step=10,
+    wave_norm=False,
     input_norm="mean",
     spec_augment=(0, 0),
     sample_rate=16000,
@@ -299,17 +423,21 @@ def MainModel(
 ):
     """Build the model of ``size`` B0 to B6; published are 60 mel filters for B0, 72 for the others.
 
-    ``channels`` is the width of the stem if it is not that of the size. ``pooling`` is one of models/pooling.py;
-    wespeaker's B1 had ASTP at first. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
+    ``channels`` is the width of the stem if it is not that of the size; ``stages``, a list of [stride, blocks,
+    expansion, reduction], ``block``, ``group_size`` and ``head_channels`` likewise. ``pooling`` is one of
+    models/pooling.py; wespeaker's B1 had ASTP at first. ``two_emb_layer`` adds ReLU, BN and a second embedding layer.
+    The authors' own weights have a BN of the pooled statistics, ``pooled_norm``, and features every 15 ms.
     """
-    if size not in SIZES:
-        raise ValueError(f"size: must be one of {', '.join(SIZES)}; got '{size}'")
-    chosen = SIZES[size]
-    channels = channels or chosen.channels
-    stride = math.prod(stage[0] for stage in chosen.stages)
-    if n_mels % stride:
-        raise ValueError(f"n_mels: ReDimNet of size {size} needs a multiple of {stride}, got {n_mels}")
-    frontend = FrontEnd(
-        features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
+    own = {"channels": channels, "stages": stages, "block": block, "group_size": group_size}
+    chosen = size_of("ReDimNet", SIZES, n_mels, size, head_channels=head_channels, **own)
+    front = FrontEnd(
+        features,
+        n_mels,
+        input_norm,
+        spec_augment=tuple(spec_augment),
+        sample_rate=sample_rate,
+        plugin=frontend,
+        frame_step=frame_step,
+        wave_norm=wave_norm,
     )
-    return ReDimNet(nOut, chosen, channels, n_mels, pooling, two_emb_layer, frontend)
+    return ReDimNet(nOut, front, Backbone(chosen, n_mels), pooling, pooled_norm, two_emb_layer)

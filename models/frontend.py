@@ -41,9 +41,10 @@ class FrontEnd(Chain):
         window_fn=torch.hamming_window,
         sample_rate=SAMPLE_RATE,
         plugin=None,
+        **options,
     ):
         if plugin is None:
-            super().__init__(features, n_mels, log_input, preemphasis, window_fn, sample_rate)
+            super().__init__(features, n_mels, log_input, preemphasis, window_fn, sample_rate, **options)
         else:
             nn.Module.__init__(self)
         if norm not in NORMS:

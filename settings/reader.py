@@ -429,9 +429,9 @@ def _plugin_value(name: str, setting: Setting, default):
     if kind in (bool, int, float, str):
         return to_type(kind, setting.value, key_text(setting, name))
     if kind in (tuple, list):
-        if not isinstance(setting.value, (list, tuple)) or len(setting.value) != len(default):
-            place = key_text(setting, name)
-            raise UsageError(f"{place}: expected a list of {len(default)}, as {list(default)}; got '{setting.value}'")
+        if not isinstance(setting.value, (list, tuple)) or len(setting.value) != len(default) > 0:
+            wanted = f"a list of {len(default)}, as {list(default)}" if default else "a list"  # of any length
+            raise UsageError(f"{key_text(setting, name)}: expected {wanted}; got '{setting.value}'")
         return list(setting.value)
     if default is None and isinstance(setting.value, str):
         try:

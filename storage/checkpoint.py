@@ -7,7 +7,7 @@ import zipfile
 import torch
 
 from errors import UsageError, first_line
-from storage import interop, safetensors_file
+from storage import interop, redimnet, safetensors_file
 from storage.archive import Refusal, check_checkpoint
 
 FORMAT_VERSION = 1
@@ -51,7 +51,8 @@ def _of_our_format(state, path) -> dict:
             f"{path}: a checkpoint of format {version}, this version reads up to {FORMAT_VERSION}; "
             "use the newer version of the trainer that wrote it"
         )
-    return state
+    theirs = {} if "config" in state else redimnet.keys_of(state, path)
+    return {**state, "config": theirs} if theirs else state
 
 
 def _refusal(error) -> str:

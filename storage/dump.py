@@ -86,14 +86,14 @@ def text_of(pattern: str):
 
 
 def check_setting(value, where):
-    """Kind of a value of the configuration: a scalar, or a list of scalars and of entries of a policy."""
+    """Kind of a value of the configuration: a scalar, or a list of entries."""
     check_kind(value, [check_entry] if type(value) is list else SCALAR, where)
 
 
 def check_entry(value, where):
-    """Kind of an entry of a policy: a scalar, or a dict of settings and of such entries."""
+    """Kind of an entry of a list: a scalar, a list of such, or a dict of settings and of such entries, of a policy."""
     inner = {str: lambda item, place: (check_entry if type(item) is dict else check_setting)(item, place)}
-    check_kind(value, inner if type(value) is dict else SCALAR, where)
+    check_kind(value, inner if type(value) is dict else [check_entry] if type(value) is list else SCALAR, where)
 
 
 def check_threads(value, where):

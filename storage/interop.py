@@ -5,15 +5,20 @@ from dataclasses import dataclass
 
 import torch
 
+from storage import redimnet
+
 
 @dataclass(frozen=True)
 class Toolkit:
-    """How one project names its tensors. Renames are tried in order, the first that matches counts."""
+    """How one project names its tensors. Renames are tried in order, the first that matches counts.
+
+    A replacement is a template, a function of (match, names of the file), or None: a constant that is made here.
+    """
 
     name: str
     marks: tuple  # groups of names; a file that holds all of one group is of this project
     features: tuple  # the feature chains its weights were trained with
-    renames: tuple = ()  # (pattern, replacement); a replacement of None: a constant that the front end makes itself
+    renames: tuple = ()  # (pattern, replacement)
     rolls: tuple = ()  # (pattern of the name here, axis): an eighth of the channels goes from the front to the end
 
 
@@ -143,6 +148,18 @@ TOOLKITS = (
             (r"(layer[34]\.\d+\.(?:convs|bns))\.0\.(.*)", r"\1.1.\2"),
         ),
     ),
+    Toolkit(
+        "ReDimNet or ReDimNet2",  # the authors', and wespeaker's ReDimNet2
+        (("backbone.fin_wght1d.w", "linear.weight"),),
+        ("redimnet", "redimnet2"),
+        redimnet.RENAMES,
+    ),
+    Toolkit(  # as they were before November 2024: the sums are the backbone's, as here
+        "ReDimNet or ReDimNet2",
+        (("backbone.inputs_weights.0", "bn.weight", "linear.weight"),),
+        ("redimnet",),
+        redimnet.HEAD,
+    ),
     # Their names are kept in models/; only the classifier is renamed.
     Toolkit(
         "wespeaker or 3D-Speaker",
@@ -176,9 +193,9 @@ def translate(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     toolkit = recognise(weights)
     if toolkit is None:
         return weights
-    found = {}
+    found, names = {}, [_without(name, OUTER) for name in weights]
     for name, tensor in weights.items():
-        name = _renamed(_without(name, OUTER), toolkit)
+        name = _renamed(_without(name, OUTER), toolkit, names)
         if name is not None:
             found[name] = _rolled(name, tensor, toolkit)
     return found
@@ -190,10 +207,12 @@ def _without(name: str, prefixes) -> str:
     return name
 
 
-def _renamed(name: str, toolkit: Toolkit) -> str | None:
+def _renamed(name: str, toolkit: Toolkit, names: list[str]) -> str | None:
     for pattern, replacement in toolkit.renames:
         match = re.fullmatch(pattern, name)
         if match:
+            if callable(replacement):
+                return replacement(match, names)
             return None if replacement is None else match.expand(replacement)
     return name
 

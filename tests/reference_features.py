@@ -35,12 +35,12 @@ def kaldi_filters(n_mels, low=20.0, high=8000.0):
     return filters
 
 
-def mel_spectrogram(x, n_mels, low=0.0, high=8000.0, window="hamming"):
-    """Mel power of a 512-point transform of centred 25 ms frames every 10 ms: (1, T) -> (1, n_mels, frames)."""
+def mel_spectrogram(x, n_mels, low=0.0, high=8000.0, window="hamming", hop=160):
+    """Mel power of a 512-point transform of centred 25 ms frames every ``hop``: (1, T) -> (1, n_mels, frames)."""
     sample = np.pad(np.asarray(x[0], dtype=float), 256, mode="reflect")
     swing = {"hamming": 0.46, "hann": 0.5}[window]
     shape = 1 - swing - swing * np.cos(2 * np.pi * np.arange(400) / 400)  # periodic
-    starts = range(56, len(sample) - 455, 160)  # 400 samples in the middle of each 512
+    starts = range(56, len(sample) - 455, hop)  # 400 samples in the middle of each 512
     power = [np.abs(np.fft.rfft(sample[start : start + 400] * shape, 512)) ** 2 for start in starts]
     return torch.from_numpy((np.stack(power) @ htk_filters(n_mels, low, high)).T[None]).float()
 
@@ -59,3 +59,22 @@ def kaldi_fbank(x, n_mels, window="hamming", high=8000.0, snip_edges=True):
         frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
         rows.append(np.abs(np.fft.rfft(frame * shape, 512)) ** 2 @ filters)
     return torch.from_numpy(np.log(np.maximum(np.stack(rows), np.finfo(np.float32).eps))).float()
+
+
+def with_preemphasis(x):
+    """x[t] - 0.97 x[t - 1] of a waveform (1, T), x[-1] taken as x[1]."""
+    return x - 0.97 * torch.cat([x[:, 1:2], x[:, :-1]], 1)
+
+
+def redimnet2_logmel(x, n_mels, hop=160):
+    """ReDimNet2's own features, of the waveform brought to deviation 1: (1, T) -> (1, n_mels, frames)."""
+    x = with_preemphasis((x - x.mean()) / (x.std(unbiased=False) + 1e-8))
+    sample = np.pad(np.asarray(x[0], dtype=float), hop // 2)
+    shape = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(400) / 399)
+    turn = 2j * np.pi * np.arange(400)[:, None] * np.arange(256) / 512  # no Nyquist bin
+    frames = np.stack([sample[i : i + 400] for i in range(0, len(sample) - 399, hop)])
+    power = np.clip(np.abs(frames * shape @ np.exp(turn)) ** 2, 1e-8, 1e8)
+    at = 2595 * np.log10(1 + np.linspace(0, 8000, 256) / 700)  # as if the last bin were at 8 kHz
+    corners = np.linspace(*(2595 * np.log10(1 + np.array([20, 7600]) / 700)), n_mels + 2)
+    filters = np.stack([np.interp(at, corners[k : k + 3], [0, 1, 0]) for k in range(n_mels)], 1)
+    return torch.from_numpy(np.log(np.clip(power @ filters, 1e-8, 1e8) + 1e-8).T[None]).float()

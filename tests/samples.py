@@ -19,6 +19,7 @@ SMALL["SimAM_ResNet"] = SMALL["ResNet"]
 SMALL |= {name: {"m_channels": 8, "blocks": (1, 1, 1, 1)} for name in ("ERes2Net", "ERes2NetV2")}
 SMALL["RawNet3"] = {"channels": 16}
 SMALL["ReDimNet"] = {"size": "B0", "channels": 3}
+SMALL["ReDimNet2"] = {"size": "B0", "channels": 4}
 VALUES = {
     "nOut": 16,
     "n_mels": 40,

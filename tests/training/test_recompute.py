@@ -19,6 +19,7 @@ MODELS = {
     "ERes2NetV2": {**NARROW, "two_emb_layer": True},
     "CAMPPlus": {"m_channels": 4, "init_channels": 8, "growth_rate": 4, "blocks": (2, 2, 2), "n_mels": 24},
     "ReDimNet": {"size": "B0", "channels": 8, "n_mels": 24},
+    "ReDimNet2": {"size": "B0", "channels": 8, "n_mels": 24, "output_norm": True, "dual": True},
     "ECAPA_TDNN": {"channels": 8, "aggregate": 16, "n_mels": 24},
     "RawNet3": {"channels": 16},
 }
