@@ -4,18 +4,22 @@ python benchmarks/scaling.py                                          # one and 
 python benchmarks/scaling.py --models ResNet34 --worlds 1,2,4 --keys sync_batchnorm=true
 python benchmarks/scaling.py --paper                                  # the table for 8 to 64 GPUs; nothing is run
 
-"kept" are the weights and moments of a process, which the guard has a copy of, "peak" is all of its memory.
 Each process takes steps of the trainer on its own rows of 2 s, with the exchange of flags that the loop makes for each
 batch. With as many cores as processes the efficiency is 1 where the exchange costs nothing; the memory of a machine is
-shared by its cores, so that two processes without any exchange ("apart") are measured beside them.
+shared by its cores, so that two processes without any exchange ("apart") are measured beside them. "kept" are weights
+and moments of a process, of which the guard has a copy, "peak" is all of its memory, "sent" what it sends in a step.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import math
+import os
+import re
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +28,7 @@ from pathlib import Path
 from several import outputs_of
 from train_step import ROOT, make_batch, words_of
 
+BYTES_SENT = re.compile(r"bytes_sent:(\d+)")
 CLASSES_BYTES = 4 * 256 * 5994  # the head of VoxCeleb2-dev over embeddings of 256 values
 WORLDS = (8, 16, 32, 64)
 # Seconds of a step of one GPU (128 rows of 2 s, bf16, 80 TFLOP/s reached of an H100's dense 990), parameters.
@@ -70,7 +75,7 @@ def take_steps(spec: dict) -> dict:
     data, label = make_batch(spec["rows"])
     data = data[..., : spec["samples"]]
     batch = {"data": data, "label": label, "files": [f"row {i}" for i in range(spec["rows"])]}
-    seconds = []
+    seconds, sent = [], sent_bytes()
     for _ in range(spec["steps"] + 2):
         begin = time.perf_counter()
         trainer.ranks.each([0, spec["rows"]])
@@ -78,9 +83,25 @@ def take_steps(spec: dict) -> dict:
         trainer.train_step([batch])
         trainer.ranks.highest_of([0, 0, 0])
         seconds.append(time.perf_counter() - begin)
+    sent = (sent_bytes() - sent) / 1e6 / (spec["steps"] + 2)
     trainer.ranks.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"seconds": statistics.median(seconds[2:]), "kept": trainer.step.guard.size / 1e6, "peak": peak}
+    return {
+        "seconds": statistics.median(seconds[2:]),
+        "kept": trainer.step.guard.size / 1e6,
+        "peak": peak,
+        "sent": sent,
+    }
+
+
+def sent_bytes() -> float:
+    """What this process has sent over its open TCP connections, as ss of iproute2 counts; NaN without it."""
+    try:
+        lines = subprocess.run(["ss", "-tinHp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return math.nan
+    told = [counts for head, counts in zip(lines[::2], lines[1::2]) if f"pid={os.getpid()}," in head]
+    return float(sum(int(found.group(1)) for found in map(BYTES_SENT.search, told) if found))
 
 
 def measure(spec: dict, world: int, together: bool) -> dict:
@@ -113,7 +134,18 @@ def main() -> int:
         return 0
     from bench_postmortem import make_voices
 
-    head = ["model", "processes", "step s", "steps/s", "utterances/s", "efficiency", "apart", "kept MB", "peak MB"]
+    head = [
+        "model",
+        "processes",
+        "step s",
+        "steps/s",
+        "utterances/s",
+        "efficiency",
+        "apart",
+        "kept MB",
+        "peak MB",
+        "sent MB",
+    ]
     print(f"| {' | '.join(head)} |\n" + "|" + " --- |" * len(head))
     with tempfile.TemporaryDirectory() as data:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -130,7 +162,7 @@ def main() -> int:
                 alone = alone or step
                 cells = [f"{step:.3f}", f"{1 / step:.2f}", f"{world * args.rows / step:.1f}"]
                 cells += [f"{100 * alone / step:.0f} %", f"{100 * alone / apart:.0f} %"]
-                cells += [f"{found['kept']:.0f}", f"{found['peak']:.0f}"]
+                cells += [f"{found['kept']:.0f}", f"{found['peak']:.0f}", f"{found['sent']:.1f}"]
                 print(f"| {model} | {world} | {' | '.join(cells)} |", flush=True)
     return 0
 

@@ -20,6 +20,7 @@ DIFFERENT = (
     " not filled (torch.empty), state of Python outside of the modules, or atomic additions on a GPU"
 )
 FEW = 8  # rows of the smaller batch
+SENT_IN = {"fp16": torch.float16, "bf16": torch.bfloat16}  # types of ddp_compress
 SLOW = 2.0  # seconds of a replay from which on signs of life are given, and between them
 SEARCH_RUNS = 28  # replays that the search for the rows at fault may take
 
@@ -33,6 +34,10 @@ def parted_from_others(config: dict, world: int) -> list[str]:
     if config.get("sync_batchnorm"):
         norms = f"BatchNorm took the statistics of the rows of {world} processes (sync_batchnorm); in the replay"
         lines.append(f"{norms} those of the dump's rows, by which its process was found at fault")
+    sent = str(config.get("ddp_compress", "none"))
+    if sent in SENT_IN:
+        most = f"{torch.finfo(SENT_IN[sent]).max:.3g}"
+        lines.append(f"gradients were sent in {sent} (ddp_compress), up to {most}; the replay computes them in float32")
     return lines
 
 
