@@ -13,7 +13,7 @@ from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
 from corpus.tars import ENDING, is_member, shards_of
 from corpus.train_list import read_train_lists
-from errors import Mistakes, UsageError
+from errors import Mistakes, UsageError, plural
 from settings import plugins, policy
 from settings.injections import parse_injections
 
@@ -189,11 +189,8 @@ def check_rows(config: Config, utterances, refuse):
     """Check ``nPerSpeaker`` and ``batch_size`` against what the loss compares and what the speakers have."""
     low, high = plugins.known_declaration("loss", config.trainfunc).constants.get("per_speaker", (1, None))
     if config.nPerSpeaker < low or (high is not None and config.nPerSpeaker > high):
-        wanted = f"{low}" if high == low else f"at least {low}"
-        refuse(
-            "nPerSpeaker",
-            f"loss '{config.trainfunc}' (trainfunc) takes {wanted} utterances a row, not {config.nPerSpeaker}",
-        )
+        wanted = f"{'' if high == low else 'at least '}{plural(low, 'utterance')}"
+        refuse("nPerSpeaker", f"loss '{config.trainfunc}' (trainfunc) takes {wanted} a row, not {config.nPerSpeaker}")
     most = min(int(utterances.max()), config.max_seg_per_spk)
     if config.nPerSpeaker > most:
         owner = (
