@@ -175,6 +175,8 @@ def _mapped_again(folder: str, identity: str) -> Pack:
 class PackedRecording:
     """A file of a pack, with what crops are read by of a ``Recording``, and the same results."""
 
+    codec = "unknown"  # of the file that was packed; no more is asked of crops to train on
+
     def __init__(self, pack: Pack, row: int, path: str):
         if corpus.decode.on_open is not None:
             corpus.decode.on_open(path)
