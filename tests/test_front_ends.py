@@ -241,7 +241,7 @@ def test_the_key_is_checked_and_what_does_not_use_it_is_said(settings, tools, tm
 
     status, error, _ = said(frontend="mfc")
     assert (status, error) == (2, "command line: frontend: no plug-in 'frontend/mfc.py' - did you mean 'mfcc'?\n")
-    assert said(frontend="plp")[1].endswith("no plug-in 'frontend/plp.py'; there are fbank, logmel, mfcc, sherpa_onnx\n")
+    assert "no plug-in 'frontend/plp.py'; there are fbank, logmel, mfcc" in said(frontend="plp")[1]
     status, error, _ = said(mel_bins=30)
     assert status == 2 and "'--mel_bins' - a key of frontend/mfcc.py, which is not chosen" in error
     status, error, config = said(frontend="mfcc", mel_bins=30, features="speechbrain")
