@@ -6,6 +6,8 @@ import pytest
 import torch
 from foreign_models import voice
 from foreign_redimnet import STAGES2, authors_redimnet, authors_redimnet2_dual, redimnet2
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from errors import UsageError
 from models import ReDimNet, ReDimNet2
@@ -104,6 +106,29 @@ def test_two_stages_pool_time_and_the_volume_stays(size):
     with torch.device("meta"):
         backbone = ReDimNet2.TimePoolingBackbone(chosen, 72)
     assert {len(w[0, 0]) for w in backbone.inputs_weights} == {chosen.channels * 72} and backbone.steps[-1] == 4
+
+
+PUBLISHED = {"B0": (1.1, 0.33), "B1": (2.1, 0.56), "B2": (3.6, 0.95), "B3": (4.1, 2.70), "B4": (6.6, 4.62)}
+PUBLISHED |= {"B5": (8.9, 9.62), "B6": (12.3, 13.05)}  # millions of parameters, which are cut off, and GMACs
+
+
+def test_parameters_are_the_papers():
+    for size, (published, _) in PUBLISHED.items():
+        with torch.device("meta"):
+            model = ReDimNet2.MainModel(size=size)
+        trained = sum(p.numel() for name, p in model.named_parameters() if name != "backbone.inputs_weights.0")
+        assert int(trained / 1e5) / 10 == published, size
+
+
+@pytest.mark.parametrize("size", ["B0", "B3"])
+def test_operations_are_the_papers(size):
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = ReDimNet2.MainModel(size=size).eval()
+        model.backbone(torch.randn(1, 72, 200))
+    width = model.backbone.output_channels
+    pooling = (3 * width * 128 + 128 * width) * 200  # the context counted in each frame
+    counted = counter.get_total_flops() / 2 + pooling  # but for the attention's own products, which it does not see
+    assert counted == pytest.approx(1e9 * PUBLISHED[size][1], rel=0.05)
 
 
 # ------------------------------------------------------------------------------------- what the authors' files say
