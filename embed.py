@@ -52,6 +52,8 @@ def main(argv) -> int:
     if args.batch_size < 1 or args.workers < 0:
         raise UsageError("embed.py: --batch_size must be at least 1, --workers at least 0")
     check_grid(args)
+    if args.window is not None and args.vad not in (None, "none"):
+        raise UsageError(f"embed.py: --window embeds windows as they are, got --vad {args.vad} too")
     names, paths = recordings(args)
     check_ending(args.out, len(paths))
     if not Path(args.out).resolve().parent.is_dir():

@@ -74,6 +74,7 @@ def test_every_way_to_embed_hears_the_same_speech(model, recording, capsys, tmp_
     assert call(embed, capsys, *words)[0] == 0
     assert read_identity(tmp_path / "e.npz", "vad") == "energy"
     assert np.allclose(Source([tmp_path / "e.npz"]).embeddings([str(recording)])[0][0], alone, atol=1e-5)
+    assert "embeds windows as they are" in call(embed, capsys, *words, "--window", 1)[2]
     assert call(embed, capsys, *words[:-3], tmp_path / "n.npz")[0] == 0
     with pytest.raises(UsageError, match=r"n\.npz: embeddings of speech by vad none, those before by vad energy"):
         Source([tmp_path / "e.npz", tmp_path / "n.npz"])
