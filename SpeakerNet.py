@@ -25,7 +25,7 @@ from training.endings import Endings
 from training.evaluation import describe, write_evaluation
 from training.faults import Fault, bad_setting, check_batch, inject_batch, nan_from_the_start
 from training.file_events import FileEvents
-from training.front_end import with_front_end
+from training.front_end import empty_bands, with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
@@ -438,9 +438,9 @@ class ModelTrainer:
             finetuning.load_initial(self.network, self.dataset, self.config, self.log)
         elif self.config.initial_model:
             self.log("initial_model is not used: the run continues from its own state")
-        spoilt = nan_from_the_start(self.network)
-        if spoilt:
-            self.log(f"WARNING: {spoilt}")
+        for warning in (nan_from_the_start(self.network), empty_bands(self.network)):
+            if warning:
+                self.log(f"WARNING: {warning}")
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the run; returns whether there was one."""

@@ -89,6 +89,16 @@ def test_mfcc_are_torchaudios():
     assert torch.allclose(built("mfcc", n_mels=20, mel_bins=30)(x)[0].T, theirs, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "features, n_mels, empty", [("speechbrain", 80, 0), ("speechbrain", 200, 21), ("wespeaker", 200, 10)]
+)
+def test_filters_without_a_frequency_are_warned_of(settings, tools, capsys, features, n_mels, empty):
+    keys = {"model": "ECAPA_TDNN", "channels": 16, "features": features, "n_mels": n_mels}
+    tools.build(settings, **keys).begin()
+    said = f"WARNING: n_mels: {empty} of {n_mels} filters of the features '{features}' lie between two frequencies"
+    assert (said in capsys.readouterr().out) == bool(empty)
+
+
 @pytest.mark.parametrize("model", plugins.available("models"))
 def test_every_model_takes_a_front_end_or_has_none(model):
     values = {**VALUES, **SMALL.get(model, {}), "model": model, "trainfunc": "", "nPerSpeaker": 1, "frontend": "mfcc"}

@@ -3,6 +3,7 @@
 import torch
 
 from errors import UsageError
+from frontend.chains import Chain
 from settings import plugins
 
 SECONDS = 0.5  # of noise that it is tried on
@@ -32,6 +33,19 @@ def with_front_end(values: dict) -> dict:
         what = "NaN or Inf" if found.is_floating_point() else str(found.dtype).removeprefix("torch.")
         raise UsageError(f"{plugin}: gives {what} for noise, and must give finite floats")
     return {**values, "frontend": module}
+
+
+def empty_bands(network: torch.nn.Module) -> str:
+    """What to say of mel filters so narrow that no frequency of the spectrum lies in them; '' if there are none."""
+    for chain in network.modules():
+        if isinstance(chain, Chain) and hasattr(chain, "banks"):  # a plug-in computes its own
+            empty = int((chain.banks.sum(dim=0) == 0).sum())
+            if empty:
+                return (
+                    f"n_mels: {empty} of {chain.banks.shape[1]} filters of the features '{chain.features}' lie between "
+                    f"two frequencies of the spectrum at {chain.sample_rate} Hz and stay constant: set a lower n_mels"
+                )
+    return ""
 
 
 def _of_noise(module, samples: int):
