@@ -100,7 +100,9 @@ def write_files(args, timeline):
     if args.picture:
         from scoring.plots import draw_timeline
 
-        draw_timeline(args.picture, timeline, f"Who speaks when in {name}")
+        lacking = draw_timeline(args.picture, timeline, f"Who speaks when in {name}")
+        if lacking:
+            print(lacking, file=sys.stderr)
 
 
 command = functools.partial(run, main)

@@ -264,10 +264,11 @@ def _reliability(axes, rates, raw):
     _legend(axes, 1)
 
 
-def draw_timeline(path, timeline, title: str, write=write_atomically):
+def draw_timeline(path, timeline, title: str, write=write_atomically) -> str:
     """Write a PNG of who speaks when: probabilities over time in s, and below them the decision, a row a speaker.
 
-    ``timeline``: a ``scoring.timeline.Timeline``. Those who speak longest have a curve and a colour.
+    Returns what to say of letters that the font lacks, '' if it has all. ``timeline``: a ``scoring.timeline.Timeline``.
+    Those who speak longest have a curve and a colour.
     """
     labels = [label for label in timeline.totals() if label in timeline.names][:MOST_ROWS]
     shown = labels[: len(SPEAKERS)] or [timeline.names[int(timeline.posteriors[:, :-1].mean(axis=0).argmax())]]
@@ -290,10 +291,14 @@ def draw_timeline(path, timeline, title: str, write=write_atomically):
     for tick, name in zip(bottom.get_yticklabels(), rows):
         tick.set_color(MARK if name == "nobody" else color[name])
     picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks: boxes, and no lines on stderr
+    with warnings.catch_warnings(record=True) as said:
         figure.savefig(picture, format="png")
+    missing = [warning for warning in said if str(warning.message).startswith("Glyph")]
+    for other in said:
+        if other not in missing:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     write(Path(path), picture.getvalue())
+    return f"{path}: boxes stand for letters that the font of the picture lacks" if missing else ""
 
 
 def _time_axes(title, seconds, rows):

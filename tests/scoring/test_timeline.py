@@ -127,9 +127,10 @@ def test_the_picture_takes_any_names_and_any_number_of_speakers(tmp_path):
     llrs = rng.normal(-8, 1, (200, len(names)))
     llrs[np.arange(200), np.arange(200) // 6] += 16
     heard = np.arange(200) % 50 > 3
-    draw_timeline(tmp_path / "a.png", Timeline(names, grid(200), llrs, heard, 0.5, 5.0), "$ in a name.wav")
+    said = draw_timeline(tmp_path / "a.png", Timeline(names, grid(200), llrs, heard, 0.5, 5.0), "$ in a name.wav")
+    assert said == f"{tmp_path / 'a.png'}: boxes stand for letters that the font of the picture lacks"
     data = (tmp_path / "a.png").read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert data.startswith(b"\x89PNG") and width > 1000 and 300 < height < 2000
     nobody = Timeline(["a", "b"], grid(5), np.full((5, 2), -9.0), np.ones(5, bool), 0.5, 5.0)
-    draw_timeline(tmp_path / "nobody.png", nobody, "nobody")
+    assert draw_timeline(tmp_path / "nobody.png", nobody, "nobody") == ""
