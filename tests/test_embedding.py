@@ -367,9 +367,12 @@ def test_the_commands_of_the_guide(checkpoint, data, tmp_path, monkeypatch, caps
     (tmp_path / "data" / "demo").symlink_to(data)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     torch.save(wespeaker_resnet(32)[0], tmp_path / "avg_model.pt")
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "long.wav", rng.normal(0, 0.1, 5 * 16000), 16000)
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^python embed.py (.*)$", guide, re.M)
-    assert len(lines) == 4 and [call(*line.split()) for line in lines] == [0, 0, 0, 0], capsys.readouterr().err
+    assert len(lines) == 5 and [call(*line.split()) for line in lines] == [0] * 5, capsys.readouterr().err
+    assert len(read_embeddings("long.npz")[0]) == 3
     one = np.load("one.npy")
     names, x = read_embeddings("demo.npz")
     assert np.allclose(x[names.index("trial000/session0/00000.flac")], one, atol=1e-5)
