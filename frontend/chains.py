@@ -96,7 +96,8 @@ class Chain(nn.Module):
         """The features of a waveform batch float32."""
         if self.wave_norm:
             x = x - x.mean(dim=1, keepdim=True)
-            x = x / (x.square().mean(dim=1, keepdim=True).sqrt() + (1e-8 if self.features == "redimnet2" else 1e-6))
+            level = x.square().mean(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
+            x = x / (level + (1e-8 if self.features == "redimnet2" else 1e-6))
         if self.preemphasis is not None:
             x = self.preemphasis(x)
         power = self._mel_power(x)  # (B, n_mels, frames)

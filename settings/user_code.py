@@ -11,7 +11,18 @@ from settings.plugins import ENTRY
 
 PLUG_INS = tuple(ENTRY)
 # The product's own rooms and commands: no code of its user.
-ROOMS = ("corpus", "postmortem", "preflight", "preparation", "scoring", "settings", "storage", "training", "web")
+ROOMS = (
+    "corpus",
+    "exporting",
+    "postmortem",
+    "preflight",
+    "preparation",
+    "scoring",
+    "settings",
+    "storage",
+    "training",
+    "web",
+)
 COMMANDS = (
     *(
         "trainSpeakerNet",

@@ -93,8 +93,9 @@ def test_a_nan_and_names_of_all_kinds_do_not_end_a_run_whose_output_is_cp1252(
     for line in (result / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line)
     assert f"l1/{CAFE}" in read_scores(result / "trials_epoch_1.txt").first
-    (dump,) = result.parent.glob("debug_nan/nan_batch_2_*.pt")
-    drawn = [draw["path"] for row in torch.load(dump, weights_only=True)["files"] for draw in row["augment"]]
+    dumps = {path: torch.load(path, weights_only=True) for path in result.parent.glob("debug_nan/nan_batch_2_*.pt")}
+    (dump,) = (path for path, content in dumps.items() if content["reason"] == "batch_nonfinite")  # not the bad file's
+    drawn = [draw["path"] for row in dumps[dump]["files"] for draw in row["augment"]]
     assert drawn and {Path(path).name for path in drawn} == {CAFE}
     assert analyze_nan_debug.main([str(dump), "--no-replay", "--html", str(tmp_path / "page.html")]) == 0
     assert "caf\\udce9.wav" in (tmp_path / "page.html").read_text(encoding="utf-8")

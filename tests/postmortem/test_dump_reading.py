@@ -359,7 +359,7 @@ WRONG = {
         *([], {"torch": [1]}, {"torch": torch.zeros(9)}, {"cuda": torch.zeros(2, 2, dtype=torch.uint8)}),
         *({"numpy": "x"}, {"numpy": [1, [1], 1, 1, 1.0]}, {"numpy": ["a", [1]]}, {"python": [3, ["1"], None]}),
     ],
-    "config": [[], {1: 2}, {"a": {}}, {"a": [[1]]}, {"a": torch.zeros(1)}],
+    "config": [[], {1: 2}, {"a": {}}, {"a": [[1j]]}, {"a": torch.zeros(1)}],
     **{k: [[], {"a": 1}, {1: "a"}, "torch", {"a": None}] for k in ("versions", "source_hashes")},
     "state": [
         *(None, 1, f"../{NAME}", f"/tmp/{NAME}", f"{NAME}\n"),
