@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import soundfile
 
 from corpus.audio import AudioError
@@ -122,7 +121,9 @@ def write_sound(place: Path, x: np.ndarray, rate: int):
         if place.suffix == ".flac":
             soundfile.write(native(part), x, rate, format="FLAC", subtype="PCM_16")
         else:
-            scipy.io.wavfile.write(part, rate, x)  # libsndfile writes the time into a wav of floats
+            from scipy.io import wavfile  # a tenth of a second that --help does not need
+
+            wavfile.write(part, rate, x)  # libsndfile writes the time into a wav of floats
         os.replace(part, place)
     except (OSError, soundfile.SoundFileError) as error:
         part.unlink(missing_ok=True)

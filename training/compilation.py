@@ -9,6 +9,8 @@ from config import Config
 from corpus.audio import samples_of
 from errors import UsageError, first_line
 
+FURTHER = 1.5  # times as far: a mean that moves by momentum 0.1 twice goes 1.9 times as far
+
 
 def compile_model(step, config: Config, log=print):
     """Compile the model of a step's network as ``compile_model`` says, and pass noise through it both ways.
@@ -36,18 +38,32 @@ def try_compiled(step, model, config: Config) -> str:
     step.network.train()
     step.begin()
     try:
-        model.compile()
         noise = torch.randn(rows, samples, device=step.device) * 0.1
-        with torch.autocast(step.device.type, dtype=step.amp_dtype, enabled=step.amp_dtype is not None):
-            output = model(noise).float().sum()
-        if output.requires_grad:  # not of a frozen model
-            output.backward()
+        usual = norms_moved(step, model, noise) if config.gradient_checkpointing else {}
+        step.rewind()
+        model.compile()
+        moved = norms_moved(step, model, noise)
     except Exception as error:  # of a compiler, or of what it compiles, anything
         return f"{type(error).__name__}: {first_line(error)}"
     finally:
         step.network.zero_grad(set_to_none=True)
         step.rewind()
+    twice = next((name for name, way in usual.items() if moved[name] > FURTHER * way), "")
+    if twice:
+        why = f"'{twice}' moves {moved[twice] / usual[twice]:.2g} times as far in a step as without"
+        return f"torch {torch.__version__} does not compile what gradient_checkpointing computes again: {why}"
     return ""
+
+
+def norms_moved(step, model, noise) -> dict[str, float]:
+    """Pass noise forward and backward; returns how far the mean that each normalisation keeps has moved."""
+    means = {n: b for n, b in model.named_buffers() if n.endswith("running_mean")}
+    before = {name: mean.clone() for name, mean in means.items()}
+    with torch.autocast(step.device.type, dtype=step.amp_dtype, enabled=step.amp_dtype is not None):
+        output = model(noise).float().sum()
+    if output.requires_grad:  # not of a frozen model
+        output.backward()
+    return {name: float((mean - before[name]).norm()) for name, mean in means.items()}
 
 
 @contextlib.contextmanager

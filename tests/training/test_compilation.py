@@ -57,3 +57,21 @@ def test_where_compiling_fails_auto_goes_on_and_on_ends(settings, tools, backend
     trainer, _ = build(settings, tools, compile_model="on", save_path=tmp_path / "on")
     with pytest.raises(UsageError, match=r"compile_model: torch.compile fails: .* auto goes on without"):
         trainer.run()
+
+
+def test_what_a_compiler_computes_twice_is_not_compiled(settings, tools, monkeypatch):
+    """Up to some torch a compiled norm moves its statistics again where its block is computed again."""
+
+    def twice(model):
+        model._compiled_call_impl = lambda x: [model._call_impl(x) for _ in range(2)][1]
+
+    keys = {"model": "ECAPA_TDNN", "channels": 16, "nOut": 8, "gradient_checkpointing": True}
+    trainer, lines = build(settings, tools, compile_model="auto", **keys)
+    before = tools.snapshot(trainer)
+    monkeypatch.setattr(torch.nn.Module, "compile", twice)
+    compile_model(trainer.step, trainer.config, trainer.log)
+    assert "does not compile what gradient_checkpointing computes again: '" in lines[0]
+    assert (
+        "moves 1.9 times as far in a step as without" in lines[0] and trainer.network.__S__._compiled_call_impl is None
+    )
+    tools.assert_same(tools.snapshot(trainer), before)

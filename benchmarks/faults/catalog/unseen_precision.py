@@ -47,7 +47,7 @@ BILINEAR = model(
         x,
         x,
     )
-    pairs = pairs[:, *torch.triu_indices(8, 8)] / x.shape[2]
+    pairs = pairs[(slice(None), *torch.triu_indices(8, 8))] / x.shape[2]
     x = torch.log1p(pairs)
     """,
     width=36,
