@@ -16,6 +16,9 @@ FAREWELL = datetime.timedelta(seconds=20)  # that a process which fails early wa
 SEPARATOR = "\0"
 
 
+_left: list = []  # process groups that were left
+
+
 class Ranks:
     """This process among all; a single process needs no process group and every collective is the identity."""
 
@@ -123,8 +126,13 @@ class Ranks:
                 buffer.copy_(part.view_as(buffer))
 
     def close(self):
-        """Leave the process group."""
+        """Leave the process group.
+
+        Its objects live as long as Python does. Where one is given up at once, torch 2.4 waits in its destructor, with
+        Python's lock held, for a thread of its own that may want this lock to give up the last message: for ever.
+        """
         if self.world > 1:
+            _left.extend((dist.group.WORLD, self.host))
             dist.destroy_process_group()
 
 
