@@ -5,7 +5,6 @@ python fetch_model.py speechbrain-ecapa
 python fetch_model.py wespeaker-resnet34 --from Downloads/voxceleb_resnet34.zip
 """
 
-import difflib
 import functools
 import os
 import shlex
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 
 from corpus.locks import folder_lock
-from errors import UsageError
+from errors import UsageError, suggested
 from preparation.outputs import FINETUNE, write_config
 from settings.command_line import Parser, existing_file, run
 from settings.reader import read_yaml
@@ -79,8 +78,7 @@ def listing(rows: dict[str, Published]) -> list[str]:
 def named(rows: dict[str, Published], name: str) -> Published:
     """The checkpoint of a name; UsageError with the nearest one for an unknown name."""
     if name not in rows:
-        near = difflib.get_close_matches(name.lower(), rows, 1)
-        meant = f" - did you mean '{near[0]}'?" if near else ""
+        meant = suggested(name, rows, listed=False)
         raise UsageError(f"fetch_model.py: unknown checkpoint '{name}'{meant} (--list shows all)")
     return rows[name]
 

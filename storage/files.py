@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 from corpus.plain import plain
 from errors import UsageError
+
+PIECE = 1 << 20  # bytes at a time
 
 
 class WriteError(UsageError, OSError):
@@ -15,6 +18,15 @@ class WriteError(UsageError, OSError):
     def __init__(self, path, reason: str):
         super().__init__(f"{path}: cannot be written: {reason}")
         self.path, self.reason = Path(path), reason
+
+
+def sha256_of(path) -> str:
+    """SHA-256 of a file's content; OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def system_error(error) -> OSError | None:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import platform
-from pathlib import Path
 
 import torch
 
@@ -13,6 +12,7 @@ from corpus.sources import trial_sources
 from errors import SharedError, UsageError, rank_prefix
 from settings import plugins
 from settings.user_code import imported_user_code
+from storage.files import sha256_of
 from training.incidents import source_hashes
 from training.ranks import in_one_text
 from training.sharded import is_sharded
@@ -82,7 +82,7 @@ def weights_hash(network, initial_model: str = "") -> str:
     """
     digest, slices = hashlib.sha256(), slices_of(network)
     if initial_model and is_sharded(network):
-        digest.update(Path(initial_model).read_bytes())
+        digest.update(sha256_of(initial_model).encode())
     for name, tensor in sorted((n, t) for n, t in network.state_dict().items() if n not in slices):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)

@@ -1,7 +1,6 @@
 """The teacher of a distillation: a trained model, read whole from its checkpoint before a run begins."""
 
 import contextlib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from errors import UsageError
 from settings import plugins
 from settings.reader import Setting, resolve
 from storage import checkpoint
+from storage.files import sha256_of
 from training.front_end import with_front_end
 from training.trained import configuration_of, network_of
-
-PIECE = 1 << 20
 
 
 class Holder(nn.Module):
@@ -115,13 +113,9 @@ def of_key(key: str):
 
 def hash_of(path) -> str:
     """SHA-256 of a regular file; UsageError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
         if not Path(path).is_file():
             raise UsageError(f"no such file: '{path}'")
-        with open(path, "rb") as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
+        return sha256_of(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
