@@ -107,7 +107,7 @@ def main() -> int:
         heard = np.array([i not in reasons for i in range(len(times))])
         llrs = calibration.llrs((length_normalize(np.nan_to_num(x)) @ models.T).ravel()).reshape(len(x), -1)
         names = [str(i) for i in range(len(models))]
-        found = [Timeline(names, times, llrs, heard, PRIOR, turn) for turn in args.turn]
+        found = [Timeline(names, times, llrs, heard, PRIOR, turn, args.step) for turn in args.turn]
         right.append([share_right(timeline, owners, model.sample_rate) for timeline in found])
         promised.append([timeline.posteriors.max(axis=1).mean() for timeline in found])
         seconds += len(wave) / model.sample_rate

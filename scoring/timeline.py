@@ -71,19 +71,18 @@ class Segment:
 
 
 class Timeline:
-    """Who speaks when in a recording of ``seconds``.
+    """Who speaks when in a recording of ``seconds``, of whose windows (T, 2) one begins every ``step`` s.
 
     ``edges`` (T + 1,) in s part it, one part a window; ``posteriors`` (T, N + 1) of ``names`` (N,) and of nobody.
     """
 
-    def __init__(self, names: list[str], times, llrs, heard, prior: float, turn: float):
-        self.names, self.heard, self.prior, self.turn = names, np.asarray(heard), prior, turn
+    def __init__(self, names: list[str], times, llrs, heard, prior: float, turn: float, step: float):
+        self.names, self.heard, self.prior, self.turn, self.step = names, np.asarray(heard), prior, turn, step
         times = np.asarray(times)
         self.seconds, self.window = float(times[-1, 1]), float(times[0, 1] - times[0, 0])
-        self.step = float(times[1, 0] - times[0, 0]) if len(times) > 1 else self.window
         self.edges = cells(times, self.seconds)
-        weight = min(1.0, self.step / self.window)  # windows that share audio count it once
-        self.posteriors = smoothed(np.asarray(llrs), self.heard, prior, math.exp(-self.step / turn), weight)
+        weight = self.seconds / (len(times) * self.window)  # windows that share audio count it once
+        self.posteriors = smoothed(np.asarray(llrs), self.heard, prior, math.exp(-step / turn), weight)
         self.decided = self.posteriors.argmax(axis=1)  # the number of a speaker, or of nobody: least expected error
         self.segments = self._segments()
 
@@ -164,4 +163,4 @@ def follow(verifier: Verifier, store, path, window: float, step: float, turn: fl
     if not np.concatenate(heard).any():
         raise UsageError(f"{path}: no speech to follow: {reason}")
     parts = np.concatenate(times), np.concatenate(llrs), np.concatenate(heard)
-    return Timeline(list(store.speakers), *parts, EVEN if prior is None else prior, turn)
+    return Timeline(list(store.speakers), *parts, EVEN if prior is None else prior, turn, step)

@@ -63,7 +63,7 @@ def test_segments_meet_midway_between_the_windows_and_say_silence():
     assert np.allclose(cells(times, 5.7), [0, 2, 3, 3.85, 5.7])
     llrs = np.array([[9.0, -9], [9, -9], [-9, 9], [-9, -9], [0, 0], [-9, -9], [9, -9]])
     heard = np.array([True] * 4 + [False] + [True] * 2)
-    found = Timeline(["ann", "bob"], grid(7, 1.0), llrs, heard, 0.5, 0.5)
+    found = Timeline(["ann", "bob"], grid(7, 1.0), llrs, heard, 0.5, 0.5, 1.0)
     assert [(s.start, s.end, s.label) for s in found.segments] == [
         (0, 2, "ann"),
         (2, 3, "bob"),
@@ -82,14 +82,26 @@ def test_segments_meet_midway_between_the_windows_and_say_silence():
     assert lines[-1].startswith("ann 3.0 s, nobody 2.0 s, bob 1.0 s, silence 1.0 s (windows of 1 s every 1 s")
 
 
+def test_a_recording_weighs_by_its_length_however_its_windows_share_it():
+    """The last window is moved back to end with the file: of 2.1 s two windows hear nearly the same."""
+    sure = []
+    for times in ([[0, 2.1]], [[0, 2], [0.1, 2.1]], [[0, 2], [1, 3]]):
+        llrs, heard = np.full((len(times), 1), 8.0), np.ones(len(times), bool)
+        found = Timeline(["ann"], times, llrs, heard, 0.5, 1e9, 1.0)
+        odds = found.posteriors[0, 0] / found.posteriors[0, 1]
+        sure.append(math.log(odds))
+        assert "every 1 s" in found.lines()[-1]
+    assert np.allclose(sure, [8, 8 * 2.1 / 2, 8 * 3 / 2], rtol=1e-4)
+
+
 def test_rttm_has_one_line_a_named_segment_and_no_white_space_in_names():
     llrs = np.array([[9.0, -9]] * 3 + [[-9.0, -9]] * 2 + [[-9.0, 9]] * 2)
-    found = Timeline(["Anna Müller", "bob"], grid(7, 1.0), llrs, np.ones(7, bool), 0.5, 0.5)
+    found = Timeline(["Anna Müller", "bob"], grid(7, 1.0), llrs, np.ones(7, bool), 0.5, 0.5, 1.0)
     assert found.rttm("my call") == (
         "SPEAKER my_call 1 0.000 3.000 <NA> <NA> Anna_Müller <NA> <NA>\n"
         "SPEAKER my_call 1 5.000 2.000 <NA> <NA> bob <NA> <NA>\n"
     )
-    twins = Timeline(["a b", "a_b"], grid(7, 1.0), llrs, np.ones(7, bool), 0.5, 0.5)
+    twins = Timeline(["a b", "a_b"], grid(7, 1.0), llrs, np.ones(7, bool), 0.5, 0.5, 1.0)
     with pytest.raises(UsageError, match="two speakers would be called 'a_b'"):
         twins.rttm("x")
 
@@ -111,7 +123,7 @@ def test_of_simulated_conversations_more_is_named_rightly_and_as_much_as_promise
     rng, right, alone, promised = np.random.default_rng(5), [], [], []
     for _ in range(20):
         states, llrs = conversation(rng, 300, 4, 10.0, 0.7, 5.0)
-        found = Timeline([*"abcd"], grid(300, 1.0), llrs, np.ones(300, bool), 0.7, 10.0)
+        found = Timeline([*"abcd"], grid(300, 1.0), llrs, np.ones(300, bool), 0.7, 10.0, 1.0)
         right.append(np.mean(found.decided == states))
         single = smoothed(llrs, np.ones(300, bool), 0.7, 0.0, 1.0)
         sure = np.where(single.max(axis=1) > 0.5, single.argmax(axis=1), 4)
@@ -127,10 +139,10 @@ def test_the_picture_takes_any_names_and_any_number_of_speakers(tmp_path):
     llrs = rng.normal(-8, 1, (200, len(names)))
     llrs[np.arange(200), np.arange(200) // 6] += 16
     heard = np.arange(200) % 50 > 3
-    said = draw_timeline(tmp_path / "a.png", Timeline(names, grid(200), llrs, heard, 0.5, 5.0), "$ in a name.wav")
+    said = draw_timeline(tmp_path / "a.png", Timeline(names, grid(200), llrs, heard, 0.5, 5.0, 1.0), "$ in a name.wav")
     assert said == f"{tmp_path / 'a.png'}: boxes stand for letters that the font of the picture lacks"
     data = (tmp_path / "a.png").read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert data.startswith(b"\x89PNG") and width > 1000 and 300 < height < 2000
-    nobody = Timeline(["a", "b"], grid(5), np.full((5, 2), -9.0), np.ones(5, bool), 0.5, 5.0)
+    nobody = Timeline(["a", "b"], grid(5), np.full((5, 2), -9.0), np.ones(5, bool), 0.5, 5.0, 1.0)
     assert draw_timeline(tmp_path / "nobody.png", nobody, "nobody") == ""
