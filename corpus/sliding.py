@@ -26,8 +26,9 @@ def sliding_windows(
     """Yield (start, end, x) of each window of a file: in s, and (samples,) float32 at ``sample_rate``.
 
     The windows begin every ``step`` s and are ``window`` s long. What is left at the end is heard in one more window,
-    moved back to end with the file; a file that is shorter than a window is one window of its own length. A window is
-    what ``read_crop`` reads there. AudioError as of ``read_crop``; ``notes`` gets (kind, text) on the file at its end.
+    moved back to end with the file, unless it is shorter than ``LEAST_STEP``; a file that is shorter than a window is
+    one window of its own length. A window is what ``read_crop`` reads there. AudioError as of ``read_crop``; ``notes``
+    gets (kind, text) on the file at its end.
     """
     with Recording(path) as recording:
         rate = recording.rate
@@ -51,7 +52,7 @@ def sliding_windows(
             if past > 0:
                 kept, first = kept[past:], first + past
         total = first + len(kept)
-        if heard < total:
+        if total - heard >= round(LEAST_STEP * rate) or not heard:
             yield cut(max(0, total - length), total)
         if notes is not None:
             notes += recording.notes + mixer.notes()

@@ -29,6 +29,13 @@ def test_windows_begin_every_step_and_the_last_one_ends_with_the_file(tmp_path):
     assert times_of(path, 9, 1) == [(0, 4.7)]  # shorter than a window: one of its own length
     exact = write(tmp_path / "b.wav", 5.0)
     assert times_of(exact, 3, 1) == [(0, 3), (1, 4), (2, 5)]
+    # What is left of less than 10 ms would be a second window of the same name.
+    soundfile.write(tmp_path / "c.wav", np.full(16000 * 5 + 159, 0.1), 16000)
+    assert times_of(tmp_path / "c.wav", 3, 1) == [(0, 3), (1, 4), (2, 5)]
+    soundfile.write(tmp_path / "c.wav", np.full(16000 * 5 + 160, 0.1), 16000)
+    assert times_of(tmp_path / "c.wav", 3, 1)[-2:] == [(2, 5), (2.01, 5.01)]
+    soundfile.write(tmp_path / "c.wav", np.full(16, 0.1), 16000)
+    assert times_of(tmp_path / "c.wav", 3, 1) == [(0, 0.001)]
     # A step that is no whole number of samples does not drift.
     thirds = times_of(exact, 1 / 3, 1 / 3)
     assert len(thirds) == 15 and thirds[9] == (3.0, 3.3333)
