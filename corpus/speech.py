@@ -21,10 +21,12 @@ class Energy:
 
     def __init__(self):
         self.left, self.powers = np.empty(0, np.float32), []
+        self.frame = FRAME  # seconds, in whole samples of the recording
 
     def add(self, rate: int, block: np.ndarray):
         """Take the next block (samples, channels) of a recording of ``rate`` Hz."""
         size = max(round(rate * FRAME), 1)
+        self.frame = size / rate
         x = np.concatenate([self.left, block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]])
         whole = len(x) // size * size
         self.left = x[whole:].copy()
@@ -35,7 +37,7 @@ class Energy:
     def spans(self) -> list[tuple[float, float]]:
         """Where speech is, (begin, end) in seconds."""
         edges = np.flatnonzero(np.diff(speech_frames(self.levels()).astype(np.int8), prepend=0, append=0))
-        return [(begin * FRAME, end * FRAME) for begin, end in (edges.reshape(-1, 2)).tolist()]
+        return [(begin * self.frame, end * self.frame) for begin, end in (edges.reshape(-1, 2)).tolist()]
 
     def levels(self) -> np.ndarray:
         """(frames,) float64 in dB; what is left of less than a frame is dropped."""

@@ -164,6 +164,9 @@ def test_speech_is_found_trimmed_and_written_without_a_change(tmp_path):
         levels.add(16000, block)
     frames = x[: len(x) // 320 * 320].reshape(-1, 320)
     assert levels.levels() == pytest.approx(10 * np.log10((frames**2).mean(1)), abs=1e-3)
+    late = Energy()  # of 11,025 Hz: a frame is 220 samples, not 220.5
+    late.add(11025, np.concatenate([1e-3 * noise(60.0)[: 60 * 11025], noise(10.0)[: 10 * 11025]])[:, None])
+    assert late.spans()[0] == pytest.approx((60.0, 70.0), abs=0.03)
     assert not speech_frames(np.full(9, -100.0)).any() and extent([]) == (0, 0)
     assert speech_frames(np.full(9, -20.0)).all() and FRAME == 0.02
     cut = write_part(str(path), tmp_path / "cut", 0.5, 1.0)
