@@ -31,12 +31,15 @@ class Calibrator:
         known = set(trained_on)
         sides = [np.array([speaker_of(path) in known for path in side], bool) for side in self._paths()]
         self.strangers = ~(sides[0] | sides[1])
-        labels = evaluator.labels[self.strangers]
-        if not 0 < labels.sum() < len(labels):  # both classes are needed
+        if not self._of_both_classes(self.strangers):
             self.strangers[:] = True
 
     def _paths(self):
         return self.evaluator.first, self.evaluator.second
+
+    def _of_both_classes(self, chosen) -> bool:
+        """Whether the chosen trials (N,) bool are of both classes, which a calibration needs."""
+        return 0 < self.evaluator.labels[chosen].sum() < chosen.sum()
 
     @functools.cached_property
     def heard(self) -> Heard | None:
@@ -50,10 +53,15 @@ class Calibrator:
 
         ``weights`` {name: tensor} say of which model it is. Scores that do not rise with the probability of a target
         get no map; ``threshold`` is then that of the EER, else the Bayes threshold of the prior and costs applies.
+        Where too few whole files give a score, as they may need more memory than crops, it is learnt on the crops.
         """
-        c, all_scores = self.config, result.get("whole_scores", result["scores"])
+        c, all_scores, cautions = self.config, result.get("whole_scores"), []
+        of_whole_files = all_scores is not None and self._of_both_classes(np.isfinite(all_scores))
+        if not of_whole_files:
+            cautions = [] if all_scores is None else ["learnt on crops, for too few whole files gave a score"]
+            all_scores = result["scores"]
         good = np.isfinite(all_scores) & self.strangers
-        if not 0 < self.evaluator.labels[good].sum() < good.sum():
+        if not self._of_both_classes(good):
             good = np.isfinite(all_scores)
         scores, labels = all_scores[good], self.evaluator.labels[good]
         backend = Backend(prior=c.dcf_p_target, vad=c.vad)
@@ -65,10 +73,11 @@ class Calibrator:
             backend.threshold = bayes_threshold(c.dcf_p_target, c.dcf_c_miss, c.dcf_c_fa)
         speakers = self.evaluator.speakers
         backend.identity, backend.heard = identity_of(weights, c), self.heard
-        backend.caution = few_errors(scores, labels, None if speakers is None else speakers[good])
+        cautions.append(few_errors(scores, labels, None if speakers is None else speakers[good]))
+        backend.caution = "; ".join(filter(None, cautions))
         made = {k: result[k] for k in ("epoch", "eer", "trials", "targets")}
         made.update({k: getattr(c, k) for k in ("score_mode", "eval_frames", "num_eval")})
-        if "whole_scores" in result:
+        if of_whole_files:
             made["eval_frames"] = 0
         made.update(test_list=self.evaluator.source.path, test_list_sha256=trials_hash(c))
         made.update(score_threshold=result["threshold"], learnt_on=int(good.sum()))

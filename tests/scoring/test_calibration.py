@@ -97,6 +97,19 @@ def test_the_calibration_of_crops_is_learnt_on_whole_files(settings, tools):
     assert made["calibration"] == whole.calibrator.learn(network.state_dict(), expected)["calibration"]
 
 
+def test_a_calibration_is_learnt_on_crops_where_too_few_whole_files_give_a_score(settings, tools):
+    """As on a GPU whose memory is too small for them: the run goes on, and verify.py says of what it is."""
+    trainer = tools.build(settings, eval_frames=40, num_eval=1)
+    evaluator, weights = trainer.evaluator, trainer.network.state_dict()
+    result = evaluator.run(trainer.network, 1)
+    crops = evaluator.calibrator.learn(weights, result)
+    labels, why = evaluator.labels, "learnt on crops, for too few whole files gave a score"
+    for whole in (np.full(len(labels), np.nan), np.where(labels == 1, 0.5, np.nan)):
+        made = evaluator.calibrator.learn(weights, {**result, "whole_scores": whole})
+        assert made.pop("caution") == "; ".join(filter(None, [why, crops["caution"]]))
+        assert made == {key: value for key, value in crops.items() if key != "caution"} and made["eval_frames"] == 40
+
+
 def test_trials_of_speakers_of_the_training_are_left_out_where_others_are_there(settings, tools):
     trainer = tools.build(settings)
     evaluator, network = trainer.evaluator, trainer.network
