@@ -353,6 +353,7 @@ def save(a, backend, calibration, scored, result):
 
     if a.calibrate or a.calibrate_folds:
         backend.calibration, backend.prior, backend.threshold = calibration, a.p_target, None
+        backend.crop_seconds = 0.0  # of the calibration of --backend
     learnt = scored[-1]  # the held-out trials, if there are any
     values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)
     good = np.isfinite(values)

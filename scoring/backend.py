@@ -277,6 +277,7 @@ class Backend:
             "caution": self.caution,
             "vad": self.vad,
             "heard": self.heard.to_dict() if self.heard else None,
+            "eval_frames": round(100 * self.crop_seconds),  # the trainer's word for it
         }
 
     def save(self, path):

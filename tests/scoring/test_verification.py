@@ -98,6 +98,8 @@ def test_a_calibration_of_crops_says_that_it_is(model, wav, capsys, tmp_path):
         (tmp_path / "model_best.calibration").write_text(text)
         status, _, error = call(*words)
         assert status == 0 and error.count("learnt on the scores of crops of 3 s (eval_frames)") == said
+        Backend.load(tmp_path / "model_best.calibration").save(tmp_path / "again.npz")
+        assert len(Backend.load(tmp_path / "again.npz").cautions) == said
     (tmp_path / "model_best.calibration").write_text(json.dumps({**header, "score": "euclidean"}))
     status, _, error = call(*words)
     assert status == 2 and "for score 'euclidean'" in error and "--backend that score.py" in error
