@@ -59,7 +59,8 @@ class Heard:
         found = []
         for name, (title, unit, scale, least, most, below, above) in MEASURES.items():
             (low, high), value = self.ranges[name], getattr(recording, name)
-            if not low * least - below <= value <= high * most + above:
+            highest = np.inf if most == np.inf else high * most + above
+            if not low * least - below <= value <= highest:
                 ends = f"{low / scale:.3g} to {high / scale:.3g}" if low != high else f"{low / scale:.3g}"
                 found.append(f"{title} {value / scale:.3g} {unit} ({ends} {unit})")
         if recording.codec not in self.codecs:

@@ -77,6 +77,8 @@ def test_what_lies_outside_is_named_with_the_range():
         "rate 8 kHz (16 kHz)",
         "codec MP3 (lossless)",
     ]
+    tone = replace(sound, snr=0.0)
+    assert not Heard.of([tone]).unlike(tone) and not Heard.of([tone]).unlike(sound)
     again = Heard.from_dict(json.loads(json.dumps(heard.to_dict())))
     assert again.unlike(other) == heard.unlike(other) and again.files == 50
 
