@@ -155,18 +155,21 @@ def host_group(timeout: datetime.timedelta):
 def meet(timeout: datetime.timedelta, failure: str = ""):
     """Wait for all processes and hear from each whether it could be set up so far; returns their common store.
 
-    SharedError with what failed where.
+    SharedError with what failed where; UsageError if they do not meet.
     """
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
     try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = of_this_start(store, rank, world, timeout)
         store.set(f"setup/{rank}", f"{failure}{SEPARATOR}{rank_prefix()}" if failure else "")
         texts = [store.get(f"setup/{other}").decode() for other in range(world)]
     except dist.DistStoreError as error:
-        minutes = timeout.total_seconds() / 60
-        raise UsageError(f"not all {world} processes have started within {minutes:g} min (process_timeout)") from error
+        within = f"{timeout.total_seconds() / 60:.3g} min (process_timeout)"
+        raise UsageError(f"not all {os.environ['WORLD_SIZE']} processes have started within {within}") from error
+    except (dist.DistNetworkError, ValueError) as error:  # ValueError: of a variable that is not set
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT)"
+        raise UsageError(f"the processes cannot meet at {place}: {first_line(error)}") from error
     if any(texts):
         store.set(f"heard/{rank}", "")
         if rank == 0:  # it may hold the store, which must last until the others have read it
@@ -187,7 +190,7 @@ def tell_the_others(failure: str):
     """Let the other processes of a run know why this one ends before it could join them, if they can be reached."""
     if "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         # Told, or nobody answers: the reason has been printed here.
-        with contextlib.suppress(SharedError, RuntimeError, OSError):
+        with contextlib.suppress(UsageError, RuntimeError, OSError):
             meet(FAREWELL, failure)
 
 

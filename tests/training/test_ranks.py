@@ -1,5 +1,6 @@
 """What several processes tell each other before they train: differences and failures, with rank and host."""
 
+import datetime
 import os
 import socket
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from errors import Finished, SharedError, UsageError
+from training import ranks
 from training.agreement import failing_together, refuse_differences
 from training.averaging import MovingAverage
 from training.drift import digests, refuse_drift
-from training.ranks import meeting_place
+from training.ranks import meet, meeting_place
 from training.state import own_part
 
 
@@ -57,6 +59,29 @@ def test_two_runs_on_one_machine_do_not_collide():
     assert meeting_place("auto") == ["--standalone"] and meeting_place("29500") == ["--master_port", "29500"]
     with pytest.raises(UsageError, match="port: expected auto"):
         meeting_place("99999")
+
+
+def test_processes_that_do_not_meet_say_where_in_a_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("RANK", "0")
+    soon = datetime.timedelta(seconds=0.5)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(UsageError, match=r"^the processes cannot meet at 127.0.0.1:\d+ \(MASTER_ADDR, MASTER"):
+            meet(soon)
+    with pytest.raises(UsageError, match=r"^not all 2 processes have started within 0.00833 min \(process_timeout\)$"):
+        meet(soon)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UsageError, match=r"^the processes cannot meet at 127.0.0.1:\d+ .*timed out") as said:
+        meet(soon)
+    assert "\n" not in str(said.value)
+    monkeypatch.setattr(ranks, "FAREWELL", soon)
+    ranks.tell_the_others("nobody hears it")
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UsageError, match="MASTER_ADDR expected, but not set"):
+        meet(soon)
 
 
 class Two:
