@@ -407,7 +407,7 @@ def model_from(args) -> SpeakerModel:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = load_model(Path(args.initial_model), args.config, args.device)
+    model = load_model(Path(args.initial_model), args.config, "cpu" if onnx else args.device)
     if seconds is not None:
         model.config.embed_window_seconds = seconds
     if args.channel is not None:

@@ -1,6 +1,7 @@
 """Exported models as files: ONNX, TorchScript and torch.export, written and run."""
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -91,7 +92,7 @@ def refusal(model, path: Path, error) -> str:
     where = f"models/{model.config.model}.py"
     where += f" with frontend/{model.config.frontend}.py" if model.config.frontend else ""
     name, reason = NAMES[path.suffix], first_line(error)
-    return f"{where}: {name} cannot hold it: {reason} TorchScript can: --out {path.stem}.pt"
+    return f"{where}: {name} cannot hold it: {reason.rstrip('.')}; TorchScript can: --out {path.stem}.pt"
 
 
 @contextlib.contextmanager
@@ -119,6 +120,8 @@ def without_stdout():
     try:
         yield
     finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None if os.name == "posix" else "ucrtbase").fflush(None)  # what C keeps of its own
         os.dup2(own, 1)
         os.close(own)
 

@@ -1,6 +1,9 @@
 """export.py: every model on disk, every feature chain, at lengths it was not traced at; what differs is not written."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,9 @@ from samples import Network, speaker_model
 
 import embed
 import export
+import speaker_model as speaker_module
 from config import Config
+from errors import UsageError
 from exporting import formats, forms
 from models.frontend import PRESETS, FrontEnd, with_convolutions
 from settings import plugins
@@ -82,8 +87,26 @@ def test_what_onnx_cannot_hold_is_one_line_that_says_what_can(tmp_path, capfd):
     with pytest.raises(export.UsageError) as refused:
         formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.onnx")
     assert str(refused.value).startswith("models/XVector.py: ONNX cannot hold it: ")
-    assert "TorchScript can: --out x.pt" in str(refused.value) and "\n" not in str(refused.value)
+    assert "; TorchScript can: --out x.pt" in str(refused.value) and "\n" not in str(refused.value)
     assert "graph(" not in "".join(capfd.readouterr())
+
+
+def test_what_an_exporter_prints_is_dropped_where_stdout_is_a_pipe_too():
+    """C's streams keep what is written to a pipe until they are full or the process ends."""
+    script = """
+import ctypes
+from exporting.formats import without_stdout
+print("before")
+with without_stdout():
+    print("of Python")
+    ctypes.CDLL(None).puts(b"of C")
+print("behind")
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=plugins.ROOT, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("before\nbehind\n", "")
 
 
 def test_command_line(checkpoint, tmp_path, capsys, data):
@@ -165,6 +188,21 @@ def test_embedding_by_an_exported_file_equals_the_model(checkpoint, data, tmp_pa
         assert run(embed.main, [*words, str(by_onnx), "--onnx", str(file)]) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("--onnx: ") and error.count("\n") == 1
+
+
+def test_an_exported_file_computes_on_the_cpu_of_a_machine_with_a_gpu(checkpoint, tmp_path, monkeypatch):
+    """Its calls take a thread each, so that one after another, as on a GPU, they would leave the other cores idle."""
+    (tmp_path / "a.onnx").write_bytes(b"")
+    asked = []
+
+    def load(path, config, device):
+        asked.append(device)
+        raise UsageError("not loaded")
+
+    monkeypatch.setattr(speaker_module, "load_model", load)
+    for words in (["--onnx", str(tmp_path / "a.onnx")], []):
+        assert run(embed.main, ["--initial_model", checkpoint, "--wav", checkpoint, "--out", "x.npy", *words]) == 2
+    assert asked == ["cpu", "auto"]
 
 
 def test_bfloat16_is_close_where_there_is_some_and_refused_where_it_is_emulated(checkpoint, data, tmp_path, capsys):
