@@ -22,7 +22,7 @@ from storage.dump_statistics import bad_state, number
 from training.attempt import gradients_of
 from training.distillation import modules_of, teach
 from training.finetuning import FrozenBackbone
-from training.generators import restore_generators
+from training.generators import restore_generators, seed_everything
 from training.precision import LossScaler, choose_kernels
 from training.ranks import SingleProcess
 from training.step import Step
@@ -171,6 +171,7 @@ class Replay:
     def new_network(self, settings: dict | None = None):
         """Build the network of the run, its configuration changed by ``settings``, with fresh weights."""
         values = {**self.config, **(settings or {})}
+        seed_everything(0)  # what differs between two networks is what a setting or a changed line has set
         network = SpeakerNet(values)
         if self.teacher is not None and values["teacher_checkpoint"]:
             teach(network, self.teacher, values)
@@ -322,7 +323,7 @@ class Replay:
         network = step.network
         batch = (self.data if data is None else data, self.label if label is None else label)
         restored = fp32_islands(network, more.get("islands", ()))
-        outcome = Outcome()
+        outcome, begun = Outcome(), False
         try:
             step.module_state.load_state_dict(self.attributes[step])
             if more.get("edit"):
@@ -335,6 +336,7 @@ class Replay:
                 step.renew()
             restore_generators(self.dump["rng_state"], self.device)
             step.begin()
+            begun = True
             with contextlib.ExitStack() as stack:
                 for mode in [*self.casts(dtype), *more.get("modes", ())]:
                     stack.enter_context(mode)
@@ -353,6 +355,8 @@ class Replay:
         except Exception as error:  # a plug-in may raise anything
             outcome.error = f"{type(error).__name__}: {first_line(error)}"
         finally:
+            if begun:  # what the step made, as a memory of embeddings, is not there for the next
+                step.module_state.restore()
             restored()
             if dtype == "float64":
                 network.float()

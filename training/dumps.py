@@ -38,7 +38,7 @@ class StepRecord:
     scale: float
     amp_dtype: torch.dtype | None
     device: torch.device
-    generators: dict  # the state of torch's generators before the forward pass
+    generators: dict  # the state of the generators before the forward pass
     network: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: list  # those that are trained
@@ -58,7 +58,7 @@ class StepRecord:
             scale=float(step.scaler.scale),
             amp_dtype=step.amp_dtype,
             device=step.device,
-            generators=generator_state(step.device, torch_only=True),
+            generators=generator_state(step.device),
             network=step.network,
             optimizer=step.optimizer,
             parameters=step.parameters,
@@ -309,7 +309,7 @@ class FaultDumps(abc.ABC):
             "param_stats": tensor_stats(record.weights),
             "trainable": record.trainable,
             "history": list(self.history),
-            "rng_state": {**generator_state(record.device), **record.generators},
+            "rng_state": record.generators,
             "threads": torch.get_num_threads(),
             "device": str(record.device),
             "versions": versions(),

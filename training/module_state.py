@@ -1,15 +1,19 @@
-"""What modules keep beside parameters and buffers: generators, counters, small tensors in plain attributes."""
+"""What modules keep beside parameters and buffers: generators, counters, tensors and lists of them in attributes."""
 
 import collections
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-PLAIN = (bool, int, float, str, type(None))
+from training import generators
+
+PLAIN = (bool, int, float, str, type(None), np.generic)
 CONTAINERS = (list, tuple, dict, set, collections.deque)
-MOST_ELEMENTS = 4096  # of a tensor or a container that is kept; a larger one is a constant, not a state
+MOST_ITEMS = 4096  # of a container that is kept, those inside it among them; a larger one is a constant, not a state
+MOST_ELEMENTS = 1 << 24  # of a tensor or an array that is kept: a queue of 65,536 embeddings of 256 numbers
 OF_FSDP = ("_fsdp", "_is_fsdp")  # what torch's fully_shard notes in modules
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -41,16 +45,16 @@ class ModuleState:
         for (name, key), value in self.copies.items():
             put_back(modules[name].__dict__, key, value)
 
-    def generators(self) -> dict[tuple[str, str], torch.Tensor]:
+    def generators(self) -> dict[tuple[str, str], Any]:
         """The states of the generators that modules keep, as they are now."""
-        found = ((n, k, v) for n, m in self.modules for k, v in vars(m).items() if isinstance(v, torch.Generator))
-        return {(name, key): generator.get_state() for name, key, generator in found}
+        found = ((n, k, v) for n, m in self.modules for k, v in vars(m).items() if isinstance(v, generators.OBJECTS))
+        return {(name, key): copied(generator) for name, key, generator in found}
 
-    def set_generators(self, states: dict[tuple[str, str], torch.Tensor]):
+    def set_generators(self, states: dict[tuple[str, str], Any]):
         """Set the generators of modules to states of ``generators``."""
         modules = dict(self.modules)
         for (name, key), state in states.items():
-            modules[name].__dict__[key].set_state(state)
+            put_back(modules[name].__dict__, key, state)
 
     def state_dict(self) -> dict[str, dict]:
         """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
@@ -100,46 +104,96 @@ def is_state(value) -> bool:
     """Whether an attribute may change from step to step and is small enough to be copied at each."""
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter) and value.numel() <= MOST_ELEMENTS and value.is_leaf
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf" and value.size <= MOST_ELEMENTS
     if isinstance(value, CONTAINERS):
-        items = value.values() if isinstance(value, dict) else value
-        return len(value) <= MOST_ELEMENTS and all(isinstance(item, PLAIN) for item in items)
-    return isinstance(value, (*PLAIN, torch.Generator))
+        return len(value) <= MOST_ITEMS and holds_states(value, MOST_ITEMS)
+    return isinstance(value, (*PLAIN, *generators.OBJECTS))
+
+
+def holds_states(container, most: int, elements: int = MOST_ELEMENTS) -> bool:
+    """Whether what a container holds, as a memory of embeddings does, is a state as a whole."""
+    left = [container]
+    while left:
+        value = left.pop()
+        most -= 1
+        inside = isinstance(value, CONTAINERS)
+        if inside:
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, (torch.Tensor, np.ndarray)):
+            elements -= value.numel() if isinstance(value, torch.Tensor) else value.size
+        if most < 0 or elements < 0 or not (inside or is_state(value)) or isinstance(value, generators.OBJECTS):
+            return False
+    return True
 
 
 def copied(value):
-    """A copy that later changes of the original leave alone."""
-    if isinstance(value, torch.Generator):
-        return value.get_state()
+    """A copy that later changes of the original leave alone; of a generator its state."""
+    if isinstance(value, generators.OBJECTS):
+        return generators.state_of(value)
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        changed = copy.copy(value)  # of its own kind, as a defaultdict
+        changed.update({key: copied(item) for key, item in value.items()})
+        return changed
+    if isinstance(value, collections.deque):
+        return collections.deque(map(copied, value), value.maxlen)
+    if type(value) in CONTAINERS:
+        return type(value)(map(copied, value))
     return copy.copy(value)
 
 
 def put_back(own: dict, key: str, value):
-    """Set the attribute ``key`` of a module's ``own`` ones to a copy of ``value``."""
+    """Set the attribute ``key`` of a module's ``own`` ones to a copy of ``value``, which may come from a file."""
     now = own.get(key)
-    if isinstance(now, torch.Generator):
-        now.set_state(value)
+    if isinstance(now, generators.OBJECTS):
+        generators.set_state(now, value)
     elif isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor) and now.shape == value.shape:
         with torch.no_grad():
             now.copy_(value)
+    elif isinstance(now, (np.ndarray, np.generic)) and isinstance(value, (torch.Tensor, *PLAIN)):
+        own[key] = np.asarray(value).astype(now.dtype)[()]
     elif isinstance(now, collections.deque):
-        own[key] = collections.deque(value, now.maxlen)
+        own[key] = collections.deque(map(copied, value), now.maxlen)
+    elif isinstance(now, set):
+        own[key] = set(value)
     else:
         own[key] = copied(value)
 
 
 def storables(entries) -> dict[str, dict]:
-    """Copies of (module, attribute, value) as a dump or a checkpoint holds them; no set, which is none of its types."""
+    """Copies of (module, attribute, value) as a dump or a checkpoint holds them; none of what no file can hold."""
     found: dict[str, dict] = {}
     for name, key, value in entries:
-        if not isinstance(value, set):
+        try:
             found.setdefault(name, {})[key] = storable(copied(value))
-    return found
+        except Unstorable:
+            continue
+    return {name: values for name, values in found.items() if values}
+
+
+class Unstorable(ValueError):
+    """A value that restricted loading would refuse, and the whole file with it."""
 
 
 def storable(value):
-    """A value in a type that restricted loading accepts."""
+    """A value in the very types that restricted loading accepts; sets and queues become lists."""
     if isinstance(value, torch.Tensor):
         return value.cpu()
-    return list(value) if isinstance(value, collections.deque) else value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, np.generic):
+        return storable(value.item())
+    if isinstance(value, dict):
+        if any(not isinstance(key, (str, int)) for key in value):
+            raise Unstorable
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, CONTAINERS):
+        return (tuple if isinstance(value, tuple) else list)(map(storable, value))
+    if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and "\0" in value):
+        raise Unstorable
+    kinds = (bool, int, float, str)  # a number of an enumeration is an int of its own class
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)

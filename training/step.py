@@ -49,8 +49,8 @@ class Step:
         self.guard: UpdateGuard | None = None
         if optimizer is not None:
             self.set_optimizer(optimizer, grad_clip, log)
-        self.generators: dict | None = None  # of torch, as before the forward pass
-        self.drawn: tuple[dict, dict] | None = None  # torch's generators and the modules' own after a failed attempt
+        self.generators: dict | None = None  # as before the forward pass
+        self.drawn: tuple[dict, dict] | None = None  # the generators and the modules' own after a failed attempt
         self.updating = False
         self.whole_gradients: dict[str, torch.Tensor] | None = None  # of a failed step, where weights are sharded
         self.alone: Attempt | None = None  # what this process's rows alone gave, if they were found at fault
@@ -88,7 +88,7 @@ class Step:
     def begin(self, epoch: float | None = None):
         """Remember everything that the step may change."""
         self.set_epoch(epoch)
-        self.generators = generator_state(self.device, torch_only=True)
+        self.generators = generator_state(self.device)
         self.buffers.take()
         self.module_state.take()
         if self.guard is not None:
@@ -238,7 +238,7 @@ class Step:
 
     def remember_draws(self):
         """Keep the generators as a failed attempt has left them."""
-        self.drawn = generator_state(self.device, torch_only=True), self.module_state.generators()
+        self.drawn = generator_state(self.device), self.module_state.generators()
 
     def state_before(self) -> dict[str, torch.Tensor]:
         """Weights and buffers as before the step that was taken last, on the CPU; {} if there is no copy of them."""

@@ -1,16 +1,28 @@
 """What a plug-in keeps in plain attributes: a refused step leaves no trace in it, and a replay has it."""
 
 import collections
+import enum
 import json
 import math
+import random
 
+import numpy as np
 import programs
 import pytest
 import torch
 from torch import nn
 
 from storage.dump import read_dump
+from storage.files import save_atomically
+from storage.restricted import load_plain
+from training.generators import generator_state, restore_generators
 from training.module_state import MOST_ELEMENTS, ModuleState, cpu_copy
+
+
+class Level(enum.IntEnum):
+    """A number with a name, of which restricted loading knows nothing."""
+
+    LOW = 3
 
 
 class Counter(nn.Module):
@@ -19,10 +31,19 @@ class Counter(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(2, 2)
+        self.bank = [torch.ones(2)]  # a memory of embeddings
+        self.by_speaker = collections.defaultdict(list, {3: [torch.zeros(2)]})
+        self.queue = torch.zeros(5000, 2)
+        self.means, self.level = np.zeros(3), np.float32(0.5)
+        self.met, self.kind = {1}, Level.LOW
+        self.pairs, self.huge = {(1, 2): 0.5}, 2**70  # no file holds these
+        self.python = random.Random(3)
+        self.own = np.random.default_rng(4)
+        self.older = np.random.RandomState(5)
         self.calls, self.rate, self.name = 0, 0.5, "counter"
         self.seen = collections.deque([1, 2], maxlen=4)
         self.sums = torch.zeros(3)
-        self.table = torch.zeros(MOST_ELEMENTS + 1)
+        self.table = torch.zeros(1).expand(MOST_ELEMENTS + 1)
         self.generator = torch.Generator().manual_seed(3)
 
     def advance(self):
@@ -30,7 +51,16 @@ class Counter(nn.Module):
         self.seen.append(self.calls)
         self.sums += 1
         self.late = 7
-        return torch.rand(2, generator=self.generator)
+        self.bank.append(torch.full((2,), math.nan))
+        self.bank[0] += 1
+        self.by_speaker[4].append(torch.ones(2))
+        self.queue[4000] = math.nan
+        self.means += 1
+        self.level = self.level * 2
+        self.met.add(self.calls + 1)
+        self.pairs[1, 3] = 0.1
+        drawn = [self.python.random(), self.python.gauss(0, 1), self.own.random(), self.older.normal()]
+        return torch.cat([torch.rand(2, generator=self.generator), torch.tensor(drawn)])
 
 
 def test_plain_attributes_are_put_back_as_they_were():
@@ -41,14 +71,24 @@ def test_plain_attributes_are_put_back_as_they_were():
     state.restore()
     assert module.calls == 0 and list(module.seen) == [1, 2] and module.seen.maxlen == 4
     assert module.sums.tolist() == [0, 0, 0] and not hasattr(module, "late")
+    assert [t.tolist() for t in module.bank] == [[1, 1]] and bool((module.queue == 0).all())
+    assert list(module.by_speaker) == [3] and module.by_speaker[9] == []  # still a defaultdict
+    assert module.means.tolist() == [0, 0, 0] and module.level == 0.5 and type(module.level) is np.float32
+    assert module.met == {1} and module.pairs == {(1, 2): 0.5}
+    del module.by_speaker[9]
     assert torch.equal(module.advance(), drawn)
 
 
 def test_a_saved_state_goes_on_in_another_process(tmp_path):
     module, other = Counter(), Counter()
     module.advance()
-    torch.save(ModuleState(module).state_dict(), tmp_path / "state.pt")
-    ModuleState(other).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    save_atomically(ModuleState(module).state_dict(), tmp_path / "state.pt")
+    other.by_speaker = None  # made by the first step, as a memory often is
+    ModuleState(other).load_state_dict(load_plain(tmp_path / "state.pt"))
+    assert torch.equal(other.queue.isnan(), module.queue.isnan()) and other.met == module.met
+    assert repr([other.bank, other.means, other.level]) == repr([module.bank, module.means, module.level])
+    assert repr(other.by_speaker) == repr(dict(module.by_speaker)) and other.kind == 3
+    other.by_speaker = collections.defaultdict(list, other.by_speaker)
     assert torch.equal(module.advance(), other.advance())
     assert (other.calls, list(other.seen), other.seen.maxlen) == (2, list(module.seen), 4)
 
@@ -59,6 +99,33 @@ def test_a_dump_sets_no_method_and_nothing_of_torch():
     with pytest.raises(TypeError):  # a generator takes a state only
         ModuleState(module).load_state_dict(hostile)
     assert callable(module.advance) and module.training and module.layer.in_features == 2
+
+
+def test_what_changes_the_loss_is_drawn_again_whatever_the_generator(settings, tools, capsys):
+    """A plug-in that draws with numpy or Python's random is no fault of the moment, and its dump can be replayed."""
+    trainer, quiet = (tools.build(settings) for _ in range(2))
+    first, second = tools.batches(trainer)[:2]
+    draws = []
+
+    def draw(module, inputs, output):
+        draws.append((np.random.rand(), random.random(), float(torch.rand(()))))
+        return (output[0] * math.nan, output[1]) if draws[-1] == draws[0] else None
+
+    handle = trainer.network.loss.register_forward_hook(draw)
+    trainer.progress.batch = 1
+    before = generator_state(trainer.device)
+    assert trainer.train_step([first]) is None and draws[0] == draws[1]
+    assert "Computed once more it gives the same values" in capsys.readouterr().out
+    assert repr(generator_state(trainer.device)) == repr(before)
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert repr(read_dump(path)["rng_state"]) == repr(before)
+    handle.remove()
+    for run in (trainer, quiet):
+        restore_generators(before, run.device)
+        run.progress.batch = 2
+        assert run.train_step([second]) is not None
+    tools.assert_same(tools.snapshot(trainer), tools.snapshot(quiet))
 
 
 class Failing(nn.Module):
