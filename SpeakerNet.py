@@ -31,7 +31,7 @@ from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
 from training.mixup import Mix
 from training.profiling import ModuleRanges
-from training.progress import Progress, plan_of
+from training.progress import Progress, plan_of, step_schedule
 from training.protocol import protocol_of
 from training.saving import Saver
 from training.sharded import whole
@@ -267,7 +267,7 @@ class ModelTrainer:
         self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
         self.average.update()
         if self.scheduler_unit == "iteration":
-            self.scheduler.step()
+            step_schedule(self.scheduler, self.optimizer)
         progress.step += 1
         progress.nonfinite_in_a_row = 0
         progress.window.close()
@@ -390,7 +390,7 @@ class ModelTrainer:
         self.progress.trained = True
         rates = display.learning_rates(self.optimizer)
         if self.scheduler_unit == "epoch":
-            self.scheduler.step()
+            step_schedule(self.scheduler, self.optimizer)
         self.display.report_epoch(rates)
         self.file_events.share()
         self.file_events.report_conversions()

@@ -62,6 +62,10 @@ def _exponential(read, record):
     return "exp_overflow"
 
 
+def _pole(read, record):
+    return "at_a_pole"
+
+
 def _softmax(read, record):
     return "softmax_of_minus_inf"
 
@@ -89,6 +93,7 @@ SINGULAR = {
     **dict.fromkeys(("div", "true_divide", "reciprocal"), _division),
     **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), _arc),
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), _exponential),
+    **dict.fromkeys(("digamma", "lgamma", "polygamma", "atanh", "erfinv", "logit"), _pole),
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _variance),
     "pow": _power,
@@ -99,7 +104,8 @@ SINGULAR = {
 # Operation -> (which operand explains its result, which of its extremes, in words).
 TELLING = {
     **dict.fromkeys(("sqrt", "rsqrt", "log", "log2", "log10", "log1p", "acosh"), (0, "smallest", "smallest input")),
-    **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh"), (0, "largest", "largest input")),
+    **dict.fromkeys(("exp", "exp2", "expm1"), (0, "largest", "largest input")),
+    **dict.fromkeys(("sinh", "cosh"), (0, "farthest", "input farthest from 0")),
     **dict.fromkeys(("div", "true_divide"), (1, "nearest_to_zero", "divisor nearest to 0")),
     "reciprocal": (0, "nearest_to_zero", "input nearest to 0"),
 }
@@ -116,6 +122,7 @@ SLOPES = {
     "divide_by_zero": "the divisor is 0 or close to it",
     "power": "the slope of a power below 1 is infinite at 0",
     "exp_overflow": "exp overflows in the forward pass, where what follows hides it: 0 times Inf",
+    "at_a_pole": "what it reads is where the function itself is infinite",
     "variance_of_a_constant": "the slope of a deviation of equal values is infinite",
 }
 

@@ -41,6 +41,11 @@ class Range:
     infinite: int = 0
     dtype: str = ""  # of the tensor; "" of whole numbers
 
+    @property
+    def farthest(self) -> float:
+        """The extreme that is farther from zero."""
+        return max(self.smallest, self.largest, key=abs)
+
     @classmethod
     def of(cls, tensor) -> "Range":
         tensor = tensor.detach()

@@ -15,6 +15,7 @@ from settings import plugins
 from storage.dump import DumpError, read_checkpoint
 from storage.dump_statistics import number
 from training.generators import restore_generators
+from training.progress import step_schedule
 from training.ranks import SingleProcess
 from training.step import Step
 from utils import total_norm
@@ -160,7 +161,7 @@ class Retraining:
             probe = Probe(network, window[0]["data"]) if taken == probed else None
             step.apply(attempt.norm, probe)
             if schedule is not None and (unit == "iteration" or taken % config["steps_per_epoch"] == 0):
-                schedule.step()
+                step_schedule(schedule, optimizer)
             norm = float(total_norm([p.detach() for p in parameters]))
             if not math.isfinite(norm):
                 named = network.named_parameters()

@@ -20,6 +20,8 @@ class Line:
     statement: ast.stmt
     floors: tuple
     half: bool = False  # it computes in float16
+    below_one: tuple = ("1e-6", "1e-7", "6e-8", "1e-4")  # distances from 1 to try; 1 - 6e-8 is the next below 1
+    of_numbers: bool = False  # what is not known to be a tensor is taken for a plain number
     divisor_positive: bool | None = None  # None if the divisor is not a tensor of floating-point numbers
 
 
@@ -33,6 +35,7 @@ class Rule:
 
 
 RULES: list[Rule] = []
+BELOW_ONE = {"float16": ("1e-3",), "bfloat16": ("3e-3",)}  # distances from 1 that these types can tell from 1
 
 
 def rule(names: str, faults: str = ""):
@@ -45,10 +48,10 @@ def rule(names: str, faults: str = ""):
     return add
 
 
-def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
+def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[tuple[str, str]]:
     """(words, new text) of a file for each way to keep line ``number`` finite; likely ones first.
 
-    ``record``: the probe's record of the operation that went wrong there.
+    ``record``: the probe's record of the operation that went wrong there. ``of_numbers``: as in a Line.
     """
     source = Source(text)
     statement = source.statement(number)
@@ -58,7 +61,8 @@ def rewrites(text: str, number: int, record) -> list[tuple[str, str]]:
     divisor = record.operands[1] if len(record.operands) > 1 and record.op_name in ("div", "true_divide") else None
     positive = None if divisor is None or math.isnan(divisor.smallest) else divisor.smallest >= 0
     floors = ("1e-4", "1e-3") if half else ("1e-6", "1e-8", "1e-12")
-    line = Line(source, statement, floors, half, positive)
+    below_one = BELOW_ONE.get(record.dtype, Line.below_one)
+    line = Line(source, statement, floors, half, below_one, of_numbers, positive)
     found = []
     for operation in source.operations(statement):
         for entry in RULES:
@@ -83,7 +87,12 @@ def rewrites_of_file(text: str) -> list[tuple[str, str]]:
     """(words, new text) for every line of a file, if it is not known which one is at fault."""
     lines = {node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)}
     unknown = Record("", "", Site(), False, True, False, [], 0, "float32")
-    found = [(f"line {n}: {words}", after) for n in sorted(lines) for words, after in rewrites(text, n, unknown)]
+    found = [
+        (f"line {n}: {words}", after)
+        for n in sorted(lines)
+        for of_numbers in (False, True)
+        for words, after in rewrites(text, n, unknown, of_numbers)
+    ]
     return list({after: (words, after) for words, after in found}.values())
 
 
@@ -119,7 +128,8 @@ def wrapped(line: Line, operation: Operation, node, method: str, of_number: str 
     """Edits that append a method call to an operand, or wrap an operand that is a plain number."""
     source = line.source
     start, end, text = source.operand(node)
-    after = of_number.format(source.code(node)) if operation.number and of_number else text + method
+    number = operation.number or line.of_numbers
+    after = of_number.format(source.code(node)) if number and of_number else text + method
     statement = operation.node
     if isinstance(statement, ast.AugAssign) and node is statement.target:  # x **= p: an expression cannot be a target
         sign = {ast.Pow: "**", ast.Div: "/", ast.Mult: "*"}[type(statement.op)]
@@ -136,7 +146,7 @@ def exponent_of(operation: Operation) -> float | None:
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
-@rule("log log2 log10", "log_softmax logsumexp exp softmax sigmoid mul")
+@rule("log log2 log10", "log_softmax logsumexp exp sinh cosh softmax sigmoid mul")
 def logarithm(line, operation):
     """Use the stable form of a logarithm of a softmax, a sigmoid or a sum of exponentials."""
     if not operation.number:
@@ -165,7 +175,7 @@ def above_minus_one(line, operation):
 @rule("acos arccos asin arcsin atanh arctanh erfinv")
 def inside_one(line, operation):
     """Keep the operand inside -1 and 1, where the slope is finite."""
-    for floor in ("1e-3",) if line.half else ("1e-6", "1e-7", "6e-8", "1e-4"):  # 1 - 6e-8 is the next below 1
+    for floor in line.below_one:
         node, source = operation.operands[0], line.source
         inner = source.operation(node)
         words = f"keep the operand of {operation.name} inside -1 + {floor} and 1 - {floor}"
@@ -176,6 +186,14 @@ def inside_one(line, operation):
         else:
             number = f"min(max({{}}, -1 + {floor}), 1 - {floor})"
             yield words, wrapped(line, operation, node, f".clamp(-1 + {floor}, 1 - {floor})", number)
+
+
+@rule("digamma psi lgamma gammaln polygamma multigammaln", "mul")
+def above_pole(line, operation):
+    """Keep the operand above zero, where the function is infinite."""
+    for floor in line.floors:
+        node = operation.operands[operation.name == "polygamma" and not operation.method]
+        yield f"keep the operand of {operation.name} at {floor} or above", at_least(line, operation, node, floor)
 
 
 @rule("acosh arccosh")
@@ -222,7 +240,8 @@ def power(line, operation):
     """Keep the base of a broken or negative power above zero."""
     exponent = exponent_of(operation)
     if exponent is None or exponent < 1 or exponent != int(exponent):
-        for floor in line.floors:
+        plain = line.of_numbers and exponent is not None and exponent > 0
+        for floor in ("0.0", *line.floors) if plain else line.floors:
             yield (
                 f"keep the base of the power at {floor} or above",
                 at_least(line, operation, operation.operands[0], floor),
@@ -253,13 +272,15 @@ def product(line, operation):
 def exponential(line, operation):
     """Use softmax, logsumexp or softplus, take the largest exponent out, or bound the exponent."""
     source, name = line.source, operation.name
-    if name == "exp" and not operation.number:
-        yield from stable_softmax(source, operation)
+    if not operation.number:
+        if name == "exp":
+            yield from stable_softmax(source, operation)
         for node in ast.walk(source.function(operation.node)):
             later = source.operation(node)
             if later is not None and later.name in ("log", "log1p"):
                 yield from stable_logarithms(source, later, of=operation.node)
-        yield from shifted_exponential(source, operation)
+        if name == "exp":
+            yield from shifted_exponential(source, operation)
     for limit in ("10", "5") if line.half else ("80", "20", "5"):
         bound = f".clamp({'-' + limit + ', ' if name in ('sinh', 'cosh') else 'max='}{limit})"
         change = wrapped(line, operation, operation.operands[0], bound, f"min({{}}, {limit})")

@@ -9,6 +9,7 @@ from postmortem.places import path_of
 from postmortem.rewrites import rewrites_of_file
 from postmortem.source_patch import SourcePatch
 from settings import plugins
+from training.progress import step_schedule
 
 MOST_STEPS = 20_000
 MOST_CHANGES = 60
@@ -70,7 +71,7 @@ def rates_of(case, settings: dict | None = None) -> list[float]:
         for _ in range(steps):
             rates.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.step()
-            schedule.step()
+            step_schedule(schedule, optimizer)
     except Exception:  # a plug-in may raise anything; a rate that it does not give is not finite
         rates.append(math.nan)
     return rates

@@ -1,6 +1,7 @@
 """Stable forms of logarithms and exponentials, made on the syntax tree."""
 
 import ast
+import math
 from collections.abc import Iterator
 
 from postmortem.source_tree import Edit, Operation, Source, literal
@@ -68,6 +69,10 @@ def log_of(source: Source, node, of=None, one_more: bool = False) -> tuple[str, 
         return "logsigmoid", f"{f}.logsigmoid({argument})"
     if operation.name == "exp" and of in (None, node):
         return "the exponent", argument
+    if operation.name in ("sinh", "cosh") and of in (None, node) and len(argument) <= LONGEST:
+        return f"a stable form of log {operation.name}", log_of_hyperbolic(
+            operation.name, source.operand(operation.operands[0])[2], f
+        )
     if operation.name == "sum" and rest:
         inner = source.resolved(operation.operands[0])
         power = source.operation(inner)
@@ -78,6 +83,13 @@ def log_of(source: Source, node, of=None, one_more: bool = False) -> tuple[str, 
         if found is not None and of in (None, found[2]):
             return "log_softmax", f"{f}.log_softmax({found[0]}, dim={found[1]})"
     return None
+
+
+def log_of_hyperbolic(name: str, argument: str, f: str) -> str:
+    """The logarithm of sinh or cosh without the exponentials that overflow: |x| +- log(1 +- e^(-2|x|)) - log 2."""
+    size = f"{argument}.abs()" if name == "cosh" else argument
+    rest = f"{f}.softplus(-2 * {size})" if name == "cosh" else f"torch.log1p(-torch.exp(-2 * {size}))"
+    return f"({size} + {rest} - {math.log(2)})"
 
 
 def log_of_sum(source: Source, node, f: str, of, one_more: bool) -> tuple[str, str] | None:

@@ -239,4 +239,18 @@ class Progress:
         optimizer.zero_grad(set_to_none=True)
         optimizer.step()  # moves nothing without gradients; torch wants one before the schedule's first
         for _ in range(round(done * self.steps_per_epoch)):
-            scheduler.step()
+            step_schedule(scheduler, optimizer)
+
+
+def step_schedule(scheduler, optimizer):
+    """Move a schedule on. A rate that is no real number becomes NaN, with which no update is taken.
+
+    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step.
+    """
+    scheduler.step()
+    groups = optimizer.param_groups
+    if any(isinstance(group["lr"], complex) for group in groups):
+        for group in groups:
+            group["lr"] = math.nan if isinstance(group["lr"], complex) else group["lr"]
+        if hasattr(scheduler, "_last_lr"):  # of torch's schedules; a checkpoint has it
+            scheduler._last_lr = [group["lr"] for group in groups]

@@ -11,7 +11,7 @@ from programs import ROOT
 from postmortem.case import Case
 from postmortem.code_fixes import CodeSearch
 from postmortem.probe import Range
-from postmortem.rewrites import rewrites
+from postmortem.rewrites import BELOW_ONE, Line, rewrites, rewrites_of_file
 from postmortem.source_patch import SourcePatch
 from postmortem.source_tree import Source, literal
 from storage.dump import read_dump, read_state
@@ -65,6 +65,14 @@ CASES = [
     ("return x.half() * 2e4", record("mul", [9.0], dtype="float16"), "return x.float() * 2e4"),
     ("return x * y", record("mul", [1e30], [1e30]), "return (x * y).clamp(-1e4, 1e4)"),
     ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
+    (
+        "return torch.acos(x)",
+        record("acos", [1.0], dtype="bfloat16"),
+        "return torch.acos(x.clamp(-1 + 3e-3, 1 - 3e-3))",
+    ),
+    ("return torch.digamma(x)", record("digamma", [0.0]), "return torch.digamma(x.clamp(min=1e-6))"),
+    ("return y * x.lgamma()", record("mul", [0.0]), "return y * x.clamp(min=1e-6).lgamma()"),
+    ("return torch.polygamma(1, x)", record("polygamma", [0.0]), "return torch.polygamma(1, x.clamp(min=1e-6))"),
 ]
 
 
@@ -85,6 +93,8 @@ def test_a_line_is_rewritten_from_what_its_operation_read(body, found, wanted):
         ("e = torch.exp(x)\nreturn e / e.sum(dim=1, keepdim=True)", torch.randn(3, 4)),
         ("return torch.log(1 - torch.sigmoid(x))", torch.randn(3, 4)),
         ("return torch.exp(x).sum(1).log()", torch.randn(3, 4)),
+        ("return torch.log(torch.cosh(x))", torch.randn(3, 4)),
+        ("return torch.sinh(x).log()", torch.rand(3, 4) + 0.1),
     ],
 )
 def test_a_stable_form_computes_the_same(body, x):
@@ -98,6 +108,23 @@ def test_a_stable_form_computes_the_same(body, x):
     exec(after, changed)
     assert words.startswith("use ") and torch.allclose(original["f"](x), changed["f"](x), atol=1e-6)
     assert bool(changed["f"](x * 1000).isfinite().all())
+
+
+def test_a_bound_below_one_is_below_one_in_its_type():
+    for dtype, distances in {"float32": Line.below_one, **BELOW_ONE}.items():
+        for distance in distances:
+            assert torch.tensor(1 - float(distance), dtype=getattr(torch, dtype)) < 1, (dtype, distance)
+
+
+def test_the_base_of_a_power_of_plain_numbers_is_kept_above_zero():
+    """A schedule that goes on past its last step: Python makes a complex number of a negative one to a power."""
+    text = "def f(step):\n    return (1 - step / 5) ** 0.9\n"
+    found = {}
+    for _, after in rewrites_of_file(text):
+        if "max(" in after:
+            exec(after, found)
+            break
+    assert found["f"](9) == 0.0 and found["f"](1) == 0.8**0.9
 
 
 def test_numbers_and_names_are_read_as_they_stand():

@@ -209,3 +209,21 @@ def test_a_resumed_run_updates_as_its_configuration_says(settings, tools):
     assert again.resume()
     assert [group["fused"] for group in again.optimizer.param_groups] == [False]
     assert again.train_step(tools.batches(again)[1:2]).finite
+
+
+def test_a_complex_learning_rate_is_a_fault_with_a_dump(settings, tools):
+    """(1 - step / steps) ** 0.9 is a complex number beyond the last step."""
+    trainer = tools.build(settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: (1 - step / 2) ** 0.9)
+    trainer.scheduler = trainer.state.scheduler = schedule
+    trainer.scheduler_unit = "iteration"
+    batches = tools.batches(trainer)[:4]
+    for number, batch in enumerate(batches):
+        trainer.progress.batch += 1
+        assert (trainer.train_step([batch]) is None) == (number == 3)
+    trainer.saver.last()
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    dump = read_dump(path)
+    assert dump["reason"] == "state_nonfinite" and math.isnan(dump["lr"])
+    assert math.isnan(checkpoint.load(trainer.files.model / "last.model")["scheduler_state_dict"]["_last_lr"][0])
