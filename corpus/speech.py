@@ -101,8 +101,11 @@ VADS = ("none", *DETECTORS)  # values of the key ``vad``
 
 
 def kept_spans(x: np.ndarray, sample_rate: int, vad: str) -> list[tuple[int, int]]:
-    """What a detector keeps of a waveform (samples,): (begin, end) of its speech, with ``MARGIN`` on both sides."""
-    if vad == "none":
+    """What a detector keeps of a waveform (samples,): (begin, end) of its speech, with ``MARGIN`` on both sides.
+
+    Of one with NaN or Inf it keeps all: that is what is wrong with it, not a lack of speech.
+    """
+    if vad == "none" or not np.isfinite(x).all():
         return [(0, len(x))]
     detector = DETECTORS[vad]()
     detector.add(sample_rate, x[:, None])

@@ -58,6 +58,16 @@ def test_spans_have_margins_and_are_joined():
     assert joined(x, kept_spans(x, RATE, "none")) is x and not len(joined(x, []))
 
 
+def test_what_is_said_of_nan_is_not_that_there_is_no_speech(model, settings, tools, tmp_path):
+    x = 0.1 * np.random.default_rng(3).standard_normal(RATE).astype(np.float32)
+    x[500] = np.nan
+    soundfile.write(tmp_path / "nan.wav", x, RATE, subtype="FLOAT")
+    network = load_model(model)
+    network.config.vad = "energy"
+    _, problems = network.embed_files([tmp_path / "nan.wav"])
+    assert "NaN" in problems[0] and "no speech" not in problems[0]
+
+
 def test_every_way_to_embed_hears_the_same_speech(model, recording, capsys, tmp_path):
     network = load_model(model)
     whole = network.embed_file(recording)
