@@ -224,7 +224,7 @@ def unpack(parts: list[Path], folder: Path):
             else:
                 file.seek(0)
                 with tarfile.open(fileobj=file, mode="r:*") as archive:
-                    _unpack_tar(archive, parts[0], folder)
+                    _unpack_tar(archive, parts, folder)
     except DAMAGED as error:
         unknown = not str(error) or "not be opened" in str(error) or "not a zip" in str(error)  # words of no help
         why = "damaged, or not whole: download it again" if unknown else first_line(error)
@@ -240,24 +240,24 @@ def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path):
         if stat.S_ISLNK(member.external_attr >> 16):
             raise UsageError(f"{path}: refused: '{member.filename}' is a link")
     places = [place_of(member.filename, path, folder) for member in members]
-    total = sum(member.file_size for member in members)
+    left = [(member, place) for member, place in zip(members, places) if not _is_there(place, member.file_size)]
+    total = sum(member.file_size for member, _ in left)
     _check_room(total, path, folder)
     with _bar(total, f"unpacking {path.name}") as bar:
-        for member, place in zip(members, places):
-            if not _is_there(place, member.file_size):
-                with archive.open(member) as source:
-                    _write(source, place)
+        for member, place in left:
+            with archive.open(member) as source:
+                _write(source, place)
             bar.update(member.file_size)
 
 
-def _unpack_tar(archive: tarfile.TarFile, path: Path, folder: Path):
-    with _bar(sum(p.stat().st_size for p in [path]), f"unpacking {path.name}") as bar:
+def _unpack_tar(archive: tarfile.TarFile, parts: list[Path], folder: Path):
+    with _bar(sum(part.stat().st_size for part in parts), f"unpacking {parts[0].name}") as bar:
         for member in archive:
             if member.isdir():
                 continue
             if not member.isfile():
-                raise UsageError(f"{path}: refused: '{member.name}' is a link or a device")
-            place = place_of(member.name, path, folder)
+                raise UsageError(f"{parts[0]}: refused: '{member.name}' is a link or a device")
+            place = place_of(member.name, parts[0], folder)
             if not _is_there(place, member.size):
                 _write(archive.extractfile(member), place)
             bar.n = archive.fileobj.tell()

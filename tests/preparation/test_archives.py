@@ -4,11 +4,13 @@ import hashlib
 import io
 import os
 import tarfile
+import types
 import zipfile
 
 import pytest
 
 from errors import UsageError
+from preparation import archives
 from preparation.archives import archives_of, unpack, unpacked
 from preparation.journal import Journal
 
@@ -58,6 +60,19 @@ def test_what_is_there_in_full_is_not_written_again(tmp_path, journal):
     (tmp_path / "out" / "x" / "2.wav").write_bytes(b"t")  # cut by a kill
     unpack([archive], tmp_path / "out")
     assert [(tmp_path / "out" / "x" / f"{i}.wav").read_bytes() for i in (1, 2)] == [b"ONE", b"two"]
+
+
+def test_an_archive_goes_on_where_there_is_room_for_what_is_left_of_it(tmp_path, monkeypatch):
+    archive = zipped(tmp_path / "a.zip", {"x/1.wav": bytes(3000), "x/2.wav": bytes(2000)})
+    unpack([archive], tmp_path / "out")
+    (tmp_path / "out" / "x" / "2.wav").unlink()  # killed before it came
+    free = [1999]
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free[0]))
+    with pytest.raises(UsageError, match=r"a\.zip: needs 0\.0 MB below"):
+        unpack([archive], tmp_path / "out")
+    free[0] = 2000
+    unpack([archive], tmp_path / "out")
+    assert (tmp_path / "out" / "x" / "2.wav").read_bytes() == bytes(2000)
 
 
 @pytest.mark.parametrize("name", ["../evil.wav", "/evil.wav", "a/../../evil.wav", "C:\\evil.wav", "..\\evil.wav"])
