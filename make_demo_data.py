@@ -11,6 +11,7 @@ room, a microphone and a noise, so that the voice has to be learnt and not the r
 
 import functools
 import hashlib
+import math
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from settings.command_line import Parser, run
 
 HOP, FFT = 128, 512
 SESSIONS = 4  # of each speaker; trials of one speaker always cross sessions
+LEAST = {"speakers": 1, "trial_speakers": 2, "utterances": 1, "trial_utterances": 2, "seconds": 0.1, "nontargets": 1}
 
 # Formants in Hz of an adult male vocal tract (after Peterson and Barney 1952), and of a few sonorants.
 VOWELS = np.array(
@@ -200,6 +202,17 @@ def make_trials(speakers: dict[str, list[str]], nontargets: int, rng) -> list[st
     return lines + [f"0 {a} {b}" for a, b in sorted(chosen)]
 
 
+def check_numbers(args):
+    """UsageError that names the first flag whose number makes no data set, and the number."""
+    known = KEYS["sample_rate"]
+    if not known.low <= args.sample_rate <= known.high or args.sample_rate % known.multiple:
+        text = f"expected a multiple of {known.multiple} from {known.low} to {known.high} Hz"
+        raise UsageError(f"--sample_rate: {text}, got {args.sample_rate}")
+    for flag, least in {**LEAST, "seed": 0}.items():
+        if not least <= getattr(args, flag) < math.inf:
+            raise UsageError(f"--{flag}: must be at least {least}, got {getattr(args, flag):g}")
+
+
 def main(argv) -> int:
     """Write the data set; does nothing if it is complete already."""
     write_any_text()
@@ -220,15 +233,24 @@ def main(argv) -> int:
     parser.add_argument("--sample_rate", type=int, default=SAMPLE_RATE, help=f"Hz {rates} (default {SAMPLE_RATE})")
     parser.add_argument("--seed", type=int, default=1, help="seed (default 1)")
     args = parser.parse_args(argv)
-    known = KEYS["sample_rate"]
-    if not known.low <= args.sample_rate <= known.high or args.sample_rate % known.multiple:
-        text = f"expected a multiple of {known.multiple} from {known.low} to {known.high} Hz"
-        raise UsageError(f"--sample_rate: {text}, got {args.sample_rate}")
+    check_numbers(args)
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     out, stamp = Path(args.out), f"{vars(args) | {'out': None, 'version': version}}\n"
     if (out / "made_with.txt").is_file() and (out / "made_with.txt").read_text() == stamp:
         print(f"{out} is already there")
         return 0
+    try:
+        train, trials = write_set(args, out)
+        (out / "made_with.txt").write_text(stamp)  # last: an interrupted run starts again
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"--out: cannot write '{getattr(error, 'filename', None) or out}': {reason}") from error
+    print(f"{out}: {train} training utterances, {trials} trials of {args.trial_speakers} other speakers")
+    return 0
+
+
+def write_set(args, out: Path) -> tuple[int, int]:
+    """Write voices and lists; returns how many training utterances and trials there are."""
     train, trial = [], {}
     for number in tqdm(range(args.speakers + args.trial_speakers), desc="speaking", unit="speaker", disable=None):
         is_train = number < args.speakers
@@ -242,9 +264,7 @@ def main(argv) -> int:
     trials = make_trials(trial, args.nontargets, np.random.default_rng(args.seed))
     for file, lines in (("train_list.txt", train), ("trials.txt", trials)):
         (out / file).write_text("\n".join(lines) + "\n")
-    (out / "made_with.txt").write_text(stamp)  # last: an interrupted run starts again
-    print(f"{out}: {len(train)} training utterances, {len(trials)} trials of {len(trial)} other speakers")
-    return 0
+    return len(train), len(trials)
 
 
 command = functools.partial(run, main)

@@ -240,3 +240,10 @@ def test_demo_voices_are_the_same_people_at_any_rate(tmp_path, capsys):
     capsys.readouterr()
     assert run(make_demo_data.main, ["--out", str(tmp_path / "x"), "--sample_rate", "7990"]) == 2
     assert capsys.readouterr().err == "--sample_rate: expected a multiple of 25 from 8000 to 48000 Hz, got 7990\n"
+    for words in ("--trial_speakers 1", "--seconds nan", "--seconds 0", "--seed -1", "--speakers -2", "--nontargets 0"):
+        assert run(make_demo_data.main, ["--out", str(tmp_path / "x"), *words.split()]) == 2
+        assert capsys.readouterr().err.startswith(f"{words.split()[0]}: must be at least ")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "file").write_text("")
+    assert run(make_demo_data.main, ["--out", str(tmp_path / "file" / "x"), *size]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("--out: cannot write '")
