@@ -16,10 +16,11 @@ def noise_of(samples: int, seed: int, slope: float) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal(samples, dtype=np.float32)
     if not slope:
         return noise
-    spectrum = scipy.fft.rfft(noise, scipy.fft.next_fast_len(samples, real=True))
+    size = scipy.fft.next_fast_len(samples, real=True)
+    spectrum = scipy.fft.rfft(noise, size)
     spectrum[1:] *= np.arange(1, len(spectrum), dtype=np.float32) ** np.float32(-slope / 2)
     spectrum[0] = 0
-    return scipy.fft.irfft(spectrum)[:samples].astype(np.float32, copy=False)
+    return scipy.fft.irfft(spectrum, size)[:samples].astype(np.float32, copy=False)
 
 
 class Augmentation(OnDevice):

@@ -81,6 +81,12 @@ def test_channels_do_what_they_are_named_for(around):
     assert np.argmax(through(around, "reverb", impulse, align=False)) == 80
 
 
+def test_coloured_noise_has_any_number_of_samples(around):
+    for samples in (3375, 6075, 4000, 1):  # the first two are odd, and lengths that a Fourier transform takes as they are
+        x = voice()[:samples]
+        assert through(around, "coloured_noise", x, slope=1).shape == (samples,)
+
+
 def test_a_tempo_changes_the_length_of_pieces_and_not_the_pitch(around):
     time = np.arange(2 * RATE) / RATE
     for factor in (0.8, 1.25):
