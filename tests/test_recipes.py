@@ -69,6 +69,14 @@ def test_what_is_to_be_averaged_is_kept(path):  # wespeaker/bin/train.py saves e
     assert "the mean of the last ten epochs" in text and yaml.safe_load(text)["test_interval"] == 1
 
 
+SCALED = [p for p in CONFIGS if "recipes/wespeaker_" in p or "recipes/redimnet2" in p]
+
+
+@pytest.mark.parametrize("path", [*SCALED, "configs/ResNet34_AAM.yaml", "configs/large_margin.yaml"])
+def test_the_rate_of_wespeakers_trainer_goes_by_the_rows_of_a_step(path):  # scale_ratio in wespeaker/bin/train.py
+    assert yaml.safe_load((ROOT / path).read_text())["lr_reference_batch"] == 64
+
+
 def test_keys_that_nobody_wrote_are_told_with_the_models_own_default():
     words = ["--model", "RawNet3", "--trainfunc", "aamsoftmax", "--margin", "0.2", "--nOut", "256"]
     config, written, _, _ = load_config(words)

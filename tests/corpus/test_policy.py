@@ -82,7 +82,12 @@ def test_channels_do_what_they_are_named_for(around):
 
 
 def test_coloured_noise_has_any_number_of_samples(around):
-    for samples in (3375, 6075, 4000, 1):  # the first two are odd, and lengths that a Fourier transform takes as they are
+    for samples in (
+        3375,
+        6075,
+        4000,
+        1,
+    ):  # the first two are odd, and lengths that a Fourier transform takes as they are
         x = voice()[:samples]
         assert through(around, "coloured_noise", x, slope=1).shape == (samples,)
 
