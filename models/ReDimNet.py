@@ -401,6 +401,12 @@ def size_of(name, sizes, n_mels, size, **own):
     return chosen
 
 
+def front_end(features, n_mels, input_norm, spec_augment, sample_rate, plugin, frame_step, wave_norm):
+    """The front end of a ReDimNet, as ``FrontEnd`` takes it."""
+    options = {"sample_rate": sample_rate, "plugin": plugin, "frame_step": frame_step, "wave_norm": wave_norm}
+    return FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), **options)
+
+
 def MainModel(
     nOut=192,
     n_mels=72,
@@ -430,14 +436,5 @@ def MainModel(
     """
     own = {"channels": channels, "stages": stages, "block": block, "group_size": group_size}
     chosen = size_of("ReDimNet", SIZES, n_mels, size, head_channels=head_channels, **own)
-    front = FrontEnd(
-        features,
-        n_mels,
-        input_norm,
-        spec_augment=tuple(spec_augment),
-        sample_rate=sample_rate,
-        plugin=frontend,
-        frame_step=frame_step,
-        wave_norm=wave_norm,
-    )
+    front = front_end(features, n_mels, input_norm, spec_augment, sample_rate, frontend, frame_step, wave_norm)
     return ReDimNet(nOut, front, Backbone(chosen, n_mels), pooling, pooled_norm, two_emb_layer)

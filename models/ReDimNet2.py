@@ -10,8 +10,8 @@ import math
 import torch
 from torch import nn
 
-from models.frontend import FrontEnd, repeat_to
-from models.ReDimNet import Backbone, ReDimNet, Size, To2d, size_of
+from models.frontend import repeat_to
+from models.ReDimNet import Backbone, ReDimNet, Size, To2d, front_end, size_of
 
 
 def six_stages(expansions, reductions, third_band_stride=2):
@@ -106,14 +106,5 @@ def MainModel(
     own = {"channels": channels, "stages": stages, "block": block, "group_size": group_size}
     own |= {"head_channels": head_channels, "output_norm": output_norm, "dual": dual}
     backbone = TimePoolingBackbone(size_of("ReDimNet2", SIZES, n_mels, size, **own), n_mels)
-    frontend = FrontEnd(
-        features,
-        n_mels,
-        input_norm,
-        spec_augment=tuple(spec_augment),
-        sample_rate=sample_rate,
-        plugin=frontend,
-        frame_step=frame_step,
-        wave_norm=wave_norm,
-    )
-    return ReDimNet(nOut, frontend, backbone, pooling, pooled_norm=True)
+    front = front_end(features, n_mels, input_norm, spec_augment, sample_rate, frontend, frame_step, wave_norm)
+    return ReDimNet(nOut, front, backbone, pooling, pooled_norm=True)
