@@ -390,15 +390,29 @@ def size_of(name, sizes, n_mels, size, **own):
     chosen = replace(chosen, **{key: value for key, value in own.items() if value})
     if chosen.block not in BLOCKS:
         raise ValueError(f"block: must be one of {', '.join(BLOCKS)}; got '{chosen.block}'")
+    over_time, channels = any(len(stage) > 4 for stage in sizes[size].stages), chosen.channels
     for i, stage in enumerate(chosen.stages):
-        numbers = isinstance(stage, (list, tuple)) and all(isinstance(n, (int, float)) for n in stage)
-        if not numbers or len(stage) not in (4, 5) or min(stage[:3] + stage[4:]) <= 0 or stage[3] < 0:
-            known = "[stride, blocks, expansion, reduction] and the stride over time, 1 if it is left out"
-            raise ValueError(f"stages: stage {i} must be {known}, got {stage}")
+        check_stage(f"stages: stage {i}", stage, over_time)
+        channels *= stage[0]
+        if int(channels * stage[2]) < 1:
+            raise ValueError(f"stages: stage {i}: an expansion of {stage[2]:g} leaves no channel")
     stride = math.prod(stage[0] for stage in chosen.stages)
     if n_mels % stride:
         raise ValueError(f"n_mels: {name} of size {size} needs a multiple of {stride}, got {n_mels}")
     return chosen
+
+
+def check_stage(place, stage, over_time):
+    """ValueError, after ``place``, for what is no Stage; only ReDimNet2 strides ``over_time``."""
+    right = isinstance(stage, (list, tuple)) and len(stage) in (4, 5)
+    if right:
+        stride, blocks, expansion, reduction, *time = stage
+        right = all(type(number) is int for number in (stride, blocks, reduction, *time))
+        right = right and min(stride, blocks, *time) > 0 and reduction >= 0 and (over_time or time in ([], [1]))
+        right = right and isinstance(expansion, (int, float)) and 0 < expansion < math.inf
+    if not right:
+        more = " and the stride over time, 1 if it is left out" if over_time else ""
+        raise ValueError(f"{place} must be [stride, blocks, expansion, reduction]{more}, got {stage}")
 
 
 def front_end(features, n_mels, input_norm, spec_augment, sample_rate, plugin, frame_step, wave_norm):
