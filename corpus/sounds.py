@@ -4,9 +4,10 @@ A crop is cut from the whole recording as it is at that rate. ``read_noise`` and
 file alone, bit for bit, wherever the pack has gone.
 """
 
+import collections
 import copy
-import functools
 import os
+import threading
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from corpus.sound_pack import Pack
 
 # Containers in which a crop has the bits that it has in the whole recording.
 EXACT = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC"}
+
+MOST_DECODED = 1 << 26  # samples: 256 MB of each process
 
 
 class Sounds:
@@ -103,10 +106,30 @@ def _stamp(path: str) -> tuple:
     return found.st_size, found.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=256)
-def _whole(path: str, channel: str, sample_rate: int, stamp: tuple) -> np.ndarray:
-    """A whole recording, decoded once for each ``stamp``."""
-    return read_crop(path, channel=channel, sample_rate=sample_rate).x
+class Decoded:
+    """Whole recordings, each decoded once while it is among the last of up to ``most`` samples together."""
+
+    def __init__(self, most: int = MOST_DECODED):
+        self.most, self.samples, self.lock = most, 0, threading.Lock()
+        self.kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+
+    def __call__(self, path: str, channel: str, sample_rate: int, stamp: tuple) -> np.ndarray:
+        """A recording as it is now, which ``stamp`` says."""
+        key = path, channel, sample_rate, stamp
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        x = read_crop(path, channel=channel, sample_rate=sample_rate).x
+        with self.lock:
+            self.samples += 0 if key in self.kept else len(x)
+            self.kept[key] = x
+            while self.samples > self.most:
+                self.samples -= len(self.kept.popitem(last=False)[1])
+        return x
+
+
+_whole = Decoded()
 
 
 def unit_energy(rir: np.ndarray) -> np.ndarray:

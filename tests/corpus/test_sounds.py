@@ -9,9 +9,10 @@ import soundfile
 
 from augmentation.waveforms import convolve, energy
 from corpus import sound_pack
-from corpus.audio import AudioError
+from corpus.audio import AudioError, read_crop
 from corpus.augmentation import AugmentWAV, apply_draws
 from corpus.sound_pack import UNCACHED, compact
+from corpus.sounds import Decoded
 from training.agreement import LOCAL_KEYS
 
 RATE = 16000
@@ -86,6 +87,18 @@ def test_samples_are_kept_in_16_bits_only_if_these_have_the_same_bits():
     for odd in ([1.0], [1e-6], [np.nan], [np.inf], [-0.0]):
         kept = compact(np.array(odd, np.float32))
         assert kept.dtype == np.float32 and np.array_equal(kept, np.float32(odd), equal_nan=True)
+
+
+def test_decoded_recordings_are_kept_up_to_a_number_of_samples(tmp_path, monkeypatch):
+    read, places = [], [str(tmp_path / f"{number}.wav") for number in range(3)]
+    for place in places:
+        soundfile.write(place, np.zeros(44100), 44100)
+    monkeypatch.setattr("corpus.sounds.read_crop", lambda path, **how: read.append(path) or read_crop(path, **how))
+    decoded = Decoded(most=2 * RATE)
+    for number in (0, 1, 0, 2, 0, 1, 1):
+        assert len(decoded(places[number], "mix", RATE, ())) == RATE
+    assert [places.index(path) for path in read] == [0, 1, 2, 1] and decoded.samples == 2 * RATE
+    assert len(Decoded(most=RATE - 1)(places[0], "mix", RATE, ())) == RATE  # one that is longer than all
 
 
 @pytest.mark.parametrize("samples", [1, 4095, 4096, 8192, 32240])
