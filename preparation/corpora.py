@@ -127,13 +127,14 @@ def merged(corpora: list[Corpus]) -> list[Utterance]:
         what = "name is" if len(several) == 1 else "names are"
         print(f"{len(several)} {what} in several corpora, taken for different people: {shown}; listed as {example}")
     found.sort(key=lambda u: (u.speaker, u.name, u.path, u.start))
-    taken = set()
+    taken, numbers = set(), {}
     for utterance in found:
-        stem, ending = os.path.splitext(utterance.name)
-        number = 1
+        (stem, ending), place = os.path.splitext(utterance.name), utterance.listed
+        number = numbers.get(place, 1)  # those below are taken
         while utterance.listed in taken:  # as of train/ann/1.wav and test/ann/1.wav
             number += 1
             utterance.name = f"{stem}~{number}{ending}"
+        numbers[place] = number
         taken.add(utterance.listed)
     return found
 

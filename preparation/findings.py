@@ -156,13 +156,15 @@ def find_faults(utterances: list[Utterance], sounds: dict[str, Sound], limits: L
     for rows in same.values():
         if len(rows) < 2:
             continue
-        if len({utterances[i].speaker for i in rows}) > 1:  # nobody knows whose it is
+        first = utterances[rows[0]]
+        stranger = next((utterances[i] for i in rows if utterances[i].speaker != first.speaker), None)
+        if stranger is not None:  # nobody knows whose it is
             for i in rows:
-                other = next(utterances[j].listed for j in rows if utterances[j].speaker != utterances[i].speaker)
-                found[i] = ("two speakers", f"the same audio as {other}")
+                other = stranger if utterances[i].speaker == first.speaker else first
+                found[i] = ("two speakers", f"the same audio as {other.listed}")
         else:
             for i in rows[1:]:
-                found[i] = ("duplicate", f"the same audio as {utterances[rows[0]].listed}")
+                found[i] = ("duplicate", f"the same audio as {first.listed}")
     return dict(sorted(found.items()))
 
 

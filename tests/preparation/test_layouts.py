@@ -232,3 +232,11 @@ def test_one_name_in_two_corpora_is_two_people_and_one_place_holds_one_file(tmp_
         sound(tmp_path / name)
     both = merged([read_corpus(tmp_path / name, Reading()) for name in "ab"])
     assert [u.listed for u in both] == ["a-ann/1.wav", "a-ann/1~2.wav", "b-ann/1.wav", "bob/1.wav"]
+
+
+def test_twenty_thousand_files_of_one_name_and_person_are_told_apart_at_once(tmp_path):
+    names = [f"{number:05d}/audio.wav" for number in range(20_000)]
+    (tmp_path / "list.txt").write_text("".join(f"ann {name}\n" for name in [*names, "x/audio~3.wav"]))
+    found = merged([read_corpus(tmp_path / "list.txt", Reading())])
+    assert len({utterance.listed for utterance in found}) == 20_001
+    assert [found[number].name for number in (0, 1, 19_999)] == ["audio.wav", "audio~2.wav", "audio~20000.wav"]
