@@ -106,6 +106,14 @@ def _map(path: Path) -> dict[str, tuple[int, list[str]]]:
     return {columns[0]: (number, columns[1:]) for number, columns in numbered_lines(path)}
 
 
+def _second(path: Path, expected: str, table: dict, key: str) -> str:
+    """The second column of a line of a Kaldi table, '' if there is no line; UsageError for a line that has none."""
+    number, columns = table.get(key, (0, [""]))
+    if not columns:
+        raise UsageError(f"{path}:{number}: expected '{expected}'")
+    return columns[0]
+
+
 def read_kaldi(folder: Path, reading: Reading) -> Corpus:
     """A Kaldi folder: wav.scp, utt2spk, and segments, spk2gender and utt2sess if there are any."""
     files = {}
@@ -114,7 +122,7 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
             raise UsageError(f"{folder / 'wav.scp'}:{number}: expected 'recording path'")
         files[columns[0]] = existing(_scp_path(folder / "wav.scp", number, columns[1:]), folder)
     speakers = _map(folder / "utt2spk")
-    genders = _map(folder / "spk2gender") if (folder / "spk2gender").is_file() else {}
+    genders, sessions = (_map(p) if (p := folder / name).is_file() else {} for name in ("spk2gender", "utt2sess"))
     segments = _map(folder / "segments") if (folder / "segments").is_file() else None
     utterances = []
     for key, (number, columns) in (segments or {name: (0, [name]) for name in files}).items():
@@ -126,15 +134,13 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
             raise UsageError(f"{where}: the segment ends before it starts")
         if key not in speakers or len(speakers[key][1]) != 1:
             raise UsageError(f"{folder / 'utt2spk'}: has no line 'utterance speaker' for '{key}'")
-        speaker, path = as_folder(speakers[key][1][0]), files[columns[0]]
-        line, known = genders.get(speaker, (0, [""]))
-        if not known:
-            raise UsageError(f"{folder / 'spk2gender'}:{line}: expected 'speaker gender'")
-        gender = known[0]
-        ending = os.path.splitext(path)[1]
+        named, path = speakers[key][1][0], files[columns[0]]
+        speaker, ending = as_folder(named), os.path.splitext(path)[1]
+        gender = _second(folder / "spk2gender", "speaker gender", genders, named)
         name, session = place_in(path, speaker, as_folder(key) + ending)
         if segments is not None:
             name, session = as_folder(key) + ending, columns[0]
+        session = _second(folder / "utt2sess", "utterance session", sessions, key) or session
         utterances.append(Utterance(path, speaker, name, session, gender_of(gender), "", start, end - start))
     what = "Kaldi wav.scp and utt2spk" + (" with segments" if segments is not None else "")
     return described("kaldi", folder, what, utterances)

@@ -200,8 +200,21 @@ WRONG = [
     ("segments", "ann-call1-1 call9 0 1\n", r"segments:1: expected 'utterance recording start end'"),
     ("segments", "ann-call1-1 call1 2 1\n", r"segments:1: the segment ends before it starts"),
     ("segments", "eve-call1-1 call1 0 1\n", r"utt2spk: has no line 'utterance speaker' for 'eve-call1-1'"),
+    ("utt2sess", "ann-call1-1\n", r"utt2sess:1: expected 'utterance session'"),
     ("wav.scp", "call1 sox x.wav -r 8000 -t wav - |\n", r"wav.scp:1: a pipe, which is not run here"),
 ]
+
+
+def test_kaldi_says_sessions_and_genders_of_names_that_no_folder_has(tmp_path):
+    kaldi(tmp_path)
+    (tmp_path / "utt2spk").write_text("ann-call1-1 sre:ann\nbob-call1-2 bob\n")
+    (tmp_path / "spk2gender").write_text("sre:ann f\nbob m\n")
+    (tmp_path / "utt2sess").write_text("ann-call1-1 monday\n")
+    found = {u.speaker: u for u in read_corpus(tmp_path, Reading()).utterances}
+    assert {name: (u.session, u.gender) for name, u in found.items()} == {
+        "sre_ann": ("monday", "f"),
+        "bob": ("call1", "m"),
+    }
 
 
 @pytest.mark.parametrize("file, text, words", WRONG)
