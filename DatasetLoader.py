@@ -164,9 +164,10 @@ class TrainDataset(Dataset):
         return x, info
 
     def _augmented(self, x, crop: Crop, rng, events, waits: bool) -> tuple[np.ndarray, dict]:
-        """Augment a crop x (samples,) -> (crop, provenance); if it ``waits``, as far as a device cannot do it.
+        """Augment a crop x (samples,) -> (crop, provenance).
 
-        The provenance has what is ``waiting``. A row that is not finite, or might not be in the end, never waits.
+        If it ``waits``, what a device can do is left to it, and the provenance has it as ``waiting``. A row that is not
+        finite, or might not be in the end, never waits.
         """
         if self.augmenter is None:
             return x, measured(x, crop)

@@ -23,8 +23,8 @@ def accuracy(output, target, topk=(1,)):
 def cosine_matrix(x, y):
     """Cosine of each row of x (..., N, D) with each row of y (..., K, D) in fp32, inside [-1, 1]; zero rows give 0.
 
-    Autocast is off: fp16 spacing just below 1 is 5e-4, which destroys angles. F.normalize divides by
-    max(norm, 1e-12), so the gradient at a zero row is huge but finite; 1e-6 keeps it harmless.
+    Autocast is off: fp16 spacing just below 1 is 5e-4, which destroys angles. F.normalize divides by max(norm, eps), so
+    the gradient at a zero row is up to 1 / eps: with 1e-6 it is large and, in fp32, far from an overflow.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = F.normalize(x.float(), dim=-1, eps=1e-6)

@@ -82,7 +82,11 @@ class OnDevice:
 
 @functools.lru_cache(maxsize=256)
 def can_wait(plugin: type) -> bool:
-    """Whether a device can stand in for a plug-in: not for one that changes ``draw`` or ``apply`` of its base alone."""
+    """Whether a device can stand in for a plug-in.
+
+    Not for one that has an ``apply`` of its own and its base's ``operation``, or a ``draw`` of its own and its base's
+    ``choose``: they would not agree.
+    """
 
     def depth(name):
         return next((number for number, base in enumerate(plugin.__mro__) if name in vars(base)), len(plugin.__mro__))

@@ -122,7 +122,7 @@ class AugmentWAV:
         return crop.x, crop.draws, self.sounds.unusable
 
     def begun(self, x: np.ndarray, rng: np.random.Generator, waits: bool = True) -> "Augmented":
-        """Draw as ``augment`` does; if it ``waits``, a device is left what it can do behind all that it cannot."""
+        """Draw as ``augment`` does; if it ``waits``, a device is left all behind the last plug-in that it cannot do."""
         self.sounds.unusable = []
         self.sounds.kept.clear()
         crop = Augmented(x, self.sounds, waits)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 class Generators:
-    """Gives the generator of a crop: one object whose state is set, for to make one takes as long as to read a crop.
+    """Gives the generator of a crop: one object whose state is set anew, for making one takes as long as a crop.
 
     Philox is counter-based (Salmon et al. 2011): seed and epoch are its key, the crop's numbers the upper parts of its
     counter, so that no two crops share a number before 2^64 blocks of four are drawn.

@@ -29,7 +29,7 @@ BAD, INT16, FLOAT32, FLAC = 0, 1, 2, 3
 LENGTH = 8
 STORED = {INT16: np.dtype("<i2"), FLOAT32: np.dtype("<f4")}
 FULL_SCALE = np.float32(1 / 32768)
-NOTHING: dict = {}  # that is to be said of most files
+NOTHING: dict = {}  # what is to be said of most files
 
 
 def shard_name(number: int) -> str:

@@ -23,11 +23,12 @@ HALF_SCALE = 1 / 32768
 
 
 class Part(NamedTuple):
-    """One operation on ``count`` rows; the other numbers are places in the tensors of ``Waiting``, -1 for none.
+    """One operation on ``count`` rows, and the places in the tensors of ``Waiting`` where it finds what it needs.
 
-    ``rows``, ``factors`` (places in what was measured) and ``spans`` (first samples, then counts) are in its whole
-    numbers, ``numbers`` in its numbers, ``samples`` in its recordings, int16 if ``short``. Taps are ``after`` from time
-    0 on, and ``before`` it, for a transform of ``size``.
+    In "whole" are the ``rows``, the ``factors``, which are places in what was measured, and the ``spans``, first
+    samples and then counts. In "numbers" are the ``numbers``, and in "long", or "short" if so, the ``samples``:
+    recordings or taps. -1 is no place. A convolution has ``after`` taps from time 0 on, ``before`` earlier ones, and
+    a transform of ``size``.
     """
 
     kind: str

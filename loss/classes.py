@@ -67,7 +67,7 @@ class Notes:
 
 
 class ClassHead(nn.Module):
-    """Base of a loss whose parameters ``class_weights`` have one row, or as many for each, in the order of the classes.
+    """Base of a loss whose parameters ``class_weights`` have a row for each class, or several for each, in their order.
 
     A loss says ``loss(batch) -> (loss, accuracy in %)`` of a ``ClassBatch``, which hides whether the classes are split
     over processes and which of them were drawn. It is computed in fp32.
@@ -96,8 +96,9 @@ class ClassHead(nn.Module):
 
         ``rows``: the most of a batch of one process.
 
-        The gradient of a slice is that of the mean loss over the rows of all processes, as after the averaging that
-        others undergo. A parameter that all share has on each process a part of a sum, which averaging divides.
+        The gradient of a slice is that of the mean loss over the rows of all processes: what averaging gives the other
+        parameters. Of a parameter that all share, each process has a part of a sum; it is multiplied by what averaging
+        will divide it by.
         """
         whole, self.share = self.share.classes, Share(self.share.classes, rank, world, rows)
         if whole < world:
@@ -158,10 +159,11 @@ class ClassBatch:
             self.choose(drawn)
 
     def choose(self, drawn):
-        """Compare with the classes that were ``drawn``, and each row with its own too, which are hidden from others.
+        """Compare each row with the classes that were ``drawn`` and with its own.
 
-        How many own classes were not drawn is known on the device only, and not asked for: there are places for the
-        most there can be, and those left over are hidden from all.
+        A class that is there as somebody's own, and was not drawn, is hidden from the other rows. How many of these
+        there are only the device knows, and it is not waited for: there are places for as many as there can be, and
+        those left over are hidden from all rows.
         """
         places = min(len(drawn), int(drawn.sum()) + len(self.columns))
         drawn = drawn.to(self.columns.device)

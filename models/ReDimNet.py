@@ -227,7 +227,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Size:
-    """What makes a size; ``stages`` are the values of a Stage each.
+    """What one size has and others have not; ``stages`` holds the values of each ``Stage``.
 
     ``head_channels`` is the width of a projection behind the last stage, 0: none. ``output_norm`` puts a GroupNorm of
     as many groups as channels behind the stem and each stage. ``dual``: a stage gives two outputs to the sums of the

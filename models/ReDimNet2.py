@@ -22,8 +22,8 @@ def six_stages(expansions, reductions, third_band_stride=2):
 
 
 NARROW, WIDE = (2, 1, 1, 1, 1, 1), (4, 3, 2, 1, 1, 1)
-# Those of B0, B1, B2 and B5 are wespeaker's, of B3, B4 and B6 the authors' too. The paper's parameters and operations
-# are those of a head on the 2-D map, where there is one: wespeaker's B0 to B3 and B5 have fewer.
+# B3, B4 and B6 are those of the authors' recipes and code. B0, B1, B2 and B5 have wespeaker's stages, and a head on the
+# 2-D map, or none, with which parameters and operations are the paper's: with wespeaker's own head they are fewer.
 SIZES = {
     "B0": Size(12, "basic_resnet", 1, six_stages(NARROW, (36, 36, 36, 36, 18, 18)), 64),
     "B1": Size(16, "basic_resnet", 1, six_stages(NARROW, (32, 32, 32, 32, 16, 16))),
