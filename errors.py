@@ -82,11 +82,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def with_place(error: BaseException) -> str:
-    """An exception in one line: the innermost line of this checkout that it came through, its type, its message."""
+def with_place(error: BaseException, without: str = "") -> str:
+    """An exception in one line: the innermost line of this checkout that it came through, its type, its message.
+
+    ``without``: a folder whose lines do not count.
+    """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT) + os.sep)]
+    frames = [f for f in frames if not (without and f.filename.startswith(str(ROOT / without) + os.sep))]
     place = f"{os.path.relpath(frames[-1].filename, ROOT)}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{type(error).__name__}: {first_line(error)}"
+    return f"{place}{type(error).__name__.lstrip(chr(95))}: {first_line(error)}"
 
 
 def rank_prefix() -> str:

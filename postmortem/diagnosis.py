@@ -325,10 +325,13 @@ def failing_operation(case):
         return None
     finding = finding_at_origin(case)
     if case.origin is None:
-        if not case.base.error:
+        if not (case.base.error or case.base.refused):
             return None
-        finding.cause, finding.detail = "model_forward", "error"
-        finding.summary = f"The step raises an error: {case.base.error}"
+        finding.cause, finding.detail = "model_forward", "refused" if case.base.refused else "error"
+        finding.summary = f"The step raises an error: {case.base}"
+        place = re.match(r"[^:]+\.py:\d+(?=: )", case.base.refused)
+        finding.source = place[0] if place else None
+        finding.cause = "loss" if finding.source and finding.source.startswith("loss/") else finding.cause
         return finding
     record = case.origin
     network = case.replay.network()

@@ -28,6 +28,8 @@ class Finding:
 
 def detail_of(record) -> str:
     """Return the short id of what an operation did, from its name and the numbers that it read."""
+    if record.refusal:
+        return "refused"
     if record.constant:
         return "nonfinite_constant"
     if not record.nan and not record.infinite:
@@ -131,6 +133,8 @@ def result_of(record) -> str:
     """Describe the result of an operation at fault: 'sqrt gave NaN; its smallest input was -0.0092'."""
     kinds = " and ".join([*["NaN"] * record.nan, *["Inf"] * record.infinite])
     detail = detail_of(record)
+    if record.refusal:
+        return f"{record.op_name} refuses what it reads: {record.refusal.rstrip('.')}"
     if detail == "steep_gradient":
         return f"the gradient of {record.op_name} is so large that the gradient norm overflows"
     if record.backward:
@@ -173,6 +177,7 @@ def ranges_of(record) -> str:
 
 def first_result(record, source: str | None) -> str:
     """Name the operation with the first non-finite result, its type, line and inputs: a line of evidence."""
-    what = "largest gain of the gradient" if detail_of(record) == "steep_gradient" else "first NaN or Inf"
+    firsts = {"steep_gradient": "largest gain of the gradient", "refused": "first operation that fails"}
+    what = firsts.get(detail_of(record), "first NaN or Inf")
     operands = f", inputs {' and '.join(map(record.described, record.operands))}" if record.operands else ""
     return f"{what}: {record.node or record.op} ({record.dtype}) at {source or 'an unknown line'}{operands}"

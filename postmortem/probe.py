@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from errors import first_line
 from postmortem.built import BuiltNetwork
 from postmortem.places import call_site
 from training.distillation import modules_of, tensors_of
+from training.faults import refuses_numbers
 
 RECOMPUTED = "CheckpointFunctionBackward"
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
@@ -87,6 +89,7 @@ class Record:
     finite_inputs: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
     operands: list = field(default_factory=list)  # a Range for each tensor that it read
+    refusal: str = ""  # what it said when it refused its numbers
     is_mask: bool = False  # its infinities are those that the code writes, as a mask does, or copies and sums of them
 
     def described(self, operand: Range, text: str = "") -> str:
@@ -166,7 +169,12 @@ class Probe(TorchDispatchMode):
             inputs = [t for t in inputs if _pointer(t) not in self.statistics]
         targets = _written_arguments(function, args, kwargs)
         copies = [t.clone() if any(t is w for w in targets) else t for t in inputs] if targets else None
-        out = function(*args, **kwargs)
+        try:
+            out = function(*args, **kwargs)
+        except Exception as error:
+            if refuses_numbers(error):
+                self.record_refusal(name, inputs, (args, kwargs), error)
+            raise
         if name == "_local_scalar_dense":  # .item(): the number may come back as a constant in a later operation
             self.read += [self.producers[_pointer(t)] for t in inputs if _pointer(t) in self.producers]
         node = torch._C._current_autograd_node()
@@ -193,6 +201,16 @@ class Probe(TorchDispatchMode):
             if _pointer(t) not in bad_pointers and t.numel() * t.element_size() == t.untyped_storage().nbytes():
                 self.producers.pop(_pointer(t), None)  # a part that is written does not clear the rest
         return out
+
+    def record_refusal(self, name, inputs, arguments, error):
+        """Note an operation that refuses its numbers; what was not finite before it is taken for its reason."""
+        if name == "_linalg_check_errors":  # which has the name of the function that called it
+            name = str(arguments[0][1]).replace(".", "_")
+        before = [record for record in self.records if not record.is_mask][-1:]
+        nothing = torch.full((1,), math.nan)
+        record = self.record(name, torch._C._current_autograd_node(), [nothing], inputs, inputs, arguments)
+        record.refusal = first_line(error)
+        record.parents = record.parents or before
 
     def measure_gain(self, name, node, written, inputs, arguments):
         """Keep the backward operation that multiplies the gradient most, if its result is still finite."""

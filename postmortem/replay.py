@@ -52,6 +52,7 @@ class Outcome:
     bad_buffer: str = ""  # the first of them, and in what way it is bad
     nonfinite_after_update: str = ""  # what the optimizer's update made non-finite
     error: str = ""  # the exception that the step raised
+    refused: str = ""  # why an operation refused its numbers: see Step.forward_backward
     gradients: dict = field(default_factory=dict)  # statistics per parameter
     seconds: float = 0.0
     scale: float = 1.0  # loss scale of this run
@@ -63,8 +64,8 @@ class Outcome:
         return not self.error and computed and not self.bad_buffers and not self.nonfinite_after_update
 
     def __str__(self):
-        if self.error:
-            return self.error
+        if self.error or self.refused:
+            return self.error or self.refused
         more = f", buffer {self.bad_buffer}" if self.bad_buffers else ""
         more += f", the update makes '{self.nonfinite_after_update}' non-finite" if self.nonfinite_after_update else ""
         return f"loss {self.loss:.4g}, gradient norm {self.norm:.4g}{more}"
@@ -344,7 +345,7 @@ class Replay:
                 results = step.forward_backward(window, scale)
             attempt = step.measure(results, scale)  # no mode sees this
             outcome.loss, outcome.accuracy, outcome.norm = attempt.loss, attempt.accuracy, attempt.norm
-            outcome.bad_buffers = not attempt.buffers_finite
+            outcome.bad_buffers, outcome.refused = not attempt.buffers_finite, step.refused
             outcome.bad_buffer = step.buffers.first_bad() if outcome.bad_buffers else ""
             if self.takes_update and outcome.finite:
                 outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, **more)

@@ -472,7 +472,7 @@ def equal_eigenvalues(line, operation):
 
 @rule(
     "inv inv_ex inverse cholesky cholesky_ex solve solve_ex pinv",
-    "linalg_inv_ex linalg_cholesky_ex linalg_solve_ex div",
+    "linalg_inv_ex linalg_inv linalg_cholesky_ex linalg_cholesky linalg_solve_ex linalg_solve div",
 )
 def singular_matrix(line, operation):
     """Add a small diagonal to a matrix that has no inverse."""

@@ -35,6 +35,15 @@ class Fault:
         return bool(self.recheck.get("finite"))
 
 
+# What operations say that refuse numbers: sampling, and the distributions of torch.
+REFUSALS = ("probability tensor contains", "invalid multinomial distribution", "to satisfy the constraint")
+
+
+def refuses_numbers(error: Exception) -> bool:
+    """Whether an exception tells of numbers that an operation refused, as a matrix that has no factors; not of code."""
+    return isinstance(error, torch.linalg.LinAlgError) or any(words in str(error) for words in REFUSALS)
+
+
 def check_batch(batch: dict, classes: int) -> Fault | None:
     """Host checks before the device sees a batch: every row finite, every label inside the classes."""
     peak, label = batch["peak"], batch["label"]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from config import Config
+from errors import with_place
 from training import class_parallel, precision
 from training.attempt import Attempt, Figures, as_scalar, attempt_of, gradients_of
 from training.batches import on_device
 from training.distillation import distillation_of, fault_of_teacher
-from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
+from training.faults import Fault, bad_setting, classify, nonfinite_before, refuses_numbers, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
 from training.ranks import SingleProcess
@@ -53,6 +54,8 @@ class Step:
         self.drawn: tuple[dict, dict] | None = None  # the generators and the modules' own after a failed attempt
         self.updating = False
         self.whole_gradients: dict[str, torch.Tensor] | None = None  # of a failed step, where weights are sharded
+        self.refused = ""  # why an operation of the last pass refused its numbers
+        self.nothing = torch.full((), math.nan, device=self.device)  # the loss of such a pass
         self.alone: Attempt | None = None  # what this process's rows alone gave, if they were found at fault
 
     def take(self, window: list[dict], epoch: float | None = None, poison: str = "") -> Attempt | Fault:
@@ -108,7 +111,21 @@ class Step:
         return self.measure(self.forward_backward(window, scale, poison, alone), scale, poison)
 
     def forward_backward(self, window, scale: float = 1.0, poison: str = "", alone: bool = False) -> list[tuple]:
-        """(loss, accuracy, share of the rows) of each batch of a window; leaves gradients times ``scale``."""
+        """(loss, accuracy, share of the rows) of each batch of a window; leaves gradients times ``scale``.
+
+        If an operation refuses its numbers, as of a matrix without factors, the loss is NaN, and ``refused`` says why.
+        """
+        self.refused = ""
+        try:
+            return self.passes(window, scale, poison, alone)
+        except Exception as error:
+            if self.ranks.world > 1 or not refuses_numbers(error):  # other processes wait for this one's gradients
+                raise
+            self.refused = with_place(error, without="postmortem").rstrip(":")  # whose modes may watch the step
+            return [(self.nothing, 0.0, 1.0)]
+
+    def passes(self, window, scale: float, poison: str, alone: bool) -> list[tuple]:
+        """``forward_backward``, with the exceptions of its operations."""
         self.network.zero_grad(set_to_none=True)
         for head in self.heads:
             head.notes.clear()
@@ -156,7 +173,7 @@ class Step:
         gradients = self.gradients()
         if poison == "grad":
             next(g for g in gradients if g.numel()).view(-1)[0] = math.nan
-        if scale != 1.0:
+        if scale != 1.0 and gradients:
             torch._foreach_mul_(gradients, 1.0 / scale)
         norm = self.norm(gradients)
         buffers = total_norm(self.buffers.floating) if self.buffers.floating else norm.new_zeros(())
@@ -197,12 +214,13 @@ class Step:
         A ``norm`` on the device is not read, and gives the same bits. ``mode``: a context manager around the
         optimizer's step.
         """
-        if self.grad_clip:
+        gradients = self.gradients()
+        if self.grad_clip and gradients:
             if isinstance(norm, torch.Tensor):  # in double precision, as Python's numbers are
                 factor = (self.grad_clip / norm.float().double()).clamp(max=1.0)
-                torch._foreach_mul_(self.gradients(), factor.float())
+                torch._foreach_mul_(gradients, factor.float())
             elif norm > self.grad_clip:
-                torch._foreach_mul_(self.gradients(), self.grad_clip / norm)
+                torch._foreach_mul_(gradients, self.grad_clip / norm)
         self.updating = True
         with mode or contextlib.nullcontext(), class_parallel.drawn_rows_only(self.heads, self.optimizer, self.ranks):
             self.optimizer.step()
@@ -285,7 +303,9 @@ class Step:
     def named(self, attempt: Attempt) -> Fault:
         """What made an attempt non-finite, the last that was made; a collective where weights are sharded."""
         teacher = fault_of_teacher(self.network)
-        return classify(attempt, self.bad_state(), self.seen(), self.scaler, teacher)
+        fault = classify(attempt, self.bad_state(), self.seen(), self.scaler, teacher)
+        fault.what = self.refused or fault.what
+        return fault
 
     def seen(self) -> dict[str, torch.Tensor]:
         """The gradients of the attempt that failed, by name: whole ones, or class weights' own rows."""

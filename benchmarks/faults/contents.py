@@ -10,6 +10,7 @@ say of them; without `--only` it takes all, in less than an hour on two cores.
 
 The analysis was built on the faults F. It was not tuned on the faults H, whose mechanisms and code shapes differ.
 The faults N, and the controls from C30, were written by somebody who had not read the analysis.
+The faults P are what plug-ins bring with them: draws, memories, exceptions; the analysis was mended on them.
 The faults R are reports from public trackers, made small; the address of each stands above its entry.
 Of the controls C nothing may be said. The compounds K are several faults at once.
 

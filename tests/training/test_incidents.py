@@ -72,6 +72,50 @@ def test_each_fault_is_dumped_and_leaves_no_trace(settings, tools, mixed, dtype,
         assert f"--- {section} STATISTICS ---" in out
 
 
+def no_factors(data):
+    torch.linalg.cholesky(-torch.eye(2))
+
+
+def no_scale(data):
+    torch.distributions.Normal(0.0, torch.zeros(1))
+
+
+def no_code(data):
+    raise ValueError("a mistake in a plug-in")
+
+
+@pytest.mark.parametrize("check", ["now", "late"])
+@pytest.mark.parametrize("refuse, words", [(no_factors, "LinAlgError: linalg.cholesky"), (no_scale, "constraint")])
+def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, refuse, words, check, capsys):
+    """torch raises an exception where other libraries give NaN; code that is wrong still ends the run."""
+    trainer, other = (tools.build(settings, nan_check=check, save_path=f"{settings['save_path']}_{n}") for n in "ab")
+    batches = tools.batches(trainer)[:3]
+    bad = batches[1]["data"]
+
+    def refuse_one(module, inputs, output):  # after a forward pass that has moved the statistics of BatchNorm
+        if torch.equal(inputs[0], bad):
+            refuse(bad)
+
+    trainer.network.register_forward_hook(refuse_one)
+    train(trainer, batches)
+    trainer.settle()
+    trainer.close()
+    other.progress.batch = 0
+    for batch in (batches[0], batches[2]):
+        other.progress.batch += 1
+        other.train_step([batch])
+        other.settle()
+        other.progress.batch += batch is batches[0]
+    tools.assert_same(tools.snapshot(trainer), tools.snapshot(other))
+    (path,) = trainer.incidents.writer.folder.glob("nan_batch_2_*.pt")
+    assert read_dump(path)["reason"] == "loss_nonfinite" and math.isnan(read_dump(path)["loss"])
+    out = capsys.readouterr().out
+    assert words in out and "Training goes on" in out and "test_incidents.py" in out
+    refuse = no_code
+    with pytest.raises(ValueError, match="a mistake"):
+        train(trainer, [batches[1]])
+
+
 ODD = {
     "all zero": lambda x: x * 0,
     "0.25 all along": lambda x: x * 0 + 0.25,

@@ -1,9 +1,9 @@
 """The faults, controls and compounds of the bench, in the order of their numbers.
 
 ``known_*`` holds the faults that the analysis was built on (F), ``heldout_*`` those it was not tuned on (H), each by
-the part of a run in which they are, ``unseen_*`` those written by somebody who had not read it (N), and ``reported``
-those of public trackers (R). ``controls`` (C) are runs of which nothing may be said, ``compounds`` (K) several faults
-at once.
+the part of a run in which they are, ``unseen_*`` those written by somebody who had not read it (N), ``plug_ins`` what
+plug-ins bring with them (P), and ``reported`` those of public trackers (R). ``controls`` (C) are runs of which nothing
+may be said, ``compounds`` (K) several faults at once.
 `python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
 """
 
@@ -23,6 +23,7 @@ from catalog import (
     known_layers,
     known_losses,
     known_training,
+    plug_ins,
     reported,
     unseen_controls,
     unseen_features,
@@ -35,9 +36,9 @@ from catalog import (
 
 
 def order(fault):
-    """F before C before K before H before N before R, then by number and letter."""
-    kind, number, letter = re.fullmatch(r"([FCKHNR])(\d+)([a-z]?)", fault.id).groups()
-    return "FCKHNR".index(kind), int(number), letter
+    """F before C before K before H before N before P before R, then by number and letter."""
+    kind, number, letter = re.fullmatch(r"([FCKHNPR])(\d+)([a-z]?)", fault.id).groups()
+    return "FCKHNPR".index(kind), int(number), letter
 
 
 FILES = (
@@ -58,6 +59,7 @@ FILES = (
     unseen_losses,
     unseen_precision,
     unseen_training,
+    plug_ins,
     reported,
     controls,
     unseen_controls,
