@@ -79,6 +79,8 @@ def _variance(read, record):
 
 
 def _power(read, record):
+    if record.backward and record.op == "pow" and record.numbers and min(record.numbers) >= 0:
+        return "overflow"  # the slope of a power above 1
     if read and max(abs(read[0].smallest), abs(read[0].largest)) > LARGE and not record.nan:
         return "overflow"
     return "power_of_negative" if read and read[0].smallest < 0 and record.nan else "power"

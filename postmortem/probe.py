@@ -89,6 +89,7 @@ class Record:
     finite_inputs: list = field(default_factory=list)  # names of finite weights and buffers among its inputs
     constant: bool = False  # a number in the code was not finite
     operands: list = field(default_factory=list)  # a Range for each tensor that it read
+    numbers: list = field(default_factory=list)  # plain ones among its arguments
     refusal: str = ""  # what it said when it refused its numbers
     is_mask: bool = False  # its infinities are those that the code writes, as a mask does, or copies and sums of them
 
@@ -250,7 +251,8 @@ class Probe(TorchDispatchMode):
             "",
         )
         record.size, record.dtype = (first.shape[0] if first.ndim else 0), str(first.dtype).removeprefix("torch.")
-        record.constant = any(isinstance(v, float) and not math.isfinite(v) for v in _leaves(arguments))
+        record.numbers = [v for v in _leaves(arguments) if type(v) in (int, float)]
+        record.constant = not all(map(math.isfinite, record.numbers))
         if record.constant:
             record.parents += self.read[-1:]
         for tensor, original in zip(inputs, originals):

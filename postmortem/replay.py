@@ -429,7 +429,7 @@ class Replay:
         }
         equal = _same(outcome.loss, self.dump["loss"]) and _same(outcome.norm, self.dump["grad_norm"])
         named = not self.dump.get("update_stats") or outcome.nonfinite_after_update in self.dump["update_stats"]
-        return "bit_equal" if recorded and same and equal and named else "same_fault"
+        return "bit_equal" if (recorded or outcome.refused) and same and equal and named else "same_fault"
 
 
 def fp32_islands(network, names):
