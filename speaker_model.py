@@ -235,10 +235,9 @@ class SpeakerModel:
 
     def embed_windows(self, path, window: float, step: float, batch_size: int = 32):
         """Embed a file in windows -> (times (N, 2) in s, embeddings (N, D), {index: reason}), as ``iter_windows``."""
-        blocks = list(self.iter_windows(path, window, step, batch_size))
-        begins = np.cumsum([0, *(len(times) for times, _, _ in blocks)]).tolist()
-        reasons = {begin + row: text for begin, (_, _, found) in zip(begins, blocks) for row, text in found.items()}
-        return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks]), reasons
+        from corpus.sliding import put_together
+
+        return put_together(list(self.iter_windows(path, window, step, batch_size)))
 
     def embed_files(self, paths, batch_size: int = 32, progress: bool = False, workers: int = 0):
         """Embed many files, those of equal length together, without padding.

@@ -20,6 +20,13 @@ def grid_fault(window: float, step: float, least: float = MIN_EMBED_SECONDS) -> 
     return ""
 
 
+def put_together(blocks: list[tuple]) -> tuple:
+    """(times (N, 2), rows (N, ..), {index: reason}) of consecutive blocks of windows, each given in the same way."""
+    begins = np.cumsum([0, *(len(times) for times, _, _ in blocks)]).tolist()
+    reasons = {begin + row: text for begin, (_, _, found) in zip(begins, blocks) for row, text in found.items()}
+    return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks]), reasons
+
+
 def sliding_windows(
     path, window: float, step: float, channel: str = "mix", sample_rate: int = SAMPLE_RATE, notes: list | None = None
 ):

@@ -14,8 +14,8 @@ def enrollment_weights(recordings: list[Acoustics | None]) -> np.ndarray:
     min(net speech, ``MOST_SPEECH``) x S / (S + S_half), S the signal-to-noise ratio as a ratio of powers: the share of
     a recording that is signal, as in a Wiener filter. Only the proportions of the weights matter.
     """
-    if any(recording is None for recording in recordings):
+    known = [(recording.speech, recording.snr) for recording in recordings if recording]
+    if len(known) < len(recordings):
         return np.ones(len(recordings))
-    speech = np.array([np.clip(recording.speech, 0.1, MOST_SPEECH) for recording in recordings if recording])
-    snr = np.array([recording.snr for recording in recordings if recording])
-    return speech / (1 + 10 ** ((HALF_SNR - snr) / 10))
+    speech, snr = np.array(known).T
+    return np.clip(speech, 0.1, MOST_SPEECH) / (1 + 10 ** ((HALF_SNR - snr) / 10))

@@ -1,15 +1,18 @@
 """Who speaks when: the windows of a recording, each compared with all who are enrolled, smoothed over time."""
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from corpus.audio import MIN_SECONDS
+from corpus.sliding import put_together
 from errors import UsageError
 from scoring.verification import EVEN, Verifier, percent
 
 TURN = 2.0  # seconds
+MOST_COMPARISONS = 1 << 20  # of windows with speakers at a time: about 100 MB
 NOBODY, SILENCE = "nobody", "silence"
 
 
@@ -151,7 +154,10 @@ def follow(verifier: Verifier, store, path, window: float, step: float, turn: fl
         )
     speakers = list(store.speakers.values())
     times, llrs, heard, reason = [], [], [], ""
-    for block, embeddings, reasons in verifier.model.iter_windows(path, window, step, min_seconds=MIN_SECONDS):
+    blocks = verifier.model.iter_windows(path, window, step, min_seconds=MIN_SECONDS)
+    at_once = max(1, MOST_COMPARISONS // (32 * len(speakers)))  # the speakers are prepared anew each time
+    while several := list(itertools.islice(blocks, at_once)):
+        block, embeddings, reasons = put_together(several)
         sound = np.array([row not in reasons for row in range(len(block))])
         part = np.zeros((len(block), len(speakers)))
         if sound.any():

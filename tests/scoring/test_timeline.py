@@ -4,14 +4,16 @@ import itertools
 import json
 import math
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from errors import UsageError
+from scoring import timeline
 from scoring.identification import speaker_posterior
 from scoring.plots import draw_timeline
-from scoring.timeline import Timeline, cells, smoothed
+from scoring.timeline import Timeline, cells, follow, smoothed
 
 
 def by_all_paths(llrs, heard, prior, stay, weight):
@@ -104,6 +106,25 @@ def test_rttm_has_one_line_a_named_segment_and_no_white_space_in_names():
     twins = Timeline(["a b", "a_b"], grid(7, 1.0), llrs, np.ones(7, bool), 0.5, 0.5, 1.0)
     with pytest.raises(UsageError, match="two speakers would be called 'a_b'"):
         twins.rttm("x")
+
+
+def test_speakers_are_prepared_once_for_many_windows(monkeypatch):
+    rng, calls = np.random.default_rng(4), []
+    blocks = [(grid(5) + 5 * k, rng.normal(size=(5, 2)), {1: "silent"} if k == 3 else {}) for k in range(6)]
+
+    def scores(speakers, embeddings, seconds):
+        calls.append(len(embeddings))
+        assert np.allclose(seconds, 3)
+        return None, embeddings
+
+    model = SimpleNamespace(iter_windows=lambda *args, **more: iter(blocks))
+    verifier = SimpleNamespace(calibrated=True, threshold_given=False, model=model, scores=scores)
+    store = SimpleNamespace(speakers={"ann": [], "bob": []})
+    whole = follow(verifier, store, "a.wav", 3.0, 1.0)
+    assert calls == [29] and np.flatnonzero(~whole.heard).tolist() == [16]
+    monkeypatch.setattr(timeline, "MOST_COMPARISONS", 130)
+    assert np.array_equal(follow(verifier, store, "a.wav", 3.0, 1.0).posteriors, whole.posteriors)
+    assert calls[1:] == [10, 9, 10]
 
 
 def conversation(rng, seconds, speakers, turn, prior, separation):
