@@ -144,11 +144,12 @@ def quantise(args, model, kind: str, out: Path) -> list[str]:
 
 
 def evaluate(read, model, kind: str, test_list: str, test_path: str) -> str:
-    """EER and minDCF with their intervals of an exported model, each file alone."""
+    """EER and minDCF with their intervals of an exported model, each file alone, or its speech by the key ``vad``."""
     import numpy as np
     import torch
 
     from corpus.audio import AudioError, least_samples, read_crop, wrap_pad
+    from corpus.speech import joined, kept_spans, no_speech
     from scoring.cosine import cosine_scores
     from scoring.figures import evaluation_metrics
     from scoring.intervals import trial_speakers
@@ -161,6 +162,9 @@ def evaluate(read, model, kind: str, test_list: str, test_path: str) -> str:
             x = read_crop(Path(test_path, file), channel=model.config.channel, sample_rate=rate).x
         except AudioError as error:
             raise UsageError(f"{Path(test_path, file)}: {error}") from error
+        x = joined(x, kept_spans(x, rate, model.vad))
+        if not len(x):
+            raise UsageError(f"{Path(test_path, file)}: {no_speech(model.vad)}")
         x = torch.from_numpy(wrap_pad(x, least_samples(rate))[None])
         rows.append(read(input_of(model, kind, x))[0].numpy())
     scores = cosine_scores(np.stack(rows), np.array([[number[a], number[b]] for a, b in zip(first, second)]))

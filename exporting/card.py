@@ -366,6 +366,12 @@ def limits(model, run: Run, export: Export) -> str:
             f"Of a recording longer than {window:g} s this trainer takes the mean over windows of that length; the "
             "file takes it whole."
         )
+    vad = run.config.get("vad", "none")
+    if vad != "none":
+        lines.append(
+            f"The figures are of the speech of each recording alone, as `vad: {vad}` finds it; the file takes a "
+            "recording as it is, so cut out before what is not speech."
+        )
     crop = run.config.get("max_frames")
     lines.append(
         f"Trained on crops of {crop / 100:g} s; how the error rates change with the length is unknown."

@@ -127,6 +127,25 @@ def test_a_calibration_of_score_py_tells_its_threshold_alone(trained, tmp_path):
     assert "Unknown: no evaluation of these weights" in text
 
 
+def test_the_speech_alone_of_recordings_is_told_and_measured(trained, data, tmp_path, monkeypatch):
+    checkpoint = trained / "model" / "model_best.model"
+    state = torch.load(checkpoint, weights_only=True)
+    state["config"]["vad"] = "energy"
+    torch.save(state, tmp_path / "v.model")
+    told = "The figures are of the speech of each recording alone, as `vad: energy` finds it; the file takes"
+    assert told not in card_of(checkpoint, tmp_path / "a.pt")
+    assert told in card_of(tmp_path / "v.model", tmp_path / "b.pt")
+    model, heard = load_model(tmp_path / "v.model"), []
+
+    def read(x):
+        heard.append(x.shape[1])
+        return torch.from_numpy(model.embed_batch(x))
+
+    monkeypatch.setattr("corpus.speech.kept_spans", lambda x, rate, vad: [(0, 9000)] if vad == "energy" else None)
+    export.evaluate(read, model, "waveform", str(data / "trials.txt"), str(data / "wav"))
+    assert set(heard) == {9000}
+
+
 def test_the_licence_of_its_owner_stays_and_other_files_are_not_replaced(trained, tmp_path, capsys):
     checkpoint, out = trained / "model" / "model_best.model", tmp_path / "x.pt"
     text = card_of(checkpoint, out, "--language", "Welsh")
