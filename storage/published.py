@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import yaml
 
@@ -55,7 +55,7 @@ def read_table(path=TABLE) -> dict[str, Published]:
         rows = plain_yaml.load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(rows, dict):
+    if not isinstance(rows, dict) or not rows:
         raise UsageError(f"{path}: expected rows by name")
     return {str(name): _row(str(name), row, f"{path}: {name}") for name, row in rows.items()}
 
@@ -78,7 +78,7 @@ def _row(name: str, row, where: str) -> Published:
         if value and (len(value) != letters or set(value) - set("0123456789abcdef")):
             raise UsageError(f"{where}: {key}: expected {letters} small hexadecimal digits, got '{value}'")
     for key in ("file", "config"):
-        if row[key] != PurePosixPath(row[key]).name or row[key].startswith("."):
+        if {PurePosixPath(row[key]).name, PureWindowsPath(row[key]).name} != {row[key]} or row[key].startswith("."):
             raise UsageError(f"{where}: {key}: expected the name of a file, got '{row[key]}'")
     if not (CONFIGS / f"{row['config']}.yaml").is_file():
         raise UsageError(f"{where}: config: no such file: configs/interop/{row['config']}.yaml")
@@ -103,7 +103,7 @@ def is_archive(path) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
         except (*DAMAGED, OSError):
-            return False  # what it is says the reader of checkpoints
+            return False  # the reader of checkpoints says what it is
     with open(path, "rb") as file:
         begin = file.read(262)
     packed = begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or begin[257:] == b"ustar"

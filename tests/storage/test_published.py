@@ -50,6 +50,13 @@ def test_the_page_has_the_table():
     assert markdown(ROWS) + END in page, "python -m storage.published docs/models.md"
 
 
+@pytest.mark.parametrize("text", ["", "{}", "- a", "3"])
+def test_a_table_without_rows_is_refused(text, tmp_path):
+    (tmp_path / "table.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"table\.yaml: expected rows by name"):
+        read_table(tmp_path / "table.yaml")
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -58,6 +65,7 @@ def test_the_page_has_the_table():
         ({"licence": ""}, "licence is missing"),
         ({"sha256": "AB"}, "sha256: expected 64 small hexadecimal digits"),
         ({"file": "../x.pt"}, "file: expected the name of a file"),
+        ({"file": r"a\x.pt"}, "file: expected the name of a file"),
         ({"file": ".ssh"}, "file: expected the name of a file"),
         ({"config": "none"}, "no such file: configs/interop/none.yaml"),
         ({"keys": "depth: 3"}, "keys: expected keys and values"),
