@@ -343,7 +343,7 @@ def load_model(path, config: str = "", device: str = "auto") -> SpeakerModel:
 
 
 def add_model_arguments(parser, required: bool = True, embeds: bool = True):
-    """Add the flags that ``model_from`` reads; of one that ``embeds`` also those that choose how."""
+    """Add the flags that ``model_from`` reads; for a command that ``embeds`` also those of how it computes."""
     parser.add_argument(
         "--initial_model", required=required, default="", metavar="CKPT", help="checkpoint of a trained model"
     )

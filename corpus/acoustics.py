@@ -45,7 +45,7 @@ class Acoustics:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Acoustics":
-        """What ``to_dict`` gave; ValueError or TypeError for anything else."""
+        """What ``to_dict`` gave; ValueError, KeyError or TypeError for anything else."""
         numbers = {k: float(v) for k, v in dict(values).items() if k != "codec"}
         if not np.isfinite(list(numbers.values())).all():
             raise ValueError("measures of a recording that are no numbers")

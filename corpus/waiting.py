@@ -1,4 +1,4 @@
-"""What waits of the augmentation of a batch: packed where the rows are drawn, done for all rows at once on a device.
+"""The part of a batch's augmentation that waits for the device: packed in the loader, done there for all rows at once.
 
 Rows go through their plug-ins side by side: all first operations of all first plug-ins, then the second ones. What is
 alike is done together: recordings are added in one product, responses of similar length are convolved by one Fourier

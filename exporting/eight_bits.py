@@ -17,8 +17,8 @@ SIZES = {"Shape", "Size"}  # what they give holds no value of a waveform
 def quantise_onnx(source: Path, target: Path) -> tuple[int, int]:
     """Quantise weights to int8, those before the first activation left as they are: (left, all) layers of weights.
 
-    A waveform and its power spectrum span 90 dB and more, which 256 steps cannot hold; a logarithm or the first
-    activation function makes values of a network of them. UsageError if there is no activation.
+    A waveform and its power spectrum span 90 dB and more, which 256 steps cannot hold. Behind a logarithm, or the first
+    activation function, values span no more than elsewhere in a network. UsageError if there is no activation.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -45,8 +45,8 @@ class LogisticCalibration:
         center, scale = x.mean(axis=0), x.std(axis=0)
         scale = np.where(scale > 1e-12 * np.maximum(np.abs(center), 1), scale, 1.0)
         targets = labels.sum()
-        weight = np.where(labels == 1, prior / targets, (1 - prior) / (len(labels) - targets)) * len(labels)
-        slopes, intercept = _regression((x - center) / scale, labels, weight / len(labels), RIDGE / len(labels))
+        weight = np.where(labels == 1, prior / targets, (1 - prior) / (len(labels) - targets))
+        slopes, intercept = _regression((x - center) / scale, labels, weight, RIDGE / len(labels))
         weights = slopes / scale
         # Trained on trials weighted to the prior, the regression gives posterior log odds: take the prior's off again.
         bias = intercept - weights @ center - np.log(prior / (1 - prior))
@@ -96,7 +96,7 @@ def _regression(x, labels, weight, ridge: float):
     def cost(theta):
         return weight @ softplus(sign * (x @ theta)) + theta @ (penalty * theta) / 2
 
-    theta, now = np.zeros(x.shape[1]), np.inf
+    theta = np.zeros(x.shape[1])
     now = cost(theta)
     for _ in range(MOST_STEPS):
         share = 1 / (1 + np.exp(-np.clip(x @ theta, -500, 500)))
@@ -144,10 +144,11 @@ def bayes_threshold(prior: float, c_miss: float = 1.0, c_fa: float = 1.0) -> flo
 def calibrated_llrs(scores, labels, speakers=None, prior: float = 0.5, folds: int = FOLDS, seed: int = 0):
     """Map scores (N,), or features (N, K), to natural-log likelihood ratios (N,), each trial by what others taught.
 
-    ``speakers`` (N, 2) of ``trial_speakers``: the map of a trial is learnt on the trials of neither of whose sides the
-    speaker is in the fold of one of its own two. Without them, or if the folds of so few speakers lack a class, folds
-    are of trials, whose maps know the speakers: a little too good. ``folds_over`` says which. A cosine is no likelihood
-    ratio; actDCF and Cllr of one are meaningless without this. ``prior``: that of ``LogisticCalibration.fit``.
+    ``speakers`` (N, 2) of ``trial_speakers`` are dealt into folds. A trial has two speakers; its map is learnt on the
+    trials that have none in the folds of these two. Without ``speakers``, or if they are so few that a class would be
+    missing, the trials are dealt instead: their maps know the speakers and are a little too good. ``folds_over`` says
+    which it was. A cosine is no likelihood ratio; actDCF and Cllr of one are meaningless without this. ``prior``: that
+    of ``LogisticCalibration.fit``.
     """
     x = _columns(scores)
     if x.shape[1] == 1:
@@ -174,7 +175,7 @@ def folds_over(labels, speakers, folds: int = FOLDS, seed: int = 0) -> str:
 
 
 def _folds_of_speakers(labels, speakers, folds: int, seed: int):
-    """Fold of the speaker of each side of the trials (N, 2), the lower first; None if a pair of folds leaves no class.
+    """Folds of the two speakers of each trial (N, 2), the lower first; None if what a pair leaves is of one class.
 
     Speakers are numbered in the order of their numbers, so that a list without some of its trials has the same folds.
     """

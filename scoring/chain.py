@@ -203,8 +203,8 @@ def _score_models(backend, source, trials, models, x, test_seconds, problems, we
     if weighs:
         sounds, weights = source.acoustics([utterances[i] for i in good]), np.empty(len(good))
         for group in set(groups.tolist()):
-            rows = np.flatnonzero(groups == group)
-            weights[rows] = enrollment_weights([sounds[row] for row in rows])
+            own = np.flatnonzero(groups == group)
+            weights[own] = enrollment_weights([sounds[row] for row in own])
     _, names, found = backend.score_trials(enrolled[good], x, pairs, groups, seconds, test_seconds, weights)
     features = np.full((len(first), found.shape[1]), np.nan)
     features[scoreable] = found

@@ -1,4 +1,4 @@
-"""Held-out trials to calibrate on, and whose speakers must not occur in the evaluation."""
+"""Held-out trials to calibrate on: drawn from a train list, and held against the speakers of the evaluation."""
 
 import numpy as np
 

@@ -1,7 +1,9 @@
 """What a calibration was learnt on, and in what a recording at hand differs from it."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,14 +12,31 @@ from corpus.audio import SAMPLE_RATE, AudioError
 
 MOST_FILES = 400  # that are listened to
 SHARES = (5, 95)  # percentiles that the range of a measure lies between
-# Measure -> (name, unit, what a unit is in the measure's own, share of the lower end that is still alike, of the upper
-# end, dB below the lower end, dB above the upper end). More length and less noise are alike at any time within reason.
+
+
+class Measure(NamedTuple):
+    """How a measure of ``Acoustics`` is shown, and how far from a range of it a recording may be and still be alike."""
+
+    title: str
+    unit: str
+    scale: float = 1.0  # of the unit in that of ``Acoustics``
+    least: float = 1.0  # times the lower end
+    most: float = 1.0  # times the upper end
+    below: float = 0.0  # dB under the lower end
+    above: float = 0.0  # dB over the upper end
+
+    def covers(self, ends: tuple, value: float) -> bool:
+        """Whether a value is alike to a range of ``ends`` (low, high)."""
+        highest = math.inf if self.most == math.inf else ends[1] * self.most + self.above
+        return ends[0] * self.least - self.below <= value <= highest
+
+
 MEASURES = {
-    "seconds": ("length", "s", 1.0, 0.5, 4.0, 0.0, 0.0),
-    "level": ("level", "dB", 1.0, 1.0, 1.0, 10.0, 10.0),
-    "snr": ("SNR", "dB", 1.0, 1.0, np.inf, 6.0, 0.0),
-    "bandwidth": ("bandwidth", "kHz", 1000.0, 0.8, 1.25, 0.0, 0.0),
-    "rate": ("rate", "kHz", 1000.0, 1.0, np.inf, 0.0, 0.0),
+    "seconds": Measure("length", "s", least=0.5, most=4.0),
+    "level": Measure("level", "dB", below=10.0, above=10.0),
+    "snr": Measure("SNR", "dB", below=6.0, most=math.inf),
+    "bandwidth": Measure("bandwidth", "kHz", 1000.0, least=0.8, most=1.25),
+    "rate": Measure("rate", "kHz", 1000.0, most=math.inf),
 }
 
 
@@ -57,12 +76,12 @@ class Heard:
     def unlike(self, recording: Acoustics) -> list[str]:
         """In what a recording differs from them, as 'length 1 s (2.9 to 4.5 s)'."""
         found = []
-        for name, (title, unit, scale, least, most, below, above) in MEASURES.items():
-            (low, high), value = self.ranges[name], getattr(recording, name)
-            highest = np.inf if most == np.inf else high * most + above
-            if not low * least - below <= value <= highest:
-                ends = f"{low / scale:.3g} to {high / scale:.3g}" if low != high else f"{low / scale:.3g}"
-                found.append(f"{title} {value / scale:.3g} {unit} ({ends} {unit})")
+        for name, measure in MEASURES.items():
+            (low, high), value, unit = self.ranges[name], getattr(recording, name), measure.unit
+            if not measure.covers((low, high), value):
+                low, high, value = (number / measure.scale for number in (low, high, value))
+                ends = f"{low:.3g} to {high:.3g}" if low != high else f"{low:.3g}"
+                found.append(f"{measure.title} {value:.3g} {unit} ({ends} {unit})")
         if recording.codec not in self.codecs:
             found.append(f"codec {recording.codec} ({', '.join(self.codecs)})")
         return found

@@ -1,7 +1,7 @@
-"""Class weights of which each process has a slice, and steps that were compared with a share of the classes.
+"""Class weights that are split over the processes, and steps in which only a share of the classes was drawn.
 
-``loss/classes.py`` computes with them. To the step a slice is a parameter as any other, but that its gradient is no
-other process's business.
+``loss/classes.py`` computes with them. A step treats a slice as any other parameter, except that its gradient is not
+averaged: no other process has these classes.
 """
 
 import contextlib
@@ -59,7 +59,8 @@ def check_optimizer(optimizer, config: Config):
 def guilty(step, at_fault: bool) -> bool:
     """Whether this process is to report a step that is not finite; ``at_fault``: its own rows are bad.
 
-    Where a slice of the class weights is bad, or its logits are of every process's rows, it is the process that has it.
+    A process whose slice of the class weights is bad reports before all others. A bad logit spoils the loss of every
+    process; then it is the one whose classes made it of a row that is finite.
     """
     sliced = [p for name, p in step.network.named_parameters() if name in step.slices]
     bad = not all(bool(p.isfinite().all()) for p in sliced)
@@ -78,10 +79,10 @@ def guilty(step, at_fault: bool) -> bool:
 
 @contextlib.contextmanager
 def drawn_rows_only(heads: "list[ClassHead]", optimizer, ranks):
-    """Context of an update that leaves rows of classes bit for bit, moments too, which no batch was compared with.
+    """Context of an update in which the classes that no batch was compared with stay bit for bit, moments too.
 
-    Their gradient is 0, but momentum, Adam's moments and weight decay would move them as if it had been computed. A
-    moment that the update makes is 0 there. Processes that have all classes each move the rows that any has touched.
+    Their gradient is 0, but momentum, Adam's moments and weight decay would move them all the same. A moment that the
+    update makes anew is 0 there. Where every process has all classes, each moves those that any process has touched.
     """
     kept = []
     for head in heads:

@@ -52,7 +52,9 @@ def emulation_note(config: Config, device) -> str:
         return ""
     if config.amp_dtype == "auto":
         computes_in_fp32 = choose_amp_dtype(config, device) is None
-        return "this processor has no bfloat16 instructions, so float32 is computed in" if computes_in_fp32 else ""
+        return (
+            "this processor has no bfloat16 instructions, so this run computes in float32" if computes_in_fp32 else ""
+        )
     if not is_emulated(getattr(torch, config.amp_dtype), device):
         return ""
     other = "float16" if device.type == "cuda" else "float32"

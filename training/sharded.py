@@ -1,8 +1,8 @@
 """Weights, gradients and moments of which each process keeps a share, by torch's fully_shard (FSDP2).
 
 The blocks of the model are gathered one after the other as they are computed, and given up again; a gradient goes to
-the process whose share it is of (Rajbhandari et al. 2020, ZeRO stage 3). What is gathered is fp32, and autocast
-computes in 16 bit as without: a step is that of a run that keeps everything everywhere, but for the order of sums.
+the process whose share it is of (Rajbhandari et al. 2020, ZeRO stage 3). The gathered weights are fp32, and
+autocast makes 16 bit of them as it does without: a step differs in the order of sums only.
 """
 
 import contextlib
@@ -51,8 +51,9 @@ def is_sharded(network: nn.Module) -> bool:
 class Sharded:
     """A sharded network as it is called to train, with the interface of DistributedDataParallel.
 
-    Every pass begins with the buffers of the main process, as there. Each batch of a window leaves its gradients with
-    the processes that they belong to: kept whole until the last batch they would take the memory that is to be saved.
+    Every pass begins with the buffers of the main process, as there. Gradients go to the processes that they belong to
+    after each batch of a window, and not after the last alone: kept whole they would take the memory that is to be
+    saved.
     """
 
     def __init__(self, network: nn.Module, ranks):

@@ -24,7 +24,7 @@ def configure(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     written, print_config = read_settings(argv, notes, mistakes)
     with mistakes.collected():
         theirs = _settings_of_initial_model(written)
-    taken = _adopted(written, theirs)
+    taken = adopted(written, theirs) if theirs else {}
     written.update(taken)
     notes.extend(_describe(taken, written))
     config = resolve(written, notes, mistakes)
@@ -50,12 +50,6 @@ def _settings_of_initial_model(written: dict[str, Setting]) -> dict[str, Setting
     from storage import checkpoint
 
     return model_settings(checkpoint.load(path), path)
-
-
-def _adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:
-    if not theirs:
-        return {}
-    return adopted(written, theirs)
 
 
 def _describe(taken: dict[str, Setting], written: dict[str, Setting]) -> list[str]:
