@@ -47,7 +47,7 @@ def find_dumps(paths) -> list[Path]:
     found = []
     for path in map(Path, paths or ["exps"]):
         if path.is_dir():
-            names = {"nan_*.pt": "debug_nan", "spike_*.pt": "debug_nan", "nan_trials_epoch_*.txt": "result"}
+            names = {"nan_*.pt": "debug_nan", "spike_*.pt": "debug_nan", "nan_trials*_epoch_*.txt": "result"}
             patterns = [f"{'**' if paths else f'*/{folder}'}/{name}" for name, folder in names.items()]
             inside = [file for pattern in patterns for file in path.glob(pattern)]
             found += sorted(inside, key=lambda p: p.stat().st_mtime)

@@ -6,18 +6,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from corpus.audio import AudioError, read_audio
+from corpus.crop import is_there
 from corpus.lists import LIST_TEXT, columns_of
+from corpus.measuring import Source, measure
 from errors import first_line, plural
 from postmortem.fixes import recommendation
 from postmortem.report import recommendation_lines
 from settings import plain_yaml
 from storage.restricted import DumpError, printable
 
-NAME = re.compile(r"nan_trials_epoch_(\d+)\.txt")
+NAME = re.compile(r"nan_trials(?:_(.+))?_epoch_(\d+)\.txt")  # the name of a list that does not decide, the epoch
 MAX_BYTES = 1 << 28
 LOOKED_AT = 20  # files that are read and named
 SOUND = "the file is finite"
@@ -71,25 +71,25 @@ def cover(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def describe_file(root: Path, name: str) -> tuple[str, int | None]:
-    """Return what is wrong with a test file, in words, and its first bad sample."""
-    path = root / name
-    if not path.is_file():
+    """Return what is wrong with a test file, in words, and its first bad sample, counted at its own rate."""
+    path = str(root / name)
+    if not is_there(path):
         return "no such file here", None
-    try:
-        audio, *_ = read_audio(path)
-    except AudioError as error:
-        return f"cannot be used: {error}", None
-    wrong = np.flatnonzero(~np.isfinite(audio))
-    if len(wrong):
-        return f"{plural(len(wrong), 'sample')} with NaN or Inf, the first is sample {wrong[0]}", int(wrong[0])
-    return f"{SOUND} (peak {np.abs(audio).max():.3g}), but the network gives NaN or Inf for it", None
+    found = measure(Source(path, path, {"test"}))
+    if found.error:
+        return f"cannot be used: {found.error}", None
+    if found.bad:
+        text = f"{plural(found.bad, 'sample')} with NaN or Inf, the first is sample {found.first_bad}"
+        return text, found.first_bad
+    return f"{SOUND} (peak {found.peak:.3g}), but the network gives NaN or Inf for it", None
 
 
-def recorded_files(path: Path, epoch: str | None) -> list[str]:
+def recorded_files(path: Path) -> list[str]:
     """The files whose embeddings were not finite, as the run's metrics.jsonl has them; [] if it does not say."""
-    metrics = path.parent / "metrics.jsonl"
-    if epoch is None or not metrics.is_file():
+    metrics, name = path.parent / "metrics.jsonl", NAME.fullmatch(path.name)
+    if name is None or not metrics.is_file():
         return []
+    listed, epoch = name[1], int(name[2])
     files: list[str] = []
     with open(metrics, encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -97,13 +97,14 @@ def recorded_files(path: Path, epoch: str | None) -> list[str]:
                 event = json.loads(line) if '"nan_files"' in line else {}
             except json.JSONDecodeError:  # of a run that was killed as it wrote
                 continue
-            if isinstance(event, dict) and event.get("event") == "eval" and event.get("epoch") == int(epoch):
-                files = [str(name) for name in event.get("nan_files", [])]
+            if isinstance(event, dict) and event.get("event") == "eval" and event.get("epoch") == epoch:
+                of_list = event.get("lists", {}).get(listed, {}) if listed else event
+                files = [str(file) for file in of_list.get("nan_files", [])]
     return files
 
 
 def test_folder(path: Path, roots) -> Path:
-    """The folder of the test files: test_path of the run's config.yaml, where it is now."""
+    """The folder of the test files where it is now: that of their list, or test_path, in the run's config.yaml."""
     config = path.parent / "config.yaml"
     if not config.is_file():
         return Path()
@@ -112,7 +113,12 @@ def test_folder(path: Path, roots) -> Path:
             settings = plain_yaml.load(file.read(plain_yaml.MOST_CHARACTERS + 1))
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise DumpError(f"{config}: cannot be read: {first_line(error)}") from error
-    root = Path(str(settings.get("test_path", "."))) if isinstance(settings, dict) else Path()
+    settings = settings if isinstance(settings, dict) else {}
+    lists, name, root = settings.get("test_list"), NAME.fullmatch(path.name), settings.get("test_path", ".")
+    if isinstance(lists, dict) and lists:
+        entry = lists.get((name and name[1]) or settings.get("best_list") or next(iter(lists)))
+        root = entry.get("root", root) if isinstance(entry, dict) else root
+    root = Path(str(root))
     for old, new in roots:
         if root.is_relative_to(old):
             return Path(new) / root.relative_to(old)
@@ -120,12 +126,15 @@ def test_folder(path: Path, roots) -> Path:
 
 
 def analyse_trials(path, roots=()) -> EvaluationFault:
-    """Analyse a file result/nan_trials_epoch_N.txt of a run; ``roots``: pairs (old, new) of folders that were moved."""
+    """Analyse a file result/nan_trials_epoch_N.txt of a run; ``roots``: pairs (old, new) of folders that were moved.
+
+    That of a list E which does not decide is nan_trials_E_epoch_N.txt.
+    """
     path = Path(path)
     pairs = read_pairs(path)
     name = NAME.fullmatch(path.name)
     root = test_folder(path, roots)
-    recorded = recorded_files(path, name[1] if name else None)
+    recorded = recorded_files(path)
     files = recorded or candidates(pairs)
     found = [(file, *(describe_file(root, file) if i < LOOKED_AT else ("", None))) for i, file in enumerate(files)]
     bad = [file for file, text, _ in found if text and not text.startswith(SOUND)]
@@ -135,7 +144,7 @@ def analyse_trials(path, roots=()) -> EvaluationFault:
     if recorded:
         evidence.append("the embeddings of these files were not finite (metrics.jsonl)")
     left = [pair for pair in pairs if not set(pair) & set(bad)]
-    when = f" of epoch {name[1]}" if name else ""
+    when = f" of epoch {name[2]}" if name else ""
     lost = f"{plural(len(pairs), 'trial')}{when} got no finite score"
     if bad and not left:
         blame = f"{plural(len(bad), 'file')} with bad audio account{'s' if len(bad) == 1 else ''} for all of them"
