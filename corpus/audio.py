@@ -12,7 +12,7 @@ from config import SAMPLE_RATE, frame_samples
 from corpus.containers import AudioError
 from corpus.decode import BLOCK, Recording, native, reading
 
-__all__ = ["AudioError", "audio_length", "native", "read_audio", "read_blocks", "read_crop", "resample", "wrap_pad"]
+__all__ = ["AudioError", "audio_length", "native", "read_blocks", "read_crop", "resample", "wrap_pad"]
 
 # What a recording must have: for an embedding one window of features, to be enrolled or decided on a bit of speech.
 MIN_EMBED_SECONDS, MIN_SECONDS = 0.025, 0.3
@@ -89,7 +89,7 @@ def _low_pass(factor: int) -> np.ndarray:
 
 
 def read_blocks(path, samples: int = BLOCK, notes: list | None = None):
-    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored; AudioError as ``read_audio``.
+    """Yield (rate, block (samples, channels) float32) of a whole file as it is stored; AudioError as ``read_crop``.
 
     ``notes`` gets the (kind, text) on the file once all of it was read.
     """
@@ -112,12 +112,6 @@ def decibels(x: np.ndarray) -> float:
 def wrap_pad(x: np.ndarray, samples: int) -> np.ndarray:
     """Repeat a short signal up to ``samples``."""
     return np.pad(x, (0, samples - len(x)), "wrap") if len(x) < samples else x
-
-
-def read_audio(path, samples=0, position=0.0, speed: Fraction = NORMAL, first_channel=False, start=None):
-    """Read as ``read_crop`` does -> (x, start, rate, channels); ``first_channel``: the first one, not the mean."""
-    crop = read_crop(path, samples, position, speed, start, "1" if first_channel else "mix")
-    return crop.x, crop.start, crop.rate, crop.channels
 
 
 def read_crop(

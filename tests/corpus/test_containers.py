@@ -9,8 +9,9 @@ import threading
 import numpy as np
 import pytest
 import soundfile
+from recordings import read_audio
 
-from corpus.audio import AudioError, audio_length, read_audio, read_blocks, read_crop
+from corpus.audio import AudioError, audio_length, read_blocks, read_crop
 from corpus.containers import examine
 from corpus.decode import Recording
 

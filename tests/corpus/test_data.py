@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recordings import read_audio
 
 from config import Config
-from corpus.audio import AudioError, audio_length, read_audio, samples_of
+from corpus.audio import AudioError, audio_length, samples_of
 from corpus.augmentation import AugmentWAV, find_noise
 from corpus.lists import read_train_list, read_trials
 from corpus.loader import make_loader

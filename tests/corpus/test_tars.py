@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recordings import read_audio
 from trainers import loaded_batches
 
 import pack_data
-from corpus.audio import read_audio
 from corpus.crop import Crop
 from corpus.list_forms import why_no_list
 from corpus.pack import Pack

@@ -15,8 +15,8 @@ import pytest
 import soundfile
 import torch
 from programs import analyser
+from recordings import read_audio
 
-from corpus.audio import read_audio
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.diagnosis import diagnose

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import soundfile
 import torch
+from recordings import read_audio
 
-from corpus.audio import read_audio
 from errors import Finished, UsageError
 from postmortem.analysis import analyse
 from training.precision import LossScaler
