@@ -4,9 +4,10 @@ A change is verified if the step is finite with it, rows that were sound keep lo
 silenced, and the next steps on the batch are finite too.
 """
 
+import functools
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,12 +22,14 @@ from utils import total_norm
 
 TRIALS = 24  # changes of the code that are tried for one fault
 MOST_SOUND = 16  # sound rows that are compared
+MORE_TRIALS = 6  # after a change that float64 does not bear out
 LINES = 4  # changes that are combined, if the step fails at another line after the first
 TOLERANCE = 1e-4  # relative difference of loss and gradient that a change may make for sound rows
 MINOR = (
     0.1  # share of the whole gradient's norm below which that of a weight is judged by the whole: it may be rounding
 )
 WHOLE = 1e-3  # that of a whole batch's loss: of its rows at fault the change may move the value, to bound the slope
+EXACT = 1e-2  # that of the loss with a change from the loss in float64 without it
 STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
 FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a change
 FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
@@ -65,6 +68,7 @@ class Trial:
     outcome: str
     objection: str = ""
     record: Record | None = None
+    loss: float = math.nan
 
 
 @dataclass
@@ -108,31 +112,51 @@ class CodeSearch:
     # --------------------------------------------------------------------------------------------------- the search
 
     def run(self, source: str, record) -> CodeFix | None:
-        """Return the first change, or chain of changes, that is verified; None if there is none."""
+        """Return the first change, or chain of changes, that is verified; None if there is none.
+
+        Where the unchanged step is finite in float64, a change that gives the loss of float64 goes before others.
+        """
         path, _, number = source.rpartition(":")
         file = path_of(path)
         if not number.isdigit() or file is None:
             return None
         before = file.read_text(encoding="utf-8")
         text, words, line = before, [], int(number)
+        found, most = None, TRIALS
         for _ in range(LINES):
             following = None  # the first change after which another operation of the file fails
             for change, after in rewrites(text, line, record):
-                if self.tried >= TRIALS or self.case.time_left() < 0:
-                    return None
+                if self.tried >= most or self.case.time_left() < 0:
+                    return found
                 patch = SourcePatch(path, before, after)
                 trial = self.attempt(patch, look_further=following is None)
                 if trial.finite and not trial.objection:
-                    return CodeFix(patch, [*words, change], trial.outcome)
+                    fix, inexact = CodeFix(patch, [*words, change], trial.outcome), self.inexact(trial.loss)
+                    if not inexact:
+                        return fix
+                    if found is None:
+                        found, most = replace(fix, outcome=fix.outcome + inexact), min(most, self.tried + MORE_TRIALS)
                 if trial.objection:
                     self.objections.append(f"{change}: {trial.objection}")
                 if following is None and trial.record is not None and self.moved(trial.record, path, line, record):
                     following = after, change, trial.record
-            if following is None:
-                return None
+            if following is None or found is not None:
+                return found
             text, change, record = following
             words, line = [*words, change], int(record.site.source.rpartition(":")[2])
-        return None
+        return found
+
+    def inexact(self, loss: float) -> str:
+        """How the loss with a change differs from that of float64 without it; '' if it does not, or is not known."""
+        if math.isnan(self.exact) or close(loss, self.exact, EXACT):
+            return ""
+        return f"; but in float64, where the unchanged step is finite, the loss is {self.exact:.4g}"
+
+    @functools.cached_property
+    def exact(self) -> float:
+        """The loss of the unchanged step in float64 if it is finite there, else NaN."""
+        outcome = self.replay.run(dtype="float64")
+        return outcome.loss if outcome.finite else math.nan
 
     def attempt(self, patch: SourcePatch, look_further: bool) -> Trial:
         """Try a change; ``look_further`` finds the operation that fails then."""
@@ -144,7 +168,7 @@ class CodeSearch:
                     record = self.next_record() if look_further and not outcome.error else None
                     return Trial(False, str(outcome), record=record)
                 objection, compared = self.judge(outcome)
-                return Trial(True, f"with it: {outcome}{compared}", objection)
+                return Trial(True, f"with it: {outcome}{compared}", objection, loss=outcome.loss)
         except ReplayError as error:
             return Trial(False, str(error))
 
@@ -293,6 +317,8 @@ def advice_for(record) -> str:
 class UpdateSearch(CodeSearch):
     """Tries changes of the optimizer's code on the update of the dump."""
 
+    exact = math.nan  # the loss does not change
+
     def sound_part(self):
         """No gradient is compared: the step before the update does not change."""
         return None
@@ -308,6 +334,8 @@ class UpdateSearch(CodeSearch):
 
 class RetrainingSearch(CodeSearch):
     """Tries changes of the optimizer's code on training steps from an earlier state."""
+
+    exact = math.nan
 
     def __init__(self, case, columns=()):
         self.retraining = case.retraining

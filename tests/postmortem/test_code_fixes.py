@@ -8,8 +8,9 @@ import pytest
 import torch
 from programs import ROOT
 
+from postmortem import code_fixes
 from postmortem.case import Case
-from postmortem.code_fixes import CodeSearch
+from postmortem.code_fixes import CodeSearch, Trial, survives
 from postmortem.probe import Range
 from postmortem.rewrites import BELOW_ONE, Line, rewrites, rewrites_of_file
 from postmortem.source_patch import SourcePatch
@@ -197,3 +198,40 @@ def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
     with case.replay.patched(SourcePatch("loss/softmax.py", text, after)):
         found = search.silenced() if "silenced" in kind else search.difference(search.trial())
     assert objection in found and bool(found) == bool(objection)
+
+
+@pytest.mark.parametrize("losses, chosen, said", [([1.2, 1.001], "change 1", ""), ([1.2, 1.3], "change 0", "is 1")])
+def test_a_change_that_gives_what_float64_gives_goes_first(monkeypatch, losses, chosen, said):
+    """A floor may keep a step finite and make another value of it: that is said, if no other change is better."""
+    candidates = [(f"change {number}", str(number)) for number in range(len(losses))]
+    monkeypatch.setattr(code_fixes, "rewrites", lambda *given: candidates)
+    monkeypatch.setattr(
+        CodeSearch, "attempt", lambda self, patch, **more: Trial(True, "with it", loss=losses[int(patch.after)])
+    )
+    monkeypatch.setattr(CodeSearch, "exact", 1.0)
+    search = CodeSearch.__new__(CodeSearch)
+    search.case, search.tried, search.objections = SimpleNamespace(time_left=lambda: 1.0), 0, []
+    found = search.run("loss/softmax.py:24", record("div", [1.0], [0.0]))
+    assert found.words == [chosen] and found.outcome.endswith(said)
+    assert ("in float64" in found.outcome) == bool(said)
+
+
+@pytest.mark.parametrize("least, expected", [(0.9, True), (0.975, False)])
+def test_a_fix_must_last_for_the_next_steps_on_the_batch(least, expected):
+    """Each goes on from the weights of the one before, down the gradient, by 0.01 of this weight."""
+    seen = []
+
+    def run(columns, settings, edit, after):
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(network.weight)
+        edit(network)
+        network.weight.sum().backward()
+        seen.append(network.weight.item())
+        finite = seen[-1] > least
+        if finite:
+            after(network)
+        return SimpleNamespace(finite=finite)
+
+    case = SimpleNamespace(small=None, replay=SimpleNamespace(run=run))
+    assert survives(case, {}) is expected
+    assert seen == pytest.approx([1.0, 0.99, 0.98, 0.97, 0.96][: len(seen)]) and len(seen) == (5 if expected else 4)
