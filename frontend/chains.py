@@ -105,15 +105,15 @@ def _decibels(power):
 
 @dataclass(frozen=True)
 class Preset:
-    """What a toolkit does of its own on the way from a waveform to features; see ``Chain`` for the whole way.
+    """What a toolkit does its own way between a waveform and features; ``Chain`` is the whole way.
 
-    ``banks``: mel filters (bins, n_mels) of their number, the bins of the spectrum and the rate.
-    ``log``: of the mel power. ``offset``: is added before; then the logarithm may be left out (``log_input``).
-    ``window``: of so many samples; None is the one that a model asks for.
-    ``pad_mode``: frames lie around each step, and a frame reaches over the ends so; "" is within the waveform.
-    ``ends``: what is put to a waveform whose frames lie within it: "zeros" of half a step, or "mirrored" as by Kaldi.
+    ``banks``: (number of filters, bins of the spectrum, rate) -> mel filters (bins, filters).
+    ``log``: of the mel power. An ``offset`` is added to that before; then ``log_input`` may leave the logarithm out.
+    ``window``: of so many samples; None for the one that a model asks for.
+    ``pad_mode``: how the ends are padded for frames that lie around each step; "" for frames within the waveform.
+    ``ends``: what a waveform of such frames gets at its ends: "zeros" of half a step, or "mirrored" as by Kaldi.
     ``size_of_window``: the Fourier transform has as many points as the window, not the next power of 2.
-    ``preemphasis``: of the whole waveform. ``in_frames``: Kaldi's, of each frame, whose mean is taken off before.
+    ``preemphasis``: of the whole waveform. ``in_frames``: of each frame, once its mean is taken off, as by Kaldi.
     ``full_scale``: what a sample of 1 becomes. ``bounds``: of the power spectrum.
     ``least_level``: is added to the deviation that ``wave_norm`` divides by.
     """

@@ -416,7 +416,7 @@ def check_stage(place, stage, over_time):
 
 
 def front_end(features, n_mels, input_norm, spec_augment, sample_rate, plugin, frame_step, wave_norm):
-    """The front end of a ReDimNet, as ``FrontEnd`` takes it."""
+    """Build the front end of a ReDimNet or ReDimNet2."""
     options = {"sample_rate": sample_rate, "plugin": plugin, "frame_step": frame_step, "wave_norm": wave_norm}
     return FrontEnd(features, n_mels, input_norm, spec_augment=tuple(spec_augment), **options)
 
