@@ -124,6 +124,9 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
     speakers = _map(folder / "utt2spk")
     genders, sessions = (_map(p) if (p := folder / name).is_file() else {} for name in ("spk2gender", "utt2sess"))
     segments = _map(folder / "segments") if (folder / "segments").is_file() else None
+    empty = "wav.scp" if not files else "segments" if segments == {} else ""
+    if empty:
+        raise UsageError(f"{folder / empty}: has no line")
     utterances = []
     for key, (number, columns) in (segments or {name: (0, [name]) for name in files}).items():
         where = f"{folder / 'segments'}:{number}"

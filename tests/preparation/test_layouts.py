@@ -200,6 +200,8 @@ WRONG = [
     ("segments", "ann-call1-1 call9 0 1\n", r"segments:1: expected 'utterance recording start end'"),
     ("segments", "ann-call1-1 call1 2 1\n", r"segments:1: the segment ends before it starts"),
     ("segments", "eve-call1-1 call1 0 1\n", r"utt2spk: has no line 'utterance speaker' for 'eve-call1-1'"),
+    ("segments", "\n", r"segments: has no line"),
+    ("wav.scp", "", r"wav\.scp: has no line"),
     ("utt2sess", "ann-call1-1\n", r"utt2sess:1: expected 'utterance session'"),
     ("wav.scp", "call1 sox x.wav -r 8000 -t wav - |\n", r"wav.scp:1: a pipe, which is not run here"),
 ]
