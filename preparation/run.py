@@ -71,7 +71,9 @@ def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
         print(f"{path}: {corpus.said}", flush=True)
         corpora.append(corpus)
     if not any(corpus.utterances for corpus in corpora):
-        raise UsageError("prepare_data.py: only noise, and no recordings of people: give a corpus of them too")
+        if any(corpus.musan or corpus.rirs for corpus in corpora):
+            raise UsageError("prepare_data.py: only noise, and no recordings of people: give a corpus of them too")
+        raise UsageError("prepare_data.py: no recording of a person in what was given")
     return corpora
 
 

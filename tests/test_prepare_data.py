@@ -144,6 +144,16 @@ def test_what_cannot_be_prepared_is_one_line(people, tmp_path, capsys):
     assert not (tmp_path / "x" / "train_list.txt").exists()
 
 
+def test_corpora_without_anybody_are_told_from_noise_alone(tmp_path, capsys):
+    for name in ("voices/clips", "musan/noise", "musan/music", "musan/speech"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "voices" / "validated.tsv").write_text("client_id\tpath\n")
+    assert prepare(tmp_path / "voices", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == "prepare_data.py: no recording of a person in what was given\n"
+    assert prepare(tmp_path / "voices", tmp_path / "musan", "--out", tmp_path / "out") == 2
+    assert "only noise, and no recordings of people" in capsys.readouterr().err
+
+
 def test_the_configuration_is_the_small_one_with_other_places(tmp_path):
     base = ROOT / "configs" / "small_speech.yaml"
     write_config(tmp_path / "c.yaml", base, {"train_list": r"C:\lists\1: a #.txt", "save_path": "exps/é"})
