@@ -13,7 +13,7 @@ from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
 from corpus.tars import ENDING, is_member, shards_of
 from corpus.train_list import read_train_lists
-from errors import Mistakes, UsageError, plural
+from errors import Mistakes, UsageError, plural, suggested
 from settings import plugins, policy
 from settings.injections import parse_injections
 
@@ -134,12 +134,18 @@ def check_teacher(config: Config, passes, refuse):
             if getattr(config, key):
                 refuse(key, "a teacher needs its weights: set teacher_checkpoint, or leave this key out")
         return
-    passes("teacher_checkpoint", no_file(config.teacher_checkpoint))
+    if passes("teacher_checkpoint", no_file(config.teacher_checkpoint)) and written_by_run(config):
+        refuse(
+            "teacher_checkpoint",
+            f"'{config.teacher_checkpoint}' is a checkpoint of this very run (save_path: {config.save_path}), which "
+            "writes it anew while it learns from it; copy it elsewhere, or give the run another save_path",
+        )
     passes("teacher_config", no_file(config.teacher_config) if config.teacher_config else "")
     if not config.freeze_teacher:
         refuse("freeze_teacher", "false: a teacher that trains along comes to give what its student does; leave it out")
     if config.teacher_model and plugins.declaration("models", config.teacher_model) is None:
-        refuse("teacher_model", f"no plug-in 'models/{config.teacher_model}.py'")
+        meant = suggested(config.teacher_model, plugins.available("models"))
+        refuse("teacher_model", f"no plug-in 'models/{config.teacher_model}.py'{meant}")
     kind = config.distillation_type
     for key in ("class_parallel", "class_sample_rate") if kind != "cosine" else ():
         if getattr(config, key) != KEYS[key].default:
@@ -147,6 +153,13 @@ def check_teacher(config: Config, passes, refuse):
             refuse("distillation_type", text)
     if kind == "cosine" and config.distillation_alpha == 1 and config.freeze_epochs:
         refuse("freeze_epochs", "trains the loss's weights alone, and distillation_alpha 1 leaves them out of the loss")
+
+
+def written_by_run(config: Config) -> bool:
+    """Whether ``teacher_checkpoint`` is one of the files that the run itself writes, by whatever path it is named."""
+    teacher = Path(os.path.realpath(config.teacher_checkpoint))
+    own = teacher.name.startswith(("last", "model_best.", "model0")) and teacher.suffix in (".model", ".safetensors")
+    return own and teacher.parent == Path(os.path.realpath(config.save_path)) / "model"
 
 
 def root_key(config: Config, kind: str, source) -> str:

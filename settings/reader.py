@@ -236,8 +236,7 @@ def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Sett
     for name, setting in _rename_aliases(command_line, notes, mistakes).items():
         if name in written and name != "config" and str(written[name].value) != str(setting.value):
             old = written[name]
-            before = "an empty value" if old.value in ("", None) else _shown(old.value)
-            notes.append(f"{name}: {setting.value} (command line) overrides {before} ({old.where})")
+            notes.append(f"{name}: {setting.value} (command line) overrides {in_words(old.value)} ({old.where})")
         written[name] = setting
     for name in [name for name in written if name in REFUSED]:
         mistakes.add(f"{_unknown_place(written.pop(name), name)} is not supported: {REFUSED[name]}")
@@ -448,7 +447,7 @@ def table_defaults(config: Config, written: dict) -> list[str]:
         name = getattr(config, plugins.CHOSEN_BY[folder])
         own = plugins.known_declaration(folder, name).keys if name else {}
         differing = [
-            f"{key}: {_shown(KEYS[key].default)} (its own is {_shown(default)})"
+            f"{key}: {in_words(KEYS[key].default)} (its own is {in_words(default)})"
             for key, default in own.items()
             if key in KEYS and key not in written and default not in (KEYS[key].default, None, plugins.UNKNOWN)
         ]
@@ -457,8 +456,11 @@ def table_defaults(config: Config, written: dict) -> list[str]:
     return lines
 
 
-def _shown(value):
-    return str(value).lower() if isinstance(value, bool) else value
+def in_words(value) -> str:
+    """A value of the configuration as a YAML file has it, or that it is empty."""
+    if value in ("", None):
+        return "an empty value"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _unknown_message(name: str, setting: Setting, declared) -> str:

@@ -8,6 +8,7 @@ from config import KEYS, Config
 from corpus.sources import shown
 from errors import UsageError
 from settings import plugins
+from settings.reader import in_words
 from settings.user_code import changed_since
 from storage import checkpoint
 from training import equality
@@ -140,12 +141,13 @@ class RunState:
             )
             self.log(f"  {text}")
         for name in sorted(changed - {"config", "preflight"}):
-            self.log(f"  {name}: {old[name]} before, {getattr(self.config, name)} now")
+            self.log(f"  {name}: {in_words(old[name])} before, {in_words(getattr(self.config, name))} now")
         sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)
         if sources:
             self.log(f"  source changed since this state was saved: {', '.join(sources)}")
         if facts_of_teacher(self.step.network).get("teacher") != state.get("teacher") and not {*changed} & TEACHER:
-            self.log("  the files of the teacher have changed since this state was saved")
+            files = " and ".join(filter(None, (self.config.teacher_checkpoint, self.config.teacher_config)))
+            self.log(f"  {files} changed since this state was saved: the student goes on with another teacher")
         self.begin_anew(differences(self.protocol, state, self.files.result))
 
     def begin_anew(self, differing: list[str]):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import programs
@@ -313,4 +314,30 @@ def test_a_teacher_that_has_changed_is_told_on_resuming(settings, tools, teacher
     state = torch.load(teacher, weights_only=True)
     torch.save({**state, "step": 7}, teacher)
     assert trainSpeakerNet.main(words({**keys, "max_epoch": 2}, device="cpu")) == 0
-    assert "the files of the teacher have changed since this state was saved" in capsys.readouterr().out
+    assert (
+        f"  {teacher} changed since this state was saved: the student goes on with another" in capsys.readouterr().out
+    )
+    assert trainSpeakerNet.main(words({**settings, "max_epoch": 2}, device="cpu")) == 0
+    assert f"teacher_checkpoint: {teacher} before, an empty value now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["last.model", "last_previous.model", "model_best.safetensors", "model000000001.model"]
+)
+def test_a_teacher_that_the_run_itself_writes_is_refused(settings, teacher, capsys, tmp_path, name):
+    run = tmp_path / "itself"
+    (run / "model").mkdir(parents=True)
+    shutil.copy(teacher, run / "model" / name)
+    (tmp_path / "link").symlink_to(run)
+    keys = {**settings, "save_path": run}
+    assert trainSpeakerNet.main(words({**keys, "teacher_checkpoint": tmp_path / "link" / "model" / name})) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "is a checkpoint of this very run (save_path" in told, told
+    shutil.copy(teacher, run / "model" / "teacher.model")
+    more = words({**keys, "teacher_checkpoint": run / "model" / "teacher.model"})
+    assert trainSpeakerNet.main([*more, "--print_config"]) == 0
+
+
+def test_a_teacher_of_an_unknown_model_is_told_the_nearest_name(settings, teacher, capsys):
+    assert trainSpeakerNet.main(words(settings, teacher_checkpoint=teacher, teacher_model="ECAPA")) == 2
+    assert "no plug-in 'models/ECAPA.py' - did you mean 'ECAPA_TDNN'?" in capsys.readouterr().err
