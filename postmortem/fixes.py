@@ -280,7 +280,7 @@ def changes_of_code(case, finding, kind, record=None) -> list[dict]:
     search = kind(case, finding.columns)
     found = search.run(finding.source, record)
     if found is not None:
-        text = f"{finding.source}: {'; '.join(found.words)}"
+        text = f"{finding.source}: {'; '.join(dict.fromkeys(found.words))}"
         return [recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
     tried = (
         f"{plural(search.tried, 'change')} of the line tried, none verified" if search.tried else "no change is known"
@@ -440,7 +440,7 @@ def for_schedule(case, finding) -> list[dict]:
         fixes.append(recommendation(f"set {key} to 1 (now 0)", "set", {key: 1}, True, outcome))
     found = schedule_fix(case)
     if found is not None:
-        text = f"{finding.source}: {'; '.join(found.words)}"
+        text = f"{finding.source}: {'; '.join(dict.fromkeys(found.words))}"
         return [*fixes, recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
     text = f"{finding.source}: return a finite, smaller learning rate"
     outcome = "no change of its code is known that keeps the other rates"

@@ -22,7 +22,8 @@ class Line:
     half: bool = False  # it computes in float16
     below_one: tuple = ("1e-6", "1e-7", "6e-8", "1e-4")  # distances from 1 to try; 1 - 6e-8 is the next below 1
     of_numbers: bool = False  # what is not known to be a tensor is taken for a plain number
-    divisor_positive: bool | None = None  # None if the divisor is not a tensor of floating-point numbers
+    divisor_positive: bool | None = None  # None if the divisor is not known to be a tensor of floating-point numbers
+    divisor_whole: bool = False  # it is none: a plain number or a tensor of whole numbers
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
     if statement is None:
         return []
     half = record.dtype == "float16"
-    divisor = record.operands[1] if len(record.operands) > 1 and record.op_name in ("div", "true_divide") else None
-    positive = None if divisor is None or math.isnan(divisor.smallest) else divisor.smallest >= 0
+    divisors = record.operands[1:2] if record.op_name in ("div", "true_divide") else None
+    positive = divisors[0].smallest >= 0 if divisors and not math.isnan(divisors[0].smallest) else None
     floors = ("1e-4", "1e-3") if half else ("1e-6", "1e-8", "1e-12")
     below_one = BELOW_ONE.get(record.dtype, Line.below_one)
-    line = Line(source, statement, floors, half, below_one, of_numbers, positive)
+    line = Line(source, statement, floors, half, below_one, of_numbers, positive, divisors == [])
     found = []
     for operation in source.operations(statement):
         for entry in RULES:
@@ -219,20 +220,19 @@ def divisor(line, operation):
     signed = [(f"torch.where({text}.abs() < {floor}, {floor}, {text})", floor) for floor in line.floors]
     numbers = [(f"max({plain}, {floor})", floor) for floor in ("1", line.floors[0])]
     counts = [(f"{text}.clamp(min=1)", "1")]
-    if not any(word in plain for word in ("len", "count", "num", "sum", "size", "shape", "total")):
+    counted = any(word in plain for word in ("len", "count", "num", "sum", "size", "shape", "total"))
+    if not counted:
         numbers = numbers[::-1]
+    # One of which nothing is known, as in a backward pass by hand, may be far below 1 where it is sound.
+    tensors = [*counts, *small] if counted or line.divisor_whole else [*small, *counts]
     choices = {True: [*small, *counts, *numbers], False: [*signed, *small, *numbers]}
-    choices[None] = [*numbers[:1], *counts, *small, *numbers[1:], *signed]
+    choices[None] = [*numbers[:1], *tensors, *numbers[1:], *signed]
     raised = at_least(line, operation, node, line.floors[0])
     if raised and (raised[0].start, raised[0].end) != (start, end) and line.divisor_positive is not False:
         yield f"keep the divisor at {line.floors[0]} or above", raised
     for after, floor in choices[line.divisor_positive]:
-        words = (
-            f"keep the divisor at least {floor} from zero"
-            if "where" in after
-            else f"keep the divisor at {floor} or above"
-        )
-        yield words, [Edit(start, end, after)]
+        bound = f"at least {floor} from zero" if "where" in after else f"at {floor} or above"
+        yield f"keep the divisor {bound}", [Edit(start, end, after)]
 
 
 @rule("pow float_power", "sqrt rsqrt reciprocal")

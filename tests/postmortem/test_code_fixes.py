@@ -85,6 +85,16 @@ def test_a_line_is_rewritten_from_what_its_operation_read(body, found, wanted):
     assert all(words and after != text for words, after in candidates)
 
 
+def test_a_divisor_of_a_backward_pass_by_hand_is_raised_no_further_than_it_needs():
+    """1 would change the gradient of every value below it, which no finite loss shows."""
+    found = record("GateBackward", [0.1], [0.0, 0.3], node="GateBackward")
+    lines = [after.splitlines()[6].strip() for _, after in rewrites(function("return x / (2 * y)"), 7, found)]
+    assert lines.index("return x / (2 * y).clamp(min=1e-6)") < lines.index("return x / (2 * y).clamp(min=1)")
+    whole = record("div", [0.0], node="DivBackward0")  # the divisor has no range, as whole numbers have none
+    lines = [after.splitlines()[6].strip() for _, after in rewrites(function("return x / n"), 7, whole)]
+    assert lines.index("return x / n.clamp(min=1)") < lines.index("return x / n.clamp(min=1e-6)")
+
+
 @pytest.mark.parametrize(
     "body, x",
     [
