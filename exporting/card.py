@@ -244,10 +244,12 @@ def calibrated(run: Run) -> list[str]:
     (weight,), bias = found.weights, found.bias
     threshold, source = run.backend.decision_threshold()
     trials = f" on {code(run.calibration['test_list'])}" if run.calibration.get("test_list") else ""
+    cosine, sign = (threshold - bias) / weight, "-" if bias < 0 else "+"
+    reached = "" if cosine <= 1 else ", which no pair reaches: at this prior all are taken to be of two speakers"
     cautions = [f"Caution: {text.partition(': ')[2]}." for text in run.backend.cautions]
     return [
-        f"Calibrated{trials}, {weight:.4f} x cosine {bias:+.4f} is the natural-log likelihood ratio; one speaker from "
-        f"{threshold:.4f} on ({source}), a cosine of {(threshold - bias) / weight:.4f}.",
+        f"Calibrated{trials}, {weight:.4f} x cosine {sign} {abs(bias):.4f} is the natural-log likelihood ratio; one "
+        f"speaker from {threshold:.4f} on ({source}), a cosine of {cosine:.4f}{reached}.",
         *cautions,
     ]
 

@@ -28,7 +28,8 @@ class OnnxModel:
             raise UsageError(f"--onnx: '{path}' was exported from another model than --initial_model names")
         self.input = self.session.get_inputs()[0].name
         if self.input != "waveform":
-            raise UsageError(f"--onnx: '{path}' takes {self.input}; export it without --input {self.input}")
+            option = "--input features" if self.input == "features" else "--for sherpa-onnx"
+            raise UsageError(f"--onnx: '{path}' takes features, and not a waveform; export it without {option}")
 
     def __call__(self, x):
         import torch

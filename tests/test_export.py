@@ -179,7 +179,7 @@ def test_embedding_by_an_exported_file_equals_the_model(checkpoint, data, tmp_pa
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     capsys.readouterr()
     for file, said in (
-        (features, "takes features; export it without --input features"),
+        (features, "takes features, and not a waveform; export it without --input features"),
         (tmp_path / "other.onnx", "was exported from another model than --initial_model names"),
         (tmp_path / "junk.onnx", "cannot be opened"),
         (Path(checkpoint), "does not end in .onnx"),

@@ -122,8 +122,11 @@ def test_a_calibration_of_score_py_tells_its_threshold_alone(trained, tmp_path):
     identity = load_model(tmp_path / "x.model").identity
     Backend(calibration=calibration, identity=identity, caution="few trials").save(tmp_path / "x.calibration")
     text = card_of(tmp_path / "x.model", tmp_path / "x.pt")
-    assert "Calibrated, 10.0000 x cosine -4.0000 is" in text and "Caution: few trials;" in text
+    assert "Calibrated, 10.0000 x cosine - 4.0000 is" in text and "Caution: few trials;" in text
     assert "a cosine of 0.6944." in text  # (log(19) + 4) / 10
+    Backend(calibration=LogisticCalibration([2.0], 0.5, 0.05), identity=identity).save(tmp_path / "x.calibration")
+    text = card_of(tmp_path / "x.model", tmp_path / "x.pt")
+    assert "2.0000 x cosine + 0.5000 is" in text and "a cosine of 1.2222, which no pair reaches: at this prior" in text
     assert "Unknown: no evaluation of these weights" in text
 
 
