@@ -79,14 +79,15 @@ class Identification:
             return [*lines, f"nearest: {best.name}; {NO_DECISION}"]
         if self.nobody is not None:
             lines.append(f"nobody who is enrolled: probability {percent(self.nobody)}")
-        none = f"nobody who is enrolled; the nearest is {best.name}"
-        lines.append(f"speaker: {self.speaker or none}")
+        several = self.nobody is not None and self.nobody <= NAMED  # it is somebody, and not clear who
+        none = "not clear who" if several else "nobody who is enrolled"
+        lines.append(f"speaker: {self.speaker or f'{none}; the nearest is {best.name}'}")
         if self.nobody is None:
             return [*lines, *best.verdict.lines(), *self.cautions()]
         sure = self.nobody if self.speaker is None else best.probability
-        if self.speaker is None and self.nobody <= NAMED:
+        if self.speaker is None and several:
             somebody = percent(1 - self.nobody)
-            said = f"{somebody} sure that it is somebody, but nobody is likelier than all others together"
+            said = f"{somebody} sure that it is somebody, but no one of them is likelier than all others together"
         else:
             said = f"{percent(sure)} sure"
         return [*lines, f"{said}, if {percent(self.prior)} of the recordings are of somebody who is enrolled (--prior)"]

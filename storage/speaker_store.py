@@ -100,15 +100,18 @@ class SpeakerStore:
         check_name(name)
         there = [] if replace else self.speakers.get(name, [])
         known = {utterance.source for utterance in there}
+        given = set()
         for utterance in utterances:
             embedding = utterance.embedding
             if embedding.shape != (self.dimension,) or not np.isfinite(embedding).all():
                 raise ValueError(f"expected finite embeddings of size {self.dimension}, got shape {embedding.shape}")
             if len(utterance.source) > LONGEST_SOURCE:
                 raise UsageError(f"{utterance.source[:50]}...: a name of more than {LONGEST_SOURCE} letters")
+            if utterance.source in given:
+                raise UsageError(f"{utterance.source}: given twice for '{name}'; a recording counts once")
             if utterance.source in known:
                 raise UsageError(f"{utterance.source}: '{name}' is already enrolled with it; --replace starts anew")
-            known.add(utterance.source)
+            given.add(utterance.source)
         if not utterances:
             raise ValueError("a speaker is enrolled with at least one utterance")
         self.speakers[name] = [*there, *utterances]

@@ -271,12 +271,13 @@ function sureOf(answer) {
   if (answer.speaker !== null) return `${percent(best.probability)} sure, ${among}`;
   const nearest = `the nearest is ${best.name}`;
   return answer.nobody > 0.5 ? `${nearest}: ${percent(answer.nobody)} sure that it is nobody, ${among}`
-    : `${nearest}: ${percent(1 - answer.nobody)} sure that it is somebody, but nobody is likelier than all others together, ${among}`;
+    : `${nearest}: ${percent(1 - answer.nobody)} sure that it is somebody, but no one of them is likelier than all others together, ${among}`;
 }
 
 function showSpeakersFound(section, given) {
   const answer = identifiedAt(given), best = answer.speakers[0], none = answer.decided && answer.speaker === null;
-  const name = none ? "nobody who is enrolled" : answer.decided ? best.name : `nearest: ${best.name}`;
+  const several = answer.nobody !== null && answer.nobody <= 0.5;  // it is somebody, and not clear who
+  const name = none ? (several ? "not clear who" : "nobody who is enrolled") : answer.decided ? best.name : `nearest: ${best.name}`;
   const decision = element("p", name, `decision ${answer.decided ? (none ? "no" : "yes") : ""}`);
   const undecided = "no decision: there is neither a calibration nor a threshold to decide by";
   const single = `${none ? `the nearest is ${best.name}: ` : ""}${surenessOf(best)}`;

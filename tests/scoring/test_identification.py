@@ -64,7 +64,8 @@ def test_a_threshold_that_is_given_decides_with_a_caution():
     found = Identification(free, "abc", verdicts, 2, prior=0.2)
     assert found.speaker is None and found.lines()[-1].startswith(percent(found.nobody) + " sure, if 20 %")
     twins = Identification(free, "ab", [verdict(4.0), verdict(4.0)], 2)
-    assert twins.speaker is None and "but nobody is likelier than all others together" in twins.lines()[-1]
+    assert twins.speaker is None and "but no one of them is likelier than all others together" in twins.lines()[-1]
+    assert twins.lines()[-2] == "speaker: not clear who; the nearest is a"  # and not nobody, which has few percent
     values = twins.values()
     again = 0.5 * math.exp(values["evidence"])  # what the page computes at another prior
     assert 0.5 / (again + 0.5) == pytest.approx(values["nobody"]) and values["speakers"][0]["same"] is False

@@ -55,6 +55,8 @@ def test_refusals(path):
     store = SpeakerStore.open(path, MODEL, 5)
     with pytest.raises(UsageError, match=r"a1\.wav: 'ann' is already enrolled"):
         store.add("ann", heard(rows(1), "a1.wav"))
+    with pytest.raises(UsageError, match=r"a1\.wav: given twice for 'ann'; a recording counts once"):
+        store.add("ann", heard(rows(2), "a1.wav", "a1.wav"), replace=True)
     with pytest.raises(UsageError, match="'eve' is not enrolled; enrolled: ann, bob van dyck"):
         store.remove("eve")
     for number in range(10):
