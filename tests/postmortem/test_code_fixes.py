@@ -9,6 +9,7 @@ import torch
 from programs import ROOT
 
 from postmortem import code_fixes
+from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.code_fixes import CodeSearch, Trial, survives
 from postmortem.probe import Range
@@ -245,3 +246,45 @@ def test_a_fix_must_last_for_the_next_steps_on_the_batch(least, expected):
     case = SimpleNamespace(small=None, replay=SimpleNamespace(run=run))
     assert survives(case, {}) is expected
     assert seen == pytest.approx([1.0, 0.99, 0.98, 0.97, 0.96][: len(seen)]) and len(seen) == (5 if expected else 4)
+
+
+def test_a_step_that_differs_from_run_to_run_verifies_nothing(dump_of, monkeypatch):
+    """The second to fourth replay fail, whatever is tried: a fix would be verified by chance."""
+    from loss.softmax import LossFunction
+
+    path = dump_of(lambda trainer: trainer.network.loss.register_forward_hook(spoil), trainfunc="softmax")
+    forward, calls = LossFunction.forward, []
+
+    def flicker(self, *given):
+        calls.append(1)
+        loss, accuracy = forward(self, *given)
+        return loss * (math.nan if 2 <= len(calls) <= 4 else 1.0), accuracy
+
+    monkeypatch.setattr(LossFunction, "forward", flicker)
+    verdict = analyse(path).verdict
+    assert verdict["replay"]["reproduced"] == "nondeterministic" and len(calls) > 4
+    advice = verdict["recommendations"]
+    assert advice and not [fix for fix in advice if fix["verdict"] == "verified"]
+    assert any("the step differs from run to run" in fix["outcome"] for fix in advice), advice
+
+
+def spoil(module, inputs, output):
+    """What a hook does that makes the loss NaN."""
+    return output[0] * math.nan, output[1]
+
+
+def test_a_replay_leaves_nothing_to_the_next_one(dump_of):
+    """A memory that the first step makes is not there when the step is replayed again."""
+    path = dump_of(nan_inject="1:loss", trainfunc="softmax")
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    sizes = []
+
+    def remember(module, inputs, output):
+        module.memory = [*getattr(module, "memory", []), inputs[0].detach()]
+        sizes.append(len(module.memory))
+
+    case.replay.network().loss.register_forward_hook(remember)
+    case.replay.run()
+    case.replay.run()
+    assert sizes == [1, 1]

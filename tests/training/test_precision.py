@@ -10,6 +10,7 @@ import yaml
 from config import Config
 from settings.reader import load_config
 from training import precision
+from training.precision import LossScaler
 
 CPU = torch.device("cpu")
 INFO = {
@@ -106,3 +107,12 @@ def test_evaluations_are_exact_whatever_training_computes_in(kernels):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not (kernels.allow_tf32 or kernels.benchmark)
     assert torch.get_float32_matmul_precision() == "medium" and kernels.benchmark
+
+
+def test_an_overflow_is_retried_down_to_the_floor_of_the_loss_scale():
+    """Below 2^-126 its reciprocal would overflow, and sound gradients with it."""
+    scaler = LossScaler(True)
+    scaler.scale = 4 * LossScaler.FLOOR
+    assert scaler.retries() == [2 * LossScaler.FLOOR, LossScaler.FLOOR] and scaler.lowest() == LossScaler.FLOOR
+    scaler.scale = LossScaler.FLOOR
+    assert scaler.retries() == [] and scaler.lowest() == LossScaler.FLOOR
