@@ -67,20 +67,34 @@ class Export:
     @property
     def card(self) -> Path:
         """Where its card is."""
-        return self.path.with_suffix(".md")
+        return place(self.path)
+
+
+def place(out: Path) -> Path:
+    """Where the card of an export is: demo.md beside demo.onnx, or demo.pt2.md where that is of another file there."""
+    page = out.with_suffix(".md")
+    owner = re.search(r"^\| Files \| `([^`]+)`", text_of(page), re.MULTILINE) if MARK in text_of(page) else None
+    taken = owner is not None and owner.group(1) != code(out.name).strip("`") and (out.parent / owner.group(1)).exists()
+    return out.with_name(f"{out.name}.md") if taken else page
+
+
+def text_of(page: Path) -> str:
+    """The text of a page, "" if there is none."""
+    return page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
 
 
 def refuse_others(out: Path):
     """UsageError if the place of the card is taken by a file that is none."""
-    page = out.with_suffix(".md")
-    if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
+    page = place(out)
+    if page.exists() and MARK not in text_of(page):
         raise UsageError(f"--out: its model card would replace '{page}', which is none; choose another name")
 
 
 def write(model, export: Export) -> Path:
     """Write the card of an export of a model; what its owner wrote about the licence stays. Returns its path."""
     page = export.card
-    licence = licence_in(page.read_text(encoding="utf-8", errors="replace")) if page.exists() else LICENCE
+    first = text_of(export.path.with_suffix(".md"))  # of another file of this model, whose licence it shares
+    licence = licence_in(text_of(page) or (first if model.identity in first else ""))
     run = Run(model)
     parts = [
         f"# {export.path.stem}: speaker embeddings by {model.config.model}\n\n{MARK}",

@@ -155,6 +155,14 @@ def test_the_licence_of_its_owner_stays_and_other_files_are_not_replaced(trained
     assert "Language: Welsh, as who exported it says." in text and "## Licence\nNot stated." in text
     out.with_suffix(".md").write_text(text[: text.index("Not stated.")] + "CC BY 4.0\n\nAsk us.\n")
     assert card_of(checkpoint, out).endswith("## Licence\nCC BY 4.0\n\nAsk us.\n")
+    for _ in range(2):  # another form of the model has a card of its own, under the same licence
+        assert run(export.main, ["--initial_model", str(checkpoint), "--out", str(tmp_path / "x.onnx")]) == 0
+        assert str(tmp_path / "x.onnx.md") in capsys.readouterr().out
+        text = (tmp_path / "x.onnx.md").read_text()
+        assert "| `x.onnx` (ONNX" in text and text.endswith("## Licence\nCC BY 4.0\n\nAsk us.\n")
+    assert "| `x.pt` (TorchScript" in out.with_suffix(".md").read_text()
+    out.unlink()  # what its card was of
+    assert "| `x.onnx` (ONNX" in card_of(checkpoint, tmp_path / "x.onnx")
     (tmp_path / "README.md").write_text("mine")
     capsys.readouterr()
     assert run(export.main, ["--initial_model", str(checkpoint), "--out", str(tmp_path / "README.pt")]) == 2
