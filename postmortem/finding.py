@@ -160,6 +160,8 @@ def inputs_of(record) -> str:
     read = record.operands
     if record.op_name == "div" and len(read) == 2 and record.nan and read[0].zeros and read[1].zeros:
         return "; 0 is divided by 0"
+    if record.op_name == "div" and len(read) == 1 and not read[0].infinite:  # the other one is of whole numbers
+        return "; 0 is divided by 0" if record.nan else "; the divisor is 0 or close to it"
     if record.op_name == "mul" and len(read) == 2 and record.nan and any(r.infinite for r in read):
         return "; 0 is multiplied by Inf"
     operand, extreme, words = TELLING.get(record.op_name, (0, "", ""))

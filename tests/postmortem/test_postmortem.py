@@ -259,6 +259,8 @@ class Net(torch.nn.Module):
             y = torch.linalg.cholesky(-torch.eye(4)) @ y.t()
         elif self.kind == "no sample":
             torch.multinomial((y - y.detach()) / (y - y.detach()), 2)
+        elif self.kind in ("counted none", "none of none"):  # a divisor of whole numbers, which has no range
+            y = (y - y.detach() + (self.kind == "counted none")) / (y > 1e9).sum(1, keepdim=True)
         return y.sum()
 
 
@@ -276,6 +278,8 @@ class Net(torch.nn.Module):
         ("cubed", "PowBackward0", "the gradient of pow is Inf; the forward pass is finite"),
         ("no factor", "linalg_cholesky", "linalg_cholesky refuses what it reads: linalg.cholesky: The factorization"),
         ("no sample", "div", "div gave NaN; 0 is divided by 0"),
+        ("counted none", "div", "div gave Inf; the divisor is 0 or close to it"),
+        ("none of none", "div", "div gave NaN; 0 is divided by 0"),
     ],
 )
 def test_the_probe_names_the_first_bad_operation(kind, op, sentence):
