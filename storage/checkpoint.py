@@ -159,7 +159,8 @@ def load_model_exactly(network, state: dict, path, name: str):
         listing = "; ".join((faults["model"] + [f"{weight}: not in the model" for weight in unknown])[:5])
         raise UsageError(
             f"{path}: {own - len(faults['model'])} of {own} tensors of {name} match,"
-            f" {len(unknown)} of the file are unknown to it: {listing}"
+            f" {len(unknown)} of the file are unknown to it: {listing}; the file is of another model or of other keys"
+            " (sizes, features): give those that it was trained with"
         )
     weights = {weight: t for weight, t in network.state_dict().items() if weight.startswith(MODEL)}
     refuse_nonfinite(weights, path, nonfinite_by_design)
