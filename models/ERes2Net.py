@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.frontend import FrontEnd
-from models.ResNet import ResNet, projection
+from models.ResNet import ResNet, block_counts, projection
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def MainModel(
     least = -(-64 // chosen.base_width)  # one channel a group
     if m_channels < least:
         raise ValueError(f"m_channels: ERes2Net of size {size} needs at least {least}, got {m_channels}")
-    blocks = tuple(blocks) if any(blocks) else BLOCKS
+    blocks = block_counts(blocks, BLOCKS)
     frontend = FrontEnd(
         features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
     )

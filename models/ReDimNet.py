@@ -390,6 +390,8 @@ def size_of(name, sizes, n_mels, size, **own):
     chosen = replace(chosen, **{key: value for key, value in own.items() if value})
     if chosen.block not in BLOCKS:
         raise ValueError(f"block: must be one of {', '.join(BLOCKS)}; got '{chosen.block}'")
+    if chosen.channels < 1:
+        raise ValueError(f"channels: must be at least 1, got {chosen.channels}; 0 takes those of the size")
     over_time, channels = any(len(stage) > 4 for stage in sizes[size].stages), chosen.channels
     for i, stage in enumerate(chosen.stages):
         check_stage(f"stages: stage {i}", stage, over_time)

@@ -65,6 +65,15 @@ DEPTHS = {
 }
 
 
+def block_counts(blocks, standard):
+    """The blocks of each stage: ``standard`` if all of ``blocks`` are 0; ValueError for a stage without one."""
+    if not any(blocks):
+        return standard
+    if min(blocks) < 1:
+        raise ValueError(f"blocks: each stage needs at least 1, got {list(blocks)}; all 0 takes the usual ones")
+    return tuple(blocks)
+
+
 class ResNet(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut); ``kinds`` makes the blocks of each of the four stages."""
 
@@ -123,7 +132,7 @@ def MainModel(
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
     block, standard = DEPTHS[depth]
-    blocks = tuple(blocks) if any(blocks) else standard
+    blocks = block_counts(blocks, standard)
     frontend = FrontEnd(
         features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
     )

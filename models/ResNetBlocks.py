@@ -8,10 +8,11 @@ class SELayer(nn.Module):
 
     def __init__(self, channel: int, reduction: int = 8):
         super().__init__()
+        hidden = max(channel // reduction, 1)
         self.fc = nn.Sequential(
-            nn.Linear(channel, channel // reduction),
+            nn.Linear(channel, hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(channel // reduction, channel),
+            nn.Linear(hidden, channel),
             nn.Sigmoid(),
         )
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.frontend import FrontEnd
 from models.pooling import ChannelAttention
+from models.ResNet import block_counts
 from models.ResNetBlocks import make_stage
 
 DEPTHS = {34: (3, 4, 6, 3), 100: (6, 16, 24, 3)}
@@ -90,7 +91,7 @@ def MainModel(
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: must be one of {', '.join(map(str, DEPTHS))}; got {depth}")
-    blocks = tuple(blocks) if any(blocks) else DEPTHS[depth]
+    blocks = block_counts(blocks, DEPTHS[depth])
     frontend = FrontEnd(
         features, n_mels, input_norm, spec_augment=tuple(spec_augment), sample_rate=sample_rate, plugin=frontend
     )

@@ -49,6 +49,8 @@ class FrontEnd(Chain):
             nn.Module.__init__(self)
         if norm not in NORMS:
             raise ValueError(f"input_norm: must be one of {', '.join(NORMS)}; got '{norm}'")
+        if min(spec_augment) < 0:
+            raise ValueError(f"spec_augment: must be two widths of at least 0, got {list(spec_augment)}")
         self.norm, self.spec_augment, self.plugin = norm, spec_augment, plugin
         self.learns = plugin is not None and any(True for _ in plugin.parameters())
 

@@ -8,8 +8,9 @@ import torch
 from foreign_res2net import sinc_filters
 
 from loss import aamsoftmax, amsoftmax, angleproto, ge2e, proto, softmaxproto, triplet
-from models import CAMPPlus, ERes2Net, RawNet3, SimAM_ResNet, VGGVox, XVector
+from models import CAMPPlus, ERes2Net, RawNet3, ResNet, SimAM_ResNet, VGGVox, XVector
 from models.frontend import FrontEnd
+from models.ResNetBlocks import SELayer
 
 
 @pytest.mark.parametrize("frames", [1, 99, 100, 101, 250])
@@ -64,11 +65,23 @@ def test_the_shortest_input_gives_an_embedding_of_narrow_models(module, keys):
             "encoder_type: RawNet3 has ECA and ASP; got 'SAP'; the published model's is ECA",
         ),
         (RawNet3, {"channels": 12}, "channels: RawNet3 needs a multiple of 8"),
+        (ResNet, {"blocks": (1, 1, 1, 0)}, r"blocks: each stage needs at least 1, got \[1, 1, 1, 0\]"),
+        (ERes2Net, {"blocks": (2, 0, 0, 0)}, "blocks: each stage needs at least 1"),
+        (SimAM_ResNet, {"blocks": (1, 1, -1, 1)}, "blocks: each stage needs at least 1"),
+        (XVector, {"spec_augment": (5, -1)}, r"spec_augment: must be two widths of at least 0, got \[5, -1\]"),
     ],
 )
 def test_settings_that_a_model_does_not_have_are_refused_by_name(module, keys, said):
     with pytest.raises(ValueError, match=said):
         module.MainModel(**keys)
+
+
+def test_squeeze_and_excitation_of_few_channels_has_a_bottleneck():
+    layer = SELayer(4)
+    assert layer.fc[0].weight.shape == (1, 4)
+    torch.nn.init.ones_(layer.fc[0].weight)  # not below 0, where the ReLU would take it away
+    x = 1 + torch.rand(2, 4, 3, 5)
+    assert not torch.allclose(layer(x) / x, layer(2 * x) / (2 * x))  # the gate depends on the maps
 
 
 def test_simam_is_its_formula_and_survives_fp16_and_constant_maps():  # Yang et al. 2021, equation 5

@@ -83,6 +83,7 @@ def test_frames_that_are_left_over_are_left_out_and_missing_ones_repeated():
     [
         (ReDimNet2, {"size": "B7"}, "size: must be one of B0, B1, B2, B3, B4, B5, B6; got 'B7'"),
         (ReDimNet2, {"size": "B2", "n_mels": 80}, "n_mels: ReDimNet2 of size B2 needs a multiple of 12, got 80"),
+        (ReDimNet, {"channels": -3}, "channels: must be at least 1, got -3"),
         (ReDimNet, {"size": "b2"}, "size: must be one of B0, .*; got 'b2'"),
         (ReDimNet, {"block": "resnet"}, "block: must be one of convnext_like, basic_resnet, basic_resnet_fwse; got"),
         (ReDimNet2, {"stages": [[1, 2, 1]]}, r"stages: stage 0 must be \[stride, .*, got \[1, 2, 1\]"),
