@@ -86,6 +86,7 @@ def fed(tools, settings, check, count=4, before=None, **overrides):
     except (Finished, ArithmeticError) as error:
         ended = str(error) or repr(error)
     trainer.incidents.writer.close()
+    trainer.saver.close()  # a save inside an epoch is written beside the training
     return trainer, ended
 
 
