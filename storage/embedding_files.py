@@ -53,8 +53,9 @@ def _write_ark(path, names, x):
     if spaced:
         raise UsageError(f"{path}: Kaldi's names hold no white space, '{spaced[0]}' does; write .npz")
     scp = path.with_suffix(".scp")
-    with replacing(path) as ark, replacing(scp) as index:
+    with replacing(scp) as index, replacing(path) as ark:  # the inner one takes its place first
         write_ark(ark, index, names, x, path)
+        scp.unlink(missing_ok=True)  # a crash in between must not leave the old places beside the new file
 
 
 @contextlib.contextmanager

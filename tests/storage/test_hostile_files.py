@@ -109,6 +109,26 @@ def test_kaldi_files_are_read_as_kaldi_and_kaldiio_write_them(tmp_path):
         assert np.array_equal(read_embeddings(tmp_path / file)[1], x[:2])
 
 
+@pytest.mark.parametrize("replaced", [0, 1])
+def test_a_crash_between_an_ark_and_its_places_leaves_no_names_of_others(replaced, tmp_path, monkeypatch):
+    """The old list would give the embeddings of the new file the names of the old one."""
+    x, replace, calls = np.arange(8, dtype=np.float32).reshape(2, 4), os.replace, []
+    write_embeddings(tmp_path / "e.ark", ["a", "b"], x)
+
+    def crash(*paths):
+        calls.append(paths)
+        if len(calls) > replaced:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr("storage.files.os.replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(tmp_path / "e.ark", ["c", "d"], -x)
+    names, found = read_embeddings(tmp_path / "e.ark")
+    assert (names, found.tolist()) == ((["c", "d"], (-x).tolist()) if replaced else (["a", "b"], x.tolist()))
+    assert not (tmp_path / "e.scp").exists()
+
+
 def write_npz(path, header: dict, content: bytes, packed=zipfile.ZIP_STORED, names=("embeddings",)):
     text = repr({"descr": "<f4", "fortran_order": False, "shape": (1, 4), **header}).encode()
     with zipfile.ZipFile(path, "w", packed) as archive:
