@@ -91,7 +91,7 @@ def enroll_folder(args) -> int:
 
     people, model = people_of(args.dir), model_from(args)
     store = SpeakerStore.open(args.store, model.identity, model.dimension, True, model.vad)
-    known = {} if args.replace else {n: {u.source for u in rows} for n, rows in store.speakers.items()}
+    known = {} if args.replace else {name: store.sources(name) for name in people}
     found, problems = {}, 0
     for name in list(people):
         try:
@@ -109,6 +109,10 @@ def enroll_folder(args) -> int:
             tqdm.write(str(error), file=sys.stderr)
     with locked(args.store):
         store = SpeakerStore.open(args.store, model.identity, model.dimension, True, model.vad)
+        for name in () if args.replace else found:  # another command may have been faster
+            there = store.sources(name)
+            found[name] = [utterance for utterance in found[name] if utterance.source not in there]
+        found = {name: utterances for name, utterances in found.items() if utterances}
         for name, utterances in found.items():
             store.add(name, utterances, args.replace)
         if found:

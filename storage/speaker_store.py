@@ -95,6 +95,10 @@ class SpeakerStore:
             raise UsageError(f"{self.path}: '{name}' is not enrolled{meant or f'; enrolled: {known}'}")
         return self.speakers[name]
 
+    def sources(self, name: str) -> set[str]:
+        """Which recordings a speaker was enrolled with; none of one who is not there."""
+        return {utterance.source for utterance in self.speakers.get(name, ())}
+
     def add(self, name: str, utterances: list[Utterance], replace: bool = False):
         """Enroll a speaker, or add to what is there; a recording that is there already is refused."""
         check_name(name)

@@ -28,10 +28,11 @@ from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
 from scoring.enrollment import enrollment_weights
 from scoring.identification import speaker_posterior
-from scoring.verification import percent
+from scoring.verification import embed_recording, percent
 from settings.command_line import run
 from speaker_model import load_model
 from storage.files import save_atomically
+from storage.speaker_store import SpeakerStore
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -116,7 +117,7 @@ def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tm
     assert found["llr"] == pytest.approx(np.log(enrolled) + np.log(test), abs=1e-3)
 
 
-def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_path):
+def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_path, monkeypatch):
     people = tmp_path / "my people"
     for name, speaker in (("Anna Müller", 0), ("Борис", 1)):
         (people / name / "mon").mkdir(parents=True)
@@ -141,6 +142,18 @@ def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_p
     listed = call(enroll, capsys, "--list", *more[2:])[1].splitlines()
     assert listed == ["Anna Müller  2 recordings", f"{'Борис'}  2 recordings", "cy  1 recording"]
     assert "5 recordings of 3 people enrolled" in call(enroll, capsys, "--dir", people, "--replace", *more)[1]
+    (people / "cy" / "more.flac").write_bytes(Path(wav(2, 1)).read_bytes())
+
+    def meanwhile(model, path):  # another command enrolls the same recording
+        utterance = embed_recording(model, path)
+        store = SpeakerStore.open(tmp_path / "s.npz", model.identity, model.dimension)
+        store.add("cy", [utterance])
+        store.save()
+        return utterance
+
+    monkeypatch.setattr(enroll, "embed_recording", meanwhile)
+    status, out, _ = call(enroll, capsys, "--dir", people, *more)
+    assert status == 0 and "0 recordings of 0 people enrolled, 3 in all" in out
     wrong = {("ann", "--dir", people): "--dir takes no name", ("--dir", tmp_path / "x"): "no such folder"}
     for words, said in wrong.items():
         status, _, error = call(enroll, capsys, *words, *more)
