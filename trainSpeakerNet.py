@@ -272,7 +272,8 @@ def evaluate(config, ranks) -> int:
             pictures = evaluator.draw(files.result, result, files.writes)
             if pictures:
                 print("pictures: " + ", ".join(map(str, pictures)))
-            for line in evaluator.calibrator.leave(files, network, result):
+            carries = isinstance(state.get("config"), dict)
+            for line in evaluator.calibrator.leave(files, network, result, carries):
                 print(line)
     files.close()
     return 4 if files.writes.waiting else 1 if result["failed"] else 0

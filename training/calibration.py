@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -94,18 +95,20 @@ class Calibrator:
         if self.config.score_mode != "cosine":
             self.caution = f"{path}: not for verify.py: {other_scores(self.config)}"
 
-    def leave(self, files, network, result: dict) -> list[str]:
+    def leave(self, files, network, result: dict, carries: bool) -> list[str]:
         """Write the calibration of the evaluated checkpoint beside it, where verify.py looks; lines for the terminal.
 
         One that is there already and belongs to the same weights stays. A folder that cannot be written: below
-        ``files``.
+        ``files``. ``carries``: whether the checkpoint carries its configuration, so that no command needs it.
         """
         config = self.config
         if config.score_mode != "cosine":
             return [f"no calibration for verify.py: {other_scores(config)}"]
         path = Path(config.initial_model).with_suffix(".calibration")
         made = self.learn(network.state_dict(), result)
-        command = f"to compare recordings: python verify.py A.wav B.wav --initial_model {config.initial_model}"
+        command = f"python verify.py A.wav B.wav --initial_model {shlex.quote(config.initial_model)}"
+        command += "" if carries or not config.config else f" --config {shlex.quote(config.config)}"
+        command = f"to compare recordings: {command}"
         if path.is_file() and _identity_in(path) == made["identity"]:
             return [f"calibration: {path} stays; remove it to have one of these trials", command]
         try:
@@ -114,7 +117,7 @@ class Calibrator:
         except WriteError as error:
             path = files.result / path.name
             self.write(path, made, files.writes.write_bytes)
-            lines = [str(error), f"calibration: {path}", f"{command} --backend {path}"]
+            lines = [str(error), f"calibration: {path}", f"{command} --backend {shlex.quote(str(path))}"]
         return [f"WARNING: {self.caution}", *lines] if self.caution else lines
 
 

@@ -1,13 +1,17 @@
 """Calibration: its regression, folds over speakers, and the same figures from the trainer and from score.py."""
 
 import json
+import shlex
 
 import numpy as np
 import programs
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
+import verify
 from scoring.calibration import LogisticCalibration, calibrated_llrs, folds_over
+from settings.command_line import run
 from storage.files import save_atomically
 from training.calibration import Calibrator
 
@@ -79,6 +83,20 @@ def test_the_trainer_and_score_py_give_the_same_figures(settings, tools, data, t
     figures = json.loads((tmp_path / "out/result.json").read_text())["calibrated"]["figures"]
     for name in ("cllr", "act_dcf_0.01", "act_dcf_0.05"):
         assert figures[name] == pytest.approx(event[name], abs=1e-5)
+
+
+def test_the_command_that_an_evaluation_ends_with_runs(settings, tools, data, tmp_path, write, capsys):
+    """Of a checkpoint that carries no configuration too, and from a folder whose name has a space."""
+    (tmp_path / "my models").mkdir()
+    path = tmp_path / "my models" / "bare.pt"
+    torch.save(tools.build(settings).network.state_dict(), path)
+    done = tools.command("--config", write(settings), "--eval", "--initial_model", path)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("to compare recordings: python verify.py "))
+    words = shlex.split(line.partition("verify.py ")[2])
+    assert words[:2] == ["A.wav", "B.wav"], done.stderr
+    recordings = map(str, sorted((data / "wav").rglob("*.flac"))[:2])
+    assert run(verify.main, [*recordings, *words[2:]]) == 0, capsys.readouterr().err
+    assert "log-likelihood ratio" in capsys.readouterr().out
 
 
 def test_the_calibration_of_crops_is_learnt_on_whole_files(settings, tools):
