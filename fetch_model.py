@@ -122,7 +122,7 @@ def fetched(row: Published, folder: Path, file: str, limit: int) -> tuple[Path, 
 def command_of(row: Published, folder: Path) -> str:
     """This command again."""
     return f"python fetch_model.py {row.name}" + (
-        "" if folder.parent == Path("pretrained") else f" --dir {folder.parent}"
+        "" if folder.parent == Path("pretrained") else f" --dir {shlex.quote(str(folder.parent))}"
     )
 
 

@@ -6,6 +6,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 """
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -150,7 +151,7 @@ def report_end(trainer, unsaved: bool) -> int:
     files, best = trainer.files, trainer.progress.best
     if trainer.incidents.seen:
         count = sum(times for _, times in trainer.incidents.seen.values())
-        folder = trainer.incidents.writer.folder
+        folder = shlex.quote(str(trainer.incidents.writer.folder))
         trainer.log(f"left out: {plural(count, 'step')}; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:
         trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")

@@ -4,6 +4,8 @@ import hashlib
 import re
 import shlex
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +100,12 @@ def test_the_commands_that_are_printed_run_as_printed(site, table, tmp_path, cap
     ours = torch.from_numpy(np.load("A.npy"))
     assert torch.nn.functional.cosine_similarity(ours, theirs(x[None])[0], dim=0) > 1 - 1e-5
     assert (tmp_path / "exps" / "mine_tuned" / "model" / "model_best.model").is_file()
+
+
+def test_the_command_to_give_again_is_quoted():
+    row = SimpleNamespace(name="mine")
+    assert fetch_model.command_of(row, Path("pretrained/mine")) == "python fetch_model.py mine"
+    assert shlex.split(fetch_model.command_of(row, Path("my models/mine")))[2:] == ["mine", "--dir", "my models"]
 
 
 def test_an_archive_is_opened_and_a_second_call_needs_no_network(site, table, tmp_path, capsys):

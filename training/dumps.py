@@ -3,6 +3,7 @@
 import abc
 import collections
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -243,7 +244,7 @@ class FaultDumps(abc.ABC):
         lines.append(self.save(record, content, fault))
         self.seen[signature] = [first or self.last_name or "not saved", count + 1]
         if self.last_name:
-            lines.append(f"To find out why: python {self.analyser} {self.writer.folder / self.last_name}")
+            lines.append(f"To find out why: {self.analysis_of(self.last_name)}")
         lines.append(outcome_of(fault))
         self.print("\n".join(lines))
         return self.last_name
@@ -276,7 +277,11 @@ class FaultDumps(abc.ABC):
         self.writer.submit(name, content, state, size, counted=False)
         if state is not None and self.saved_state is not None:
             self.saved_state = (record.step, False)
-        return f"to find out why: python {self.analyser} {self.writer.folder / name}"
+        return f"to find out why: {self.analysis_of(name)}"
+
+    def analysis_of(self, name: str) -> str:
+        """The command that analyses a dump."""
+        return f"python {self.analyser} {shlex.quote(str(self.writer.folder / name))}"
 
     @property
     def suffix(self) -> str:

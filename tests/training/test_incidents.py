@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import stat
 import threading
 from types import SimpleNamespace
@@ -152,6 +153,17 @@ def test_the_report_names_row_file_and_sample(settings, tools, capsys):
     assert f"1 non-finite, the first at sample {batch['data'].shape[2] // 2}" in out and "Loss value: nan" in out
     event = json.loads(trainer.files.metrics.read_text().splitlines()[-1])
     assert event["event"] == "incident" and event["files"] == [batch["files"][0]["path"]]
+
+
+def test_the_command_of_the_report_is_quoted(settings, tools, tmp_path, capsys):
+    trainer = tools.build(settings, save_path=str(tmp_path / "my run"), nan_inject="1:loss", max_epoch=1)
+    trainer.train_epoch()
+    trainer.close()
+    (command,) = re.findall(r"^To find out why: python (.*)$", capsys.readouterr().out, re.MULTILINE)
+    _, dump = shlex.split(command)
+    assert (tmp_path / "my run" / "debug_nan" / "nan_batch_1_epoch_1.pt").samefile(dump)
+    end = trainer.endings.patience_is_over(1, {"what": "x", "reason": "loss_nonfinite"})
+    assert f"analyze_nan_debug.py '{tmp_path / 'my run' / 'debug_nan'}'; " in end.lines[-1]
 
 
 def test_a_fault_seen_before_is_counted_not_dumped(settings, tools, capsys):
