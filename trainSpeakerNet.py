@@ -149,8 +149,8 @@ def report_end(trainer, unsaved: bool) -> int:
     from training.endings import NO_EER
 
     files, best = trainer.files, trainer.progress.best
-    if trainer.incidents.seen:
-        count = sum(times for _, times in trainer.incidents.seen.values())
+    count = trainer.incidents.left_out
+    if count:
         folder = shlex.quote(str(trainer.incidents.writer.folder))
         trainer.log(f"left out: {plural(count, 'step')}; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:

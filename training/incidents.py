@@ -21,11 +21,13 @@ class Incidents(FaultDumps):
         super().__init__(Path(config.save_path, "debug_nan"), config.nan_max_dumps, config.nan_max_gb, ranks, classes)
         self.config, self.files = config, files
         self.file_dumps = 0
+        self.left_out = 0  # steps, whichever process was at fault
         self.injections = parse_injections(config.nan_inject, ranks.rank)
 
     def handle(self, record: StepRecord, window, fault: Fault) -> dict:
         """Report and dump on the rank at fault, tell all ranks, and write one event; returns the incident."""
         summary, batch = None, concatenate_window(window)
+        self.left_out += 1
         paths = [batch["files"][row]["path"] for row in fault.rows]
         record = self.with_whole_state(record, fault, paths)
         if fault.at_fault:
@@ -95,13 +97,15 @@ class Incidents(FaultDumps):
     def state_dict(self) -> dict:
         """What a resumed run must know."""
         counts = {"written": self.writer.written, "file_dumps": self.file_dumps, "spikes": self.spikes}
+        counts["left_out"] = self.left_out
         return {"history": list(self.history), "seen": self.seen, "sources": self.sources(), **counts}
 
     def load_state_dict(self, state: dict):
         """Take over a saved state."""
         self.history.extend(state["history"])
         # A fault of code that has changed since is another fault.
-        self.seen = state["seen"] if state.get("sources") == self.sources() else {}
+        same = state.get("sources") == self.sources()
+        self.seen, self.left_out = (state["seen"], state.get("left_out", 0)) if same else ({}, 0)
         self.writer.written = state["written"]
         self.file_dumps, self.spikes = state.get("file_dumps", 0), state.get("spikes", 0)
 

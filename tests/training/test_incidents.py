@@ -443,6 +443,7 @@ def test_two_processes_agree_and_the_one_at_fault_speaks(settings, tools, tmp_pa
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
     hashes = [re.search(r"WEIGHTS (\w{16})", process.stdout)[1] for process in done]
     assert hashes[0] == hashes[1]
+    assert "left out: 3 steps; to find out why: " in done[0].stdout  # which was at fault in none of them
     run = tmp_path / "run"
     names = sorted(p.name for p in (run / "debug_nan").glob("nan_*.pt"))
     assert names == [f"nan_batch_{b}_epoch_1_rank{r}.pt" for b, r in ((2, 1), (3, 1), (4, 1))]
