@@ -5,10 +5,12 @@ import difflib
 import os
 import socket
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 class UsageError(Exception):
@@ -82,14 +84,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_installed(path: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package, which may lie in the checkout, as in .venv."""
+    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
+
+
 def with_place(error: BaseException, without: str = "") -> str:
     """An exception in one line: the innermost line of this checkout that it came through, its type, its message.
 
     ``without``: a folder whose lines do not count.
     """
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT) + os.sep)]
-    frames = [f for f in frames if not (without and f.filename.startswith(str(ROOT / without) + os.sep))]
-    place = f"{os.path.relpath(frames[-1].filename, ROOT)}:{frames[-1].lineno}: " if frames else ""
+    lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    own = [(p.relative_to(ROOT), n) for p, n in lines if p.is_relative_to(ROOT) and not is_installed(p)]
+    own = [(path, line) for path, line in own if path.parts[0] != without]
+    place = f"{own[-1][0]}:{own[-1][1]}: " if own else ""
     return f"{place}{type(error).__name__.lstrip(chr(95))}: {first_line(error)}"
 
 

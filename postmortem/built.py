@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from errors import ROOT, UsageError, first_line
-from settings.user_code import changed_since, is_installed, is_product, source_hash
+from errors import ROOT, UsageError, first_line, is_installed
+from settings.user_code import changed_since, is_product, source_hash
 from utils import plain_names
 
 EXPECTED = "(model, optimizer) or (model, optimizer, loss)"

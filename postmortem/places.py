@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from errors import ROOT
-from settings.user_code import DEVELOPERS, PLUG_INS, is_installed, is_product
+from errors import ROOT, is_installed
+from settings.user_code import DEVELOPERS, PLUG_INS, is_product
 
 CALLERS = ("analyze_nan_debug.py", "trainSpeakerNet.py", "SpeakerNet.py")  # these call plug-ins
 

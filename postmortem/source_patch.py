@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from errors import is_installed
 from postmortem.places import path_of, place_of
-from settings.user_code import is_installed, is_product
+from settings.user_code import is_product
 
 
 @dataclass(frozen=True)

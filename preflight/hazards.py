@@ -373,8 +373,9 @@ def hazard(node, scope: Scope) -> tuple[str, str] | None:
     if name == "pow" and node.args:
         return power(operand, node.args[-1], scope)
     if name in SINGULAR and any(True for _ in _value_nodes(operand)) and not scope.guarded(operand, name):
-        if name == "logit" and len(node.args) + len(node.keywords) > (operand is not node.func.value):
-            return None  # its eps
+        given = [*node.args, *(keyword for keyword in node.keywords if keyword.arg != "out")]
+        if len(given) > (operand is not node.func.value):
+            return None  # the eps of logit, or no tensor's method: x.log() takes nothing
         return SINGULAR[name], floor_of(name, operand, scope)
     if name in EXPONENTIALS and not scope.bounded(operand):
         instead = f"softmax, logsumexp or softplus, or torch.{name}({shown(operand)}.clamp(max=10))"

@@ -3,10 +3,9 @@
 import hashlib
 import os
 import sys
-import sysconfig
 from pathlib import Path
 
-from errors import ROOT
+from errors import ROOT, is_installed
 from settings.plugins import ENTRY
 
 PLUG_INS = tuple(ENTRY)
@@ -48,7 +47,6 @@ COMMANDS = (
     *("DatasetLoader", "config", "utils", "errors"),
 )
 DEVELOPERS = ("tests", "benchmarks")
-INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 def is_product(path: Path, root: Path = ROOT) -> bool:
@@ -57,11 +55,6 @@ def is_product(path: Path, root: Path = ROOT) -> bool:
         return False
     parts = path.relative_to(root).with_suffix("").parts
     return parts[0] in ROOMS or (len(parts) == 1 and parts[0] in COMMANDS)
-
-
-def is_installed(path: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
-    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
 def imported_user_code(root: Path = ROOT) -> set[Path]:

@@ -252,6 +252,7 @@ UNGUARDED = [
     "(x - y).pow(2).sum(1).pow(0.5)",
     "x.std(dim=2)",
     "torch.rsqrt(x.var(dim=1))",
+    "torch.sqrt(x, out=y)",
 ]
 GUARDED = [
     "torch.sqrt((1.0 - cosine**2).clamp(min=1e-6))",
@@ -282,6 +283,7 @@ GUARDED = [
     "F.softmax(scores.masked_fill(torch.eye(9, dtype=torch.bool), float('-inf')), dim=1)",
     "scores.masked_fill(silent, float('-inf')).amax(dim=1)",
     "torch.logit(x, eps=1e-6) + x.logit(1e-6)",
+    "preset.log(x) + journal.log(x, step=1)",
 ]
 FUNCTION = """
 EPS = 1e-6

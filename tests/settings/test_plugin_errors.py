@@ -1,10 +1,12 @@
 """Whatever a plug-in raises is one line with its place; the whole traceback comes with --traceback."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import errors
 import trainSpeakerNet
 from settings import command_line, plugins
 from storage import checkpoint
@@ -116,3 +118,13 @@ def test_the_small_commands_say_it_alike(model, capsys):
     with pytest.raises(ZeroDivisionError):  # not of a plug-in: a fault of this program
         command_line.run(lambda argv: 1 / 0, [])
     assert command_line.Parser("x.py", "X").parse_args(["--traceback"]).traceback
+
+
+def test_the_place_of_an_exception_is_no_line_of_a_package_that_is_installed_in_the_checkout():
+    package = errors.ROOT / ".venv" / "lib" / "python3" / "site-packages" / "torch" / "checks.py"
+    names = {}
+    exec(compile("def check():\n    raise ValueError('below 0')\n", str(package), "exec"), names)
+    mine = compile("\n\ncheck()\n", str(errors.ROOT / "loss" / "mine.py"), "exec")
+    with pytest.raises(ValueError) as raised:
+        exec(mine, names)
+    assert errors.with_place(raised.value) == f"{Path('loss') / 'mine.py'}:3: ValueError: below 0"
