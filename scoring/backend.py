@@ -210,6 +210,16 @@ class Backend:
             return bayes_threshold(prior), f"Bayes, prior {100 * prior:.4g} %"
         return None, None
 
+    @property
+    def highest(self) -> float | None:
+        """The score that no pair can pass, a log-likelihood ratio or a cosine; None if unknown, as with a cohort."""
+        if self.plda is not None or self.cohort is not None:
+            return None
+        if self.calibration is None:
+            return 1.0
+        weights, bias = self.calibration.weights, self.calibration.bias
+        return float(abs(weights[0]) + bias) if len(weights) == 1 else None
+
     def decision(self, values):
         """Accept (True) or not: log-likelihood ratios, or scores if there is no calibration, at the threshold."""
         threshold, _ = self.decision_threshold()

@@ -115,8 +115,13 @@ class Verifier:
     @property
     def cautions(self) -> list[str]:
         """Why its decisions may be wrong, whatever the recordings: a line each."""
-        unlike = self.backend.unlike(self.model.vad)
-        return self.backend.cautions + ([unlike] if unlike else [])
+        unlike, highest, reached = self.backend.unlike(self.model.vad), self.backend.highest, ""
+        if highest is not None and self.threshold is not None and self.threshold > highest:
+            reached = (
+                f"no pair reaches the threshold {self.threshold:.4f} ({self.threshold_from}), not even a recording and "
+                f"itself, which have {highest:.4f}: nobody is taken for anybody; choose a --threshold or a --prior"
+            )
+        return [*self.backend.cautions, *filter(None, (unlike, reached))]
 
     def unlike(self, utterance: Utterance, name: str = "") -> str:
         """In what a recording differs from those that the calibration was learnt on, in a line, "" if in nothing.

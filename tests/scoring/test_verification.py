@@ -106,6 +106,22 @@ def test_a_calibration_of_crops_says_that_it_is(model, wav, capsys, tmp_path):
     assert status == 2 and "for score 'euclidean'" in error and "--backend that score.py" in error
 
 
+def test_a_threshold_that_no_pair_reaches_is_warned_of(model, wav, capsys, tmp_path):
+    identity = load_model(model).identity
+    Backend(calibration=LogisticCalibration([2.0], -1.0), prior=0.2, identity=identity).save(tmp_path / "weak.npz")
+    words = (verify, capsys, wav(0, 0), wav(0, 0), "--initial_model", model, "--backend", tmp_path / "weak.npz")
+    status, out, error = call(*words)
+    assert status == 0 and "different speakers" in out
+    assert "warning: no pair reaches the threshold 1.3863 (Bayes, prior 20 %)" in error and "which have 1.0000" in error
+    for way in (("--prior", 0.3), ("--threshold", 0.9)):
+        status, out, error = call(*words, *way)
+        assert "no pair reaches" not in error and "same speaker" in out
+    Backend(calibration=LogisticCalibration([2.0], -1.0), mean=np.zeros(12, np.float32)).save(tmp_path / "mean.npz")
+    found = Backend.load(tmp_path / "mean.npz")
+    assert found.highest == 1.0 and Backend().highest == 1.0
+    assert Backend(calibration=LogisticCalibration([2.0, 1.0], 0.0, 0.5, ("score", "log_duration_min"))).highest is None
+
+
 def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tmp_path):
     names = ("score", "log_duration_min", "log_duration_max")
     enrolled, test = (soundfile.info(wav(i, 0)).duration for i in (0, 1))
