@@ -154,7 +154,7 @@ def put_back(own: dict, key: str, value):
     elif isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor) and now.shape == value.shape:
         with torch.no_grad():
             now.copy_(value)
-    elif isinstance(now, (np.ndarray, np.generic)) and isinstance(value, (torch.Tensor, *PLAIN)):
+    elif isinstance(now, (np.ndarray, np.generic)) and isinstance(value, (torch.Tensor, bool, int, float)):  # of a file
         own[key] = np.asarray(value).astype(now.dtype)[()]
     elif isinstance(now, collections.deque):
         own[key] = collections.deque(map(copied, value), now.maxlen)

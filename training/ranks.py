@@ -167,7 +167,7 @@ def meet(timeout: datetime.timedelta, failure: str = ""):
     except dist.DistStoreError as error:
         within = f"{timeout.total_seconds() / 60:.3g} min (process_timeout)"
         raise UsageError(f"not all {os.environ['WORLD_SIZE']} processes have started within {within}") from error
-    except (dist.DistNetworkError, ValueError) as error:  # ValueError: of a variable that is not set
+    except (RuntimeError, ValueError) as error:  # of the network, and of a variable that is not set
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT)"
         raise UsageError(f"the processes cannot meet at {place}: {first_line(error)}") from error
     if any(texts):

@@ -78,7 +78,7 @@ def no_factors(data):
 
 
 def no_scale(data):
-    torch.distributions.Normal(0.0, torch.zeros(1))
+    torch.distributions.Normal(0.0, torch.zeros(1), validate_args=True)  # as is usual, unless torch 2.4 has compiled
 
 
 def no_code(data):
