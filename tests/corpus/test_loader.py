@@ -83,7 +83,8 @@ def test_a_killed_loader_process_costs_nothing(undisturbed, tools, tmp_path, cap
     line = next(line for line in capsys.readouterr().err.splitlines() if "loader:" in line)
     assert f"process {killed[0]} was ended by SIGKILL" in line and "out of memory? a smaller nDataLoaderThread" in line
     state = torch.load(trainer.files.model / "last.model", weights_only=True)
-    assert state["sampler_state"]["batch"] in (3, 4)  # saved after the step that follows; a batch may have been ready
+    ready = 2 * trainer.config.prefetch_factor  # batches that may have been prepared before, and are trained on
+    assert 3 <= state["sampler_state"]["batch"] <= 3 + ready  # saved after the step that follows them
 
 
 def test_a_loader_that_dies_again_ends_the_run_and_the_same_command_goes_on(undisturbed, tools, tmp_path):
