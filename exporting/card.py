@@ -259,7 +259,9 @@ def calibrated(run: Run) -> list[str]:
     threshold, source = run.backend.decision_threshold()
     trials = f" on {code(run.calibration['test_list'])}" if run.calibration.get("test_list") else ""
     cosine, sign = (threshold - bias) / weight, "-" if bias < 0 else "+"
-    reached = "" if cosine <= 1 else ", which no pair reaches: at this prior all are taken to be of two speakers"
+    highest = run.backend.highest
+    out_of_reach = highest is not None and threshold > highest
+    reached = ", which no pair reaches: at this prior all are taken to be of two speakers" if out_of_reach else ""
     cautions = [f"Caution: {text.partition(': ')[2]}." for text in run.backend.cautions]
     return [
         f"Calibrated{trials}, {weight:.4f} x cosine {sign} {abs(bias):.4f} is the natural-log likelihood ratio; one "
