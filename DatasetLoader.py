@@ -1,6 +1,5 @@
 """Lists -> crops -> augmentation -> batches. Every random draw comes from (seed, epoch, utterance)."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from augmentation.waveforms import energy
 from config import SAMPLE_RATE, Config
 from corpus.audio import (
     SPEEDS,
@@ -83,7 +81,8 @@ class TrainDataset(Dataset):
         crops, provenance, events = [], [], []
         for utterance, copy in row:
             rng = self.generators.of(epoch, utterance, copy)
-            crop, info = self._crop(int(utterance), self.speeds[speed], rng, events)
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are looked for
+                crop, info = self._crop(int(utterance), self.speeds[speed], rng, events)
             crops.append(crop)
             provenance.append(info)
         label = int(self.labels[first]) + speed * len(self.speakers)
@@ -184,9 +183,8 @@ class TrainDataset(Dataset):
 
 
 def measured(x: np.ndarray, crop: Crop) -> dict:
-    """The provenance of a row (samples,), with its level."""
-    crop.peak = float(np.maximum(x.max(), -x.min()))  # NaN if a sample is
-    crop.rms = math.sqrt(energy(x) / len(x))
+    """The provenance of a row (samples,), with its peak."""
+    crop.peak = max(float(x.max()), -float(x.min()))  # NaN if a sample is
     return crop.to_dict()
 
 
@@ -205,7 +203,7 @@ def collate(rows):
         labels.append(label)
         provenance.append(infos)
         events += of_row
-    files = [dict(info) for utterance in zip(*provenance) for info in utterance]
+    files = [info for utterance in zip(*provenance) for info in utterance]
     spares = {row: info.pop("spare") for row, info in enumerate(files) if "spare" in info}
     waiting = packed({row: info.pop("waiting") for row, info in enumerate(files) if "waiting" in info}, into.shape[2])
     return {

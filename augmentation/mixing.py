@@ -16,13 +16,14 @@ class Mixed(OnDevice):
     def choose(self, samples, rng, sounds) -> list[dict]:
         """Draw recordings, their places and ratios."""
         there = sounds.count(self.category)
-        count = min(int(rng.integers(self.count[0], self.count[1] + 1)), there)
+        least, most = self.count
+        count = min(least if least == most else int(rng.integers(least, most + 1)), there)
         if not count:
             return []
         numbers = rng.choice(there, count, replace=False).tolist() if count > 1 else [int(rng.integers(there))]
-        draws = []
+        draws, (lowest, highest) = [], self.snr
         for number in numbers:
-            snr, position = float(rng.uniform(*self.snr)), rng.random()
+            snr, position = lowest + (highest - lowest) * rng.random(), rng.random()
             noise, draw = sounds.crop(self.category, number, samples, position)
             if noise is not None:
                 draw["snr_db"] = snr

@@ -118,17 +118,20 @@ class AugmentWAV:
 
         A draw that could not be used has a ``reason``.
         """
-        crop = self.begun(x, rng, waits=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            crop = self.begun(x, rng, waits=False)
         return crop.x, crop.draws, self.sounds.unusable
 
     def begun(self, x: np.ndarray, rng: np.random.Generator, waits: bool = True) -> "Augmented":
-        """Draw as ``augment`` does; if it ``waits``, a device is left all behind the last plug-in that it cannot do."""
+        """Draw as ``augment`` does; if it ``waits``, a device is left all behind the last plug-in that it cannot do.
+
+        The caller looks for NaN and Inf, and lets numpy ignore them.
+        """
         self.sounds.unusable = []
         self.sounds.kept.clear()
         crop = Augmented(x, self.sounds, waits)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for NaN and Inf
-            for step in self.steps:
-                step.augment(crop, rng)
+        for step in self.steps:
+            step.augment(crop, rng)
         return crop
 
     def host_only(self) -> tuple[list[str], bool]:
@@ -174,11 +177,10 @@ class Augmented:
         if not self.waiting:
             return self.x
         waiting, self.waiting = self.waiting, []
-        with np.errstate(over="ignore", invalid="ignore"):
-            for number, (plugin, draws) in enumerate(waiting):
-                if number:
-                    plugin.measure(self.x, draws, self.sounds)
-                self.apply(plugin, draws)
+        for number, (plugin, draws) in enumerate(waiting):
+            if number:
+                plugin.measure(self.x, draws, self.sounds)
+            self.apply(plugin, draws)
         return self.x
 
     def operations(self) -> tuple[list[list[tuple[Operation, int]]], float]:

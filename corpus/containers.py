@@ -12,9 +12,11 @@ import stat
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from corpus.tars import Window, binary
 
+FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is not waited for
 HEAD = 4096  # bytes read at once; most headers lie within
 TAIL = 4096  # bytes behind the samples that are passed over: tags and padding
 PLACEHOLDER = 0x7FFF0000  # sizes from here on that a file is too short for come from programs that write to a pipe
@@ -33,8 +35,7 @@ class AudioError(Exception):
     """A file that cannot be used, with the reason."""
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(NamedTuple):
     """A wav file of 16 bit PCM: its first sample lies ``start`` bytes behind its beginning."""
 
     start: int
@@ -43,8 +44,7 @@ class Plain:
     channels: int
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What is known of a file before it is decoded.
 
     ``repair`` says how a header that is wrong is made good, empty for a whole file. ``patch`` (offset, bytes) is what
@@ -98,7 +98,7 @@ def opened(path) -> tuple[Finding, int]:
     begin, size = 0, None
     try:
         try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            handle = os.open(path, FLAGS)
         except (FileNotFoundError, NotADirectoryError):  # it may be a member of a tar file
             with Window(path) as member:
                 handle, begin, size = os.dup(member.file.fileno()), member.begin, member.size

@@ -23,7 +23,8 @@ class Crop:
 
     ``line`` is that of the list, ``start`` the first sample counted at the file's own ``rate``, ``speed`` that of a
     speed copy. ``augment`` holds a dict for each augmentation: its kind, file and draws, or the ``reason`` why it could
-    not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row.
+    not be used. ``replaced`` are files that could not be used in its place. ``peak`` and ``rms`` are of the row, the
+    second of one that is dumped.
     ``pack`` is the folder of a pack that it was read from, as its ``pack_row``, whose samples have the checksum
     ``pack_crc``; ``list_path`` the list, if a run has several. The row is at ``sample_rate``.
     """
@@ -38,7 +39,7 @@ class Crop:
     augment: list[dict] = field(default_factory=list)
     replaced: list[dict] = field(default_factory=list)
     peak: float = 0.0
-    rms: float = 0.0
+    rms: float | None = None
     pack: str = ""
     pack_row: int = 0
     pack_crc: int = -1  # not known, of an older dump
@@ -58,6 +59,8 @@ class Crop:
         del info["refused"]
         if not self.replaced:
             del info["replaced"]
+        if self.rms is None:
+            del info["rms"]
         if self.utterance is None:
             del info["utterance"]
         if not self.pack:

@@ -134,8 +134,12 @@ class Recording:
         return Window(self.path) if self.found.member else native(self.path)
 
     def _read(self, count: int, lines=None) -> np.ndarray:
-        with reading(), messages_to(self.lines if lines is None else lines):
-            return self.audio.read(count, dtype="float32", always_2d=True)
+        lines = self.lines if lines is None else lines
+        with reading():
+            if lines is None:
+                return self.audio.read(count, dtype="float32", always_2d=True)
+            with messages_to(lines):
+                return self.audio.read(count, dtype="float32", always_2d=True)
 
     def blocks(self, size: int = BLOCK):
         """Yield all samples in blocks (samples, channels) float32; AudioError if there are fewer than promised."""

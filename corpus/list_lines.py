@@ -105,7 +105,7 @@ class LineNumbers:
         return self.count
 
     def __getitem__(self, index: int) -> int:
-        run = int(np.searchsorted(self.begins, index, side="right")) - 1
+        run = int(self.begins.searchsorted(index, side="right")) - 1 if len(self.begins) > 1 else 0
         return int(self.firsts[run]) + int(index) - int(self.begins[run])
 
     def places_of(self, number: int) -> list[int]:

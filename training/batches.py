@@ -19,13 +19,17 @@ def on_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Te
 
 
 def as_dumped(batch: dict) -> dict:
-    """A batch on the CPU with all of its augmentation, and with the provenance that belongs to that."""
+    """A batch on the CPU with all of its augmentation, and with the provenance that belongs to that.
+
+    Only here the RMS of the rows is found, for few batches are ever dumped.
+    """
     on_device(batch, batch["data"].device)
     data, waited = batch["data"].cpu(), batch.pop("waited", None)
+    rows = data.view(-1, data.shape[-1])
+    for info, row in zip(batch["files"], rows, strict=True):
+        info["rms"] = float(row.double().square().mean().sqrt())
     if waited is not None:
-        rows = data.view(-1, data.shape[-1])
         for row in waited.rows:
             batch["files"][row]["peak"] = float(rows[row].abs().max())
-            batch["files"][row]["rms"] = float(rows[row].double().square().mean().sqrt())
         waited.tell(batch["files"])
     return {**batch, "data": data}
