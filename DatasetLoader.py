@@ -41,7 +41,8 @@ class TrainDataset(Dataset):
         self.speakers, self.labels, self.parts = self.list.speakers, self.list.labels, self.list.parts
         self.weights = [source.weight for source in self.list.sources]
         self.order = by_speaker(self.labels)
-        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.labels, minlength=len(self.speakers)))])
+        self.starts = np.zeros(len(self.speakers) + 1, np.int32)
+        np.cumsum(np.bincount(self.labels, minlength=len(self.speakers)), out=self.starts[1:], dtype=np.int32)
         self.sample_rate = config.sample_rate
         self.samples = samples_of(config.max_frames, self.sample_rate)
         self.generators, self.channel = Generators(config.seed), config.channel
@@ -66,7 +67,8 @@ class TrainDataset(Dataset):
 
     def utterances_of(self, speaker: int) -> np.ndarray:
         """Utterance numbers of a speaker."""
-        return self.order[self.starts[speaker] : self.starts[speaker + 1]]
+        first, last = self.starts[speaker], self.starts[speaker + 1]
+        return np.arange(first, last, dtype=np.int32) if self.order is None else self.order[first:last]
 
     def path(self, utterance: int) -> str:
         """Path of an utterance as the list gives it."""

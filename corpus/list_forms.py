@@ -13,7 +13,7 @@ from corpus.tars import SPEAKERS, compression, recordings_of, shards_of
 from errors import UsageError
 
 STREAM = re.compile(r"pipe:|[a-z0-9]+://", re.ASCII | re.IGNORECASE)
-CHUNK = 1 << 22  # characters of a list looked at together
+CHUNK = 1 << 18  # characters of a list looked at together, which fit into the cache
 PATHS = ("path", "wav", "audio_filepath", "audio", "file", "filename")
 
 
@@ -53,7 +53,7 @@ def why_no_list(path) -> str:
 def chunks_of(path):
     """Yield (speakers, paths, line numbers) of a train list, a piece at a time; the generator returns its SHA-256.
 
-    ``speakers`` are texts, ``paths`` is what ``TextsBuilder.add_joined`` takes. UsageError names the line of a mistake.
+    ``speakers`` are texts, ``paths`` is what ``FrontCoder.add`` takes. UsageError names the line of a mistake.
     """
     if shards_of(path):
         return (yield from _shards(path))
@@ -119,7 +119,7 @@ def _one_by_one(path, lines: list[str], first: int):
 
 
 def joined(texts: list[str]) -> tuple[bytes, np.ndarray]:
-    """Texts as ``TextsBuilder.add_joined`` takes them."""
+    """Texts as ``FrontCoder.add`` takes them."""
     encoded = [text.encode("utf-8", LIST_TEXT["errors"]) for text in texts]
     return b"".join(encoded), np.fromiter(map(len, encoded), np.int32, len(encoded))
 

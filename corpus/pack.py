@@ -11,7 +11,7 @@ import numpy as np
 import corpus.decode
 from corpus.containers import AudioError
 from corpus.tars import shards_of
-from corpus.texts import Texts, find_keys, keys_of
+from corpus.texts import Texts, TextSequence, find_keys, keys_of
 from errors import UsageError, plural
 
 FORMAT, FORMAT_FLAC = 1, 2  # the second where a recording is stored as flac
@@ -113,17 +113,20 @@ class Pack:
     def __len__(self):
         return len(self.index)
 
-    def rows_of(self, paths: Texts, list_hash: str, place: str) -> np.ndarray:
-        """The row (N,) int32 of each path of a list; UsageError, after ``place``, if one is not in the pack."""
-        if list_hash == self.header["list_sha256"] and len(paths) == len(self):
+    def rows_of(self, paths: TextSequence, numbers: range, list_hash: str, place: str) -> np.ndarray:
+        """The row (N,) int32 of each path of a list, which are ``numbers`` of ``paths``.
+
+        UsageError, after ``place``, if one is not in the pack.
+        """
+        if list_hash == self.header["list_sha256"] and len(numbers) == len(self):
             return np.arange(len(self), dtype=np.int32)
         order = np.argsort(self.keys, kind="stable")
-        rows = find_keys(self.keys, order, keys_of(paths)).astype(np.int32)
+        rows = find_keys(self.keys, order, keys_of(paths.between(numbers.start, numbers.stop))).astype(np.int32)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise UsageError(
                 f"{place}: {plural(len(missing), 'file')} of the list are not in {self.folder}, the first "
-                f"'{paths[int(missing[0])]}'; python pack_data.py with this list adds them"
+                f"'{paths[numbers[int(missing[0])]]}'; python pack_data.py with this list adds them"
             )
         return rows
 

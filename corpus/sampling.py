@@ -8,7 +8,8 @@ import numpy as np
 from config import Config
 from errors import UsageError, plural
 
-BLOCK = 1 << 20  # utterances or rows that are worked on together
+BLOCK = 1 << 20  # utterances that are shuffled together
+ROWS = 1 << 16  # rows whose utterances are looked up together
 POWERS = {"count": 1.0, "sqrt": 0.5, "uniform": 0.0}  # of a speaker's rows: what its share of an epoch goes by
 
 
@@ -111,8 +112,7 @@ class SpeakerBatchSampler:
         rng = np.random.default_rng([self.seed, epoch])
         first = dealt[0][0] if dealt else self.batches
         unit, number = self._rows(self._shares_of(first), rng)
-        batches = _deal(self.units.speakers[unit], first, rng)
-        utterances, copies = self._utterances(unit, number, rng)
+        batches = _deal(_begins(self.units.speakers[unit]), len(unit), first, rng)
         left_out = 0
         for turn, (_, done) in enumerate(dealt):
             speakers = self.units.speakers[unit]
@@ -121,9 +121,10 @@ class SpeakerBatchSampler:
             size = dealt[turn + 1][0] if turn + 1 < len(dealt) else self._count_left(speakers[left])
             kept = left[_number_in_run(speakers[left]) < size] if self.distinct or not size else left
             left_out = len(left) - len(kept)
-            again = _deal(speakers[kept], size, np.random.default_rng([self.seed, epoch, turn]))
+            rng_again = np.random.default_rng([self.seed, epoch, turn])
+            again = _deal(_begins(speakers[kept]), len(kept), size, rng_again)
             batches = np.where(again >= 0, kept[again], -1) if len(kept) else again
-        return Plan(utterances, copies, batches, left_out)
+        return Plan(*self._utterances(unit, number, batches, rng), left_out)
 
     def _count_left(self, speakers: np.ndarray) -> int:
         """Batches for rows that are left of an epoch, each of ``speakers`` (rows,); 0 if they are too few for one."""
@@ -147,8 +148,7 @@ class SpeakerBatchSampler:
         ``shares``: rows of each unit.
         """
         units, rows = self.units, whole(shares.sum())
-        place = rng.permutation(len(units.speaker_starts))
-        order = np.argsort(place[units.speakers], kind="stable")
+        order = np.argsort(rng.permutation(len(units.speaker_starts))[units.speakers], kind="stable").astype(np.int32)
         shares = shares[order]
         edges = np.cumsum(shares)
         edges *= rows / edges[-1]  # which is 1 if the shares are whole numbers
@@ -159,39 +159,51 @@ class SpeakerBatchSampler:
         number = np.arange(rows, dtype=np.int32)
         number -= np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
         number = number.astype(np.min_scalar_type(int(counts.max(initial=0))))
-        return np.repeat(order.astype(np.int32), counts), number
+        return np.repeat(order, counts), number
 
-    def _utterances(self, unit, number, rng) -> tuple[np.ndarray, np.ndarray]:
-        """Utterances and copies (rows, per_row) of each row: a unit's utterances in random order, round and round."""
-        units, shuffled = self.units, np.empty_like(self.units.order)
+    def _utterances(self, unit, number, batches, rng) -> tuple[np.ndarray, np.ndarray]:
+        """Utterances and copies (rounds, batches, per_row) of all batches: a unit's in random order, round and round.
+
+        ``unit`` and ``number`` (rows,) of each row; ``batches`` (rounds, batches) as they were dealt, which may be
+        written over: millions of rows take room.
+        """
+        units, shuffled = self.units, np.empty(self.units.counts.sum(), np.int32)
         ends = np.searchsorted(units.starts, np.arange(BLOCK, len(shuffled), BLOCK))
         edges = np.unique(np.append(units.starts[ends[ends < len(units.starts)]], [0, len(shuffled)]))
         for begin, end in itertools.pairwise(edges.tolist()):  # whole units at a time: all at once take much memory
             first, last = np.searchsorted(units.starts, [begin, end])
             keys = np.repeat(np.arange(last - first, dtype=np.float64), units.counts[first:last])
             keys += rng.random(end - begin)
-            shuffled[begin:end] = units.order[begin + np.argsort(keys, kind="stable")]  # stable: so on every machine
+            shuffled[begin:end] = units.at(begin + np.argsort(keys, kind="stable"))  # stable: so on every machine
         used = np.minimum(units.counts, self.most)
-        utterances = np.empty((len(unit), self.per_row), np.int32)
+        row_of = batches.reshape(-1)
+        utterances = row_of[:, None] if self.per_row == 1 else np.empty((len(row_of), self.per_row), np.int32)
         most = int(number.max(initial=0) + 1) * self.per_row
         copies = np.empty(utterances.shape, np.min_scalar_type(most))
-        for begin in range(0, len(unit), BLOCK):
-            part = slice(begin, begin + BLOCK)
-            slot = number[part, None].astype(np.int64) * self.per_row + np.arange(self.per_row)
-            copies[part], place = np.divmod(slot, used[unit[part], None])
-            utterances[part] = shuffled[units.starts[unit[part], None] + place]
-        return utterances, copies
+        for begin in range(0, len(row_of), ROWS):
+            part = slice(begin, begin + ROWS)
+            rows = row_of[part].copy()
+            units_here = unit[rows]
+            slot = number[rows, None].astype(np.int64) * self.per_row + np.arange(self.per_row)
+            copies[part], place = np.divmod(slot, used[units_here, None])
+            utterances[part] = shuffled[units.starts[units_here, None] + place]
+            utterances[part][rows < 0] = -1
+        shape = *batches.shape, self.per_row
+        return utterances.reshape(shape), copies.reshape(shape)
 
 
-def by_speaker(labels: np.ndarray) -> np.ndarray:
-    """Utterance numbers (N,) int32 sorted by label, those of a label in the order of the list."""
-    return np.argsort(labels, kind="stable").astype(np.int32)
+def by_speaker(labels: np.ndarray) -> np.ndarray | None:
+    """Utterance numbers (N,) int32 sorted by label, those of a label in the order of the list; None: it is that order.
+
+    Nothing is kept of lists that name one speaker after the other, as most do.
+    """
+    return None if (labels[1:] >= labels[:-1]).all() else np.argsort(labels, kind="stable").astype(np.int32)
 
 
 class Units:
     """The utterances of each speaker in each list, which the sampler gives rows to; sorted by speaker, then by list.
 
-    ``counts``, ``starts`` (into ``order``, utterance numbers), ``speakers`` and ``weights`` of each unit;
+    ``counts``, ``starts`` (places, of which ``at`` tells the utterances), ``speakers`` and ``weights`` of each unit;
     ``speaker_starts``: the first unit of each speaker.
     """
 
@@ -200,36 +212,45 @@ class Units:
         self.order = getattr(dataset, "order", None)
         if self.order is None:
             self.order = by_speaker(dataset.labels)
-        labels = np.asarray(dataset.labels, np.int32)[self.order]
+        labels = self._sorted(np.asarray(dataset.labels, np.int32))
         new = np.append(True, labels[1:] != labels[:-1])
         part = np.zeros(1, np.int64)
         if parts is not None:
-            part = parts[self.order]
+            part = self._sorted(parts)
             new[1:] |= part[1:] != part[:-1]
-        self.starts = np.flatnonzero(new)
-        self.counts = np.diff(self.starts, append=len(labels))
+        self.starts = np.flatnonzero(new).astype(np.int32)
+        self.counts = np.diff(self.starts, append=np.int32(len(labels)))
         self.speakers = labels[self.starts]
-        weights = np.ones(1) if parts is None else np.asarray(dataset.weights, np.float64)
-        self.weights = weights[np.zeros(len(self.starts), np.int64) if parts is None else part[self.starts]]
-        self.speaker_starts = np.flatnonzero(np.diff(self.speakers, prepend=-1))
+        one = np.broadcast_to(1.0, len(self.starts))
+        self.weights = one if parts is None else np.asarray(dataset.weights, np.float64)[part[self.starts]]
+        self.speaker_starts = _begins(self.speakers)
+
+    def _sorted(self, values: np.ndarray) -> np.ndarray:
+        """Values (N,) of utterances, by speaker."""
+        return values if self.order is None else values[self.order]
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The utterances at places among those sorted by speaker."""
+        return places if self.order is None else self.order[places]
 
 
 class Plan:
     """The batches of an epoch, as arrays; a sequence of lists of rows ((utterance, copy), ...).
 
+    ``utterances`` (rounds, batches, utterances of a row), -1 where a round has none for a batch; ``copies`` of these.
     ``left_out``: rows of an epoch that was dealt again that wait for another one.
     """
 
-    def __init__(self, utterances: np.ndarray, copies: np.ndarray, batches: np.ndarray, left_out: int = 0):
-        self.utterances, self.copies, self.batches, self.left_out = utterances, copies, batches, left_out
+    def __init__(self, utterances: np.ndarray, copies: np.ndarray, left_out: int = 0):
+        self.utterances, self.copies, self.left_out = utterances, copies, left_out
 
     @property
     def size(self) -> int:
         """Rows of all batches."""
-        return int((self.batches >= 0).sum())
+        return int((self.utterances[:, :, 0] >= 0).sum())
 
     def __len__(self):
-        return self.batches.shape[1]
+        return self.utterances.shape[1]
 
     def __getitem__(self, batch: int) -> list[tuple]:
         if not 0 <= batch < len(self):
@@ -241,43 +262,40 @@ class Plan:
 
     def rows(self, batch: int, rank: int = 0, world: int = 1) -> list[tuple]:
         """The rows of a batch that a rank has."""
-        column = self.batches[:, batch]
-        chosen = column[column >= 0][rank::world]
-        return [
-            tuple(zip(utterances, copies))
-            for utterances, copies in zip(self.utterances[chosen].tolist(), self.copies[chosen].tolist())
-        ]
+        there = self.utterances[:, batch, 0] >= 0
+        both = (array[:, batch][there][rank::world].tolist() for array in (self.utterances, self.copies))
+        return [tuple(zip(utterances, copies)) for utterances, copies in zip(*both)]
 
 
 def _number_in_run(speakers: np.ndarray) -> np.ndarray:
     """The number of each row within its speaker's, where equal ``speakers`` (rows,) stand side by side."""
-    begins = np.flatnonzero(np.diff(speakers, prepend=-1))
+    begins = _begins(speakers)
     return np.arange(len(speakers)) - np.repeat(begins, np.diff(begins, append=len(speakers)))
 
 
-def _deal(speakers: np.ndarray, batches: int, rng) -> np.ndarray:
-    """Deal rows, each of ``speakers`` (rows,), equal ones side by side: (rounds, batches) row numbers, -1 for none.
+def _begins(speakers: np.ndarray) -> np.ndarray:
+    """Where each speaker begins, if equal ``speakers`` (rows,) stand side by side."""
+    return np.flatnonzero(np.append(True, speakers[1:] != speakers[:-1])[: len(speakers)]).astype(np.int32)
+
+
+def _deal(begins: np.ndarray, rows: int, batches: int, rng) -> np.ndarray:
+    """Deal rows, those of a speaker from one of ``begins`` to the next: (rounds, batches) row numbers, -1 for none.
 
     Round k gives the rows from k x batches on to the batches in random order. A speaker whose rows go on from a round
     to a later one gets the batches there that it had not in its first round.
     """
-    rows = len(speakers)
     rounds = -(-rows // max(batches, 1))
     dealt = np.full((rounds, batches), -1, np.int32)
-    order = np.empty((rounds, batches), np.int32)
-    begins = np.flatnonzero(np.diff(speakers, prepend=-1))  # first row of each speaker
     ends = np.append(begins[1:], rows)
     for number in range(rounds):
         first = number * batches
-        order[number] = rng.permutation(batches)
+        order = rng.permutation(batches)
         owner = np.searchsorted(begins, first, side="right") - 1
         begin, here = begins[owner], min(ends[owner] - first, batches)
         if begin < first and here < batches:
-            taken = np.zeros(batches, bool)
-            taken[order[begin // batches, begin % batches :]] = True
-            had = taken[order[number]]
-            sorted_out = order[number][np.argsort(had, kind="stable")]
-            order[number, :here], order[number, here:] = sorted_out[:here], rng.permutation(sorted_out[here:])
+            had = dealt[begin // batches, order] >= begin
+            sorted_out = order[np.argsort(had, kind="stable")]
+            order = np.append(sorted_out[:here], rng.permutation(sorted_out[here:]))
         count = min(rows - first, batches)
-        dealt[number, order[number, :count]] = np.arange(first, first + count)
+        dealt[number, order[:count]] = np.arange(first, first + count)
     return dealt

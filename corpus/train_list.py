@@ -13,12 +13,12 @@ import numpy as np
 
 from config import Config
 from corpus.folders import is_audio
+from corpus.front_coding import FrontCodedTexts, FrontCoder
 from corpus.list_forms import chunks_of, files_of
 from corpus.list_lines import LineNumbers, stamp_of, unreadable
 from corpus.pack import Pack, PackedRecording
 from corpus.sources import TrainSource, train_sources
 from corpus.tars import ENDING
-from corpus.texts import Texts, TextsBuilder
 from errors import UsageError
 
 
@@ -32,9 +32,9 @@ class TrainList:
     """
 
     sources: tuple[TrainSource, ...]
-    speakers: Texts
+    speakers: FrontCodedTexts
     labels: np.ndarray
-    paths: Texts
+    paths: FrontCodedTexts
     lines: LineNumbers
     parts: np.ndarray | None
     hash: str
@@ -62,9 +62,8 @@ class TrainList:
         for source, numbers in self.by_source():
             self.packs.append(Pack(source.pack) if source.pack else None)
             if self.packs[-1] is not None:
-                part = slice(numbers.start, numbers.stop)
-                offsets = self.paths.offsets[numbers.start : numbers.stop + 1]
-                rows[part] = self.packs[-1].rows_of(Texts(self.paths.content, offsets), self.hash, source.path)
+                found = self.packs[-1].rows_of(self.paths, numbers, self.hash, source.path)
+                rows[numbers.start : numbers.stop] = found
         self.rows = rows
 
     def read_from(self, number: int) -> str:
@@ -152,7 +151,7 @@ def read_train_list(path):
 
 def _read(sources: tuple[TrainSource, ...]) -> TrainList:
     number: collections.defaultdict = collections.defaultdict(itertools.count().__next__)
-    paths, labels, lines, counts, hashes = TextsBuilder(), bytearray(), LineNumbers(), [], []
+    paths, labels, lines, counts, hashes = FrontCoder(), bytearray(), LineNumbers(), [], []
     for source in sources:
         before, chunks = len(lines), chunks_of(source.path)
         swapped, first = True, None
@@ -168,7 +167,7 @@ def _read(sources: tuple[TrainSource, ...]) -> TrainList:
             if source.prefix:
                 names = [source.prefix + name for name in names]
             labels += np.fromiter(map(number.__getitem__, names), np.int32, len(names)).tobytes()
-            paths.add_joined(*recordings)
+            paths.add(*recordings)
             lines.add(np.asarray(numbers))
         if first is None:
             raise UsageError(f"{source.path}: the train list is empty")
@@ -183,11 +182,11 @@ def _read(sources: tuple[TrainSource, ...]) -> TrainList:
     number.clear()  # a million names in a dict are a good part of all that is needed
     of_utterance = np.frombuffer(labels, np.int32)
     np.take(rank, of_utterance, out=of_utterance)
-    names = Texts.of(speakers)
+    names = FrontCodedTexts.of(speakers)
     del speakers, rank
     parts = np.repeat(np.arange(len(sources), dtype=np.uint8), counts) if len(sources) > 1 else None
     return TrainList(
-        *(sources, names, of_utterance, paths.done(small=True)),
+        *(sources, names, of_utterance, paths.done()),
         *(lines, parts, _hash(sources, hashes)),
     )
 

@@ -39,7 +39,7 @@ from corpus.pack import (
     hash_of,
     shard_name,
 )
-from corpus.texts import keys_of
+from corpus.texts import Texts, keys_of
 from corpus.train_list import TrainList
 from errors import UsageError
 from storage.files import replacing, write_atomically
@@ -260,7 +260,8 @@ def finish(listed: TrainList, keys, parts: Parts, new: int) -> dict:
     index = parts.entries["entry"][rows]
     told = {row: parts.told[key] for row, key in enumerate(keys.tolist()) if key in parts.told}
     texts = json.dumps(told).encode()
-    arrays = {INDEX: index, KEYS: keys, PATHS: listed.paths.content, OFFSETS: listed.paths.offsets.astype(np.int64)}
+    paths = Texts.of(listed.paths)
+    arrays = {INDEX: index, KEYS: keys, PATHS: paths.content, OFFSETS: paths.offsets}
     (out / HEADER).unlink(missing_ok=True)  # killed in between, it is no pack rather than one of two lists
     for name, array in arrays.items():
         with replacing(out / name) as temporary, open(temporary, "wb") as file:

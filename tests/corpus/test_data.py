@@ -346,6 +346,31 @@ def test_speakers_with_more_rows_than_a_round_has_left_stand_apart_too(per_row):
             assert all(times <= -(-counts[owner] // per_row // len(plan)) for owner, times in owners.items())
 
 
+@pytest.mark.parametrize("per_row", [1, 2])
+def test_a_list_in_any_order_gives_the_batches_of_a_sorted_one(per_row):
+    sampler = make_sampler([3, 7, 1, 12, 9, 4, 30], batch_size=5, per_row=per_row)
+    place = np.random.default_rng(2).permutation(66)
+    mixed = Corpus([])
+    mixed.labels = sampler.dataset.labels[place]
+    other = SpeakerBatchSampler(mixed, Config(seed=1, nPerSpeaker=per_row, batch_size=5), False)
+    number = np.argsort(mixed.labels, kind="stable")  # in the mixed list, of each utterance of the sorted one
+    for dealt in ((), [(9, 3)]):
+        renamed = [[tuple((number[u], copy) for u, copy in row) for row in batch] for batch in sampler.plan(2, dealt)]
+        assert list(other.plan(2, dealt)) == renamed
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_utterances_of_a_speaker_are_those_of_its_lines(settings, data, tmp_path, mixed):
+    lines = (data / "train_list.txt").read_text().splitlines()
+    lines = lines[1::2] + lines[::2] if mixed else lines
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    dataset = TrainDataset(Config(train_list=str(tmp_path / "list.txt"), train_path=settings["train_path"]))
+    assert (dataset.order is not None) == mixed
+    for speaker, name in enumerate(dataset.speakers):
+        own = [number for number, line in enumerate(lines) if line.split()[0] == name]
+        assert dataset.utterances_of(speaker).tolist() == own
+
+
 @pytest.mark.parametrize(("sampling", "power"), [("count", 1), ("sqrt", 0.5), ("uniform", 0)])
 @pytest.mark.parametrize("distinct", [False, True])
 def test_sampling_gives_each_speaker_its_share(sampling, power, distinct):

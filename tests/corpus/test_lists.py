@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from corpus import list_forms, train_list
+from corpus.front_coding import FrontCodedTexts
 from corpus.lists import columns_of, list_hash
 from corpus.sources import TrainSource
 from corpus.texts import Texts
@@ -17,9 +18,10 @@ def read(*lists, **more):
     return read_train_lists(tuple(TrainSource(str(path), "root", **more) for path in lists))
 
 
-def test_texts_are_a_sequence_of_any_names():
+@pytest.mark.parametrize("kind", [Texts, FrontCodedTexts])
+def test_texts_are_a_sequence_of_any_names(kind):
     names = ["a", "", "Anna Müller/ä.wav", "\udce9.wav", "日本"] * 3
-    texts = Texts.of(names)
+    texts = kind.of(names)
     assert list(texts) == names and texts[2] == names[2] and texts[-1] == "日本" and len(texts) == 15
     assert texts[1:6:2] == names[1:6:2] and list(texts.between(3, 7)) == names[3:7]
     with pytest.raises(IndexError):

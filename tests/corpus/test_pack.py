@@ -172,7 +172,7 @@ def test_changed_files_and_new_lines_are_added(mixed, tmp_path):
     soundfile.write(changed, np.full(9000, 0.25), 16000)
     (copy / "list.txt").write_text("\n".join(lines))
     with pytest.raises(UsageError, match=r"list.txt: 10 files of the list are not in .*, the first '.*'; python"):
-        Pack(out).rows_of(listed(copy).paths, listed(copy).hash, str(copy / "list.txt"))
+        Pack(out).rows_of(listed(copy).paths, range(30), listed(copy).hash, str(copy / "list.txt"))
     assert packing.write_pack(listed(copy), out, 1 << 20, 1)["new"] == 11
     assert read_crop("", opened=Pack(out).recording(5, "")).x.tolist() == [0.25] * 9000
 
