@@ -3,6 +3,7 @@
 python benchmarks/data_scale.py plan     # an epoch dealt, at the sizes of known sets
 python benchmarks/data_scale.py pack     # crops a second from files and from a pack of them
 python benchmarks/data_scale.py lists    # from a list of 10 M lines to the first batch
+python benchmarks/data_scale.py paths    # how paths are kept: their room, and the time of a look at one
 """
 
 import argparse
@@ -19,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from config import Config
+from corpus.front_coding import FrontCodedTexts
 from corpus.sampling import SpeakerBatchSampler
+from corpus.texts import Texts
 
 # (utterances, speakers, rows of a batch, utterances of a row): VoxCeleb2 twice, VoxBlink2, and a set to come.
 SIZES = [(1_092_009, 5_994, 200, 1), (1_092_009, 5_994, 200, 2), (9_904_382, 111_284, 512, 1)]
@@ -176,6 +179,35 @@ def lists(arguments):
             )
 
 
+# ------------------------------------------------------------------------------------------------ paths in memory
+
+
+def paths(_):
+    """Print room and times of paths like VoxCeleb's, kept plainly and front-coded, sorted and in random order."""
+    rng = np.random.default_rng(0)
+    videos = [rng.bytes(6).hex()[:11] for _ in range(25_000)]
+    ordered = [f"id{n // 125:05}/{video}/{clip:05}.wav" for n, video in enumerate(videos) for clip in range(8)]
+    shuffled = [ordered[number] for number in rng.permutation(len(ordered))]
+    looks = rng.integers(0, len(ordered), len(ordered)).tolist()
+    for name, texts in (("sorted", ordered), ("shuffled", shuffled)):
+        for kind in (Texts, FrontCodedTexts):
+            times = [time.perf_counter()]
+            kept = kind.of(texts)
+            times.append(time.perf_counter())
+            for _ in kept:
+                pass
+            times.append(time.perf_counter())
+            for number in looks:
+                kept[number]
+            times.append(time.perf_counter())
+            places = kept.offsets if isinstance(kept, Texts) else kept.begins
+            made, read, looked = np.diff(times) / len(texts)
+            print(
+                f"{name:<9} {kind.__name__:<16} {(len(kept.content) + places.nbytes) / len(texts):5.1f} bytes a path, "
+                f"made in {1e9 * made:.0f} ns, one after the other {1e9 * read:.0f} ns, any one {1e6 * looked:.2f} us"
+            )
+
+
 def main():
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -191,6 +223,8 @@ def main():
     of_packs.add_argument("--files", type=int, default=2000, help="files of 4 to 12 s (default 2,000)")
     of_packs.add_argument("--folder", default="", help="where to write them meanwhile (1.5 GB)")
     of_packs.set_defaults(run=pack)
+    of_paths = commands.add_parser("paths", help="room of paths in memory, and time of a look at one")
+    of_paths.set_defaults(run=paths)
     inner = commands.add_parser("start")
     inner.add_argument("keys", type=json.loads)
     inner.add_argument("workers", type=int)
