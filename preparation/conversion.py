@@ -15,7 +15,7 @@ from corpus.audio import AudioError
 from corpus.decode import Recording, native, reading
 from corpus.folders import find_recordings
 from corpus.measuring import scan
-from errors import UsageError
+from errors import UsageError, plural
 from preparation.corpora import Utterance
 from preparation.findings import Sound
 from preparation.journal import Journal, stamp
@@ -52,21 +52,23 @@ def write_anew(
     for utterance, written in scan(wanted, workers, functools.partial(_anew, tree=tree, journal=journal), "converted"):
         stem = os.path.splitext(utterance.name)[0]
         if isinstance(written, Sound):
-            failed[utterance.path + (f"@{utterance.start:g}" if utterance.is_part else "")] = written
-            utterance.path += f"@{utterance.start:g}" if utterance.is_part else ""
+            channel = f"@channel {utterance.channel}" if utterance.channel else ""
+            utterance.path += f"{channel}@{utterance.start:g}" if utterance.is_part else ""
+            failed[utterance.path] = written
         else:
             key, made = _made_of(utterance, tree)
             if journal.get(key) != [*made, written.suffix]:
                 journal.add(key, [*made, written.suffix])
             utterance.path, utterance.name = str(written), stem + written.suffix
-            utterance.start = utterance.seconds = 0.0
+            utterance.start, utterance.seconds, utterance.channel = 0.0, 0.0, 0
     return failed
 
 
 def _made_of(utterance: Utterance, tree: Path) -> tuple[str, list]:
     """The key of the file that is made of an utterance, and what tells it from one of another source or part."""
     key = f"made|{tree / os.path.splitext(utterance.listed)[0]}"
-    return key, [stamp(utterance.path), utterance.start, utterance.seconds]
+    channel = [utterance.channel] if utterance.channel else []
+    return key, [stamp(utterance.path), utterance.start, utterance.seconds, *channel]
 
 
 def _clear(place: Path, journal: Journal):
@@ -85,18 +87,21 @@ def _anew(utterance: Utterance, tree: Path, journal: Journal) -> "Path | Sound":
     for ending in (".flac", ".wav"):
         place.with_name(place.name + ending).unlink(missing_ok=True)
     try:
-        return write_part(utterance.path, place, utterance.start, utterance.seconds)
+        return write_part(utterance.path, place, utterance.start, utterance.seconds, utterance.channel)
     except AudioError as error:
         return Sound(error=str(error))
 
 
-def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0) -> Path:
+def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0, channel: int = 0) -> Path:
     """Write a recording, or ``seconds`` of it from ``start`` on, as flac at its own rate; AudioError if there is less.
 
-    ``place`` is the file without its ending. Samples beyond full scale or not finite are kept, as a wav of floats.
+    ``channel``, from 1, is the one that is written, 0 for all. ``place`` is the file without its ending. Samples beyond
+    full scale or not finite are kept, as a wav of floats.
     """
     with Recording(path) as recording:
         rate = recording.rate
+        if channel > recording.channels:
+            raise AudioError(f"has {plural(recording.channels, 'channel')}, and no channel {channel}")
         with reading():
             if start or seconds:
                 begin, frames = round(start * rate), recording.frames
@@ -107,6 +112,7 @@ def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0)
                 x = recording.read(begin, min(count, frames - begin))
             else:
                 x = np.concatenate(list(recording.blocks()))
+    x = x[:, channel - 1 : channel] if channel else x
     whole = np.isfinite(x).all() and np.abs(x).max() <= 1 and x.shape[1] <= 8
     place = place.with_name(place.name + (".flac" if whole else ".wav"))
     write_sound(place, x, rate)

@@ -23,7 +23,7 @@ class Utterance:
 
     ``name`` is its path below the person's folder in the lists, ``session`` the occasion it is from ('' if unknown),
     ``gender`` 'f', 'm' or '', ``part`` 'train', 'test' or '' if the corpus leaves it open. ``seconds`` is 0 for all
-    that follows ``start``.
+    that follows ``start``; ``channel``, from 1, is the one that is his, 0 for all.
     """
 
     path: str
@@ -34,11 +34,12 @@ class Utterance:
     part: str = ""
     start: float = 0.0
     seconds: float = 0.0
+    channel: int = 0
 
     @property
     def is_part(self) -> bool:
         """Whether it is less than its file."""
-        return bool(self.start or self.seconds)
+        return bool(self.start or self.seconds or self.channel)
 
     @property
     def listed(self) -> str:

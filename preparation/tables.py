@@ -9,6 +9,9 @@ import re
 import shlex
 from pathlib import Path
 
+from config import SAMPLE_RATE
+from corpus.audio import AudioError
+from corpus.decode import Recording
 from corpus.list_lines import opened
 from corpus.lists import LIST_TEXT, numbered_lines, wrong_columns
 from errors import UsageError, plural
@@ -20,14 +23,18 @@ COLUMNS = {
     "speaker": ("speaker", "speaker_id", "spk", "spk_id", "client_id", "label", "spkid", "person", "name"),
     "start": ("offset", "start", "begin"),
     "seconds": ("duration", "dur", "seconds", "length"),
-    "stop": ("stop",),  # SpeechBrain counts start and stop in samples
+    "stop": ("stop",),  # SpeechBrain counts start and stop in samples of the file
     "end": ("end",),
     "session": ("session", "session_id", "recording", "chapter_id", "video"),
     "gender": ("gender", "sex"),
     "split": ("split", "subset", "set"),
 }
-SPEECHBRAIN_RATE = 16_000  # Hz, of its start and stop
-READERS = ("flac", "sph2pipe")  # programs of a pipe in wav.scp whose file is read here as well
+# Programs of a pipe in wav.scp whose file is read here as well: options that change nothing of the samples.
+READERS = {
+    "flac": re.compile(r"-[cdsf]+|--(stdout|decode|silent|totally-silent|force)"),
+    "sph2pipe": re.compile(r"-p|-f ?\S+"),
+}
+CHANNEL = re.compile(r"-c ?([12])")  # the one that sph2pipe takes
 
 
 def place_in(path: str, speaker: str, otherwise: str) -> tuple[str, str]:
@@ -41,7 +48,7 @@ def place_in(path: str, speaker: str, otherwise: str) -> tuple[str, str]:
 
 def existing(path: str, folder: Path) -> str:
     """A path of a table in full: relative to the table's folder, or to the current one as Kaldi takes it."""
-    path = path.replace("$data_root/", "")  # SpeechBrain's
+    path = re.sub(r"\$data_root/|\{data_root\}/", "", path)  # SpeechBrain's
     return (
         path
         if os.path.isabs(path) or (not os.path.exists(folder / path) and os.path.exists(path))
@@ -80,10 +87,10 @@ def read_commonvoice(folder: Path, reading: Reading) -> Corpus:
         names = ["validated.tsv"] if (language / "validated.tsv").is_file() else ["train.tsv", "dev.tsv", "test.tsv"]
         for name in names:
             if (language / name).is_file():
-                for number, row in _rows(language / name, "\t"):
+                for where, row in _rows(language / name, "\t"):
                     if not row.get("path") or not row.get("client_id"):
-                        raise UsageError(f"{language / name}:{number}: no path or no client_id in it")
-                    _check_names(f"{language / name}:{number}", row["path"], row["client_id"])
+                        raise UsageError(f"{where}: no path or no client_id in it")
+                    _check_names(where, row["path"], row["client_id"])
                     path = str(language / "clips" / row["path"])
                     path += "" if os.path.splitext(path)[1] else ".mp3"
                     speaker = as_folder(row["client_id"][:24])
@@ -120,7 +127,7 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
     for number, columns in numbered_lines(folder / "wav.scp"):
         if len(columns) < 2:
             raise UsageError(f"{folder / 'wav.scp'}:{number}: expected 'recording path'")
-        files[columns[0]] = existing(_scp_path(folder / "wav.scp", number, columns[1:]), folder)
+        files[columns[0]] = _scp_file(folder, number, columns[1:])
     speakers = _map(folder / "utt2spk")
     genders, sessions = (_map(p) if (p := folder / name).is_file() else {} for name in ("spk2gender", "utt2sess"))
     segments = _map(folder / "segments") if (folder / "segments").is_file() else None
@@ -137,32 +144,62 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
             raise UsageError(f"{where}: the segment ends before it starts")
         if key not in speakers or len(speakers[key][1]) != 1:
             raise UsageError(f"{folder / 'utt2spk'}: has no line 'utterance speaker' for '{key}'")
-        named, path = speakers[key][1][0], files[columns[0]]
+        named, (path, channel) = speakers[key][1][0], files[columns[0]]
         speaker, ending = as_folder(named), os.path.splitext(path)[1]
         gender = _second(folder / "spk2gender", "speaker gender", genders, named)
         name, session = place_in(path, speaker, as_folder(key) + ending)
         if segments is not None:
             name, session = as_folder(key) + ending, columns[0]
         session = _second(folder / "utt2sess", "utterance session", sessions, key) or session
-        utterances.append(Utterance(path, speaker, name, session, gender_of(gender), "", start, end - start))
+        gender = gender_of(gender)
+        utterances.append(Utterance(path, speaker, name, session, gender, "", start, end - start, channel))
     what = "Kaldi wav.scp and utt2spk" + (" with segments" if segments is not None else "")
     return described("kaldi", folder, what, utterances)
 
 
-def _scp_path(table: Path, number: int, words: list[str]) -> str:
-    """The file of a line of wav.scp; of a pipe that only decodes, the file that it reads."""
-    if words[-1] != "|" and not words[-1].endswith("|"):
-        return " ".join(words)
+def _scp_file(folder: Path, number: int, words: list[str]) -> tuple[str, int]:
+    """(file, channel) of a line of wav.scp; of a pipe that only decodes, the file that it reads.
+
+    The channel, from 1, is 0 where no one is asked for and where the file has no other.
+    """
+    if not words[-1].endswith("|"):
+        return existing(" ".join(words), folder), 0
+    named, channel = _decoded_by(f"{folder / 'wav.scp'}:{number}", " ".join(words).rstrip("| "))
+    path = existing(named, folder)
     try:
-        words = shlex.split(" ".join(words).rstrip("| "))
+        with Recording(path) as recording:
+            alone = recording.channels == 1 and channel == 1
+    except AudioError:
+        alone = True  # it is named where it is read
+    return path, 0 if alone else channel
+
+
+def _is_recording(word: str) -> bool:
+    return os.path.splitext(word)[1].lower() in (".flac", ".sph", ".wav", ".wv1", ".wv2")
+
+
+def _decoded_by(where: str, command: str) -> tuple[str, int]:
+    """(file, channel from 1, 0 for all) that a command decodes; UsageError if it may do anything else."""
+    try:
+        program, *words = shlex.split(command) or [""]
     except ValueError as error:
-        raise UsageError(f"{table}:{number}: a pipe with a quote that does not end: {error}") from error
-    if not words:
-        raise UsageError(f"{table}:{number}: a pipe without a command: write the path of a file")
-    files = [word for word in words[1:] if os.path.splitext(word)[1].lower() in (".flac", ".sph", ".wav")]
-    if os.path.basename(words[0]) not in READERS or len(files) != 1 or "-c1" in words or "2" in words:
-        raise UsageError(f"{table}:{number}: a pipe, which is not run here: write the path of a file ({words[0]} ..)")
-    return files[0]
+        raise UsageError(f"{where}: a pipe with a quote that does not end: {error}") from error
+    if not program:
+        raise UsageError(f"{where}: a pipe without a command: write the path of a file")
+    name, files, channel = os.path.basename(program), [], 0
+    while words:
+        word = words.pop(0)
+        if name == "sph2pipe" and word in ("-c", "-f") and words:
+            word += f" {words.pop(0)}"
+        if name == "sph2pipe" and (found := CHANNEL.fullmatch(word)):
+            channel = int(found[1])
+        elif not word.startswith("-") or word == "-":
+            files.append(word)
+        elif name in READERS and not READERS[name].fullmatch(word):
+            raise UsageError(f"{where}: a pipe, which is not run here, with '{word}': write the path of a file")
+    if name not in READERS or len(files) != 1 or not _is_recording(files[0]):
+        raise UsageError(f"{where}: a pipe, which is not run here: write the path of a file ({program} ..)")
+    return files[0], channel
 
 
 def _seconds(where: str, text) -> float:
@@ -195,11 +232,11 @@ def read_json(path: Path, reading: Reading) -> Corpus:
 
 
 def _json_rows(path: Path):
+    """Yield (place, object) of each row."""
     try:
         with open(path, **LIST_TEXT) as file:
-            if path.suffix.lower() == ".json" and file.read(1) == "[":
-                file.seek(0)
-                yield from ((i, row) for i, row in enumerate(json.load(file), 1) if isinstance(row, dict))
+            if path.suffix.lower() == ".json" and (rows := _of_one_value(path, file.read())) is not None:
+                yield from rows
                 return
             file.seek(0)
             for number, line in enumerate(file, 1):
@@ -208,13 +245,33 @@ def _json_rows(path: Path):
                         row = json.loads(line)
                     except (ValueError, RecursionError) as error:
                         raise UsageError(f"{path}:{number}: not JSON: {error}") from error
-                    if not isinstance(row, dict):
-                        raise UsageError(f"{path}:{number}: expected an object with a path and a speaker")
-                    yield number, row
+                    yield f"{path}:{number}", row
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _of_one_value(path: Path, text: str) -> list | None:
+    """(place, object) of each row of a list, or of an object of objects as SpeechBrain has it; None if it is lines."""
+    first = text.lstrip().partition("\n")[0]
+    if not first:
+        return []
+    try:
+        alone = json.loads(first)
+    except (ValueError, RecursionError):
+        alone = []  # it goes on
+    if isinstance(alone, dict) and not (alone and all(isinstance(row, dict) for row in alone.values())):
+        return None
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values()):
+        return [(f"{path}: '{name}'", row) for name, row in whole.items()]
+    if not isinstance(whole, list):
+        raise UsageError(f"{path}: expected a list of objects with a path and a speaker, or lines of them")
+    return [(f"{path}: entry {number}", row) for number, row in enumerate(whole, 1)]
 
 
 def read_list(path: Path, reading: Reading) -> Corpus:
@@ -241,25 +298,44 @@ def read_csv(path: Path, reading: Reading) -> Corpus:
 
 
 def _rows(path: Path, between: str):
+    """Yield (place, {column: cell}) of each row; UsageError for one with more cells than there are columns."""
+    begun = 1
     try:
         with open(path, newline="", **LIST_TEXT) as file:
             quoting = csv.QUOTE_NONE if between == "\t" else csv.QUOTE_MINIMAL
-            for number, row in enumerate(csv.DictReader(file, delimiter=between, quoting=quoting), 2):
-                yield number, {(name or "").strip(): (cell or "") for name, cell in row.items() if name is not None}
-    except (OSError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            reader = csv.DictReader(file, delimiter=between, quoting=quoting, strict=True)
+            columns = len(reader.fieldnames or ())
+            begun = reader.line_num + 1
+            for row in reader:
+                begun = reader.line_num + 1
+                if any(more := row.pop(None, [])):
+                    hint = "" if between == "\t" else "; if a cell holds one, put quotes around it"
+                    raise UsageError(
+                        f"{path}:{reader.line_num}: {plural(columns + len(more), 'cell')} between "
+                        f"{'tabs' if between == chr(9) else repr(between)} for {plural(columns, 'column')}{hint}"
+                    )
+                yield f"{path}:{reader.line_num}", {(name or "").strip(): cell or "" for name, cell in row.items()}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except csv.Error as error:
+        raise UsageError(f"{path}:{begun}: the row that begins here has a quote that does not end: {error}") from error
 
 
 def _of_rows(path: Path, rows) -> list[Utterance]:
     utterances = []
-    for number, row in rows:
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise UsageError(f"{where}: expected an object with a path and a speaker")
         names = columns_of(path, tuple(row))  # rows of JSON need not have the same
         cell = {kind: row.get(name) for kind, name in names.items()}
-        if not cell["path"] or cell["speaker"] in (None, ""):
-            raise UsageError(f"{path}:{number}: no {names['path']} or no {names['speaker']} in it")
-        _check_names(f"{path}:{number}", *(str(cell[kind]) for kind in ("path", "speaker")))
+        for kind in ("path", "speaker"):
+            if cell[kind] in (None, ""):
+                raise UsageError(f"{where}: no {names['path']} or no {names['speaker']} in it")
+            if isinstance(cell[kind], bool) or not isinstance(cell[kind], (str, int)):
+                raise UsageError(f"{where}: {names[kind]} is to be a text, not {json.dumps(cell[kind])[:40]}")
+        _check_names(where, *(str(cell[kind]) for kind in ("path", "speaker")))
         file, speaker = existing(str(cell["path"]), path.parent), as_folder(str(cell["speaker"]))
-        start, seconds = _part(f"{path}:{number}", cell)
+        start, seconds = _part(where, cell, file)
         name, session = place_in(file, speaker, os.path.basename(file))
         if start or seconds:
             stem, ending = os.path.splitext(name)
@@ -288,17 +364,28 @@ def columns_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _part(where: str, cell: dict) -> tuple[float, float]:
+def _part(where: str, cell: dict, file: str) -> tuple[float, float]:
     """(start, seconds) of a part of a file; a duration alone is that of the whole file."""
     if cell.get("stop"):
-        start, stop = (_seconds(where, cell.get(name)) / SPEECHBRAIN_RATE for name in ("start", "stop"))
+        rate = _rate_of(file)
+        start, stop = (_seconds(where, cell.get(name)) / rate for name in ("start", "stop"))
         return start, _length(where, start, stop)
+    if cell.get("end"):
+        start = _seconds(where, cell.get("start"))
+        return start, _length(where, start, _seconds(where, cell["end"]))
     if cell.get("start") in (None, ""):
         return 0.0, 0.0
-    start = _seconds(where, cell["start"])
-    if cell.get("end"):
-        return start, _length(where, start, _seconds(where, cell["end"]))
-    return start, _seconds(where, cell.get("seconds"))
+    return _seconds(where, cell["start"]), _seconds(where, cell.get("seconds"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rate_of(file: str) -> int:
+    """Sample rate of a file; any of one that cannot be read, which is named where it is."""
+    try:
+        with Recording(file) as recording:
+            return recording.rate
+    except AudioError:
+        return SAMPLE_RATE
 
 
 def _length(where: str, start: float, end: float) -> float:

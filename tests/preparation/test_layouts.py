@@ -8,7 +8,9 @@ import pytest
 import soundfile
 
 from errors import UsageError
+from preparation.conversion import write_anew
 from preparation.corpora import Reading, keep_only, merged
+from preparation.journal import Journal
 from preparation.layouts import read_corpus
 from preparation.trials import divide
 
@@ -196,7 +198,35 @@ def test_the_level_of_the_person_can_be_set_and_the_name_of_a_file_can_hold_him(
         read_corpus(tmp_path, Reading(speaker_pattern="(x)"))
 
 
+PIPES = [
+    ("sph2pipe -f wav -p -c 1 call.wav |", 0.1),
+    ("/opt/bin/sph2pipe -p -c2 -f wav call.wav|", 0.2),
+    ("sph2pipe -f wav -c 1 alone.wav |", None),
+    ("flac -c -d -s alone.flac |", None),
+]
+
+
+@pytest.mark.parametrize("pipe, level", PIPES)
+def test_a_channel_that_sph2pipe_takes_is_the_one_that_is_written(tmp_path, monkeypatch, pipe, level):
+    monkeypatch.chdir(tmp_path)
+    both = np.tile([0.1, 0.2], (16000, 1))
+    soundfile.write("call.wav", both, 16000)
+    for name in ("alone.wav", "alone.flac"):
+        soundfile.write(name, both[:, 0], 16000)
+    (tmp_path / "wav.scp").write_text(f"u1 {pipe}\n")
+    (tmp_path / "utt2spk").write_text("u1 ann\n")
+    (utterance,) = read_corpus(tmp_path, Reading()).utterances
+    assert utterance.is_part == (level is not None)
+    if level is not None:
+        assert write_anew([utterance], [utterance], tmp_path / "wav", Journal(tmp_path / "journal"), 1) == {}
+        x, _ = soundfile.read(utterance.path)
+        assert x.shape == (16000,) and np.allclose(x, level, atol=1e-4)
+
+
 WRONG = [
+    ("wav.scp", "u1 flac -c -d -s --skip=8000 a.flac |\n", r"wav.scp:1: a pipe, .* with '--skip=8000'"),
+    ("wav.scp", "u1 sph2pipe -f wav -t 1:2 a.sph |\n", r"wav.scp:1: a pipe, .* with '-t'"),
+    ("wav.scp", "u1 sph2pipe a.sph - | sox -t wav - -r 8000 - |\n", r"wav.scp:1: a pipe, which is not run here"),
     ("segments", "ann-call1-1 call9 0 1\n", r"segments:1: expected 'utterance recording start end'"),
     ("segments", "ann-call1-1 call1 2 1\n", r"segments:1: the segment ends before it starts"),
     ("segments", "eve-call1-1 call1 0 1\n", r"utt2spk: has no line 'utterance speaker' for 'eve-call1-1'"),
@@ -225,6 +255,25 @@ def test_a_wrong_line_of_kaldi_is_named(tmp_path, file, text, words):
     (tmp_path / file).write_text(text)
     with pytest.raises(UsageError, match=words):
         read_corpus(tmp_path, Reading())
+
+
+def test_start_and_stop_of_speechbrain_are_samples_of_the_file(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(48000 * 2), 48000)
+    for name, text in {
+        "t.csv": "ID,duration,wav,start,stop,spk_id\n1,1.0,x.wav,24000,72000,ann\n",
+        "t.json": '{\n "u1": {"wav": "{data_root}/x.wav", "start": 24000, "stop": 72000, "spk_id": "ann"}\n}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        (utterance,) = read_corpus(tmp_path / name, Reading()).utterances
+        assert (utterance.start, utterance.seconds, utterance.path) == (0.5, 1.0, str(tmp_path / "x.wav"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[ROW,\nROW]", "\n [ROW, ROW]\n", '{"a": ROW, "b": ROW}', "ROW\nROW\n", '\n{"a": ROW,\n"b": ROW}']
+)
+def test_a_json_file_is_a_list_an_object_of_objects_or_lines(tmp_path, text):
+    (tmp_path / "t.json").write_text(text.replace("ROW", '{"path": "x.wav", "speaker": "ann"}'))
+    assert [u.speaker for u in read_corpus(tmp_path / "t.json", Reading()).utterances] == ["ann", "ann"]
 
 
 def test_a_table_without_a_speaker_and_a_layout_that_does_not_fit_are_named(tmp_path):
