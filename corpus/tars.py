@@ -173,6 +173,10 @@ def _speaker(place: str, kind: str, content: bytes) -> str:
     value = next((entry[name] for name in SPEAKERS if entry.get(name) not in (None, "")), "")
     if isinstance(value, bool) or not isinstance(value, (str, int)) or any(ord(letter) < 32 for letter in str(value)):
         raise UsageError(f"{place}: a speaker that is no name")
+    try:
+        os.fsencode(str(value))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{place}: {value!a} is no name: it has half of a character") from error
     return str(value)
 
 
@@ -194,6 +198,19 @@ def member_of(path) -> tuple[Shard, int] | None:
     shard = shard_at(os.path.abspath(tar + ENDING))
     number = shard.find(name)
     return (shard, number) if number >= 0 else None
+
+
+def size_and_time(path) -> tuple[int, int]:
+    """Size of a file or member, and when it was changed in ns, a member with its tar file; OSError if there is none."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):  # the first on Windows
+        with contextlib.suppress(UsageError):
+            if member := member_of(path):
+                shard, number = member
+                return int(shard.sizes[number]), shard.stamp[1]
+        raise
+    return status.st_size, status.st_mtime_ns
 
 
 def is_member(path) -> bool:
@@ -261,4 +278,6 @@ def binary(path) -> io.RawIOBase:
     try:
         return open(path, "rb", buffering=0)  # type: ignore[return-value]
     except (FileNotFoundError, NotADirectoryError):  # the first on Windows
+        if f"{ENDING}/" not in os.fsdecode(path):
+            raise
         return Window(path)

@@ -1,9 +1,9 @@
 """What was done is kept in a file of lines below --out, so that a command that is killed goes on where it was."""
 
 import json
-import os
 from pathlib import Path
 
+from corpus.tars import size_and_time
 from errors import plural
 from storage.files import WriteError
 
@@ -75,7 +75,7 @@ class Journal:
 def stamp(path: str) -> str:
     """A key that tells a file from what lay at its path before: its path, size and time of change."""
     try:
-        stat = os.stat(path)
+        size, time = size_and_time(path)
     except (OSError, ValueError):
         return f"{path}|gone"
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path}|{size}|{time}"

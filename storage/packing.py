@@ -5,7 +5,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from corpus.pack import (
     hash_of,
     shard_name,
 )
+from corpus.tars import size_and_time
 from corpus.texts import Texts, keys_of
 from corpus.train_list import TrainList
 from errors import UsageError
@@ -94,12 +94,11 @@ def encode(samples: np.ndarray, rate: int) -> bytes:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file in ns, (-1, -1) if there is none."""
+    """Size and time of change of a file or member in ns, (-1, -1) if there is none."""
     try:
-        status = os.stat(path)
+        return size_and_time(path)
     except OSError:
         return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager

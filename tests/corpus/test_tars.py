@@ -235,3 +235,63 @@ def test_a_damaged_index_is_made_again(files, tmp_path):
     for content in (b"", (tmp_path / "s" / f"shard-00000.tar{INDEX}").read_bytes()):  # that of another time of change
         (tmp_path / f"moved.tar{INDEX}").write_bytes(content)
         assert list(shard_at(str(moved)).names) == list(shard_at(str(path)).names)
+
+
+def test_tar_files_of_others_are_neither_written_over_nor_taken_away(files, tmp_path):
+    x = (files / "wav" / (files / "list.txt").read_text().split()[1]).read_bytes()
+    for name in ("shard-00000.tar", "shard-000001.tar"):
+        (tmp_path / name[:-4]).mkdir()
+        with webdataset.TarWriter(str(tmp_path / name[:-4] / name), encoder=False, mtime=0) as tar:
+            tar.write({"__key__": "a", "flac": x, "json": b'{"speaker": "ann"}'})
+        before = (tmp_path / name[:-4] / name).read_bytes()
+        with pytest.raises(UsageError, match=rf"--out: .*/{name} is no shard of pack_data\.py; choose another folder"):
+            pack(files, tmp_path / name[:-4])
+        assert (tmp_path / name[:-4] / name).read_bytes() == before
+    pack(files, tmp_path / "s")
+    with pytest.raises(UsageError, match=r"shard-00000\.tar is of the list that is to be packed; choose another"):
+        pack_data.main(["--train_list", str(tmp_path / "s"), "--train_path", "/", "--out", str(tmp_path / "s"),
+                        "--format", "webdataset"])  # fmt: skip
+
+
+def test_members_of_tar_files_are_packed_and_packed_anew_where_they_changed(files, tmp_path, capsys):
+    pack(files, tmp_path / "s")
+    words = ["--train_list", str(tmp_path / "s"), "--train_path", "/"]
+    outs = [["--out", str(tmp_path / "p")], ["--out", str(tmp_path / "t"), "--format", "webdataset"]]
+    for more in outs:
+        assert pack_data.main([*words, *more]) == 0
+        assert capsys.readouterr().err.count("unreadable: ") == ("webdataset" not in more)  # the cut one, where decoded
+        assert pack_data.main([*words, *more]) == 0 and " of them new" in capsys.readouterr().out
+    first = (files / "list.txt").read_text().splitlines()[1].split()
+    work = tmp_path / "work"
+    shutil.copytree(files, work)
+    soundfile.write(work / "wav" / first[1], np.zeros(9000), 8000)
+    pack(work, tmp_path / "s")
+    for more in outs:
+        capsys.readouterr()
+        assert pack_data.main([*words, *more]) == 0 and ", 0 of them new" not in capsys.readouterr().out
+    row = (work / "list.txt").read_text().splitlines().index(" ".join(first))
+    assert Pack(tmp_path / "p").index["frames"][row] == 9000
+    assert shard_at(str(tmp_path / "t" / "shard-00000.tar")).sizes[row] == (work / "wav" / first[1]).stat().st_size
+
+
+def test_names_of_members_never_meet_and_speakers_keep_their_bytes(tmp_path, capsys):
+    names = ["a.wav", "a.flac", "a-2.wav", "b.c.wav", "b_c.wav", "empty.wav", "gone.wav"]
+    for name in names[:5]:
+        soundfile.write(tmp_path / name, np.zeros(100), 16000)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    speakers = [b"caf\xe9", b"caf\xea", *[b"ann"] * 5]
+    lines = [b"%b %b\n" % (speaker, name.encode()) for speaker, name in zip(speakers, names)]
+    (tmp_path / "list.txt").write_bytes(b"".join(lines))
+    words = ["--train_list", str(tmp_path / "list.txt"), "--train_path", str(tmp_path), "--format", "webdataset"]
+    said = []
+    for _ in range(2):
+        assert pack_data.main([*words, "--out", str(tmp_path / "s")]) == 0
+        said.append(capsys.readouterr().err)
+    assert "empty.wav" in said[0] and all(text.count("unreadable: ") == 2 for text in said)
+    people, labels, paths, _ = read_train_list(tmp_path / "s")
+    assert (people, labels.tolist()) == (["ann", "caf\udce9", "caf\udcea"], [1, 2, 0, 0, 0, 0, 0])
+    assert len(set(paths)) == 7
+    with webdataset.TarWriter(str(tmp_path / "half.tar"), encoder=False) as tar:
+        tar.write({"__key__": "a", "wav": b"x", "json": b'{"speaker": "\\ud800"}'})
+    with pytest.raises(UsageError, match=r"half\.tar: member 'a\.json': '.ud800' is no name: it has half of a char"):
+        read_train_list(tmp_path / "half.tar")
