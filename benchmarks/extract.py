@@ -9,6 +9,7 @@ plain            one file after the other: soundfile, torch's defaults, the same
 ours             ``SpeakerModel.embed_files``, what embed.py does
 ours:bfloat16    the same with --precision bfloat16
 ours:onnx        the same with --onnx
+ours:onnx+int8   the same with the file that export.py --int8 writes
 """
 
 import argparse
@@ -72,7 +73,7 @@ def ours(spec: dict):
     if "bfloat16" in spec["keys"]:
         model.compute_in_bfloat16()
     if "onnx" in spec["keys"]:
-        model.compute_by_onnx(spec["onnx"])
+        model.compute_by_onnx(spec["int8" if "int8" in spec["keys"] else "onnx"])
     return lambda: kept(spec, model.embed_files(spec["paths"], workers=spec["workers"])[0])
 
 
@@ -104,7 +105,11 @@ def measure(model: str, args, folder: Path, paths: list[str]) -> list[dict]:
 
         exported, network = folder / "model.onnx", model_of(spec)
         formats.write(forms.exportable(network, "waveform"), network, "waveform", exported)
-        spec["onnx"] = str(exported)
+        spec["onnx"], spec["int8"] = str(exported), str(folder / "model_int8.onnx")
+        if any("int8" in name for name in names):
+            from exporting.eight_bits import quantise_onnx
+
+            quantise_onnx(exported, Path(spec["int8"]))
     variants = [Variant(name, spec, __file__) for name in names]
     take_turns(variants, args.rounds, 1, warm=1)
     found = [compared(variant, variants[0]) for variant in variants]
