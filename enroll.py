@@ -73,6 +73,11 @@ def people_of(folder: str) -> dict[str, list[str]]:
         people.setdefault(inside[0], []).append(str(path))
     if not people:
         raise UsageError(f"--dir: no recording below '{folder}'")
+    folders = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    if empty := sorted(set(folders) - people.keys()):
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        named = ", ".join(repr(name) for name in empty[:3])
+        print(f"--dir: left out: {plural(len(empty), 'folder')} without a recording: {named}{more}", file=sys.stderr)
     if len(people) == 1:
         name = next(iter(people))
         print(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,9 @@ def _of_object(place: str, line: str) -> tuple[str, str]:
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in "".join(found)):
         raise UsageError(f"{place}: a speaker or path with a control character or half a surrogate pair")
     if entry.get("offset") or entry.get("start"):
-        raise UsageError(f"{place}: a part of a recording; python prepare_data.py {place.rpartition(':')[0]} cuts them")
+        raise UsageError(
+            f"{place}: a part of a recording; python prepare_data.py {shlex.quote(place.rpartition(':')[0])} cuts them"
+        )
     return found[0], found[1]
 
 
@@ -171,7 +174,9 @@ def _kaldi(scp: str, utt2spk: str):
     segments = Path(scp).with_name("segments")
     if segments.exists():
         folder = segments.parent
-        raise UsageError(f"{segments}: parts of recordings; python prepare_data.py {folder} --out .. cuts them")
+        raise UsageError(
+            f"{segments}: parts of recordings; python prepare_data.py {shlex.quote(str(folder))} --out .. cuts them"
+        )
     speakers = {}
     for number, (utterance, *rest) in numbered_lines(utt2spk):
         if len(rest) != 1:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ class Pack:
         except FileNotFoundError as error:
             if shards_of(self.folder):
                 raise UsageError(f"{self.folder}: holds tar files, and those are a train_list, not a pack") from error
-            command = f"python pack_data.py --out {self.folder}"
+            command = f"python pack_data.py --out {shlex.quote(self.folder)}"
             raise UsageError(f"{error.filename}: no such file; {command} .. makes a pack, or finishes it") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise UsageError(f"{self.folder}: not a pack of pack_data.py: {error}") from error

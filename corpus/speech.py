@@ -12,6 +12,8 @@ from corpus.audio import resample
 FRAME = 0.02  # seconds
 RANGE_DB = (20.0, 40.0)  # the threshold lies between so far below the loud frames
 SHARE = 0.35  # of the way from the quiet frames up to the loud ones
+CONTRAST_DB = 10.0  # between speech and pauses, at least
+SECOND = 50  # frames
 GAP, MARGIN = 0.3, 0.1  # seconds: pauses in speech that are bridged; kept before and behind it
 FLOOR_DB = -100.0
 
@@ -49,13 +51,19 @@ def speech_frames(levels: np.ndarray) -> np.ndarray:
     """Mark the frames (frames,) bool that are speech by their levels in dB.
 
     The threshold lies ``SHARE`` of the way from the level of the quiet frames (10th percentile) to that of the loud
-    ones (95th), and 20 to 40 dB below the latter: of a recording without pauses all is speech. Pauses of up to
-    ``GAP`` seconds between two frames of speech belong to it.
+    ones (95th), and 20 to 40 dB below the latter: of a recording without pauses all is speech. Of a long recording with
+    speech in less than one frame of twenty both are levels of the pauses: there the threshold lies as far of the way
+    from the upper one to that of the loudest second. Pauses of up to ``GAP`` seconds between two frames of speech
+    belong to it.
     """
     if not len(levels):
         return np.zeros(0, bool)
     quiet, loud = np.percentile(levels, (10, 95))
-    threshold = np.clip(quiet + SHARE * (loud - quiet), loud - RANGE_DB[1], loud - RANGE_DB[0])
+    loudest = np.partition(levels, -SECOND)[-SECOND] if len(levels) > 20 * SECOND else loud
+    if loud - quiet < CONTRAST_DB < loudest - loud:
+        threshold = max(loud + SHARE * (loudest - loud), loudest - RANGE_DB[1])
+    else:
+        threshold = np.clip(quiet + SHARE * (loud - quiet), loud - RANGE_DB[1], loud - RANGE_DB[0])
     speech = levels > max(threshold, FLOOR_DB)
     places = np.flatnonzero(speech)
     for a, b in itertools.pairwise(places):

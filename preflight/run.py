@@ -4,6 +4,7 @@ python trainSpeakerNet.py --config configs/demo.yaml --preflight
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from config import Config
@@ -57,7 +58,7 @@ def check_data(config: Config, report):
         listed.open_packs()
         for i, (source, numbers) in enumerate(listed.by_source()):
             if source.pack:
-                look = f"python pack_data.py --out {source.pack} --check reads it whole"
+                look = f"python pack_data.py --out {shlex.quote(source.pack)} --check reads it whole"
                 report.finding("note", f"{listed.read_from(i)}; it is not looked at here, {look}")
                 continue
             for path, number in zip(listed.paths.between(numbers.start, numbers.stop), numbers):

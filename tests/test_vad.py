@@ -48,6 +48,17 @@ def call(script, capsys, *words):
     return status, captured.out, captured.err
 
 
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.3])
+@pytest.mark.parametrize("below", [25, 40])
+def test_speech_is_found_by_its_level_however_little_of_a_recording_it_is(share, below):
+    noise = np.random.default_rng(2).standard_normal(180 * RATE).astype(np.float32)
+    x = 0.1 * 10 ** (-below / 20) * noise
+    begin, end = 60 * RATE, round((60 + 180 * share) * RATE)
+    x[begin:end] = 0.1 * noise[begin:end]
+    ((first, last),) = kept_spans(x, RATE, "energy")
+    assert abs(first - (begin - MARGIN * RATE)) <= 320 and abs(last - (end + MARGIN * RATE)) <= 320
+
+
 def test_spans_have_margins_and_are_joined():
     x = 1e-5 * np.random.default_rng(1).standard_normal(3 * RATE).astype(np.float32)
     for begin in (0.5, 2.0):

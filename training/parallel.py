@@ -13,14 +13,26 @@ COMPRESSED = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp
 
 def prepare(network: nn.Module, config: Config, ranks, log):
     """Let norms go over all processes, blocks be computed again, weights be split, where the keys say so."""
+    if ranks.world == 1:
+        say_without_effect(config, log)
     if config.sync_batchnorm and ranks.world > 1:
         synchronise(network, ranks.device)
     if config.gradient_checkpointing:
         recompute_blocks(blocks_of(network.__S__, config.model, "gradient_checkpointing"))
-    if config.fsdp and ranks.world == 1:
-        log("fsdp: does nothing in one process, which keeps all weights")
-    elif config.fsdp:
+    if config.fsdp and ranks.world > 1:
         shard(network, blocks_of(network.__S__, config.model, "fsdp"), log)
+
+
+def say_without_effect(config: Config, log):
+    """Name the keys that a single process passes over."""
+    reasons = {
+        "fsdp": (config.fsdp, "which keeps all weights"),
+        "sync_batchnorm": (config.sync_batchnorm, "whose rows are all rows"),
+        "ddp_compress": (config.ddp_compress != "none", "which sends no gradients"),
+    }
+    for key, (is_set, reason) in reasons.items():
+        if is_set:
+            log(f"{key}: does nothing in one process, {reason}")
 
 
 def shared(network: nn.Module, config: Config, ranks) -> nn.parallel.DistributedDataParallel | Sharded:

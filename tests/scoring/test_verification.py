@@ -144,8 +144,11 @@ def test_a_folder_of_people_is_enrolled_with_one_model(model, wav, capsys, tmp_p
     for name in bad:
         (people / name).mkdir()
         shutil.copy(people / "Борис" / "silent.wav", people / name / "only.wav")
+    for name in (".git", "dan", "ed"):
+        (people / name).mkdir()
     more = ("--initial_model", model, "--store", tmp_path / "s.npz")
     status, out, error = call(enroll, capsys, "--dir", people, *more)
+    assert "--dir: left out: 2 folders without a recording: 'dan', 'ed'\n" in error
     assert status == 1 and f"4 recordings of 2 people enrolled, {1 + len(bad)} recordings left out, 2 in all" in out
     assert "without a usable recording: eve" in error
     assert f"{people / 'Борис' / 'silent.wav'}: " in error and "left out: name: 'a\\nb' is empty" in error

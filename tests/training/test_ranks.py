@@ -55,6 +55,12 @@ def test_a_usage_error_is_said_on_every_machine(tools, local, printed):
     assert not printed or done.stderr.startswith(f"rank 3 on {socket.gethostname()}: nowhere.yaml")
 
 
+def test_keys_of_several_processes_say_that_they_do_nothing_in_one(settings, tools, capsys):
+    tools.build(settings, sync_batchnorm=True, ddp_compress="bf16")
+    said = [line for line in capsys.readouterr().out.splitlines() if "does nothing in one process" in line]
+    assert [line.partition(":")[0] for line in said] == ["sync_batchnorm", "ddp_compress"]
+
+
 def test_two_runs_on_one_machine_do_not_collide():
     assert meeting_place("auto") == ["--standalone"] and meeting_place("29500") == ["--master_port", "29500"]
     with pytest.raises(UsageError, match="port: expected auto"):
