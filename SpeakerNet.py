@@ -181,7 +181,7 @@ class ModelTrainer:
         waiting = time.perf_counter()
         self.display.begin(hidden=not self.ranks.main or not sys.stderr.isatty())
         for batch in self.loader if progress.batch < progress.batches else ():
-            progress.totals["waited"] += time.perf_counter() - waiting
+            waiting = progress.lap(waiting, waited=True)
             progress.batch += 1
             if self.accept(batch):
                 window.append(batch)
@@ -190,14 +190,16 @@ class ModelTrainer:
             if len(window) == progress.accumulation or (window and progress.batch == progress.batches):
                 self.train_step(window)
                 window = []
-                waiting = self.lap(waiting)
+                waiting = progress.lap(waiting)
                 self.display.write_point(self.incidents.history, self.optimizer, self.device)
                 if self.profiler is not None:
                     self.profiler.step()
+                    waiting = time.perf_counter()  # what a profile takes to write is no time of the epoch
                 self.save_if_due()
-            waiting = self.lap(waiting)
+            waiting = progress.lap(waiting)
             self.display.show()
         self.settle()
+        progress.lap(waiting)
         self.display.end()
 
     def train_step(self, window: list[dict]) -> Attempt | None:
@@ -362,12 +364,6 @@ class ModelTrainer:
             self.step.parallel = self.network
         if self.step.shares and self.step.parallel is self.network:
             self.step.parallel = parallel.shared(self.network, self.config, self.ranks)
-
-    def lap(self, since: float) -> float:
-        """Add the time that has passed to the epoch's; returns now."""
-        now = time.perf_counter()
-        self.progress.totals["seconds"] += now - since
-        return now
 
     def profiled_steps(self) -> int:
         """Steps of the coming epoch that ``enable_profiling`` wants: up to 20 in the first epoch of this process."""

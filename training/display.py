@@ -99,9 +99,12 @@ class Display:
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
         self.advised = False  # whether it was said what to do about waiting for data
+        self.warm: tuple[int, float] | None = None  # batches and seconds of the epoch up to its first step
+        self.pace: float | None = None  # seconds that a batch takes
 
     def begin(self, hidden: bool):
         """Put up the bar of an epoch; if it is ``hidden``, ``show`` prints lines."""
+        self.warm = None
         wide = columns() >= WIDE
         figures = "{n_fmt}/{total_fmt} |{bar}|{postfix}" if wide else "{n_fmt}/{total_fmt}{postfix}"
         self.bar = Bar(
@@ -117,10 +120,12 @@ class Display:
     def show(self):
         """Advance the bar; in a log file, print a line a minute."""
         bar, progress = self.bar, self.progress
+        self.measure_pace()
         if bar.disable and time.monotonic() - self.last_line < LOG_SECONDS:
             return
         loss, accuracy, speed, wait = progress.means()
-        figures = [f"loss {short(loss, 3)}", f"acc {accuracy:.1f} %", self.time_left(), f"{speed:.0f} utt/s"]
+        left = [self.time_left()] if self.pace is not None else []
+        figures = [f"loss {short(loss, 3)}", f"acc {accuracy:.1f} %", *left, f"{speed:.0f} utt/s"]
         if progress.totals["skipped"]:
             figures.append(f"skipped {progress.totals['skipped']}")
         figures.append(f"wait {wait:.0f} %")
@@ -139,12 +144,23 @@ class Display:
         """Remove the bar."""
         self.bar.close()
 
+    def measure_pace(self):
+        """Note how long a batch takes. The epoch's first step of this process is not counted, nor what came before it.
+
+        Its kernels are tried or compiled in it, which comes but once; what another process has done took another time.
+        """
+        progress = self.progress
+        batch, seconds = progress.batch, progress.totals["seconds"]
+        if self.warm is None:
+            self.warm = None if progress.window.accepted else (batch, seconds)
+        elif batch > self.warm[0]:
+            self.pace = (seconds - self.warm[1]) / (batch - self.warm[0])
+
     def time_left(self) -> str:
         """'left 0:20, run 12:40': of the epoch and of the whole run, its evaluations not counted."""
         progress = self.progress
-        of_a_batch = progress.totals["seconds"] / max(progress.batch, 1)
-        epoch = of_a_batch * (progress.batches - progress.batch)
-        run = epoch + of_a_batch * progress.batches * (self.config.max_epoch - progress.epoch)
+        epoch = self.pace * (progress.batches - progress.batch)
+        run = epoch + self.pace * progress.batches * (self.config.max_epoch - progress.epoch)
         return f"left {duration(epoch)}, run {duration(run)}"
 
     def write_point(self, history, optimizer, device):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from dataclasses import dataclass, field, replace
 
 from config import Config
@@ -130,6 +131,13 @@ class Progress:
         self.totals["utterances"] += utterances  # of all processes
         self.totals["loss"] += attempt.mean_loss * utterances
         self.totals["accuracy"] += attempt.mean_accuracy * utterances
+
+    def lap(self, since: float, waited: bool = False) -> float:
+        """Add the time that has passed to the epoch's, and to what it ``waited`` for data; returns now."""
+        now = time.perf_counter()
+        self.totals["seconds"] += now - since
+        self.totals["waited"] += waited * (now - since)
+        return now
 
     def means(self) -> tuple[float, float, float, float]:
         """Loss, accuracy in %, utterances a second over all processes, and % of time spent waiting for data."""

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -130,6 +131,40 @@ def test_a_run_that_diverges_is_warned_of(settings, tools, capsys, loss, warned)
     trainer.display.report_epoch({"0": 0.1})
     said = "WARNING: the run diverges: mean loss 2e+27, in its first step 1e-12; try a lower lr than 0.01, "
     assert (said in capsys.readouterr().out) == warned
+
+
+def test_the_first_step_tells_nothing_of_the_time_that_is_left(settings, tools, capsys, monkeypatch):
+    monkeypatch.setattr(display, "LOG_SECONDS", 0)
+    trainer = tools.build(settings, gradient_accumulation_steps=2)
+    shown, progress = trainer.display, trainer.progress
+    progress.batches, progress.batch = 100, 40  # a run that goes on: another process took 900 s for 40 batches
+    progress.totals.update(seconds=900.0, utterances=40)
+    shown.begin(hidden=True)
+    for seconds in (0.5, 300.0, 0.5, 3.5, 0.5, 3.5):  # a first step of 300 s, as of a model that is compiled
+        progress.batch += 1
+        progress.totals["seconds"] += seconds
+        progress.window.accept(progress.batch)
+        if progress.batch % 2 == 0:
+            progress.window.close()
+        shown.show()
+    lines = capsys.readouterr().out.splitlines()
+    assert ["left" in line for line in lines] == [False] * 2 + [True] * 4, lines
+    left = (100 - 46) * 2  # 2 s a batch
+    run = left + 100 * 2 * (trainer.config.max_epoch - 1)
+    assert f"left {display.duration(left)}, run {display.duration(run)}" in lines[-1]
+
+
+@pytest.mark.parametrize("check", ["now", "late"])
+def test_the_share_of_waiting_is_of_the_same_batches_as_the_time(settings, tools, check):
+    trainer = tools.build(settings, log_interval=1, nan_check=check)
+    following = trainer.loader._next
+    trainer.loader._next = lambda: (time.sleep(0.2), following())[1]
+    begin = time.perf_counter()
+    trainer.train_epoch()
+    whole, totals = time.perf_counter() - begin, trainer.progress.totals
+    assert all(50 < point["data_wait_pct"] < 100 for point in points_of(trainer.files.root))
+    assert 0.2 * trainer.progress.batches <= totals["waited"] < totals["seconds"] <= whole
+    assert totals["seconds"] > 0.9 * whole
 
 
 def test_no_point_is_written_where_none_is_wanted(settings, tools):
