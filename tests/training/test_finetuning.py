@@ -93,6 +93,15 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_trains_afterwards(se
     assert any(name.endswith("running_mean") for name in moved) and "__S__.linear.weight" in moved
 
 
+@pytest.mark.parametrize("check", ["now", "late"])
+def test_a_fused_update_takes_in_a_backbone_that_was_frozen(settings, tools, tmp_path, check):
+    keys = {**FAST, "freeze_epochs": 1, "optimizer": "sgd", "max_epoch": 2, "nan_check": check}
+    fused, plain = (run(tools.build(settings, save_path=tmp_path / f"{f}", fused=f, **keys)) for f in (True, False))
+    for name, tensor in plain.network.state_dict().items():
+        assert torch.allclose(fused.network.state_dict()[name], tensor, atol=1e-5), name
+    assert len(fused.optimizer.state_dict()["state"]) == len(plain.optimizer.state_dict()["state"]) > 1
+
+
 def test_frozen_norms_keep_their_statistics_while_the_weights_train(settings, tools):
     trainer = tools.build(settings, **FAST, freeze_norms=True, max_epoch=1)
     backbone = part(trainer, "__S__.")
