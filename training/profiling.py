@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from training.recompute import is_recomputed
 from utils import plain_names
 
 PREFIX, BACKWARD = "module ", "autograd::engine::evaluate_function: "
@@ -16,17 +18,40 @@ DEPTH = 3  # of names, as model.layer2.0
 ELSEWHERE = "outside of the modules"
 
 
+class Products(TorchDispatchMode):
+    """Context of a forward pass that counts the FLOPs of products and convolutions, with those of its backward pass.
+
+    The gradient of each factor that wants one takes as many as the product itself. ``forward``: how often a product is
+    computed before that, twice if the backward pass computes it again.
+    """
+
+    SUMMED = ("addmm", "baddbmm")  # the first argument is added
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.forward = 0.0, 1
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        operation = function._overloadpacket
+        if operation in flop_registry:
+            first = 1 if operation.__name__ in self.SUMMED else 0
+            gradients = sum(factor.requires_grad for factor in args[first : first + 2]) * torch.is_grad_enabled()
+            self.count += (self.forward + gradients) * flop_registry[operation](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 class ModuleRanges:
     """Context in which the profiler sees the modules of a network, down to ``DEPTH``, as ranges with their names.
 
-    ``flops`` {module: FLOPs of its own products and convolutions in the ``passes`` forward passes of a step} is filled
-    by the first one; those of a compiled model are not counted. Without a network it does nothing.
+    ``flops`` {module: FLOPs of its own products and convolutions in the ``passes`` of a step, forward and backward} is
+    filled by the first forward pass; those of a compiled model are not counted. Without a network it does nothing.
     """
 
     def __init__(self, network, passes: int = 1):
         self.network, self.passes = network, passes
         self.handles, self.open, self.flops = [], [], defaultdict(float)
-        self.counter = FlopCounterMode(display=False)
+        self.counter = Products()
 
     def __enter__(self):
         if self.network is None:
@@ -35,6 +60,9 @@ class ModuleRanges:
             self.counting = [self.network.register_forward_pre_hook(self.start_counting)]
             self.counting.append(self.network.register_forward_hook(self.stop_counting))
             self.handles += self.counting
+            for block in filter(is_recomputed, self.network.modules()):
+                again, once = (functools.partial(self.compute, times) for times in (2, 1))
+                self.handles += [block.register_forward_pre_hook(again), block.register_forward_hook(once)]
         for name, module in self.network.named_modules():
             if name and name.count(".") < DEPTH:
                 enter = functools.partial(self.enter, plain_names(name))
@@ -55,17 +83,21 @@ class ModuleRanges:
         for handle in self.counting:
             handle.remove()
 
+    def compute(self, times: int, *hooked):
+        """Note how often the forward pass of what follows is computed."""
+        self.counter.forward = times
+
     def enter(self, name: str, module, inputs):
         """Open the range of a module."""
         named = torch.profiler.record_function(PREFIX + name)
         named.__enter__()
-        self.open.append([named, name, self.counter.get_total_flops(), 0])
+        self.open.append([named, name, self.counter.count, 0])
 
     def leave(self, module, inputs, output):
         """Close it; its operations are those since it was opened, less those of modules in it."""
         named, name, before, inner = self.open.pop()
         named.__exit__(None, None, None)
-        count = self.counter.get_total_flops() - before
+        count = self.counter.count - before
         self.flops[name] += self.passes * (count - inner)
         if self.open:
             self.open[-1][3] += count
@@ -88,7 +120,7 @@ def costs_of(events, on_gpu: bool = False) -> dict[str, Cost]:
     host = [e for e in events if e.device_type == DeviceType.CPU and not e.name.startswith("ProfilerStep")]
     places = [(event, place_of(event)) for event in host if not (on_gpu and event.name.startswith(PREFIX))]
     for event, place in places:
-        if isinstance(place, str) and place and event.sequence_nr >= 0:
+        if isinstance(place, str) and place and event.sequence_nr >= 0 and not in_backward(event):
             module_of[event.sequence_nr] = place.removeprefix(PREFIX)
     for event, place in places:
         if isinstance(place, int):
@@ -107,6 +139,13 @@ def place_of(event) -> str | int:
             return event.sequence_nr
         event = event.cpu_parent
     return ""
+
+
+def in_backward(event) -> bool:
+    """Whether an operation is one of a backward pass, which numbers what it computes again in its own way."""
+    while event is not None and not event.name.startswith(BACKWARD):
+        event = event.cpu_parent
+    return event is not None
 
 
 def seconds(event, on_gpu: bool) -> float:
@@ -128,7 +167,7 @@ def limit_of(device) -> float:
 def table_of(events, steps: int, flops: dict[str, float]) -> str:
     """The text of ``profile.txt``: what one of ``steps`` steps costs by module, the most expensive first.
 
-    ``flops`` {module: number} are those of the forward passes of a step; the table has three times as many, for both.
+    ``flops`` {module: number} are those of a step.
     """
     on_gpu = any(event.device_type == DeviceType.CUDA for event in events)
     costs, limit = costs_of(events, on_gpu), limit_of("cuda" if on_gpu else "cpu")
@@ -140,7 +179,7 @@ def table_of(events, steps: int, flops: dict[str, float]) -> str:
         f"{'module':<44}{'forward ms':>12}{'backward ms':>13}{'share':>8}{'GFLOP':>9}{'GFLOP/s':>9}{'of limit':>10}",
     ]
     for name, cost in sorted(costs.items(), key=lambda item: -item[1].forward - item[1].backward):
-        taken, count = (cost.forward + cost.backward) / steps, 3 * flops.get(name, 0.0)
+        taken, count = (cost.forward + cost.backward) / steps, flops.get(name, 0.0)
         speed = count / taken if taken else 0.0
         row = f"{name:<44}{1000 * cost.forward / steps:>12.1f}{1000 * cost.backward / steps:>13.1f}"
         row += f"{taken * steps / whole:>8.1%}{count / 1e9:>9.2f}"

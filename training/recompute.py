@@ -29,6 +29,11 @@ def recompute_blocks(blocks: list[nn.Module]):
         block.forward = types.MethodType(recomputed, block)
 
 
+def is_recomputed(block: nn.Module) -> bool:
+    """Whether ``recompute_blocks`` was told of a module."""
+    return getattr(block.forward, "__func__", None) is recomputed
+
+
 def recomputed(block: nn.Module, *inputs, **named):
     """Pass a block forward; in training its activations are given up and computed again in the backward pass."""
     forward = type(block).forward

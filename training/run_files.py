@@ -140,8 +140,11 @@ class RunFiles:
         """
         if not (steps and self.main):
             return contextlib.nullcontext()
+        import torch
         from torch import profiler
 
+        if not torch.cuda.is_available():  # it would say on stderr that it finds no GPU, as an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         active = min(steps, 10)
         warmup = min(steps - active, 1)
         schedule = profiler.schedule(wait=steps - active - warmup, warmup=warmup, active=active, repeat=1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.profiling import ELSEWHERE, ModuleRanges, costs_of, table_of
 
@@ -26,8 +27,8 @@ def test_operations_belong_to_the_innermost_module(profiled):
     events, flops = profiled
     costs = costs_of(events)
     assert costs.keys() >= {"model.0", "model.1.0", "loss", ELSEWHERE}
-    assert flops["model.0"] == 3 * 2 * 8 * 400 * 64 * 32 * 3
-    assert flops["loss"] == 3 * 2 * 8 * 400 * 32 * 16
+    assert flops["model.0"] == 3 * 2 * (2 * 8 * 400 * 64 * 32 * 3)  # nobody wants the gradient of its input
+    assert flops["loss"] == 3 * 3 * (2 * 8 * 400 * 32 * 16)
     assert all(costs[name].forward > 0 and costs[name].backward > 0 for name in ("model.0", "model.1.0", "loss"))
     whole = sum(event.self_cpu_time_total for event in events) / 1e6
     assert sum(cost.forward + cost.backward for cost in costs.values()) == pytest.approx(whole, rel=1e-3)
@@ -37,5 +38,18 @@ def test_the_table_counts_both_passes_of_one_step(profiled):
     lines = table_of(profiled[0], 2, profiled[1]).splitlines()
     assert "mean of 2 profiled steps" in lines[0] and lines[3].startswith("module ")
     rows = {line[:44].strip(): line[44:].split() for line in lines[4:]}
-    assert float(rows["model.0"][3]) == pytest.approx(3 * 3 * 2 * 8 * 400 * 64 * 32 * 3 / 1e9, abs=0.005)
+    assert float(rows["model.0"][3]) == pytest.approx(3 * 2 * 2 * 8 * 400 * 64 * 32 * 3 / 1e9, abs=0.005)
     assert sum(float(row[2].rstrip("%")) for row in rows.values()) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize("keys", [{}, {"freeze_epochs": 1}, {"gradient_checkpointing": True, "model": "ECAPA_TDNN"}])
+def test_the_operations_of_a_step_are_those_that_torch_counts_in_both_passes(settings, tools, keys):
+    sizes = {"channels": 16, "nOut": 8} if "model" in keys else {}
+    trainer = tools.build(settings, **keys, **sizes)
+    trainer.enter_epoch()
+    batch = tools.batches(trainer)[0]
+    with ModuleRanges(trainer.network) as ranges:
+        trainer.network(batch["data"], batch["label"])
+    with FlopCounterMode(display=False) as counter:
+        trainer.network(batch["data"], batch["label"])[0].backward()
+    assert sum(ranges.flops.values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
