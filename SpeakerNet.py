@@ -152,7 +152,7 @@ class ModelTrainer:
         """Train to ``max_epoch``; raises Finished or Interrupted if it stops before."""
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
-            compile_model(self.step, self.config, self.log)
+            compile_model(self.step, self.config, self.log, self.backbone)
             if self.ranks.any(self.stop_signal.number is not None):  # compiling takes minutes
                 self.save_if_due()
         while progress.epoch <= self.config.max_epoch:

@@ -3,11 +3,13 @@
 python benchmarks/bench_training.py --config configs/demo.yaml
 python benchmarks/bench_training.py --config configs/demo.yaml --compare mixedprec=false mixedprec=true
 
-With --compare the two settings are measured A B A B .. in one run, and the ratio of their median step times is
-printed with the lowest and highest ratio of a pair. Other words go to trainSpeakerNet.py's configuration reader.
+With --compare the two settings are measured A B A B .. in one run, each on batches of its own, and the ratio of their
+median times of an utterance is printed with the lowest and highest ratio of a pair. Other words go to
+trainSpeakerNet.py's configuration reader. A step has as many batches as gradient_accumulation_steps says.
 """
 
 import argparse
+import itertools
 import platform
 import sys
 import tempfile
@@ -19,15 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from corpus.loader import make_loader
+from corpus.loader import make_loader, usable_cores
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from settings.checks import check_paths
 from settings.reader import load_config
 from SpeakerNet import ModelTrainer
 from training.allocator import keep_freed_memory
+from training.compilation import compile_model
 from training.precision import choose_kernels
 from training.ranks import Ranks
 from training.run_files import RunFiles
+
+THREADS = torch.get_num_threads()
 
 
 class NoTrials:
@@ -41,24 +46,42 @@ def build(words, folder):
     config, written, _, _ = load_config([*words, "--save_path", folder])
     check_paths(config, written)
     keep_freed_memory()
-    choose_kernels(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_process(config)
     ranks = Ranks(config)
     dataset = TrainDataset(config)
     sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
     trainer = ModelTrainer(config, ranks, dataset, sampler, NoTrials(), RunFiles(config, True))
-    trainer.network.train()
+    compile_model(trainer.step, config, trainer.log, trainer.backbone)
+    trainer.enter_epoch()
     return trainer
 
 
-def time_steps(trainer, batches, device) -> np.ndarray:
-    """Seconds of each training step on batches already in memory."""
+def set_process(config):
+    """Set what holds for the whole process as a configuration says: threads, kernels, precision of products."""
+    choose_kernels(config)
+    torch.set_num_threads(config.threads or THREADS)
+
+
+def windows_of(trainer, steps: int) -> list[list[dict]]:
+    """The windows of batches of the first steps of an epoch, in memory."""
+    trainer.sampler.set_position(1)
+    size = trainer.config.gradient_accumulation_steps
+    batches = list(itertools.islice(trainer.loader, steps * size))
+    return [batches[first : first + size] for first in range(0, len(batches), size)]
+
+
+def rows_of(window: list[dict]) -> int:
+    """Utterances of a step."""
+    return sum(batch["label"].shape[0] * batch["data"].shape[0] for batch in window)
+
+
+def time_steps(trainer, windows) -> np.ndarray:
+    """Seconds of each training step on windows of batches already in memory."""
     seconds = []
-    for batch in batches:
+    for window in windows:
         begin = time.perf_counter()
-        trainer.train_step([batch])
-        if device.type == "cuda":
+        trainer.train_step(window)
+        if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     return np.array(seconds)
@@ -75,6 +98,19 @@ def time_loader(trainer, workers: int) -> float:
             continue
         count += batch["data"].shape[0] * batch["data"].shape[1]
     return count / (time.perf_counter() - begin) if count else float("nan")
+
+
+def compare(trainers, steps: int, rounds: int) -> list[tuple[int, list[np.ndarray]]]:
+    """(utterances of a step, seconds of the steps of each round) of each trainer, which take turns."""
+    windows = [windows_of(trainer, steps) for trainer in trainers]
+    seconds: list[list[np.ndarray]] = [[] for _ in trainers]
+    for number in range(rounds + 1):
+        for trainer, own, seen in zip(trainers, windows, seconds):
+            set_process(trainer.config)
+            took = time_steps(trainer, own if number else own[:2])
+            if number:  # the first round warms up
+                seen.append(took)
+    return [(rows_of(own[0]), seen) for own, seen in zip(windows, seconds)]
 
 
 def machine(device) -> str:
@@ -98,29 +134,19 @@ def main() -> int:
     variants = [[f"--{setting}"] for setting in args.compare] if args.compare else [[]]
     with tempfile.TemporaryDirectory() as folder:
         trainers = [build(words + extra, f"{folder}/{i}") for i, extra in enumerate(variants)]
-        device = trainers[0].device
-        print(machine(device))
-        for workers in sorted({0, trainers[0].config.nDataLoaderThread}):
-            print(f"loader, {workers} worker(s): {time_loader(trainers[0], workers):.0f} utterances/s")
-        trainers[0].sampler.set_position(1)
-        batches = []
-        for batch in trainers[0].loader:
-            batches.append(batch)
-            if len(batches) == args.steps:
-                break
-        for trainer in trainers:
-            time_steps(trainer, batches[:2], device)  # warm-up
-        seconds = [[] for _ in trainers]
-        for _ in range(args.rounds):
-            for trainer, seen in zip(trainers, seconds):
-                seen.append(time_steps(trainer, batches, device))
-        rows = batches[0]["data"].shape[0] * batches[0]["data"].shape[1]
-        for extra, seen in zip(variants, seconds):
+        names = [" ".join(extra) or "training" for extra in variants]
+        print(machine(trainers[0].device))
+        for name, trainer in zip(names, trainers):
+            of = f"{name}: " if args.compare else ""
+            for workers in sorted({0, min(trainer.config.nDataLoaderThread, usable_cores())}):
+                print(f"{of}loader, {workers} worker(s): {time_loader(trainer, workers):.0f} utterances/s")
+        seconds = compare(trainers, args.steps, args.rounds)
+        for name, (rows, seen) in zip(names, seconds):
             median = float(np.median(np.concatenate(seen)))
-            name = " ".join(extra) or "training"
             print(f"{name}: {1 / median:.2f} steps/s, {rows / median:.0f} utterances/s ({rows} a step)")
         if args.compare:
-            ratios = [np.median(b) / np.median(a) for a, b in zip(*seconds)]
+            (rows_a, a), (rows_b, b) = seconds
+            ratios = [np.median(y) / rows_b / (np.median(x) / rows_a) for x, y in zip(a, b)]
             print(f"time of B over A: {np.median(ratios):.3f} (pairs {min(ratios):.3f} to {max(ratios):.3f})")
     return 0
 

@@ -57,7 +57,6 @@ def count(check: str) -> str:
         words += ["--augment", f"--musan_path={folder}/musan", f"--rir_path={folder}/rir", "--augment_on=device"]
         words += ["--augment_cache=none"]
         trainer = build(words, folder)
-        trainer.enter_epoch()
         on_gpu = trainer.device.type == "cuda"
         batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
 

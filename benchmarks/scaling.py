@@ -71,7 +71,6 @@ def take_steps(spec: dict) -> dict:
     words += [f"--{key}" for key in spec["keys"]]
     with contextlib.redirect_stdout(sys.stderr):
         trainer = build(words, tempfile.mkdtemp(dir=spec["data"]))
-    trainer.enter_epoch()
     data, label = make_batch(spec["rows"])
     data = data[..., : spec["samples"]]
     batch = {"data": data, "label": label, "files": [f"row {i}" for i in range(spec["rows"])]}

@@ -93,13 +93,10 @@ def ours(spec: dict):
     """The step of this checkout's trainer."""
     from bench_training import build
 
-    from training.compilation import compile_model
-
     words = words_of(spec["model"], spec["rows"], spec["data"])
     words += [f"--{setting}" for setting in spec["keys"]]
     with contextlib.redirect_stdout(sys.stderr):
         trainer = build(words, tempfile.mkdtemp(dir=spec["data"]))
-        compile_model(trainer.step, trainer.config)
     data, label = make_batch(spec["rows"])
     names = [f"row {i}" for i in range(spec["rows"])]
     batch = {"data": data, "label": label, "files": names}

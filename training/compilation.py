@@ -1,6 +1,7 @@
 """torch.compile for the model, tried before the first step so that a failure costs no run."""
 
 import contextlib
+import math
 import time
 
 import torch
@@ -12,15 +13,20 @@ from errors import UsageError, first_line
 FURTHER = 1.5  # times as far: a mean that moves by momentum 0.1 twice goes 1.9 times as far
 
 
-def compile_model(step, config: Config, log=print):
+def compile_model(step, config: Config, log=print, backbone=None):
     """Compile the model of a step's network as ``compile_model`` says, and pass noise through it both ways.
 
+    ``backbone``: the FrozenBackbone, whose norms may keep their statistics; what is compiled is for epochs in which all
+    of it trains.
     UsageError if that fails and the key is 'on'; with 'auto' the model then stays as it is, on all ranks. Nothing of
     the trial stays: buffers and generators are those from before.
     """
     if config.compile_model == "off":
         return
     model, begin = step.network.__S__, time.perf_counter()
+    step.network.train()
+    if backbone is not None:
+        backbone.enter(math.inf)
     reason = try_compiled(step, model, config)
     if step.ranks.any(bool(reason)):
         model._compiled_call_impl = None
@@ -35,7 +41,6 @@ def compile_model(step, config: Config, log=print):
 def try_compiled(step, model, config: Config) -> str:
     """Compile, and pass a batch of noise forward and backward; returns why that fails, '' if it does not."""
     rows, samples = config.batch_size * config.nPerSpeaker, samples_of(config.max_frames, config.sample_rate)
-    step.network.train()
     step.begin()
     try:
         noise = torch.randn(rows, samples, device=step.device) * 0.1

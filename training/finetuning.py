@@ -26,7 +26,7 @@ class FrozenBackbone:
         if epochs and not any(p.requires_grad for p in getattr(network.loss, "parameters", list)()):
             raise UsageError("freeze_epochs: the loss has no weights of its own, so nothing would train")
 
-    def enter(self, epoch: int) -> bool:
+    def enter(self, epoch: float) -> bool:
         """Freeze or free the backbone for an epoch of training; returns whether that changed.
 
         To be called after ``train()``, which puts norms back to the statistics of the batch.

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from errors import UsageError
 from training.compilation import as_it_is, compile_model
@@ -46,6 +47,19 @@ def test_a_compiled_model_takes_the_same_steps(settings, tools, backend, tmp_pat
     with as_it_is(trainer.network.__S__):
         assert trainer.network.__S__._compiled_call_impl is None
     assert trainer.network.__S__._compiled_call_impl
+
+
+@pytest.mark.parametrize("keys", [{}, {"freeze_norms": True}])
+def test_the_steps_find_what_was_compiled_before_them(settings, tools, backend, keys):
+    backend("eager")
+    trainer, _ = build(settings, tools, compile_model="on", max_epoch=1, test_interval=9, **keys)
+    counters.clear()
+    compile_model(trainer.step, trainer.config, trainer.log, trainer.backbone)
+    compiled = counters["stats"]["unique_graphs"]
+    trainer.enter_epoch()
+    for batch in tools.batches(trainer)[:2]:
+        trainer.train_step([batch])
+    assert counters["stats"]["unique_graphs"] == compiled > 0
 
 
 def test_where_compiling_fails_auto_goes_on_and_on_ends(settings, tools, backend, tmp_path):
