@@ -47,7 +47,7 @@ class Pack:
         self.reasons = {int(number): reason for number, reason in index["reasons"].items()}
 
     def __reduce__(self):  # a process that is spawned maps it anew
-        return Pack, (self.path,)
+        return _mapped_again, (self.path,)
 
     def stored(self, number: int) -> np.ndarray:
         """The samples of a recording as they are stored, int16 or float32; AudioError if it could not be read."""
@@ -55,6 +55,16 @@ class Pack:
             raise AudioError(self.reasons[number])
         kind = np.int16 if self.short[number] else np.float32
         return np.frombuffer(self.map, kind, self.lengths[number], self.offsets[number])
+
+
+def _mapped_again(path: str) -> Pack | None:
+    """The pack of another process; None, and a line, if another run has made a newer one: the files are read then."""
+    try:
+        return Pack(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        _say(f"{path}: {reason}: made again by another run? Its recordings are read file by file, which takes longer")
+        return None
 
 
 def packed(root: str, paths: list[str], channel: str, folder: str, sample_rate: int = SAMPLE_RATE) -> Pack | None:

@@ -1,6 +1,7 @@
 """Noise and impulse responses: packed once, cut as from their own files, and what is said if they cannot be packed."""
 
 import contextlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,15 @@ def test_every_process_says_that_it_has_no_pack(noises, monkeypatch, tmp_path, c
 
 def test_processes_may_have_their_packs_in_folders_of_their_own():
     assert "augment_cache" in LOCAL_KEYS
+
+
+def test_a_process_that_is_spawned_reads_the_files_where_another_run_has_made_the_pack_again(sounds, tmp_path, capsys):
+    found = augmenter(sounds, tmp_path)
+    sent = pickle.dumps(found)
+    Path(found.sounds.recordings.pack.path).unlink()
+    again = pickle.loads(sent)
+    assert again.sounds.recordings.pack is None and "made again by another run?" in capsys.readouterr().out
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(0, 0.1, 4000).astype(np.float32)
+        one, other = (each.augment(x, np.random.default_rng(seed)) for each in (found, again))
+        assert np.array_equal(one[0], other[0]) and one[1] == other[1]
