@@ -15,12 +15,13 @@ from corpus.audio import AudioError
 from corpus.decode import Recording, native, reading
 from corpus.folders import find_recordings
 from corpus.measuring import scan
+from corpus.tars import binary, is_member
 from errors import UsageError, plural
 from preparation.corpora import Utterance
 from preparation.findings import Sound
 from preparation.journal import Journal, stamp
 from preparation.tree import unlink
-from storage.files import WriteError
+from storage.files import WriteError, write_atomically
 
 CONVERTED = (".m4a", ".aac", ".webm", ".wma", ".mp4")  # what libsndfile does not read
 SLACK = 0.1  # seconds that a part may end behind its file
@@ -30,12 +31,13 @@ PIECE_SECONDS = 5.0  # of noise
 def write_anew(
     utterances: list[Utterance], among: list[Utterance], tree: Path, journal: Journal, workers: int
 ) -> dict[str, Sound]:
-    """Convert what libsndfile does not read, and cut parts of files, to flac below ``tree``; change their paths.
+    """Convert what libsndfile does not read, cut parts of files to flac, and copy members of tar files, below ``tree``.
 
-    What was made of the same part of the same file is left. No name is that of another of ``among``. Returns {path:
-    sound with its error} of those that cannot be read; their paths stay.
+    Changes their paths. What was made of the same part of the same file is left. No name is that of another of
+    ``among``. Returns {path: sound with its error} of those that cannot be read; their paths stay.
     """
-    wanted = [u for u in utterances if u.is_part or u.path.lower().endswith(CONVERTED)]
+    wanted = [u for u in utterances if u.is_part or u.path.lower().endswith(CONVERTED) or is_member(u.path)]
+    _make_room([u for u in among if not u.path.startswith(os.path.join(tree, ""))], wanted, tree, journal)
     if not wanted:
         return {}
     first = next((u.path for u in wanted if u.path.lower().endswith(CONVERTED)), "")
@@ -71,10 +73,21 @@ def _made_of(utterance: Utterance, tree: Path) -> tuple[str, list]:
     return key, [stamp(utterance.path), utterance.start, utterance.seconds, *channel]
 
 
+def _make_room(utterances: list[Utterance], wanted: list[Utterance], tree: Path, journal: Journal):
+    """Take away what an earlier call made at the places of files that are used as they are, as of 1.wav after 1.m4a."""
+    made = set(map(id, wanted))
+    for utterance in utterances:
+        place = tree / os.path.splitext(utterance.listed)[0]
+        if id(utterance) not in made and journal.get(f"made|{place}") is not None:
+            unlink(tree / utterance.speaker)
+            _clear(place, journal)
+
+
 def _clear(place: Path, journal: Journal):
     """Take away what an earlier call made at a place, which is given without its ending."""
-    if journal.get(f"made|{place}") is not None:
-        for ending in (".flac", ".wav"):
+    made = journal.get(f"made|{place}")
+    if made is not None:
+        for ending in {".flac", ".wav", made[-1]}:
             place.with_name(place.name + ending).unlink(missing_ok=True)
 
 
@@ -86,10 +99,24 @@ def _anew(utterance: Utterance, tree: Path, journal: Journal) -> "Path | Sound":
         return there
     for ending in (".flac", ".wav"):
         place.with_name(place.name + ending).unlink(missing_ok=True)
+    if not utterance.is_part and not utterance.path.lower().endswith(CONVERTED):
+        return copy_member(utterance.path, place.with_name(place.name + os.path.splitext(utterance.path)[1]))
     try:
         return write_part(utterance.path, place, utterance.start, utterance.seconds, utterance.channel)
     except AudioError as error:
         return Sound(error=str(error))
+
+
+def copy_member(path: str, place: Path) -> "Path | Sound":
+    """Write the bytes of a member of a tar file; a Sound with the error if they cannot be read."""
+    try:
+        with binary(path) as file:
+            content = file.read()
+    except OSError as error:
+        return Sound(error=f"cannot be opened: {error.strerror}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, content)
+    return place
 
 
 def write_part(path: str, place: Path, start: float = 0.0, seconds: float = 0.0, channel: int = 0) -> Path:

@@ -22,6 +22,7 @@ from preparation.corpora import Reading, Utterance, merged
 from preparation.journal import Journal
 from preparation.layouts import read_corpus
 from preparation.outputs import write_config
+from preparation.tree import root_of
 from settings.command_line import run
 
 
@@ -331,3 +332,33 @@ def test_a_folder_named_for_impulse_responses_holds_no_people(tmp_path):
     assert read_corpus(tmp_path / "rirs", Reading()).rirs == str(tmp_path / "rirs")
     assert read_corpus(tmp_path / "rirs", Reading(layout="folder")).layout == "folder"
     assert read_corpus(tmp_path / "people", Reading()).said == "a folder for each person, as 'bob' of bob/1.wav"
+
+
+def test_what_was_made_of_a_file_gives_its_place_to_one_that_is_used_as_it_is(tmp_path):
+    source, tree, journal = tmp_path / "p" / "1.ogg", tmp_path / "out" / "wav", Journal(tmp_path / "journal")
+    source.parent.mkdir()
+    sound(tmp_path / "x.wav", 1).rename(source)
+    first = Utterance(str(source), "p", "1.ogg", start=0.1)
+    assert write_anew([first], [first], tree, journal, 1) == {} and first.path == str(tree / "p" / "1.flac")
+    other = Utterance(str(sound(tmp_path / "q" / "1.flac", 2)), "p", "1.flac")
+    for _ in range(2):
+        write_anew([other], [other], tree, journal, 1)
+        root_of([other], tree)
+        assert (tree / "p" / "1.flac").readlink() == tmp_path / "q" / "1.flac"
+
+
+def test_members_of_tar_files_are_copied_and_the_lists_lead_to_them(tmp_path):
+    lines = []
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(10):
+            tar.add(sound(tmp_path / "x.wav", i), f"{i}.wav")
+            (tmp_path / "spk").write_text("somebody")
+            tar.add(tmp_path / "spk", f"{i}.spk")
+            lines.append(f"p{i % 5} a.tar/{i}.wav\n")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    words = [str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run(prepare_data.main, words) == 0
+        listed = (tmp_path / "out" / "train_list.txt").read_text().split()[1::2]
+        assert listed and all((tmp_path / "out" / "wav" / name).is_file() for name in listed)
+    assert (tmp_path / "out/wav/p4/9.wav").read_bytes() == (tmp_path / "x.wav").read_bytes()
