@@ -8,6 +8,7 @@ import contextlib
 import functools
 import glob
 import io
+import itertools
 import json
 import os
 import posixpath
@@ -23,6 +24,7 @@ from errors import UsageError
 ENDING, INDEX = ".tar", ".index"  # the index of a.tar is a.tar.index
 SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")  # names in a JSON member, and endings of one of text
 MOST_BYTES = 1 << 20  # of a member that is no recording
+LOOKED_AT = 64  # members by which a shard is known
 FORMAT = 2
 COMPRESSED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"(\xb5/\xfd"}
 
@@ -148,6 +150,29 @@ def _read(path: str, shown: str, size: int) -> dict:
     begins, sizes = (np.array([entry[i] for entry in found.values()], np.int64) for i in (1, 2))
     arrays = {"begins": begins, "sizes": sizes, "names": names.content, "name_ends": names.offsets}
     return {**arrays, "speakers": people.content, "speaker_ends": people.offsets}
+
+
+def is_shard(path) -> bool:
+    """Whether among the first members of a tar file is a recording with its speaker beside it, as in WebDataset's."""
+    recordings, named = set(), set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in itertools.islice(tar, LOOKED_AT):
+                name = plain(member.name)
+                key, kind = split(name)
+                if not member.isfile():
+                    continue
+                if is_audio(name):
+                    recordings.add(key)
+                elif (kind == "json" or kind in SPEAKERS) and _speaker(
+                    name, kind, tar.extractfile(member).read(MOST_BYTES)
+                ):
+                    named.add(key)
+                if recordings & named:
+                    return True
+    except (tarfile.TarError, OSError, UsageError):
+        pass  # who reads it whole says so
+    return False
 
 
 def plain(name: str) -> str:

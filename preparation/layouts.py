@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from errors import UsageError
-from preparation import known, parquet, tables
+from preparation import known, parquet, shards, tables
 from preparation.corpora import Corpus, Reading
 from preparation.folders import read_folder
 
@@ -11,6 +11,7 @@ from preparation.folders import read_folder
 FOLDERS = {
     "musan": (known.is_musan, known.read_musan),
     "rirs": (known.is_rirs, known.read_rirs),
+    "webdataset": (shards.is_webdataset, shards.read_webdataset),
     "kaldi": (tables.is_kaldi, tables.read_kaldi),
     "commonvoice": (tables.is_commonvoice, tables.read_commonvoice),
     "librispeech": (known.is_librispeech, known.read_librispeech),
@@ -25,6 +26,7 @@ FILES = {
     ".csv": tables.read_csv,
     ".tsv": tables.read_csv,
     ".parquet": parquet.read_parquet,
+    ".tar": shards.read_webdataset,
     ".txt": tables.read_list,
     ".lst": tables.read_list,
 }

@@ -16,6 +16,7 @@ from preparation.journal import Journal
 from preparation.layouts import read_corpus
 from preparation.outputs import write_bad_files, write_run
 from preparation.page import render
+from preparation.shards import is_webdataset
 from preparation.tree import root_of
 from preparation.trials import divide
 from storage.files import write_atomically
@@ -62,7 +63,8 @@ def read_corpora(order: Order, journal: Journal) -> list[Corpus]:
         try:
             if path.is_dir():
                 os.scandir(path).close()
-            folder = unpacked(path, order.out, journal)
+            as_it_is = order.reading.layout in ("", "webdataset") and is_webdataset(path)
+            folder = path if as_it_is else unpacked(path, order.out, journal)
             corpus = read_corpus(folder, replace(order.reading, unpacked=folder != path))
         except OSError as error:
             raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error

@@ -1,18 +1,21 @@
 """Each corpus in its own folders and tables, made small, is recognised and read as it should be."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import prepare_data
 from errors import UsageError
 from preparation.conversion import write_anew
 from preparation.corpora import Reading, keep_only, merged
 from preparation.journal import Journal
 from preparation.layouts import read_corpus
 from preparation.trials import divide
+from settings.command_line import run
 
 
 def sound(path, seed=0, seconds=0.6):
@@ -304,3 +307,19 @@ def test_twenty_thousand_files_of_one_name_and_person_are_told_apart_at_once(tmp
     found = merged([read_corpus(tmp_path / "list.txt", Reading())])
     assert len({utterance.listed for utterance in found}) == 20_001
     assert [found[number].name for number in (0, 1, 19_999)] == ["audio.wav", "audio~2.wav", "audio~20000.wav"]
+
+
+def test_shards_of_webdataset_hold_people_and_are_none(tmp_path, capsys):
+    for shard in range(5):
+        with tarfile.open(tmp_path / f"shards_{shard:09}.tar", "w") as tar:
+            for i in range(5):
+                (tmp_path / "spk").write_text(f"p{i}")
+                tar.add(sound(tmp_path / "x.wav", 5 * shard + i), key := f"p{i}/mon/{shard}.wav")
+                tar.add(tmp_path / "spk", key.replace(".wav", ".spk"))
+    (tmp_path / "x.wav").unlink()
+    words = [str(tmp_path), "--out", str(tmp_path.parent / "out_of_shards")]
+    assert run(prepare_data.main, words) == 0
+    assert f"{tmp_path}: tar files of WebDataset: 25 recordings, 5 people" in capsys.readouterr().out
+    rows = (tmp_path.parent / "out_of_shards" / "train_list.txt").read_text().splitlines()
+    assert len(rows) == 15 and all(row.split()[1].startswith(row.split()[0] + "/mon/") for row in rows)
+    assert read_corpus(tmp_path / "shards_000000000.tar", Reading()).utterances[0].session == "mon"
