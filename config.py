@@ -85,7 +85,7 @@ class Run:
     fsdp: bool = key(False, "several processes: each keeps a share of the weights, gradients and moments (torch's FSDP2), for models that fill the memory of a GPU; the same results")
     ddp_compress: str = key("none", "several processes: send gradients in 16 bit, half the bytes", choices=("none", "bf16", "fp16"))
     deterministic: bool = key(False, "take kernels that give the same bits in every run, on a GPU too; slower, and an operation that has none ends the run")
-    float32_matmul: str = key("highest", "precision of fp32 matrix products of training on a GPU: high is TF32, medium bfloat16; evaluations are exact", choices=("highest", "high", "medium"))
+    float32_matmul: str = key("highest", "precision of fp32 matrix products of training: on a GPU high is TF32, medium bfloat16; a processor may take bfloat16 for medium; evaluations are exact", choices=("highest", "high", "medium"))
     threads: int = key(0, "CPU threads for the model, 0 leaves it to torch", low=0)
     allow_unknown: bool = key(False, "ignore unknown keys of old files instead of refusing them")
 

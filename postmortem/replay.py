@@ -28,7 +28,7 @@ from training.ranks import SingleProcess
 from training.step import Step
 from training.teacher import Teacher, hash_of, read_teacher
 
-KERNELS = ("deterministic", "float32_matmul")  # keys that say what a GPU computes with
+KERNELS = ("deterministic", "float32_matmul")  # keys that say which kernels compute, on a CPU too
 CLOSE = 1e-3  # relative difference of a spike that is replayed on another device
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more threads wait for each other
 
@@ -138,7 +138,7 @@ class Replay:
         cuda = dump["device"].startswith("cuda")
         self.device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
         self.emulated = cuda and self.device.type == "cpu"
-        if self.device.type == "cuda":
+        if not self.emulated:
             choose_kernels(Config(**{key: self.config[key] for key in KERNELS if key in self.config}))
         self.teacher = teacher_of(dump)
         self.dtype = dump["amp_dtype"]

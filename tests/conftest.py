@@ -98,6 +98,18 @@ def tools():
 
 
 @pytest.fixture
+def kernels(monkeypatch):
+    """Put torch's switches back after a test."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, torch.get_float32_matmul_precision()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield cudnn
+    cudnn.deterministic, cudnn.benchmark = before[:2]
+    torch.set_float32_matmul_precision(before[2])
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def checkpoint(settings, tools, tmp_path):
     """A checkpoint of a tiny model that carries its configuration."""
     from storage.files import save_atomically

@@ -81,18 +81,6 @@ def test_no_shipped_configuration_asks_for_a_type_by_name(tools):
     assert load_config(["--config", "configs/small_speech.yaml"])[0].mixedprec
 
 
-@pytest.fixture
-def kernels(monkeypatch):
-    """Put torch's switches back after a test."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark, torch.get_float32_matmul_precision()
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    yield cudnn
-    cudnn.deterministic, cudnn.benchmark = before[:2]
-    torch.set_float32_matmul_precision(before[2])
-    torch.use_deterministic_algorithms(False)
-
-
 def test_deterministic_sets_every_switch(kernels):
     precision.choose_kernels(Config(deterministic=True))
     assert kernels.deterministic and not kernels.benchmark and torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,34 @@
+"""The step of a dump is computed again bit for bit: by the kernels that the run took, in its precision."""
+
+import pytest
+import torch
+
+from config import Config
+from postmortem.replay import Replay
+from storage.dump import read_dump, read_state
+from training.precision import choose_kernels
+
+PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
+
+
+@pytest.mark.parametrize("mixed, dtype", PRECISIONS, ids=["fp32", "bf16", "fp16"])
+def test_a_step_is_replayed_bit_for_bit(dump_of, mixed, dtype):
+    path = dump_of(nan_inject="2:loss", mixedprec=mixed, amp_dtype=dtype)  # the recorded step itself was sound
+    dump = read_dump(path)
+    replay = Replay(dump, read_state(path, dump["state"]))
+    one, two = replay.run(stats=True), replay.run(stats=True)
+    assert one.finite and one.loss == two.loss and one.norm == two.norm and one.gradients == two.gradients
+    sound = dump_of(nan_inject="2:grad", mixedprec=mixed, amp_dtype=dtype, save_path=str(path.parent.parent) + "2")
+    dump = read_dump(sound)  # an injected gradient leaves the loss of the step as it was computed
+    assert Replay(dump, read_state(sound, dump["state"])).run().loss == dump["loss"]
+
+
+def test_a_step_is_replayed_by_the_kernels_that_it_was_taken_with(dump_of, kernels):
+    keys = {"deterministic": True, "float32_matmul": "medium"}  # where a processor has bfloat16, medium changes bits
+    choose_kernels(Config(**keys))
+    path = dump_of(nan_inject="2:grad", **keys)
+    choose_kernels(Config())  # as in another process
+    dump = read_dump(path)
+    outcome = Replay(dump, read_state(path, dump["state"])).run()
+    assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
+    assert outcome.loss == dump["loss"]
