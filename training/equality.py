@@ -1,19 +1,50 @@
 """What a run that goes on has in common with one that nothing disturbed: bit-equal, or only equivalent."""
 
+import torch
+
 from training.progress import Progress
+
+# Keys that decide in which order and precision numbers are added, whatever the run learns.
+OF_ARITHMETIC = ("amp_dtype", "augment_on", "compile_model", "deterministic", "float32_matmul", "fused", "mixedprec")
+
+
+def arithmetic_of(device: torch.device) -> dict:
+    """What else decides over the last bits of a step: a product is added up by as many threads as there are."""
+    found = {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        return {**found, "device": torch.cuda.get_device_name(device)}
+    return {**found, "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
+def changes_of_arithmetic(before: dict, now: dict, changed: set[str]) -> list[str]:
+    """What of ``arithmetic_of`` differs, and which of the ``changed`` keys make a difference, as words."""
+    differing = [name for name in now if name in before and before[name] != now[name]]
+    keys = [f"{key} changed" for key in OF_ARITHMETIC if key in changed]
+    return [f"{name} {before[name]} before, {now[name]} now" for name in differing] + keys
 
 
 def describe(
-    kind: str, changes: list[str], progress: Progress, *, left_out: int, anew: bool, worlds: tuple, exact: bool
+    kind: str,
+    changes: list[str],
+    progress: Progress,
+    *,
+    left_out: int,
+    anew: bool,
+    worlds: tuple,
+    exact: bool,
+    arithmetic: list[str],
 ):
     """Say it in one line.
 
     ``kind`` of ``Progress.load_state_dict``; ``changes``: what decides over batches and was changed; ``left_out``: rows
     of the epoch that wait for another one; ``anew``: the schedule counts other steps than before; ``worlds``: processes
-    before and now; ``exact``: whether this device gives the same bits in every run.
+    before and now; ``exact``: whether this device gives the same bits in every run; ``arithmetic``: what of
+    ``changes_of_arithmetic`` speaks against it.
     """
     if kind == "equal":
         same = "weights, optimizer, schedule, random generators and batches are those of the state"
+        if arithmetic:
+            return f"bit-equal: {same}; equivalent: what is added up in another way ({'; '.join(arithmetic)})"
         if exact:
             return f"bit-equal to an uninterrupted run: {same}"
         return f"bit-equal: {same}; equivalent: what the device sums up in another order (deterministic: true keeps it)"

@@ -77,6 +77,7 @@ class RunState:
             "file_sizes": self.files.sizes(),
             "evaluated": evaluated,
             "protocol": self.protocol,
+            "arithmetic": equality.arithmetic_of(self.step.device),
             "config": self.config.values(),
             "speakers": self.speakers,
             **facts_of_teacher(self.step.network),
@@ -138,6 +139,9 @@ class RunState:
                 anew=anew,
                 worlds=worlds,
                 exact=self.step.device.type == "cpu" or self.config.deterministic,
+                arithmetic=equality.changes_of_arithmetic(
+                    state.get("arithmetic", {}), equality.arithmetic_of(self.step.device), changed
+                ),
             )
             self.log(f"  {text}")
         for name in sorted(changed - {"config", "preflight"}):

@@ -267,6 +267,18 @@ def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # p
         tools.build(settings, optimizer="adamw", channels=16).resume()
 
 
+def test_a_run_that_is_computed_in_another_way_is_not_called_bit_equal(settings, tools, capsys, monkeypatch):
+    trainer = tools.build(settings, optimizer="adamw", lr=0.01)
+    trainer.saver.last()
+    assert tools.build(settings, optimizer="adamw", lr=0.02).resume()  # on purpose, and said
+    assert "bit-equal to an uninterrupted run: weights, " in capsys.readouterr().out
+    now = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + 7)
+    assert tools.build(settings, optimizer="adamw", fused=False).resume()
+    ways = f"threads {now} before, {now + 7} now; fused changed"
+    assert f"equivalent: what is added up in another way ({ways})" in capsys.readouterr().out
+
+
 def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, capsys):
     from training.finetuning import load_initial
 
