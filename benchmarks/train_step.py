@@ -97,6 +97,10 @@ def ours(spec: dict):
     words += [f"--{setting}" for setting in spec["keys"]]
     with contextlib.redirect_stdout(sys.stderr):
         trainer = build(words, tempfile.mkdtemp(dir=spec["data"]))
+    given = {"batch_size": spec["rows"], "nPerSpeaker": 1, "max_frames": 200, "gradient_accumulation_steps": 1}
+    changed = [key for key, value in given.items() if getattr(trainer.config, key) != value]
+    if changed:
+        raise SystemExit(f"{spec['name']}: all variants train on one batch of noise, so {changed[0]} tells nothing")
     data, label = make_batch(spec["rows"])
     names = [f"row {i}" for i in range(spec["rows"])]
     batch = {"data": data, "label": label, "files": names}

@@ -45,12 +45,13 @@ class ModuleRanges:
     """Context in which the profiler sees the modules of a network, down to ``DEPTH``, as ranges with their names.
 
     ``flops`` {module: FLOPs of its own products and convolutions in the ``passes`` of a step, forward and backward} is
-    filled by the first forward pass; those of a compiled model are not counted. Without a network it does nothing.
+    filled by the first forward pass. A compiled model is one range, and its FLOPs are not counted. Without a network it
+    does nothing.
     """
 
     def __init__(self, network, passes: int = 1):
         self.network, self.passes = network, passes
-        self.handles, self.open, self.flops = [], [], defaultdict(float)
+        self.handles, self.enclosed, self.open, self.flops = [], [], [], defaultdict(float)
         self.counter = Products()
 
     def __enter__(self):
@@ -63,8 +64,12 @@ class ModuleRanges:
             for block in filter(is_recomputed, self.network.modules()):
                 again, once = (functools.partial(self.compute, times) for times in (2, 1))
                 self.handles += [block.register_forward_pre_hook(again), block.register_forward_hook(once)]
+        compiled = [module for module in self.network.modules() if module._compiled_call_impl is not None]
+        inside = {id(part) for module in compiled for part in module.modules()}
         for name, module in self.network.named_modules():
-            if name and name.count(".") < DEPTH:
+            if module in compiled:
+                self.enclose(plain_names(name), module)
+            elif name and name.count(".") < DEPTH and id(module) not in inside:
                 enter = functools.partial(self.enter, plain_names(name))
                 self.handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(self.leave)]
         return self
@@ -72,6 +77,21 @@ class ModuleRanges:
     def __exit__(self, *raised):
         for handle in self.handles:
             handle.remove()
+        for module, compiled in self.enclosed:
+            module._compiled_call_impl = compiled
+
+    def enclose(self, name: str, module):
+        """Put a compiled module into one range: hooks in it would be compiled too, again in each step."""
+        compiled = module._compiled_call_impl
+
+        def ranged(*inputs, **named):
+            self.enter(name, module, inputs)
+            output = compiled(*inputs, **named)
+            self.leave(module, inputs, output)
+            return output
+
+        module._compiled_call_impl = ranged
+        self.enclosed.append((module, compiled))
 
     def start_counting(self, module, inputs):
         """Begin to count, as the first forward pass begins."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.profiling import ELSEWHERE, ModuleRanges, costs_of, table_of
@@ -53,3 +54,19 @@ def test_the_operations_of_a_step_are_those_that_torch_counts_in_both_passes(set
     with FlopCounterMode(display=False) as counter:
         trainer.network(batch["data"], batch["label"])[0].backward()
     assert sum(ranges.flops.values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_compiled_model_is_one_range_and_is_not_compiled_again(settings, tools, monkeypatch):
+    trainer = tools.build(settings)
+    torch._dynamo.reset()
+    trainer.network.__S__.compile(backend="eager")
+    compiled = trainer.network.__S__._compiled_call_impl
+    batch = tools.batches(trainer)[0]
+    trainer.train_step([batch])
+    before = counters["frames"]["total"]
+    with torch.profiler.profile() as profile, ModuleRanges(trainer.network) as ranges:
+        for _ in range(3):
+            trainer.train_step([batch])
+    assert counters["frames"]["total"] == before and trainer.network.__S__._compiled_call_impl is compiled
+    names = {name for name in costs_of(profile.events()) if name.startswith("model")}
+    assert names == {"model"} and not any(name.startswith("model") and ranges.flops[name] for name in ranges.flops)
