@@ -33,16 +33,19 @@ def describe(
     worlds: tuple,
     exact: bool,
     arithmetic: list[str],
+    others: list[str],
 ):
     """Say it in one line.
 
     ``kind`` of ``Progress.load_state_dict``; ``changes``: what decides over batches and was changed; ``left_out``: rows
     of the epoch that wait for another one; ``anew``: the schedule counts other steps than before; ``worlds``: processes
     before and now; ``exact``: whether this device gives the same bits in every run; ``arithmetic``: what of
-    ``changes_of_arithmetic`` speaks against it.
+    ``changes_of_arithmetic`` speaks against it; ``others``: files that decide over the steps to come and have changed.
     """
     if kind == "equal":
         same = "weights, optimizer, schedule, random generators and batches are those of the state"
+        if others:
+            return f"bit-equal: {same}; what follows is not, for {' and '.join(others)} changed"
         if arithmetic:
             return f"bit-equal: {same}; equivalent: what is added up in another way ({'; '.join(arithmetic)})"
         if exact:

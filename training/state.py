@@ -132,6 +132,7 @@ class RunState:
             self.files.cut_back(state["file_sizes"])
         where = f"batch {progress.batch} of" if progress.batch else "the start of"
         self.log(f"resuming from {path}: {where} epoch {progress.epoch}, step {progress.step}")
+        sources, teacher = self.changed_files(state, changed)
         if progress.epoch <= self.config.max_epoch:
             text = equality.describe(
                 *(kind, progress.changes_of_plan(state), progress),
@@ -142,17 +143,24 @@ class RunState:
                 arithmetic=equality.changes_of_arithmetic(
                     state.get("arithmetic", {}), equality.arithmetic_of(self.step.device), changed
                 ),
+                others=sources + teacher,
             )
             self.log(f"  {text}")
         for name in sorted(changed - {"config", "preflight"}):
             self.log(f"  {name}: {in_words(old[name])} before, {in_words(getattr(self.config, name))} now")
-        sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)
         if sources:
             self.log(f"  source changed since this state was saved: {', '.join(sources)}")
-        if facts_of_teacher(self.step.network).get("teacher") != state.get("teacher") and not {*changed} & TEACHER:
-            files = " and ".join(filter(None, (self.config.teacher_checkpoint, self.config.teacher_config)))
+        if teacher:
+            files = " and ".join(teacher)
             self.log(f"  {files} changed since this state was saved: the student goes on with another teacher")
         self.begin_anew(differences(self.protocol, state, self.files.result))
+
+    def changed_files(self, state: dict, changed: set[str]) -> tuple[list[str], list[str]]:
+        """Sources, and files of a teacher that the keys name as before, that are others than those of a state."""
+        sources = changed_since(own_part(state["incidents"], self.ranks).get("sources", {}), [], plugins.ROOT)
+        if facts_of_teacher(self.step.network).get("teacher") == state.get("teacher") or changed & TEACHER:
+            return list(sources), []
+        return list(sources), [name for name in (self.config.teacher_checkpoint, self.config.teacher_config) if name]
 
     def begin_anew(self, differing: list[str]):
         """Forget the best evaluation if it cannot be compared with those to come, by the keys in which they differ."""
