@@ -363,7 +363,7 @@ class ModelTrainer:
             self.log(str(self.backbone))
             self.step.parallel = self.network
         if self.step.shares and self.step.parallel is self.network:
-            self.step.parallel = parallel.shared(self.network, self.config, self.ranks)
+            self.step.parallel = parallel.shared(self.network, self.config, self.ranks, self.step.note)
 
     def profiled_steps(self) -> int:
         """Steps of the coming epoch that ``enable_profiling`` wants: up to 20 in the first epoch of this process."""

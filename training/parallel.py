@@ -1,12 +1,17 @@
 """The network as several processes train it: torch averages their gradients, and with ``fsdp`` splits the weights."""
 
+import math
+
+import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from config import Config
+from training.faults import refuses_numbers
 from training.recompute import blocks_of, recompute_blocks
 from training.sharded import Sharded, is_sharded, shard
-from training.sync_norm import synchronise
+from training.slices import slices_of
+from training.sync_norm import is_synchronised, synchronise
 
 COMPRESSED = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 
@@ -35,8 +40,33 @@ def say_without_effect(config: Config, log):
             log(f"{key}: does nothing in one process, {reason}")
 
 
-def shared(network: nn.Module, config: Config, ranks) -> nn.parallel.DistributedDataParallel | Sharded:
+class Answering(nn.Module):
+    """A network whose forward pass gives a loss even where an operation refuses its numbers: NaN, as do its gradients.
+
+    For the other processes wait for gradients of this one. ``note(error)`` is told why.
+    """
+
+    def __init__(self, network: nn.Module, note):
+        super().__init__()
+        self.network, self.note = network, note
+
+    def forward(self, *given):
+        """Loss and accuracy of a batch, as the network gives them."""
+        try:
+            return self.network(*given)
+        except Exception as error:  # of an operation, or of a plug-in
+            if not refuses_numbers(error):
+                raise
+            self.note(error)
+            sums = [p.float().sum() for p in self.network.parameters() if p.requires_grad]
+            return torch.stack(sums).sum() * math.nan, 0.0
+
+
+def shared(network: nn.Module, config: Config, ranks, note) -> nn.parallel.DistributedDataParallel | Sharded:
     """Wrap a network so that a backward pass leaves the mean of all processes' gradients.
+
+    ``note(error)`` is told if an operation refuses its numbers. It ends the run where processes meet within a forward
+    pass, as with ``sync_batchnorm``: there the others wait in the middle of it.
 
     The gradients lie in the memory that is sent (``gradient_as_bucket_view``): whoever keeps one beyond the next
     backward pass copies it. The graph is not called static: a step that is refused and computed once more, and one that
@@ -44,8 +74,9 @@ def shared(network: nn.Module, config: Config, ranks) -> nn.parallel.Distributed
     """
     if is_sharded(network):
         return Sharded(network, ranks)
+    meets_within = is_synchronised(network) or slices_of(network)
     parallel = nn.parallel.DistributedDataParallel(
-        network,
+        network if meets_within else Answering(network, note),
         device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
         find_unused_parameters=config.find_unused_parameters,
         gradient_as_bucket_view=True,

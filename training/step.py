@@ -121,8 +121,12 @@ class Step:
         except Exception as error:
             if self.ranks.world > 1 or not refuses_numbers(error):  # other processes wait for this one's gradients
                 raise
-            self.refused = with_place(error, without="postmortem").rstrip(":")  # whose modes may watch the step
+            self.note(error)
             return [(self.nothing, 0.0, 1.0)]
+
+    def note(self, error: Exception):
+        """Keep why an operation refused its numbers, and in which line."""
+        self.refused = with_place(error, without="postmortem").rstrip(":")  # whose modes may watch the step
 
     def passes(self, window, scale: float, poison: str, alone: bool) -> list[tuple]:
         """``forward_backward``, with the exceptions of its operations."""

@@ -117,6 +117,44 @@ def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, r
         train(trainer, [batches[1]])
 
 
+REFUSES = """
+import sys; sys.path.insert(0, {root!r})
+import torch
+import SpeakerNet, trainSpeakerNet
+from storage.dump import content_hash
+start, close, seen = SpeakerNet.ModelTrainer.enter_epoch, SpeakerNet.ModelTrainer.close, []
+def refuse(module, inputs, output):
+    if module.training:
+        seen.append(content_hash({{"rows": inputs[0]}}))
+        if seen[-1] in seen[1:2]:  # the second batch, however often it is computed
+            torch.linalg.cholesky(-torch.eye(2))
+def entered(self):
+    start(self)
+    if self.ranks.rank == 1 and not seen:
+        self.network.register_forward_hook(refuse)
+def closing(self):
+    close(self)
+    print("STATE", content_hash(self.network.state_dict()), flush=True)
+SpeakerNet.ModelTrainer.enter_epoch, SpeakerNet.ModelTrainer.close = entered, closing
+sys.exit(trainSpeakerNet.main())
+"""
+
+
+@pytest.mark.parametrize("check", ["now", "late"])
+def test_an_operation_that_refuses_the_numbers_of_one_process_costs_all_one_step(settings, tmp_path, write, check):
+    """The process at fault answers the others with gradients of NaN: they wait for it in the backward pass."""
+    script = tmp_path / "refuses.py"
+    script.write_text(REFUSES.format(root=str(programs.ROOT)))
+    keys = {**settings, "batch_size": 4, "max_epoch": 1, "test_interval": 1, "process_timeout": 30, "nan_check": check}
+    done = programs.run_ranks(script, "--config", write(keys))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert len({process.stdout.split("STATE ")[1].split()[0] for process in done}) == 1
+    (path,) = (tmp_path / "run" / "debug_nan").glob("nan_*.pt")
+    assert path.name == "nan_batch_2_epoch_1_rank1.pt" and read_dump(path)["reason"] == "loss_nonfinite"
+    out = done[0].stdout + done[1].stdout
+    assert "LinAlgError: linalg.cholesky" in out and "left out: 1 step" in out
+
+
 ODD = {
     "all zero": lambda x: x * 0,
     "0.25 all along": lambda x: x * 0 + 0.25,
