@@ -32,6 +32,14 @@ def batches_of(trainer, epoch=1):
     return list(trainer.loader)
 
 
+def train(trainer, batches):
+    """Feed batches as train_epoch does."""
+    for batch in batches:
+        trainer.progress.batch += 1
+        if trainer.accept(batch):
+            trainer.train_step([batch])
+
+
 def loaded_batches(settings, workers=0, rank=0, world=1, first=0, **keys):
     """The batches of the second epoch from ``first`` on, with copies at other speeds, as the loader gives them."""
     from corpus.loader import make_loader

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from trainers import train
 
 import trainSpeakerNet
 from errors import UsageError
@@ -31,14 +32,6 @@ REASON = {
     **{"data": "batch_nonfinite", "label": "label_out_of_range", "loss": "loss_nonfinite"},
     **{"grad": "grad_nonfinite", "buffer": "state_nonfinite"},
 }
-
-
-def train(trainer, batches):
-    """Feed batches as train_epoch does."""
-    for batch in batches:
-        trainer.progress.batch += 1
-        if trainer.accept(batch):
-            trainer.train_step([batch])
 
 
 @pytest.mark.parametrize("kind", REASON)
@@ -71,88 +64,6 @@ def test_each_fault_is_dumped_and_leaves_no_trace(settings, tools, mixed, dtype,
     assert out.count("rehearsal: this fault was injected by nan_inject") == 1
     for section in ("DATA", "LABEL", "GRADIENT"):
         assert f"--- {section} STATISTICS ---" in out
-
-
-def no_factors(data):
-    torch.linalg.cholesky(-torch.eye(2))
-
-
-def no_scale(data):
-    torch.distributions.Normal(0.0, torch.zeros(1), validate_args=True)  # as is usual, unless torch 2.4 has compiled
-
-
-def no_code(data):
-    raise ValueError("a mistake in a plug-in")
-
-
-@pytest.mark.parametrize("check", ["now", "late"])
-@pytest.mark.parametrize("refuse, words", [(no_factors, "LinAlgError: linalg.cholesky"), (no_scale, "constraint")])
-def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, refuse, words, check, capsys):
-    """torch raises an exception where other libraries give NaN; code that is wrong still ends the run."""
-    trainer, other = (tools.build(settings, nan_check=check, save_path=f"{settings['save_path']}_{n}") for n in "ab")
-    batches = tools.batches(trainer)[:3]
-    bad = batches[1]["data"]
-
-    def refuse_one(module, inputs, output):  # after a forward pass that has moved the statistics of BatchNorm
-        if torch.equal(inputs[0], bad):
-            refuse(bad)
-
-    trainer.network.register_forward_hook(refuse_one)
-    train(trainer, batches)
-    trainer.settle()
-    trainer.close()
-    other.progress.batch = 0
-    for batch in (batches[0], batches[2]):
-        other.progress.batch += 1
-        other.train_step([batch])
-        other.settle()
-        other.progress.batch += batch is batches[0]
-    tools.assert_same(tools.snapshot(trainer), tools.snapshot(other))
-    (path,) = trainer.incidents.writer.folder.glob("nan_batch_2_*.pt")
-    assert read_dump(path)["reason"] == "loss_nonfinite" and math.isnan(read_dump(path)["loss"])
-    out = capsys.readouterr().out
-    assert words in out and "Training goes on" in out and "test_incidents.py" in out
-    refuse = no_code
-    with pytest.raises(ValueError, match="a mistake"):
-        train(trainer, [batches[1]])
-
-
-REFUSES = """
-import sys; sys.path.insert(0, {root!r})
-import torch
-import SpeakerNet, trainSpeakerNet
-from storage.dump import content_hash
-start, close, seen = SpeakerNet.ModelTrainer.enter_epoch, SpeakerNet.ModelTrainer.close, []
-def refuse(module, inputs, output):
-    if module.training:
-        seen.append(content_hash({{"rows": inputs[0]}}))
-        if seen[-1] in seen[1:2]:  # the second batch, however often it is computed
-            torch.linalg.cholesky(-torch.eye(2))
-def entered(self):
-    start(self)
-    if self.ranks.rank == 1 and not seen:
-        self.network.register_forward_hook(refuse)
-def closing(self):
-    close(self)
-    print("STATE", content_hash(self.network.state_dict()), flush=True)
-SpeakerNet.ModelTrainer.enter_epoch, SpeakerNet.ModelTrainer.close = entered, closing
-sys.exit(trainSpeakerNet.main())
-"""
-
-
-@pytest.mark.parametrize("check", ["now", "late"])
-def test_an_operation_that_refuses_the_numbers_of_one_process_costs_all_one_step(settings, tmp_path, write, check):
-    """The process at fault answers the others with gradients of NaN: they wait for it in the backward pass."""
-    script = tmp_path / "refuses.py"
-    script.write_text(REFUSES.format(root=str(programs.ROOT)))
-    keys = {**settings, "batch_size": 4, "max_epoch": 1, "test_interval": 1, "process_timeout": 30, "nan_check": check}
-    done = programs.run_ranks(script, "--config", write(keys))
-    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert len({process.stdout.split("STATE ")[1].split()[0] for process in done}) == 1
-    (path,) = (tmp_path / "run" / "debug_nan").glob("nan_*.pt")
-    assert path.name == "nan_batch_2_epoch_1_rank1.pt" and read_dump(path)["reason"] == "loss_nonfinite"
-    out = done[0].stdout + done[1].stdout
-    assert "LinAlgError: linalg.cholesky" in out and "left out: 1 step" in out
 
 
 ODD = {
