@@ -238,6 +238,13 @@ def of_the_moment(case) -> tuple[str, str]:
             "The run computed this step once more at once, and it was finite: a fault of the moment. Check the device"
             " (memory errors, temperature) and threads that write to shared tensors."
         )
+    compiled = case.dump.get("config", {}).get("compile_model", "off")
+    if compiled in ("on", "auto"):
+        run = "The run's model was compiled" if compiled == "on" else "If the run's model was compiled, as its log says"
+        return "compiled", (
+            f"As the source says the step is finite. {run} (compile_model: {compiled}): what torch.compile made of it"
+            " is at fault, or adds up in another order. Train on with compile_model: off."
+        )
     if recheck.get("cpu_finite"):
         return "device", (
             f"On {case.dump['device']} this step failed twice, on the CPU it was finite, and the replay is finite too:"

@@ -474,6 +474,9 @@ def for_environment(case, finding) -> list[dict]:
     if finding.detail == "injected":
         verdict, outcome = (None, case.refusal) if case.replay is None else (True, f"without it: {case.base}")
         return [recommendation(REHEARSAL, "set", {"nan_inject": ""}, verdict, outcome)]
+    if finding.detail == "compiled":
+        outcome = f"replayed, which compiles nothing: {case.base}"
+        return [recommendation("compute as the source says", "set", {"compile_model": "off"}, None, outcome)]
     text = "change nothing; if it recurs, test this machine's memory and disk"
     if finding.cause == "distributed":
         text = "change nothing here; read the dump of the rank that sent the gradient"
@@ -486,10 +489,7 @@ CAUSES = {
     "input": for_input,
     "augmentation": for_augmentation,
     "label": for_label,
-    "frontend": for_code,
-    "model_forward": for_code,
-    "model_backward": for_code,
-    "loss": for_code,
+    **dict.fromkeys(("frontend", "model_forward", "model_backward", "loss"), for_code),
     "precision": for_precision,
     "optimizer": for_optimizer,
     "state": for_state,

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from config import Config
+from postmortem.analysis import analyse
 from postmortem.replay import Replay
 from storage.dump import read_dump, read_state
+from storage.files import save_atomically
 from training.precision import choose_kernels
 
 PRECISIONS = [("false", "auto"), ("true", "bfloat16"), ("true", "float16")]
@@ -32,3 +34,25 @@ def test_a_step_is_replayed_by_the_kernels_that_it_was_taken_with(dump_of, kerne
     outcome = Replay(dump, read_state(path, dump["state"])).run()
     assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
     assert outcome.loss == dump["loss"]
+
+
+@pytest.mark.parametrize("chosen, said", [("on", "The run's model was compiled"), ("auto", "If the run's model was")])
+def test_what_only_a_compiled_model_computes_is_laid_to_the_compiler(dump_of, chosen, said):
+    def miscompile(trainer):
+        model = trainer.network.__S__
+        model._compiled_call_impl = lambda x: model._call_impl(x) * float("nan")
+
+    found = analyse(dump_of(miscompile, compile_model=chosen))
+    verdict = found.verdict
+    assert (verdict["cause"], verdict["detail"]) == ("environment", "compiled")
+    assert verdict["recommendations"][0]["change"] == {"compile_model": "off"}
+    assert verdict["recommendations"][0]["verdict"] == "untested"
+    assert said in " ".join(found.summary.split())
+
+
+def test_a_fault_of_the_moment_is_none_of_the_compiler(dump_of):
+    path = dump_of(nan_inject="2:loss", compile_model="off")
+    dump = torch.load(path, weights_only=True)
+    config = {**dump["config"], "compile_model": "on"}
+    save_atomically({**dump, "injected": "", "config": config, "recheck": {"finite": True, "same": False}}, path)
+    assert analyse(path).verdict["detail"] == "transient"
