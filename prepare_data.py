@@ -22,7 +22,7 @@ def main(argv) -> int:
     args = parse(argv)
     out = Path(args.out)
     reading = Reading(args.corpus, args.speaker_level, args.speaker_pattern, args.only, str(out.absolute() / "wav"))
-    limits = Limits(args.min_seconds, args.max_seconds, args.min_speech)
+    limits = Limits(args.min_seconds, args.max_seconds, args.min_speech, args.trim)
     names = ("share", "seed", "workers", "config", "initial_model", "trim", "vad", "sample_rate")
     more = {name: getattr(args, name) for name in names}
     more |= {name: os.path.abspath(given) for name in ("musan", "rirs") if (given := getattr(args, name))}

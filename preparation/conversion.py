@@ -164,11 +164,11 @@ def write_sound(place: Path, x: np.ndarray, rate: int):
 
 
 def trim(utterances: list[Utterance], sounds: dict[str, Sound], tree: Path, journal: Journal, workers: int) -> int:
-    """Write those with more than ``SLACK`` of silence at an end without it, change their paths; returns how many."""
+    """Write those with silence at an end without it, change their paths; returns how many."""
     wanted = []
     for utterance in utterances:
         sound = sounds[utterance.path]
-        if sound.end > sound.begin and (sound.begin > SLACK or sound.seconds - sound.end > SLACK):
+        if sound.has_edges:
             utterance.start, utterance.seconds = sound.begin, sound.end - sound.begin
             wanted.append(utterance)
     for utterance in wanted:

@@ -102,6 +102,25 @@ def as_folder(speaker: str) -> str:
     return UNSAFE.sub("_", speaker).strip(" .") or "_"
 
 
+class FolderNames:
+    """Speakers as names of folders, no two of them the same: `a/b` and `a_b` are two people."""
+
+    def __init__(self):
+        self.given: dict[str, str] = {}
+        self.taken: set[str] = set()
+
+    def of(self, speaker: str, shown: str = "") -> str:
+        """The folder of a speaker; ``shown`` is to be seen of a long name."""
+        if speaker not in self.given:
+            free, number = as_folder(shown or speaker), 1
+            while free in self.taken:
+                number += 1
+                free = f"{as_folder(shown or speaker)}~{number}"
+            self.given[speaker] = free
+            self.taken.add(free)
+        return self.given[speaker]
+
+
 def part_of(above) -> str:
     """'train', 'test' or '' by the names of folders above a speaker, as dev, test-clean or vox1_dev_wav."""
     words = [word for name in above for word in re.split(r"[-_.]", name.lower())]

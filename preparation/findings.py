@@ -47,6 +47,7 @@ WORDS = (
         r"not a regular file|no recording of a known kind|libsndfile cannot read it|no sound in it|Format not recogni",
     ),
 )
+EDGE = 0.1  # seconds of silence at an end that --trim leaves
 CLIPPED = 0.01  # share of samples in flat tops at full scale
 
 
@@ -65,14 +66,20 @@ class Sound(Measure):
         """dB of full scale."""
         return 10 * math.log10(self.power) if self.power else -math.inf
 
+    @property
+    def has_edges(self) -> bool:
+        """Whether there is silence to trim before or behind its speech."""
+        return self.end > self.begin and (self.begin > EDGE or self.seconds - self.end > EDGE)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file must have to be used: seconds, 0 for no limit."""
+    """What a file must have to be used: seconds, 0 for no limit; ``trim``: once the silence at its ends is cut off."""
 
     shortest: float = 0.5
     longest: float = 0.0
     speech: float = 0.0
+    trim: bool = False
 
 
 def listen(path: str, vad: str = "energy") -> Sound:
@@ -134,10 +141,12 @@ def fault_of(sound: Sound, limits: Limits) -> tuple[str, str] | None:
         return "channels cancel", found["channels cancel"]
     if sound.flat > CLIPPED:
         return "clipped", f"{100 * sound.flat:.2g} % of the samples"
-    if sound.seconds < limits.shortest:
-        return "short", f"{sound.seconds:.2f} s"
-    if limits.longest and sound.seconds > limits.longest:
-        return "long", f"{sound.seconds:.2f} s"
+    left = sound.end - sound.begin if limits.trim and sound.has_edges else sound.seconds
+    said = f"{left:.2f} s" + (f" of {sound.seconds:.2f} s once it is trimmed" if left < sound.seconds else "")
+    if left < limits.shortest:
+        return "short", said
+    if limits.longest and left > limits.longest:
+        return "long", said
     if limits.speech and sound.speech < limits.speech:
         return "little speech", f"{sound.speech:.2f} s of {sound.seconds:.2f} s"
     return None

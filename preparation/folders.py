@@ -6,7 +6,7 @@ from pathlib import Path
 
 from corpus.folders import find_recordings
 from errors import UsageError, plural
-from preparation.corpora import SPLITS, Corpus, Reading, Utterance, as_folder, gender_of, part_of
+from preparation.corpora import SPLITS, Corpus, FolderNames, Reading, Utterance, gender_of, part_of
 
 # Names of folders that hold people and are none.
 HOLDERS = {"wav", "wavs", "flac", "aac", "m4a", "mp3", "audio", "audios", "data", "speech", "clips", "recordings"}
@@ -89,13 +89,13 @@ def _by_pattern(folder: Path, paths: list[Path], pattern: str) -> Corpus:
         raise UsageError(f"--speaker_pattern '{pattern}': {error}") from error
     if not expression.groups:
         raise UsageError(f"--speaker_pattern '{pattern}': has no group (..) that is the person")
-    utterances = []
+    utterances, people = [], FolderNames()
     for path in paths:
         inside = path.relative_to(folder)
         found = expression.search(inside.as_posix())
         if found is None or not found[1]:
             raise UsageError(f"{path}: no person by --speaker_pattern '{pattern}'")
-        utterances.append(Utterance(str(path), as_folder(found[1]), inside.as_posix(), inside.parent.as_posix()))
+        utterances.append(Utterance(str(path), people.of(found[1]), inside.as_posix(), inside.parent.as_posix()))
     first = utterances[0]
     return Corpus("folder", folder, f"the person is in each name, as '{first.speaker}' of {first.name}", utterances)
 

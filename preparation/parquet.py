@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from errors import UsageError
-from preparation.corpora import Corpus, Reading, Utterance, as_folder, gender_of
+from preparation.corpora import Corpus, FolderNames, Reading, Utterance, as_folder, gender_of
 from preparation.tables import COLUMNS, described, split_of
 from settings.command_line import need
 
@@ -20,11 +20,12 @@ def read_parquet(path: Path, reading: Reading) -> Corpus:
     """The recordings of all parquet files, written below ``reading.work``; those that are there already are left."""
     need("a folder of parquet files", "pyarrow")
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    utterances = [utterance for file in files for utterance in _of_file(file, path, Path(reading.work))]
+    people = FolderNames()
+    utterances = [utterance for file in files for utterance in _of_file(file, people, Path(reading.work))]
     return described("parquet", path, f"{len(files)} parquet files", utterances)
 
 
-def _of_file(file: Path, root: Path, out: Path):
+def _of_file(file: Path, people: FolderNames, out: Path):
     import pyarrow
     from pyarrow import parquet
 
@@ -41,16 +42,18 @@ def _of_file(file: Path, root: Path, out: Path):
             for row in batch.to_pylist():
                 number += 1
                 cell = {kind: row.get(name) for kind, name in columns.items() if name}
-                yield _utterance(file, number, cell, out)
+                yield _utterance(file, number, cell, people, out)
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from error
 
 
-def _utterance(file: Path, number: int, cell: dict, out: Path) -> Utterance:
+def _utterance(file: Path, number: int, cell: dict, people: FolderNames, out: Path) -> Utterance:
     audio = cell["path"]
     if not isinstance(audio, dict) or not audio.get("bytes"):
         raise UsageError(f"{file}: row {number}: holds no recording, only a path")
-    speaker = as_folder(str(cell["speaker"]))
+    if isinstance(cell["speaker"], bool) or not isinstance(cell["speaker"], (str, int)) or cell["speaker"] == "":
+        raise UsageError(f"{file}: row {number}: its speaker is {cell['speaker']!r}, and no name")
+    speaker = people.of(str(cell["speaker"]))
     original = os.path.basename(audio.get("path") or "") or "audio.wav"
     name = f"{as_folder(file.stem)}-{number:06d}-{as_folder(original)}"
     place = out / speaker / name

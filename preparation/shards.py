@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from corpus.tars import is_shard, recordings_of, shards_of
-from preparation.corpora import Corpus, Reading, Utterance, as_folder
+from preparation.corpora import Corpus, FolderNames, Reading, Utterance, as_folder
 from preparation.tables import described, place_in
 
 
@@ -16,10 +16,10 @@ def is_webdataset(path: Path) -> bool:
 
 def read_webdataset(path: Path, reading: Reading) -> Corpus:
     """The members of all shards; the folders between the speaker's and the file are the session."""
-    utterances, shards = [], shards_of(path)
+    utterances, shards, people = [], shards_of(path), FolderNames()
     for speakers, files, _, shard in recordings_of(path):
         for named, file, member in zip(speakers, files, shard.names):
-            speaker = as_folder(named)
+            speaker = people.of(named)
             name = "/".join(map(as_folder, member.split(os.sep)))
             utterances.append(Utterance(file, speaker, *place_in(name, speaker, name)))
     return described("webdataset", path, "tar files of WebDataset" if len(shards) > 1 else "WebDataset", utterances)

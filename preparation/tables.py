@@ -15,7 +15,7 @@ from corpus.decode import Recording
 from corpus.list_lines import opened
 from corpus.lists import LIST_TEXT, numbered_lines, wrong_columns
 from errors import UsageError, plural
-from preparation.corpora import Corpus, Reading, Utterance, as_folder, children_of, gender_of
+from preparation.corpora import Corpus, FolderNames, Reading, Utterance, as_folder, children_of, gender_of
 
 # What the columns are called by NeMo, SpeechBrain, wespeaker, lhotse and hand.
 COLUMNS = {
@@ -82,7 +82,7 @@ def _languages(folder: Path) -> list[Path]:
 
 def read_commonvoice(folder: Path, reading: Reading) -> Corpus:
     """Common Voice: validated.tsv, or else train, dev and test; a client is a speaker."""
-    utterances, languages = {}, _languages(folder)
+    utterances, languages, people = {}, _languages(folder), FolderNames()
     for language in languages:
         names = ["validated.tsv"] if (language / "validated.tsv").is_file() else ["train.tsv", "dev.tsv", "test.tsv"]
         for name in names:
@@ -93,7 +93,7 @@ def read_commonvoice(folder: Path, reading: Reading) -> Corpus:
                     _check_names(where, row["path"], row["client_id"])
                     path = str(language / "clips" / row["path"])
                     path += "" if os.path.splitext(path)[1] else ".mp3"
-                    speaker = as_folder(row["client_id"][:24])
+                    speaker = people.of(row["client_id"], row["client_id"][:24])
                     gender = gender_of(row.get("gender") or "")
                     utterances[path] = Utterance(path, speaker, os.path.basename(path), "", gender)
     more = f", {plural(len(languages), 'language')}" if len(languages) > 1 else ""
@@ -134,7 +134,7 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
     empty = "wav.scp" if not files else "segments" if segments == {} else ""
     if empty:
         raise UsageError(f"{folder / empty}: has no line")
-    utterances = []
+    utterances, people = [], FolderNames()
     for key, (number, columns) in (segments or {name: (0, [name]) for name in files}).items():
         where = f"{folder / 'segments'}:{number}"
         if segments is not None and (len(columns) != 3 or columns[0] not in files):
@@ -145,7 +145,7 @@ def read_kaldi(folder: Path, reading: Reading) -> Corpus:
         if key not in speakers or len(speakers[key][1]) != 1:
             raise UsageError(f"{folder / 'utt2spk'}: has no line 'utterance speaker' for '{key}'")
         named, (path, channel) = speakers[key][1][0], files[columns[0]]
-        speaker, ending = as_folder(named), os.path.splitext(path)[1]
+        speaker, ending = people.of(named), os.path.splitext(path)[1]
         gender = _second(folder / "spk2gender", "speaker gender", genders, named)
         name, session = place_in(path, speaker, as_folder(key) + ending)
         if segments is not None:
@@ -276,12 +276,12 @@ def _of_one_value(path: Path, text: str) -> list | None:
 
 def read_list(path: Path, reading: Reading) -> Corpus:
     """A train list of lines 'speaker path', the path relative to the list's folder or to the current one."""
-    utterances = []
+    utterances, people = [], FolderNames()
     for number, columns in numbered_lines(path):
         if len(columns) != 2:
             expected = wrong_columns("'speaker path'", len(columns))
             raise UsageError(f"{path}:{number}: {expected}")
-        speaker, file = as_folder(columns[0]), existing(columns[1], path.parent)
+        speaker, file = people.of(columns[0]), existing(columns[1], path.parent)
         name, session = place_in(file, speaker, os.path.basename(file))
         utterances.append(Utterance(file, speaker, name, session))
     if not utterances:
@@ -322,7 +322,7 @@ def _rows(path: Path, between: str):
 
 
 def _of_rows(path: Path, rows) -> list[Utterance]:
-    utterances = []
+    utterances, people = [], FolderNames()
     for where, row in rows:
         if not isinstance(row, dict):
             raise UsageError(f"{where}: expected an object with a path and a speaker")
@@ -334,7 +334,7 @@ def _of_rows(path: Path, rows) -> list[Utterance]:
             if isinstance(cell[kind], bool) or not isinstance(cell[kind], (str, int)):
                 raise UsageError(f"{where}: {names[kind]} is to be a text, not {json.dumps(cell[kind])[:40]}")
         _check_names(where, *(str(cell[kind]) for kind in ("path", "speaker")))
-        file, speaker = existing(str(cell["path"]), path.parent), as_folder(str(cell["speaker"]))
+        file, speaker = existing(str(cell["path"]), path.parent), people.of(str(cell["speaker"]))
         start, seconds = _part(where, cell, file)
         name, session = place_in(file, speaker, os.path.basename(file))
         if start or seconds:

@@ -205,3 +205,15 @@ def test_trimmed_and_cut_recordings_make_a_set(tmp_path):
         assert info.frames == pytest.approx(16000 * (len(both[0]) / 16000 + 0.2), abs=700)
     shutil.rmtree(kaldi)  # the set has files of its own
     assert len(list((tmp_path / "set" / "wav").rglob("*_trimmed.flac"))) == 8
+
+
+def test_what_is_too_short_once_it_is_trimmed_is_left_out(tmp_path):
+    for i in range(12):
+        parts = noise(0.001 if i % 2 else 0.6, 1e-4), noise(0.3 if i == 0 else 1.2), noise(0.6, 1e-4)
+        write(tmp_path / "people" / f"p{i % 4}" / f"{i}.wav", np.concatenate(parts))
+    words = (tmp_path / "people", "--out", tmp_path / "set", "--min_seconds", "1", "--max_seconds", "1.75")
+    assert prepare(*words, "--trim") == 0
+    kind, said = (tmp_path / "set" / "bad_files.txt").read_text().split("\t")[1:]
+    assert kind == "short" and said.endswith(" of 1.50 s once it is trimmed\n")
+    shutil.rmtree(tmp_path / "set")
+    assert prepare(*words) == 2  # without it half of them are too long

@@ -301,6 +301,22 @@ def test_one_name_in_two_corpora_is_two_people_and_one_place_holds_one_file(tmp_
     assert [u.listed for u in both] == ["a-ann/1.wav", "a-ann/1~2.wav", "b-ann/1.wav", "bob/1.wav"]
 
 
+def test_two_speakers_never_share_a_folder(tmp_path):
+    names = ["a/b", "a_b", "e.", "e", "a/b"]
+    rows = [json.dumps({"path": f"{i}.wav", "speaker": name}) for i, name in enumerate(names)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    (tmp_path / "list.txt").write_text("".join(f"{name} {i}.wav\n" for i, name in enumerate(names)))
+    (tmp_path / "wav.scp").write_text("".join(f"u{i} {i}.wav\n" for i in range(5)))
+    (tmp_path / "utt2spk").write_text("".join(f"u{i} {name}\n" for i, name in enumerate(names)))
+    (tmp_path / "cv" / "clips").mkdir(parents=True)
+    clients = [f"somebody-from-a-city-number-{name}\t{i}.mp3\n" for i, name in enumerate(names)]
+    (tmp_path / "cv" / "validated.tsv").write_text("client_id\tpath\n" + "".join(clients))
+    for source in ("t.jsonl", "list.txt", "", "cv"):
+        found = [u.speaker for u in read_corpus(tmp_path / source, Reading()).utterances]
+        assert found[0] == found[4] and len(set(found)) == 4, found
+    assert [u.speaker for u in read_corpus(tmp_path / "t.jsonl", Reading()).utterances][:3] == ["a_b", "a_b~2", "e"]
+
+
 def test_twenty_thousand_files_of_one_name_and_person_are_told_apart_at_once(tmp_path):
     names = [f"{number:05d}/audio.wav" for number in range(20_000)]
     (tmp_path / "list.txt").write_text("".join(f"ann {name}\n" for name in [*names, "x/audio~3.wav"]))
