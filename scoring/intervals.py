@@ -11,8 +11,8 @@ ELEMENTS = 1 << 19  # weights at a time: bounds memory, not results
 
 
 def speaker_of(path: str) -> str | None:
-    """Speaker of a path in the VoxCeleb layout (its first folder), or None if it has no folder."""
-    head, slash, _ = path.strip("/").partition("/")
+    """Speaker of a path in the VoxCeleb layout (its first folder, that in a tar file), or None if it has no folder."""
+    head, slash, _ = path.rpartition(".tar/")[2].strip("/").partition("/")
     return head if slash else None
 
 
@@ -32,6 +32,8 @@ def trial_speakers(labels, first, second, mapping=None):
             return None, f"the speaker of {path} is unknown"
         of_path[path] = speaker
     number = {speaker: i for i, speaker in enumerate(sorted(set(of_path.values())))}
+    if len(number) == 1 and mapping is None and 0 in labels:
+        return None, f"all paths begin with '{min(number)}', which is no speaker"
     if len(number) < MIN_SPEAKERS:
         return None, f"only {plural(len(number), 'speaker')}"
     of_path = {path: number[speaker] for path, speaker in of_path.items()}

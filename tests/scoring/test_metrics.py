@@ -382,6 +382,12 @@ def test_why_there_is_no_interval_over_speakers():
     assert tt.trial_speakers([0, 1, 0, 0, 0], first, second)[1].startswith("first folders are no speakers: id0/v/0.wav")
     assert "speaker of a.wav is unknown" in tt.trial_speakers([1], ["a.wav"], ["b/c.wav"])[1]
     assert "only 2 speakers" in tt.trial_speakers(labels[:2], first[:2], second[:2])[1]
+    sides = [
+        [f"shards/b.tar/{path}" if i % 2 else f"a.tar/{path}" for i, path in enumerate(p)] for p in (first, second)
+    ]
+    assert tt.trial_speakers(labels, *sides)[0].tolist() == found.tolist()
+    below = [[f"/data/{path}" for path in paths] for paths in (first, second)]
+    assert tt.trial_speakers(labels, *below)[1] == "all paths begin with 'data', which is no speaker"
     renamed = {"id0": "x", "id1": "y", "id2": "z", paths[6]: "v", paths[7]: "v"}
     assert tt.trial_speakers(labels, first, second, renamed)[0].tolist() == [[1, 1], [2, 2], [2, 3], [3, 0], [3, 0]]
 
