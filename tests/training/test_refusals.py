@@ -48,7 +48,7 @@ def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, r
     (path,) = trainer.incidents.writer.folder.glob("nan_batch_2_*.pt")
     assert read_dump(path)["reason"] == "loss_nonfinite" and math.isnan(read_dump(path)["loss"])
     out = capsys.readouterr().out
-    assert words in out and "Training goes on" in out and "test_incidents.py" in out
+    assert words in out and "Training goes on" in out and "test_refusals.py" in out
     refuse = no_code
     with pytest.raises(ValueError, match="a mistake"):
         train(trainer, [batches[1]])
