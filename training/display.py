@@ -99,12 +99,13 @@ class Display:
         self.last_line = time.monotonic()
         self.last_point = 0  # the step of the last point
         self.advised = False  # whether it was said what to do about waiting for data
-        self.warm: tuple[int, float] | None = None  # batches and seconds of the epoch up to its first step
+        self.warm: tuple[int, dict] | None = None  # batches and sums of the epoch up to its first step
+        self.pointed: dict = {}  # sums of the epoch at the last point
         self.pace: float | None = None  # seconds that a batch takes
 
     def begin(self, hidden: bool):
         """Put up the bar of an epoch; if it is ``hidden``, ``show`` prints lines."""
-        self.warm = None
+        self.warm, self.pointed = None, dict(self.progress.totals)
         wide = columns() >= WIDE
         figures = "{n_fmt}/{total_fmt} |{bar}|{postfix}" if wide else "{n_fmt}/{total_fmt}{postfix}"
         self.bar = Bar(
@@ -121,9 +122,10 @@ class Display:
         """Advance the bar; in a log file, print a line a minute."""
         bar, progress = self.bar, self.progress
         self.measure_pace()
+        warm = self.warm is not None and progress.totals["utterances"] > self.warm[1]["utterances"]
         if bar.disable and time.monotonic() - self.last_line < LOG_SECONDS:
             return
-        loss, accuracy, speed, wait = progress.means()
+        loss, accuracy, speed, wait = progress.means(self.warm[1] if warm else {})
         left = [self.time_left()] if self.pace is not None else []
         figures = [f"loss {short(loss, 3)}", f"acc {accuracy:.1f} %", *left, f"{speed:.0f} utt/s"]
         if progress.totals["skipped"]:
@@ -150,11 +152,11 @@ class Display:
         Its kernels are tried or compiled in it, which comes but once; what another process has done took another time.
         """
         progress = self.progress
-        batch, seconds = progress.batch, progress.totals["seconds"]
         if self.warm is None:
-            self.warm = None if progress.window.accepted else (batch, seconds)
-        elif batch > self.warm[0]:
-            self.pace = (seconds - self.warm[1]) / (batch - self.warm[0])
+            self.warm = None if progress.window.accepted else (progress.batch, dict(progress.totals))
+        elif progress.batch > self.warm[0]:
+            batch, sums = self.warm
+            self.pace = (progress.totals["seconds"] - sums["seconds"]) / (progress.batch - batch)
 
     def time_left(self) -> str:
         """'left 0:20, run 12:40': of the epoch and of the whole run, its evaluations not counted."""
@@ -169,7 +171,8 @@ class Display:
         if not interval or not history or step == self.last_point or step % interval:
             return
         self.last_point = step
-        _, _, speed, wait = self.progress.means()
+        _, _, speed, wait = self.progress.means(self.pointed)
+        self.pointed = dict(self.progress.totals)
         values = {key: history[-1][key] for key in ("loss", "accuracy", "grad_norm", "scale")}
         rates = learning_rates(optimizer)
         values |= {"utt_per_s": speed, "data_wait_pct": wait, **(by_group(rates) or {"lr": next(iter(rates.values()))})}

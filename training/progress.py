@@ -139,11 +139,16 @@ class Progress:
         self.totals["waited"] += waited * (now - since)
         return now
 
-    def means(self) -> tuple[float, float, float, float]:
-        """Loss, accuracy in %, utterances a second over all processes, and % of time spent waiting for data."""
-        n, seconds = self.totals["utterances"], max(self.totals["seconds"], 1e-9)
+    def means(self, since: dict | None = None) -> tuple[float, float, float, float]:
+        """Loss and accuracy in % of the epoch; utterances a second over all processes, and % of time without data.
+
+        The latter two are of the epoch too, or of what came after the sums ``since``.
+        """
+        before = since or new_totals()
+        n = self.totals["utterances"]
+        done, seconds, waited = (self.totals[key] - before[key] for key in ("utterances", "seconds", "waited"))
         loss, accuracy = (self.totals[key] / n if n else math.nan for key in ("loss", "accuracy"))
-        return loss, accuracy, n / seconds, 100 * self.totals["waited"] / seconds
+        return loss, accuracy, done / max(seconds, 1e-9), 100 * waited / max(seconds, 1e-9)
 
     def diverges(self, loss: float) -> bool:
         """Whether an epoch's mean loss is finite and far above the loss that the run began with."""
