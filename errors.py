@@ -72,6 +72,12 @@ def hours_text(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
+def size_text(count: float) -> str:
+    """'2.4 GB', '3.5 MB', '12 kB' of a number of bytes."""
+    unit, one = next(((unit, one) for unit, one in (("GB", 1e9), ("MB", 1e6)) if count >= one), ("kB", 1e3))
+    return f"{count / one:.0f} kB" if unit == "kB" else f"{count / one:,.1f} {unit}"
+
+
 def suggested(name: str, known, listed: bool = True) -> str:
     """ " - did you mean 'noise'?" if a known name is like this one; else, if they may be ``listed``, all of them."""
     lower = {other.lower(): other for other in known}

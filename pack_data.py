@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from errors import UsageError, hours_text, plural
+from errors import UsageError, hours_text, plural, size_text
 from settings.command_line import Parser, run
 
 MB = 1 << 20
@@ -52,8 +52,7 @@ def main(argv) -> int:
     new = f", {done['new']} of them new" if done["new"] < done["files"] else ""
     hours, size = done.get("hours"), done["bytes"]
     long = "" if hours is None else f", {hours_text(hours)}"
-    large = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    print(f"{args.out}: {plural(done['files'], 'file')}{new}{long}, {large}")
+    print(f"{args.out}: {plural(done['files'], 'file')}{new}{long}, {size_text(size)}")
     if done["bad"]:
         print(f"{plural(len(done['bad']), 'file')} that cannot be read: named in a run too, as without the pack")
     print(f"to train from it: --{'train_list' if args.format == 'webdataset' else 'train_pack'} {args.out}")

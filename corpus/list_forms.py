@@ -159,7 +159,7 @@ def _of_object(place: str, line: str) -> tuple[str, str]:
         found.append(str(value))
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in "".join(found)):
         raise UsageError(f"{place}: a speaker or path with a control character or half a surrogate pair")
-    if entry.get("offset") or entry.get("start"):
+    if any(entry.get(name) for name in ("offset", "start", "stop", "end")):
         raise UsageError(
             f"{place}: a part of a recording; python prepare_data.py {shlex.quote(place.rpartition(':')[0])} cuts them"
         )

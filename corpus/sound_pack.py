@@ -22,7 +22,7 @@ from tqdm import tqdm
 from config import SAMPLE_RATE
 from corpus.audio import AudioError, read_crop
 from corpus.locks import folder_lock
-from errors import plural, rank_prefix
+from errors import plural, rank_prefix, size_text
 
 MAGIC = b"speaker sounds 1"  # at the beginning and at the end of a whole file
 ALIGNED = 64
@@ -154,7 +154,7 @@ def _made(root, paths, channel: str, sample_rate: int, path: Path, family: str, 
             left.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
     if size > 0.9 * free:
-        raise OSError(f"it would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise OSError(f"it would take {size_text(size)}, {size_text(free)} are free")
     try:
         with open(temporary, "wb") as out:
             unusable = _write(out, paths, channel, sample_rate, f"packing {root}")

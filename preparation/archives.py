@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from corpus.folders import is_audio
-from errors import UsageError, first_line
+from errors import UsageError, first_line, size_text
 from preparation.corpora import UNSAFE
 from preparation.journal import Journal, stamp
 
@@ -280,11 +280,7 @@ def place_of(name: str, path: Path, folder: Path) -> Path:
 def _check_room(total: int, path: Path, folder: Path):
     free = shutil.disk_usage(folder).free
     if total > free:
-        raise UsageError(f"{path}: needs {_size(total)} below '{folder}', {_size(free)} are free")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+        raise UsageError(f"{path}: needs {size_text(total)} below '{folder}', {size_text(free)} are free")
 
 
 def _is_there(place: Path, size: int) -> bool:

@@ -34,6 +34,7 @@ READERS = {
     "flac": re.compile(r"-[cdsf]+|--(stdout|decode|silent|totally-silent|force)"),
     "sph2pipe": re.compile(r"-p|-f ?\S+"),
 }
+ROUNDED = 0.02  # seconds by which a table's length of a file may differ from it
 CHANNEL = re.compile(r"-c ?([12])")  # the one that sph2pipe takes
 
 
@@ -336,6 +337,8 @@ def _of_rows(path: Path, rows) -> list[Utterance]:
         _check_names(where, *(str(cell[kind]) for kind in ("path", "speaker")))
         file, speaker = existing(str(cell["path"]), path.parent), people.of(str(cell["speaker"]))
         start, seconds = _part(where, cell, file)
+        if not start and seconds and _is_whole(file, seconds):
+            seconds = 0.0
         name, session = place_in(file, speaker, os.path.basename(file))
         if start or seconds:
             stem, ending = os.path.splitext(name)
@@ -376,6 +379,15 @@ def _part(where: str, cell: dict, file: str) -> tuple[float, float]:
     if cell.get("start") in (None, ""):
         return 0.0, 0.0
     return _seconds(where, cell["start"]), _seconds(where, cell.get("seconds"))
+
+
+def _is_whole(file: str, seconds: float) -> bool:
+    """Whether so much from its beginning on is all of a file, as NeMo and SpeechBrain write of each."""
+    try:
+        with Recording(file) as recording:
+            return abs(recording.frames / recording.rate - seconds) < ROUNDED
+    except AudioError:
+        return False
 
 
 @functools.lru_cache(maxsize=1024)

@@ -90,6 +90,11 @@ def test_kaldi_and_json_lists_are_read_as_they_are(tmp_path):
             '{"wav": "a", "spk": "s", "offset": 2.5}\n',
             ":1: a part of a recording; python prepare_data",
         ),
+        (
+            "x.jsonl",
+            '{"wav": "a", "spk": "s", "start": 0, "stop": 8000}\n',
+            ":1: a part of a recording; python prepare_data",
+        ),
         ("x.jsonl", "[1]\n", "x.jsonl:1: expected an object with a path and a speaker"),
         ("x.jsonl", "{\n", "x.jsonl:1: not a line of JSON"),
         ("wav.scp", "u1 sox a.sph |\n", "wav.scp:1: a command, which is not run here"),

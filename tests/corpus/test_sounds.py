@@ -215,3 +215,9 @@ def test_a_process_that_is_spawned_reads_the_files_where_another_run_has_made_th
         x = np.random.default_rng(seed).normal(0, 0.1, 4000).astype(np.float32)
         one, other = (each.augment(x, np.random.default_rng(seed)) for each in (found, again))
         assert np.array_equal(one[0], other[0]) and one[1] == other[1]
+
+
+def test_too_little_room_for_a_pack_is_said_in_units_that_show_it(noises, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 30_000}))
+    assert noises() is None
+    assert ": it would take 48 kB, 30 kB are free; " in capsys.readouterr().out

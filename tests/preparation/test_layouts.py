@@ -78,7 +78,7 @@ def kaldi(root):
 
 def nemo(root):
     sound(root / "a" / "ann" / "mon" / "1.wav", seconds=2)
-    rows = [{"audio_filepath": "a/ann/mon/1.wav", "duration": 2.0, "label": "ann"}]
+    rows = [{"audio_filepath": "a/ann/mon/1.wav", "offset": 0, "duration": 2.01, "label": "ann"}]
     rows += [{"audio_filepath": "a/ann/mon/1.wav", "offset": 0.5, "duration": 0.75, "label": "ann"}]
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
