@@ -45,7 +45,7 @@ def check_train_list(config: Config, report):
 
 
 def check_trials(path, report):
-    """Report repeated trials, and pairs that are called target and nontarget."""
+    """Report repeated trials, pairs that are called target and nontarget, and files against themselves."""
     (labels, first, second), numbers = read_trials(path), trial_lines(path)
     seen, repeated, contradicting = {}, [], []
     for index, (a, b) in enumerate(zip(first, second)):
@@ -53,6 +53,12 @@ def check_trials(path, report):
         if other != index:
             row = (f"{path}:{numbers[index]}", a, b, f"first at line {numbers[other]}")
             (repeated if labels[other] == labels[index] else contradicting).append(row)
+    alone = [(f"{path}:{numbers[i]}", a) for i, (a, b) in enumerate(zip(first, second)) if a == b]
+    if alone:
+        title = (
+            f"a file against itself: {plural(len(alone), 'trial')} - the score is 1 whatever the model: take them out"
+        )
+        report.finding("warning", title, alone)
     if contradicting:
         title = f"target and nontarget trial: {plural(len(contradicting), 'pair')} - keep one of the lines"
         report.finding("error", title, contradicting)

@@ -61,12 +61,12 @@ def known_in(speakers, train, trials) -> str:
     """``known_voices`` of several lists each: ``train`` and ``trials`` are [(root, paths)]."""
     people = {speaker_of(path) for _, paths in trials for path in paths} - {None}
     known = sorted(name for name in speakers if name in people)
-    places = {os.path.normpath(os.path.join(root, path)) for root, paths in trials for path in paths}
+    places = {os.path.abspath(os.path.join(root, path)) for root, paths in trials for path in paths}
     same = 0
     for root, paths in train:
-        inside = os.path.join(os.path.normpath(root), "").removeprefix(f".{os.sep}")
+        inside = os.path.join(os.path.abspath(root), "")
         # As the list gives them, so that millions of its paths need not be joined.
-        wanted = {place.removeprefix(inside) for place in places if place.startswith(inside) or os.path.isabs(place)}
+        wanted = places | {place.removeprefix(inside) for place in places}
         same += sum(map(wanted.__contains__, paths)) if wanted else 0
     parts = [f"{len(known)} of the {len(people)} speakers, the first '{known[0]}'"] if known else []
     parts += [plural(same, "file")] if same else []

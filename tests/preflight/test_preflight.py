@@ -411,15 +411,16 @@ def test_trials_against_each_other_and_against_the_train_list(data, settings, tm
     paths = [line.split()[1] for line in (data / "train_list.txt").read_text().splitlines()]
     trials = tmp_path / "trials.txt"
     a, b, c = paths[0], paths[1], paths[9]
-    trials.write_text(f"1 {a} {b}\n\n0 {a} {c}\n0 {b} {a}\n1 {a} {b}\n")
+    trials.write_text(f"1 {a} {b}\n\n0 {a} {c}\n0 {b} {a}\n1 {a} {b}\n1 {c} {c}\n")
     config = load_config([f"--{k}={v}" for k, v in {**settings, "test_list": trials, "nClasses": 9}.items()])[0]
     report = Report()
     check_data(config, report)
     printed = capsys.readouterr().out
     assert f"{trials}:4" in printed and f"{trials}:5" in printed and "target and nontarget trial: 1 pair" in printed
+    assert "a file against itself: 1 trial" in printed and f"{trials}:6" in printed
     assert "in the train list and in the trials: 3 files" in printed and "nClasses: 9, but the list has 6" in printed
     assert "the trials share 2 of the 2 speakers, the first 'train000' with the train list" in printed
-    assert report.counts == {"error": 1, "warning": 6, "note": report.counts["note"]}
+    assert report.counts == {"error": 1, "warning": 7, "note": report.counts["note"]}
 
 
 def test_a_run_that_would_resume_is_tried_with_its_weights_and_left_alone(

@@ -71,7 +71,9 @@ def test_a_list_of_the_same_name_and_other_content_is_another_one(settings, tmp_
         assert differences(protocol_of(old), state, tmp_path) == ["test_list"]
 
 
-def test_people_of_the_train_list_in_the_trials_are_counted_at_the_start(settings, tools, data, tmp_path, capsys):
+def test_people_of_the_train_list_in_the_trials_are_counted_at_the_start(
+    settings, tools, data, tmp_path, capsys, monkeypatch
+):
     trained = [line.split()[1] for line in (data / "train_list.txt").read_text().splitlines()]
     trials = tmp_path / "trials.txt"
     trials.write_text(f"{(data / 'trials.txt').read_text()}1 {trained[0]} {trained[1]}\n0 {trained[0]} {trained[6]}\n")
@@ -84,3 +86,10 @@ def test_people_of_the_train_list_in_the_trials_are_counted_at_the_start(setting
     assert other.startswith("the trials share 1 of the 1 speakers, the first 'anna' with the train list")
     assert known_voices(["anna"], ["a/1.wav"], ["b/1.wav"], "set/", "./set/../set") == ""
     assert "share 1 file " in known_voices(["anna"], ["a/1.wav"], ["a/./1.wav"], "set/", "./set/../set")
+    monkeypatch.chdir(tmp_path)
+    for train, trial, *roots in (
+        ("a/1.wav", "a/1.wav", tmp_path / "set", "set"),
+        (str(tmp_path / "set" / "a.tar" / "1.wav"), "a.tar/1.wav", "", "set"),
+        ("a/1.wav", str(tmp_path / "set" / "a" / "1.wav"), "set", "elsewhere"),
+    ):
+        assert "share 1 file " in known_voices(["anna"], [train], [trial], *map(str, roots))
