@@ -132,7 +132,6 @@ FAULTS = (
         settings={"model": "unseen", "nan_patience": 1000},
         plugins={"models/unseen.py": SPEC_AUGMENT},
         truths=(Truth(FORWARD, FRONT[:2], (marked("div"),), (CODE,)),),
-        status=3,
     ),
     Fault(
         id="H05",
