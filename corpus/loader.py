@@ -117,6 +117,44 @@ class Remainder:
         return len(self.batches)
 
 
+class Watch:
+    """Calls a method, ``act``, if what was begun has not ended after ``seconds``; 0 for never.
+
+    One thread looks now and then: to start one for each batch takes 0.1 ms, and the step waits for it.
+    """
+
+    def __init__(self, seconds: float, act):
+        self.seconds, self.act, self.began = seconds, weakref.WeakMethod(act), 0.0
+        self.thread: threading.Thread | None = None
+
+    def begin(self):
+        """Count from now on."""
+        self.began = time.monotonic()
+        if self.seconds and self.thread is None:
+            self.thread = threading.Thread(target=_look, args=[weakref.ref(self)], daemon=True)
+            self.thread.start()
+
+    def end(self):
+        """Count no more."""
+        self.began = 0.0
+
+    def look(self) -> float:
+        """Act if it is time; returns the seconds until the next look."""
+        began, act = self.began, self.act()
+        if began and act is not None and time.monotonic() - began > self.seconds:
+            self.began = 0.0
+            act()
+        return min(self.seconds / 10, 1.0)
+
+
+def _look(watch: weakref.ref):
+    """Look until the watch is gone."""
+    while (there := watch()) is not None:
+        pause = there.look()
+        del there
+        time.sleep(pause)
+
+
 class Loader:
     """Iterates over the batches of a dataset, each once and in order, whatever becomes of the processes that load them.
 
@@ -137,6 +175,7 @@ class Loader:
         self.restarted = False
         self.since_restart = RESTART_INTERVAL
         self.waiting = False
+        self.watch = Watch(self.timeout if self.workers else 0, self._end_hanging)
         self.hung = ""
 
     def __len__(self):
@@ -189,12 +228,9 @@ class Loader:
 
     def _wait_for(self, function):
         """Call a function that may wait for loader processes; raises LoaderFailed if they can no longer answer."""
-        watch = threading.Timer(self.timeout, self._end_hanging) if self.workers and self.timeout else None
-        if watch is not None:
-            watch.daemon = True
-            watch.start()
         try:
             self.waiting = True
+            self.watch.begin()
             self._refuse_dead()
             return function()
         except LoaderFailed:
@@ -205,8 +241,7 @@ class Loader:
             raise LoaderFailed(with_place(error)) from error
         finally:
             self.waiting = False
-            if watch is not None:
-                watch.cancel()
+            self.watch.end()
 
     def processes(self) -> list:
         """The loader processes."""
