@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import shlex
 import socket
 import sys
 import sysconfig
@@ -76,6 +77,12 @@ def size_text(count: float) -> str:
     """'2.4 GB', '3.5 MB', '12 kB' of a number of bytes."""
     unit, one = next(((unit, one) for unit, one in (("GB", 1e9), ("MB", 1e6)) if count >= one), ("kB", 1e3))
     return f"{count / one:.0f} kB" if unit == "kB" else f"{count / one:,.1f} {unit}"
+
+
+def shell_path(path) -> str:
+    """A path as a word of a printed command: quoted, and ./ before a '-' that would make it a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def suggested(name: str, known, listed: bool = True) -> str:

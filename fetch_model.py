@@ -7,12 +7,11 @@ python fetch_model.py wespeaker-resnet34 --from Downloads/voxceleb_resnet34.zip
 
 import functools
 import os
-import shlex
 import sys
 from pathlib import Path
 
 from corpus.locks import folder_lock
-from errors import UsageError, suggested
+from errors import UsageError, shell_path, suggested
 from preparation.outputs import FINETUNE, write_config
 from settings.command_line import Parser, existing_file, run
 from settings.reader import read_yaml
@@ -122,7 +121,7 @@ def fetched(row: Published, folder: Path, file: str, limit: int) -> tuple[Path, 
 def command_of(row: Published, folder: Path) -> str:
     """This command again."""
     return f"python fetch_model.py {row.name}" + (
-        "" if folder.parent == Path("pretrained") else f" --dir {shlex.quote(str(folder.parent))}"
+        "" if folder.parent == Path("pretrained") else f" --dir {shell_path(folder.parent)}"
     )
 
 
@@ -190,7 +189,7 @@ def check(row: Published, checkpoint: Path, config: Path):
 
 def next_steps(row: Published, checkpoint: Path, config: Path) -> list[str]:
     """The commands to run next."""
-    pair = f"--initial_model {shlex.quote(str(checkpoint))} --config {shlex.quote(str(config))}"
+    pair = f"--initial_model {shell_path(checkpoint)} --config {shell_path(config)}"
     trials = "--test_list my/trials.txt --test_path my/wav"
     train = "--train_list my/train.txt --train_path my/wav"
     figure = f" (its authors': {row.eer} % on VoxCeleb1-O / E / H{f', {row.how}' if row.how else ''})"

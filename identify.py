@@ -13,7 +13,7 @@ from pathlib import Path
 from corpus.audio import MIN_SECONDS
 from corpus.sliding import grid_fault
 from errors import UsageError
-from scoring.identification import identify
+from scoring.identification import identify, nameless
 from scoring.timeline import TURN, follow
 from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
 from settings.command_line import Parser, existing_recording, need, run
@@ -27,7 +27,7 @@ ALONG = {"window": 3.0, "step": 1.0, "turn": TURN, "rttm": "", "picture": ""}  #
 def main(argv) -> int:
     """Run the command line."""
     args = parsed(argv)
-    verifier = verifier_from(args, model_from)
+    verifier = verifier_from(args, model_from, of_pairs=False)
     model = verifier.model
     from storage.speaker_store import SpeakerStore
 
@@ -38,6 +38,8 @@ def main(argv) -> int:
         found = follow(verifier, store, args.file, args.window, args.step, args.turn, args.prior)
         write_files(args, found)
     else:
+        if caution := nameless(verifier, len(store), args.prior):
+            print(f"warning: {caution}", file=sys.stderr)
         found = identify(verifier, store, embed_to_decide(verifier, args.file), args.top, args.prior)
     print(json.dumps(found.values()) if args.json else "\n".join(found.lines()))
     return 0

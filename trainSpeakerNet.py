@@ -6,12 +6,11 @@ python trainSpeakerNet.py --config configs/demo.yaml --eval --initial_model exps
 """
 
 import os
-import shlex
 import signal
 import sys
 import time
 
-from errors import Finished, SharedError, UsageError, plural, write_any_text
+from errors import Finished, SharedError, UsageError, plural, shell_path, write_any_text
 from settings.command_line import complain, need, outlast_full_disks
 from settings.plugins import explained
 from settings.reader import table_defaults, to_yaml
@@ -151,7 +150,7 @@ def report_end(trainer, unsaved: bool) -> int:
     files, best = trainer.files, trainer.progress.best
     count = trainer.incidents.left_out
     if count:
-        folder = shlex.quote(str(trainer.incidents.writer.folder))
+        folder = shell_path(trainer.incidents.writer.folder)
         trainer.log(f"left out: {plural(count, 'step')}; to find out why: python analyze_nan_debug.py {folder}")
     if best["eer"] is not None:
         trainer.log(f"best EER {best['eer']:.2f} % at epoch {best['epoch']}: {files.model / 'model_best.model'}")

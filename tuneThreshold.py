@@ -172,9 +172,11 @@ def parse_arguments(argv):
     if args.out:
         need("tuneThreshold.py --out", "matplotlib")
     if not 0 < args.p_target < 1:
-        parser.error("--p_target must lie between 0 and 1")
-    if any(not 0 <= rate <= 1 for rate in args.false_accept + args.false_reject):
-        parser.error("a rate must lie between 0 and 1")
+        parser.error(f"--p_target: must lie between 0 and 1, got {args.p_target:g}")
+    for flag in ("false_accept", "false_reject"):
+        for rate in getattr(args, flag):
+            if not 0 <= rate <= 1:
+                parser.error(f"--{flag}: a rate must lie between 0 and 1, got {rate:g}")
     if args.draws < 0 or args.prefix < 0:
         parser.error("--draws and --prefix must not be negative")
     columns = next((condition for condition in args.by if condition.startswith("column:")), "")

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import os
-import shlex
 import shutil
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.containers import AudioError
+from errors import shell_path
 
 TIMEOUT = 600  # seconds for one file
 MOST_MESSAGE = 200  # letters
@@ -52,7 +52,7 @@ def open_converted(path, reason: str) -> "Converted":
     if program := shutil.which("ffmpeg"):
         return Converted("ffmpeg", *_by_ffmpeg(program, path, container))
     name = Path(path)
-    command = shlex.join(["ffmpeg", "-i", name.name, "-ar", "16000", "-ac", "1", f"{name.stem}.wav"])
+    command = f"ffmpeg -i {shell_path(name.name)} -ar 16000 -ac 1 {shell_path(f'{name.stem}.wav')}"
     raise AudioError(f"{reason} ({container}); install ffmpeg or PyAV to have it read, or convert it: {command}")
 
 

@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 
 from corpus.list_lines import LIST_TEXT, columns_of, list_hash, not_text, numbered_lines, opened, wrong_columns
 from corpus.tars import SPEAKERS, compression, recordings_of, shards_of
-from errors import UsageError
+from errors import UsageError, shell_path
 
 STREAM = re.compile(r"pipe:|[a-z0-9]+://", re.ASCII | re.IGNORECASE)
 CHUNK = 1 << 18  # characters of a list looked at together, which fit into the cache
@@ -161,7 +160,7 @@ def _of_object(place: str, line: str) -> tuple[str, str]:
         raise UsageError(f"{place}: a speaker or path with a control character or half a surrogate pair")
     if any(entry.get(name) for name in ("offset", "start", "stop", "end")):
         raise UsageError(
-            f"{place}: a part of a recording; python prepare_data.py {shlex.quote(place.rpartition(':')[0])} cuts them"
+            f"{place}: a part of a recording; python prepare_data.py {shell_path(place.rpartition(':')[0])} cuts them"
         )
     return found[0], found[1]
 
@@ -175,7 +174,7 @@ def _kaldi(scp: str, utt2spk: str):
     if segments.exists():
         folder = segments.parent
         raise UsageError(
-            f"{segments}: parts of recordings; python prepare_data.py {shlex.quote(str(folder))} --out .. cuts them"
+            f"{segments}: parts of recordings; python prepare_data.py {shell_path(folder)} --out .. cuts them"
         )
     speakers = {}
     for number, (utterance, *rest) in numbered_lines(utt2spk):

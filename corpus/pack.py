@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import corpus.decode
 from corpus.containers import AudioError
 from corpus.tars import shards_of
 from corpus.texts import Texts, TextSequence, find_keys, keys_of
-from errors import UsageError, plural
+from errors import UsageError, plural, shell_path
 
 FORMAT, FORMAT_FLAC = 1, 2  # the second where a recording is stored as flac
 HEADER, INDEX, PATHS, OFFSETS, KEYS, TEXTS = (
@@ -73,7 +72,7 @@ class Pack:
         except FileNotFoundError as error:
             if shards_of(self.folder):
                 raise UsageError(f"{self.folder}: holds tar files, and those are a train_list, not a pack") from error
-            command = f"python pack_data.py --out {shlex.quote(self.folder)}"
+            command = f"python pack_data.py --out {shell_path(self.folder)}"
             raise UsageError(f"{error.filename}: no such file; {command} .. makes a pack, or finishes it") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise UsageError(f"{self.folder}: not a pack of pack_data.py: {error}") from error

@@ -4,7 +4,6 @@ python trainSpeakerNet.py --config configs/demo.yaml --preflight
 """
 
 import os
-import shlex
 from pathlib import Path
 
 from config import Config
@@ -15,7 +14,7 @@ from corpus.loader import usable_cores
 from corpus.measuring import Source, scan
 from corpus.sources import trial_sources
 from corpus.train_list import train_list_of
-from errors import plural
+from errors import plural, shell_path
 from preflight import dry_step, lint
 from preflight.files import describe_files, report_files
 from preflight.lists import check_train_list, check_trials
@@ -58,7 +57,7 @@ def check_data(config: Config, report):
         listed.open_packs()
         for i, (source, numbers) in enumerate(listed.by_source()):
             if source.pack:
-                look = f"python pack_data.py --out {shlex.quote(source.pack)} --check reads it whole"
+                look = f"python pack_data.py --out {shell_path(source.pack)} --check reads it whole"
                 report.finding("note", f"{listed.read_from(i)}; it is not looked at here, {look}")
                 continue
             for path, number in zip(listed.paths.between(numbers.start, numbers.stop), numbers):

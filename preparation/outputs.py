@@ -1,7 +1,6 @@
 """What a run needs: lists, a configuration, and the commands to start it with."""
 
 import re
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import yaml
 
 from config import SAMPLE_RATE
 from corpus.lists import LIST_TEXT, separator_for
-from errors import ROOT, UsageError
+from errors import ROOT, UsageError, shell_path
 from settings.reader import read_yaml
 from storage.files import write_atomically
 
@@ -107,8 +106,8 @@ class Files:
     def commands(self) -> list[str]:
         """The two commands to run next."""
         return [
-            f"python trainSpeakerNet.py --config {shlex.quote(str(self.config))}",
-            f"python verify.py A.wav B.wav --initial_model {shlex.quote(self.save_path)}/model/model_best.model",
+            f"python trainSpeakerNet.py --config {shell_path(self.config)}",
+            f"python verify.py A.wav B.wav --initial_model {shell_path(self.save_path)}/model/model_best.model",
         ]
 
 

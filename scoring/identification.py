@@ -24,6 +24,23 @@ def speaker_posterior(llrs, prior: float = EVEN) -> tuple[np.ndarray, float]:
     return shares[:-1], float(shares[-1])
 
 
+def nameless(verifier: Verifier, enrolled: int, prior: float | None = None) -> str:
+    """A line if no recording can make one of so many speakers likelier than all else together, else "".
+
+    With the others unlike it, a speaker passes one half where prior / N exp(llr) passes 1 - prior.
+    """
+    if verifier.threshold_given or not verifier.calibrated:
+        return ""
+    prior = EVEN if prior is None else prior
+    bound, highest = -math.log(prior / enrolled / (1 - prior)), verifier.backend.highest
+    if highest is None or highest > bound:
+        return ""
+    return (
+        f"nobody of {enrolled} can be named at prior {percent(prior)}: that takes a log-likelihood ratio above "
+        f"{bound:.4f}, and a recording and itself have {highest:.4f}; choose a larger --prior, or a --threshold"
+    )
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An enrolled speaker, and how likely it is of a recording; without a calibration nobody can say.

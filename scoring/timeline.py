@@ -10,10 +10,10 @@ from corpus.audio import MIN_SECONDS
 from corpus.sliding import put_together
 from errors import UsageError
 from scoring.verification import EVEN, Verifier, percent
+from storage.speaker_store import MEANING, NOBODY, SILENCE
 
 TURN = 2.0  # seconds
 MOST_COMPARISONS = 1 << 20  # of windows with speakers at a time: about 100 MB
-NOBODY, SILENCE = "nobody", "silence"
 
 
 def smoothed(llrs: np.ndarray, heard: np.ndarray, prior: float, stay: float, weight: float) -> np.ndarray:
@@ -152,6 +152,12 @@ def follow(verifier: Verifier, store, path, window: float, step: float, turn: fl
             "--along: decides by probability, so it takes no --threshold and needs a calibration: a --backend of "
             "score.py --calibrate, or the .calibration that trainSpeakerNet.py --eval leaves beside the checkpoint"
         )
+    for name in (NOBODY, SILENCE):
+        if name in store.speakers:
+            raise UsageError(
+                f"{store.path}: somebody is enrolled as '{name}', which means {MEANING[name]} in a table of who speaks "
+                "when; enroll them by another name, and forget this one with enroll.py --remove"
+            )
     speakers = list(store.speakers.values())
     times, llrs, heard, reason = [], [], [], ""
     blocks = verifier.model.iter_windows(path, window, step, min_seconds=MIN_SECONDS)

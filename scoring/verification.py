@@ -114,14 +114,23 @@ class Verifier:
 
     @property
     def cautions(self) -> list[str]:
-        """Why its decisions may be wrong, whatever the recordings: a line each."""
-        unlike, highest, reached = self.backend.unlike(self.model.vad), self.backend.highest, ""
-        if highest is not None and self.threshold is not None and self.threshold > highest:
-            reached = (
-                f"no pair reaches the threshold {self.threshold:.4f} ({self.threshold_from}), not even a recording and "
-                f"itself, which have {highest:.4f}: nobody is taken for anybody; choose a --threshold or a --prior"
-            )
-        return [*self.backend.cautions, *filter(None, (unlike, reached))]
+        """Why its decisions on pairs may be wrong, whatever the recordings: a line each."""
+        return [*self.cautions_of_scores, *filter(None, [self.out_of_reach(self.threshold, self.threshold_from)])]
+
+    @property
+    def cautions_of_scores(self) -> list[str]:
+        """Why its scores and probabilities may be wrong, whatever is decided by them."""
+        return [*self.backend.cautions, *filter(None, [self.backend.unlike(self.model.vad)])]
+
+    def out_of_reach(self, threshold: float | None, threshold_from: str | None) -> str:
+        """A line if no pair of recordings can reach a threshold, else ""."""
+        highest = self.backend.highest
+        if highest is None or threshold is None or threshold <= highest:
+            return ""
+        return (
+            f"no pair reaches the threshold {threshold:.4f} ({threshold_from}), not even a recording and "
+            f"itself, which have {highest:.4f}: nobody is taken for anybody; choose a --threshold or a --prior"
+        )
 
     def unlike(self, utterance: Utterance, name: str = "") -> str:
         """In what a recording differs from those that the calibration was learnt on, in a line, "" if in nothing.
@@ -194,8 +203,11 @@ def add_verifier_arguments(parser, prior: str = "share of comparisons that are o
     parser.add_argument("--prior", type=float, help=prior)
 
 
-def verifier_from(args, load_model) -> Verifier:
-    """Load the back-end that the flags name, then the model by ``load_model(args)``."""
+def verifier_from(args, load_model, of_pairs: bool = True) -> Verifier:
+    """Load the back-end that the flags name, then the model by ``load_model(args)``; its cautions go to stderr.
+
+    ``of_pairs``: whether it decides on pairs of recordings; of a decision over many its threshold says nothing.
+    """
     if args.prior is not None and not 0 < args.prior < 1:
         raise UsageError(f"--prior: must lie between 0 and 1, got {args.prior:g}")
     if args.threshold is not None and not math.isfinite(args.threshold):
@@ -203,7 +215,8 @@ def verifier_from(args, load_model) -> Verifier:
     existing_file(args.initial_model, "--initial_model")
     backend = backend_from(args)  # before the model, which takes longer to load
     verifier = Verifier(load_model(args), backend, args.threshold, args.prior)
-    for caution in verifier.cautions:
+    pairs = of_pairs or verifier.threshold_given or not verifier.calibrated
+    for caution in verifier.cautions if pairs else verifier.cautions_of_scores:
         print(f"warning: {caution}", file=sys.stderr)
     return verifier
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import io
 import os
+import re
 import stat
 import sys
 import traceback
@@ -24,8 +25,26 @@ class Parser(argparse.ArgumentParser):
         self.script = script
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK)
 
+    def parse_known_args(self, args=None, namespace=None):
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
-        raise UsageError(f"{self.script}: {message}")
+        raise UsageError(f"{self.script}: {message}{self._taken_for_a_flag(message)}")
+
+    def _taken_for_a_flag(self, message: str) -> str:
+        """What to write where a value begins with '-', if that is what the complaint is about, else ""."""
+        lacking = re.match(r"argument ([^:]+): expected (?:at least )?one argument$", message)
+        if lacking:
+            names = lacking[1].split("/")
+            followers = [after for word, after in zip(self.words, self.words[1:]) if word in names]
+            value = next((f for f in followers if f.startswith("-") and f not in self._option_string_actions), "")
+            if value:
+                return f"; a value that begins with '-' is written {names[-1]}={value}, or as a path ./{value}"
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if unknown != message and unknown.startswith("-") and not unknown.startswith("--") and len(unknown) > 2:
+            return f"; a name or path that begins with '-' goes after all flags, behind '--': -- {unknown}"
+        return ""
 
 
 class LogFile(io.FileIO):

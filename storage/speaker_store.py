@@ -18,6 +18,7 @@ FORMAT_VERSION = 2  # in format 1 the texts were arrays, in which each has the r
 ARRAYS = {"speakers": "SU", "owner": "i", "embeddings": "f", "seconds": "f", "sources": "SU"}
 ARRAYS |= {"identity": "U", "format_version": "i"}
 LATER = ("vad", "acoustics")  # arrays that stores of before do not have
+NOBODY, SILENCE = "nobody", "silence"  # who is not enrolled, and what is not heard, in a table of who speaks when
 LONGEST_NAME, LONGEST_SOURCE = 200, 4096  # letters
 
 
@@ -31,12 +32,17 @@ class Utterance:
     acoustics: Acoustics | None = None  # how it sounds; None in stores of before
 
 
+MEANING = {NOBODY: "somebody who is not enrolled", SILENCE: "that nothing is heard"}
+
+
 def check_name(name: str):
     """UsageError for a name that no speaker can be enrolled by."""
     control = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
     if not name.strip() or len(name) > LONGEST_NAME or control:
         shown = f"{name[:LONGEST_NAME]!r}"
         raise UsageError(f"name: {shown} is empty, too long or has a line break or another control character")
+    if name in (NOBODY, SILENCE):
+        raise UsageError(f"name: '{name}' means {MEANING[name]} in a table of who speaks when; give another name")
 
 
 class SpeakerStore:

@@ -1,5 +1,6 @@
 """From a folder of people to lists and a configuration that trains."""
 
+import shlex
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 
 import prepare_data
 from corpus.lists import read_train_list, read_trials
-from errors import ROOT
+from errors import ROOT, shell_path
 from preparation.outputs import write_config
 from settings.command_line import run
 from training.start import configure
@@ -54,6 +55,14 @@ def test_a_folder_of_people_becomes_lists_and_a_configuration(people, tmp_path, 
     config, *_ = configure(["--config", str(out / "config.yaml")])  # lists and folders are checked here
     assert config.train_path == str(people) and config.model == "ECAPA_TDNN" and config.lr == 0.002
     assert f"python trainSpeakerNet.py --config '{out / 'config.yaml'}'" in said or str(out / "config.yaml") in said
+
+
+def test_printed_commands_take_paths_that_begin_with_a_minus(people, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(people, "--out", "./-x") == 0
+    words = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "--config" in line]
+    assert words and words[0][words[0].index("--config") + 1] == "./-x/config.yaml"
+    assert shell_path("-a b") == "'./-a b'" and shell_path("a-b") == "a-b"
 
 
 def prepare_left(out) -> list[str]:

@@ -2,14 +2,13 @@
 
 import functools
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
 
 from config import Config
 from corpus.lists import trials_hash
-from errors import UsageError
+from errors import UsageError, shell_path
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration, bayes_threshold
 from scoring.cautions import few_errors
@@ -106,8 +105,8 @@ class Calibrator:
             return [f"no calibration for verify.py: {other_scores(config)}"]
         path = Path(config.initial_model).with_suffix(".calibration")
         made = self.learn(network.state_dict(), result)
-        command = f"python verify.py A.wav B.wav --initial_model {shlex.quote(config.initial_model)}"
-        command += "" if carries or not config.config else f" --config {shlex.quote(config.config)}"
+        command = f"python verify.py A.wav B.wav --initial_model {shell_path(config.initial_model)}"
+        command += "" if carries or not config.config else f" --config {shell_path(config.config)}"
         command = f"to compare recordings: {command}"
         if path.is_file() and _identity_in(path) == made["identity"]:
             return [f"calibration: {path} stays; remove it to have one of these trials", command]
@@ -117,7 +116,7 @@ class Calibrator:
         except WriteError as error:
             path = files.result / path.name
             self.write(path, made, files.writes.write_bytes)
-            lines = [str(error), f"calibration: {path}", f"{command} --backend {shlex.quote(str(path))}"]
+            lines = [str(error), f"calibration: {path}", f"{command} --backend {shell_path(path)}"]
         return [f"WARNING: {self.caution}", *lines] if self.caution else lines
 
 

@@ -3,7 +3,6 @@
 import abc
 import collections
 import math
-import shlex
 import sys
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from errors import shell_path
 from settings.command_line import picture
 from storage.dump import BEFORE_THE_STEP, SCALAR, DumpWriter, tensor_stats
 from training.batches import as_dumped
@@ -281,7 +281,7 @@ class FaultDumps(abc.ABC):
 
     def analysis_of(self, name: str) -> str:
         """The command that analyses a dump."""
-        return f"python {self.analyser} {shlex.quote(str(self.writer.folder / name))}"
+        return f"python {self.analyser} {shell_path(self.writer.folder / name)}"
 
     @property
     def suffix(self) -> str:

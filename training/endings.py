@@ -1,11 +1,9 @@
 """What a run says when it ends early because nothing can be learnt: what happened, what is saved, what to do."""
 
-import shlex
-
 from config import Config
 from corpus.loader import LoaderFailed
 from corpus.sources import shown
-from errors import Finished, plural
+from errors import Finished, plural, shell_path
 
 NONFINITE = 3  # exit status of a run that stopped because its steps are not finite
 NO_EER = 1  # exit status of a run that went to its end without an evaluation that gave an EER
@@ -62,7 +60,7 @@ class Endings:
 
     def what_to_do(self, fault: dict) -> str:
         """How to find out why, what to try, and how to go on."""
-        find = f"python analyze_nan_debug.py {shlex.quote(str(self.writer.folder))}"
+        find = f"python analyze_nan_debug.py {shell_path(self.writer.folder)}"
         if not self.writer.written:
             find = "raise nan_max_dumps, for no dump was written"
         advice = ADVICE.get(fault.get("phase") or "") or ADVICE.get(fault["reason"], "mend the cause")
@@ -74,5 +72,5 @@ class Endings:
         return [
             f"no evaluation of this run gave an EER, so there is no {self.folder / 'model_best.model'}",
             f"the trained weights are in {self.last}; mend what the evaluations above name, then --eval "
-            f"--initial_model {shlex.quote(str(self.last))}",
+            f"--initial_model {shell_path(self.last)}",
         ]

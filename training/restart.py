@@ -1,10 +1,9 @@
 """Which checkpoint of a run can be gone on from, and which to take in the place of one that cannot."""
 
 import os
-import shlex
 from pathlib import Path
 
-from errors import UsageError
+from errors import UsageError, shell_path
 from storage import checkpoint, seal
 
 
@@ -85,6 +84,6 @@ def offer(path: Path, nonfinite_by_design=()) -> str:
             continue
         if found:
             command = "copy" if os.name == "nt" else "cp"
-            paths = f"{shlex.quote(str(other))} {shlex.quote(str(path.with_name('last.model')))}"
+            paths = f"{shell_path(other)} {shell_path(path.with_name('last.model'))}"
             return f"the newest sound one is {other}: '{command} {paths}', then the same command goes on from it"
     return "the run has no sound one; move its model folder away to begin anew"

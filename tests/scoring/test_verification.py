@@ -122,6 +122,38 @@ def test_a_threshold_that_no_pair_reaches_is_warned_of(model, wav, capsys, tmp_p
     assert Backend(calibration=LogisticCalibration([2.0, 1.0], 0.0, 0.5, ("score", "log_duration_min"))).highest is None
 
 
+def test_a_decision_over_many_is_warned_of_by_what_it_takes_and_not_by_the_threshold_of_a_pair(
+    model, wav, capsys, tmp_path
+):
+    """A recording and itself have 1: at prior 0.5 that names one of one, and nobody of three (log 3 is above it)."""
+    Backend(calibration=LogisticCalibration([2.0], -1.0), prior=0.2).save(tmp_path / "weak.npz")
+    more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
+    weak = (*more, "--backend", tmp_path / "weak.npz")
+    assert call(enroll, capsys, "ann", wav(0, 0), *more)[0] == 0
+    status, out, error = call(identify, capsys, wav(0, 0), *weak)
+    assert status == 0 and "\nspeaker: ann\n" in out and error == ""
+    for number, name in enumerate(("bob", "carl"), 1):
+        assert call(enroll, capsys, name, wav(number, 0), *more)[0] == 0
+    status, _, error = call(identify, capsys, wav(0, 0), *weak)
+    assert status == 0 and error.startswith("warning: nobody of 3 can be named at prior 50 %: that takes")
+    assert f"above {math.log(3):.4f}, and a recording and itself have 1.0000" in error and error.count("\n") == 1
+    assert call(identify, capsys, wav(0, 0), *weak, "--prior", 0.6)[2] == ""
+    assert "no pair reaches the threshold 1.5000" in call(identify, capsys, wav(0, 0), *weak, "--threshold", 1.5)[2]
+
+
+def test_nobody_is_enrolled_as_nobody(model, wav, capsys, tmp_path, monkeypatch):
+    more = ("--initial_model", model, "--store", tmp_path / "speakers.npz")
+    for name in ("nobody", "silence"):
+        status, _, error = call(enroll, capsys, name, wav(0, 0), *more)
+        assert status == 2 and f"name: '{name}' means" in error and error.count("\n") == 1
+    monkeypatch.setattr("storage.speaker_store.check_name", lambda name: None)  # a store of before
+    assert call(enroll, capsys, "nobody", wav(0, 0), *more)[0] == 0
+    Backend(calibration=LogisticCalibration([2.0], -1.0)).save(tmp_path / "weak.npz")
+    status, out, error = call(identify, capsys, "--along", wav(0, 0), *more, "--backend", tmp_path / "weak.npz")
+    assert status == 2 and out == "" and "speakers.npz: somebody is enrolled as 'nobody'" in error
+    assert call(enroll, capsys, "nobody", "--remove", *more[2:])[0] == 0
+
+
 def test_durations_reach_a_calibration_that_asks_for_them(model, wav, capsys, tmp_path):
     names = ("score", "log_duration_min", "log_duration_max")
     enrolled, test = (soundfile.info(wav(i, 0)).duration for i in (0, 1))
@@ -219,6 +251,8 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
         (verify, ["{a}", "{a}", "--prior", "2"], "--prior: must lie between 0 and 1"),
         (verify, ["{a}", "{a}", "--threshold", "nan"], "--threshold: must be a finite number"),
         (verify, ["{a}", "{a}", "--backend", "none.npz"], "none.npz: cannot be read"),
+        (verify, ["{a}", "--speaker", "-ann"], "or as a path ./-ann"),
+        (verify, ["{a}", "-b.wav"], "goes after all flags, behind '--': -- -b.wav"),
         (enroll, [], "needs the name of a speaker"),
         (enroll, ["ann"], "needs recordings of 'ann'"),
         (enroll, ["ann", "{a}", "--remove"], "--remove takes a name alone"),
