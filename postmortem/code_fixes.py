@@ -15,7 +15,7 @@ from postmortem.finding import ranges_of
 from postmortem.places import path_of
 from postmortem.probe import Record
 from postmortem.replay import OutOfTime, ReplayError
-from postmortem.rewrites import rewrites
+from postmortem.rewrites import BELOW_ONE, rewrites
 from postmortem.source_patch import SourcePatch
 from training.attempt import gradients_of
 from utils import total_norm
@@ -30,6 +30,7 @@ MINOR = (
 )
 WHOLE = 1e-3  # that of a whole batch's loss: of its rows at fault the change may move the value, to bound the slope
 EXACT = 1e-2  # that of the loss with a change from the loss in float64 without it
+LONGEST_STRIDE = 10.0  # norm of an update over that of the weights: beyond it nothing is left of what was learned
 STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
 FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a change
 FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
@@ -87,10 +88,13 @@ class CodeSearch:
         self.case, self.replay = case, case.replay
         self.columns = list(columns)  # rows at fault
         self.tried, self.objections = 0, []
+        self.sound = self.exact_sound = None
         try:
             self.sound = self.sound_part()
+            if self.sound and case.origin is not None and case.origin.dtype in BELOW_ONE:
+                self.exact_sound = self.measured("", {**self.sound.how, "dtype": "float64"})
         except OutOfTime:
-            self.sound = None
+            pass
 
     # ------------------------------------------------------------------------------------------ the unchanged step
 
@@ -222,16 +226,11 @@ class CodeSearch:
         if self.sound is None:
             return ""
         now = self.measured("", self.sound.how)
-        if now is None or not close(now.loss, self.sound.loss):
-            loss = "not finite" if now is None else f"{now.loss:.4g}"
-            return f"it changes the loss of sound rows from {self.sound.loss:.4g} to {loss}"
-        usual = float(total_norm(list(self.sound.gradients.values())))
-        for name, gradient in self.sound.gradients.items():
-            other = now.gradients.get(name)
-            gap = math.inf if other is None else float((other.double() - gradient.double()).norm())
-            if gap > TOLERANCE * max(float(gradient.norm()), MINOR * usual):
-                return f"it changes the gradient of '{name}' for sound rows"
-        return ""
+        objection = moved_from(self.sound, now)
+        if not objection or not self.exact_sound or now is None or not close(now.loss, self.sound.loss, EXACT):
+            return objection
+        # The rounding of 16 bit is larger than the tolerance: the change is held to it without that rounding.
+        return objection if moved_from(self.exact_sound, self.measured("", self.exact_sound.how)) else ""
 
     def silenced(self) -> str:
         """Whether the change only takes a gradient away: that of a weight, or that of the rows at fault."""
@@ -274,6 +273,20 @@ class CodeSearch:
         """Whether the operation at fault is the loss's."""
         record = self.case.origin
         return record is not None and record.site.source.startswith("loss/")
+
+
+def moved_from(sound: Sound, now: Sound | None) -> str:
+    """What of the loss and gradients of sound rows is another now; '' if nothing."""
+    if now is None or not close(now.loss, sound.loss):
+        loss = "not finite" if now is None else f"{now.loss:.4g}"
+        return f"it changes the loss of sound rows from {sound.loss:.4g} to {loss}"
+    usual = float(total_norm(list(sound.gradients.values())))
+    for name, gradient in sound.gradients.items():
+        other = now.gradients.get(name)
+        gap = math.inf if other is None else float((other.double() - gradient.double()).norm())
+        if gap > TOLERANCE * max(float(gradient.norm()), MINOR * usual):
+            return f"it changes the gradient of '{name}' for sound rows"
+    return ""
 
 
 def close(a: float, b: float, tolerance: float = TOLERANCE) -> bool:
@@ -328,7 +341,9 @@ class UpdateSearch(CodeSearch):
         return self.case.first_of_update()
 
     def judge(self, outcome):
-        """A finite update of this step is all that is asked."""
+        """A finite update of this step is asked, which is not out of all proportion to the weights."""
+        if outcome.stride > LONGEST_STRIDE:
+            return f"finite, but the update is {outcome.stride:.0e} times as large as the weights", ""
         return "", ""
 
 

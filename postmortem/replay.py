@@ -27,6 +27,7 @@ from training.precision import LossScaler, choose_kernels
 from training.ranks import SingleProcess
 from training.step import Step
 from training.teacher import Teacher, hash_of, read_teacher
+from utils import total_norm
 
 KERNELS = ("deterministic", "float32_matmul")  # keys that say which kernels compute, on a CPU too
 CLOSE = 1e-3  # relative difference of a spike that is replayed on another device
@@ -51,6 +52,7 @@ class Outcome:
     bad_buffers: bool = False
     bad_buffer: str = ""  # the first of them, and in what way it is bad
     nonfinite_after_update: str = ""  # what the optimizer's update made non-finite
+    stride: float = 0.0  # norm of that update over the norm of the weights
     error: str = ""  # the exception that the step raised
     refused: str = ""  # why an operation refused its numbers: see Step.forward_backward
     gradients: dict = field(default_factory=dict)  # statistics per parameter
@@ -348,7 +350,10 @@ class Replay:
             outcome.bad_buffers, outcome.refused = not attempt.buffers_finite, step.refused
             outcome.bad_buffer = step.buffers.first_bad() if outcome.bad_buffers else ""
             if self.takes_update and outcome.finite:
+                before = [p.detach().clone() for p in network.parameters()]
                 outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, **more)
+                moves = [p.detach() - old for p, old in zip(network.parameters(), before)]
+                outcome.stride = float(total_norm(moves) / total_norm(before).clamp(min=1e-12))
             if more.get("stats"):
                 outcome.gradients = tensor_stats(gradients_of(network))
             if more.get("after") and outcome.finite:

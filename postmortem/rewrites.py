@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from postmortem.probe import Record, Site
 from postmortem.source_tree import Edit, Operation, Source, literal
-from postmortem.stable_forms import LONGEST, replaced_mask, shifted_exponential, stable_logarithms, stable_softmax
+from postmortem.stable_forms import (
+    LONGEST,
+    boolean_masks,
+    replaced_mask,
+    shifted_exponential,
+    stable_logarithms,
+    stable_softmax,
+    without_casts,
+)
 
 Change = tuple[str, list[Edit]]  # in words, and as edits
 
@@ -73,8 +81,11 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
                 for place, (words, edits) in enumerate(entry.changes(line, operation)):
                     found.append(((not matches, not here, place), words, source.edited(edits)))
     for operation in source.operations(statement):
-        for words, edits in boolean_masks(line, operation):
+        for words, edits in boolean_masks(source, operation):
             found.append(((False, False, 0), words, source.edited(edits)))
+    if record.dtype in BELOW_ONE:  # what the line reads was often cast lines before it
+        edits = without_casts(source, statement) or without_casts(source, source.function(statement))
+        found.append(((False, False, -1), "compute in float32, without the cast to 16 bit", source.edited(edits)))
     if record.constant or any(parent.is_mask for parent in record.parents):
         for place, (words, edits) in enumerate(finite_constants(line)):
             found.append(((False, False, place), words, source.edited(edits)))
@@ -251,12 +262,7 @@ def power(line, operation):
 @rule("half bfloat16", "mul add matmul mm bmm einsum sum exp pow div")
 def cast_to_half(line, operation):
     """Leave out the casts to 16 bit of a statement."""
-    casts = [o.node for o in line.source.operations(line.statement) if o.name in ("half", "bfloat16") and o.method]
-    edits = []
-    for node in casts:
-        end = line.source.span(node.func)[1]
-        edits.append(Edit(end - len(node.func.attr), end, "float"))
-    yield "compute in float32, without the cast to 16 bit", edits
+    yield "compute in float32, without the cast to 16 bit", without_casts(line.source, line.statement)
 
 
 @rule("mul multiply")
@@ -291,15 +297,6 @@ def exponential(line, operation):
 def masked_scores(line, operation):
     """Write a large finite number in the place of the infinities of a mask."""
     yield from replaced_mask(line.source, operation, line.statement)
-
-
-def boolean_masks(line: Line, operation: Operation) -> Iterator[Change]:
-    """Add -1e4 where an attention has a boolean mask, which writes -inf and is NaN where all is masked."""
-    for key in ("key_padding_mask", "src_key_padding_mask"):
-        mask = operation.keywords.get(key)
-        if mask is not None:
-            start, end, text = line.source.operand(mask)
-            yield "mask with -1e4, not with -inf", [Edit(start, end, f"{text}.float() * -1e4")]
 
 
 def finite_constants(line: Line) -> Iterator[Change]:

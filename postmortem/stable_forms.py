@@ -1,4 +1,4 @@
-"""Stable forms of logarithms and exponentials, made on the syntax tree."""
+"""Stable forms of logarithms, exponentials and what is cast to 16 bit, made on the syntax tree."""
 
 import ast
 import math
@@ -78,11 +78,34 @@ def log_of(source: Source, node, of=None, one_more: bool = False) -> tuple[str, 
         power = source.operation(inner)
         if power is not None and power.name == "exp" and of in (None, inner):
             return "logsumexp", f"torch.logsumexp({', '.join([source.code(power.operands[0]), *rest])})"
+        terms, powers = log_terms(source, inner)
+        if powers and of in (None, *powers):
+            text = " ".join(f"{sign} {term}" for sign, term in terms).removeprefix("+ ")
+            return "logsumexp", f"torch.logsumexp({', '.join([text, *rest])})"
     if operation.name == "div":
         found = softmax_of(source, operation)
         if found is not None and of in (None, found[2]):
             return "log_softmax", f"{f}.log_softmax({found[0]}, dim={found[1]})"
     return None
+
+
+def log_terms(source: Source, node, sign: str = "+") -> tuple[list[tuple[str, str]], list]:
+    """The logarithm of a product as a sum: (sign, text) of its terms, and the exponentials among its factors."""
+    node = source.resolved(node)
+    operation = source.operation(node)
+    name = operation.name if operation is not None and operation.operands else ""
+    if name in ("mul", "div") and isinstance(node, ast.BinOp):
+        other = sign if name == "mul" else {"+": "-", "-": "+"}[sign]
+        left, right = log_terms(source, node.left, sign), log_terms(source, node.right, other)
+        return left[0] + right[0], left[1] + right[1]
+    if name == "exp":
+        return [(sign, source.operand(operation.operands[0])[2])], [node]
+    if name == "softmax":
+        return [(sign, log_of(source, node)[1])], []
+    number = literal(node)
+    if number is not None and number > 0:
+        return [(sign, repr(math.log(number)))], []
+    return [(sign, f"torch.log({source.code(node)})")], []
 
 
 def log_of_hyperbolic(name: str, argument: str, f: str) -> str:
@@ -172,3 +195,23 @@ def replaced_mask(source: Source, operation: Operation, statement) -> Iterator[t
         start, end, text = source.operand(mask)
         query = source.operand(operation.operands[0])[2]
         yield words, [Edit(start, end, f"torch.where({text}, 0.0, -1e4).to({query}.dtype)")]
+
+
+def boolean_masks(source: Source, operation: Operation) -> Iterator[tuple[str, list[Edit]]]:
+    """Add -1e4 where an attention has a boolean mask, which writes -inf and is NaN where all is masked."""
+    for key in ("key_padding_mask", "src_key_padding_mask"):
+        mask = operation.keywords.get(key)
+        if mask is not None:
+            start, end, text = source.operand(mask)
+            yield "mask with -1e4, not with -inf", [Edit(start, end, f"{text}.float() * -1e4")]
+
+
+def without_casts(source: Source, inside) -> list[Edit]:
+    """Edits that make a cast to float32 of each cast to 16 bit."""
+    edits = []
+    for node in ast.walk(inside):
+        operation = source.operation(node)
+        if operation is not None and operation.name in ("half", "bfloat16") and operation.method:
+            end = source.span(node.func)[1]
+            edits.append(Edit(end - len(node.func.attr), end, "float"))
+    return edits

@@ -11,8 +11,9 @@ from programs import ROOT
 from postmortem import code_fixes
 from postmortem.analysis import analyse
 from postmortem.case import Case
-from postmortem.code_fixes import CodeSearch, Trial, survives
+from postmortem.code_fixes import CodeSearch, Sound, Trial, UpdateSearch, survives
 from postmortem.probe import Range
+from postmortem.replay import Outcome
 from postmortem.rewrites import BELOW_ONE, Line, rewrites, rewrites_of_file
 from postmortem.source_patch import SourcePatch
 from postmortem.source_tree import Source, literal
@@ -65,6 +66,11 @@ CASES = [
     ("return torch.softmax(x.masked_fill(y, -math.inf), 1)", record("_softmax"), "x.masked_fill(y, -1e4), 1)"),
     ("return torch.acosh(x + 1)", record("acosh", [1.0]), "return torch.acosh((x + 1).clamp(min=1 + 1e-6))"),
     ("return x.half() * 2e4", record("mul", [9.0], dtype="float16"), "return x.float() * 2e4"),
+    (
+        "x = x.half(); return torch.exp(x)",
+        record("exp", [12.0], dtype="float16"),
+        "x = x.float(); return torch.exp(x)",
+    ),
     ("return x * y", record("mul", [1e30], [1e30]), "return (x * y).clamp(-1e4, 1e4)"),
     ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
     (
@@ -105,6 +111,8 @@ def test_a_divisor_of_a_backward_pass_by_hand_is_raised_no_further_than_it_needs
         ("e = torch.exp(x)\nreturn e / e.sum(dim=1, keepdim=True)", torch.randn(3, 4)),
         ("return torch.log(1 - torch.sigmoid(x))", torch.randn(3, 4)),
         ("return torch.exp(x).sum(1).log()", torch.randn(3, 4)),
+        ("e = torch.exp(-x.square()) / 3\nreturn torch.log((torch.softmax(x, 1) * e).sum(1))", torch.randn(3, 4)),
+        ("s = torch.exp(x)\nreturn (0.5 * s * torch.exp(x) / (s * s)).sum(dim=1).log()", torch.randn(3, 4)),
         ("return torch.log(torch.cosh(x))", torch.randn(3, 4)),
         ("return torch.sinh(x).log()", torch.rand(3, 4) + 0.1),
     ],
@@ -209,6 +217,24 @@ def test_a_change_is_compared_with_the_unchanged_step(dump_of, kind):
     with case.replay.patched(SourcePatch("loss/softmax.py", text, after)):
         found = search.silenced() if "silenced" in kind else search.difference(search.trial())
     assert objection in found and bool(found) == bool(objection)
+
+
+@pytest.mark.parametrize("loss, exact, objection", [(1.002, 1.0, ""), (1.002, 1.002, "1.002"), (1.5, 1.0, "1.5")])
+def test_a_change_of_16_bit_code_is_compared_without_its_rounding(loss, exact, objection):
+    """A cast that is left out moves a sound row by the rounding of float16, not in float64."""
+    losses = {"float16": loss, "float64": exact}
+    search = CodeSearch.__new__(CodeSearch)
+    search.columns, search.case = [0], SimpleNamespace(base=Outcome())
+    search.sound, search.exact_sound = (Sound("", {"dtype": dtype}, 1.0) for dtype in losses)
+    search.measured = lambda words, how: Sound(words, how, losses[how["dtype"]])
+    found = search.difference(Outcome(loss=loss, norm=1.0))
+    assert objection in found and bool(found) == bool(objection)
+
+
+def test_an_update_that_dwarfs_the_weights_is_no_cure():
+    search = UpdateSearch.__new__(UpdateSearch)
+    assert search.judge(Outcome(stride=0.5)) == ("", "")
+    assert "2e+04 times as large as the weights" in search.judge(Outcome(stride=2e4))[0]
 
 
 @pytest.mark.parametrize("losses, chosen, said", [([1.2, 1.001], "change 1", ""), ([1.2, 1.3], "change 0", "is 1")])
