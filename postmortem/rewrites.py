@@ -10,6 +10,7 @@ from postmortem.source_tree import Edit, Operation, Source, literal
 from postmortem.stable_forms import (
     LONGEST,
     boolean_masks,
+    every_logarithm,
     replaced_mask,
     shifted_exponential,
     stable_logarithms,
@@ -73,16 +74,17 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
     below_one = BELOW_ONE.get(record.dtype, Line.below_one)
     line = Line(source, statement, floors, half, below_one, of_numbers, positive, divisors == [])
     found = []
-    for operation in source.operations(statement):
+    operations = source.operations(statement)
+    for operation in operations:
         for entry in RULES:
             if operation.name in entry.names:
                 matches = record.op_name in entry.faults or record.op in entry.faults
                 here = operation.node.lineno <= number <= operation.node.end_lineno
                 for place, (words, edits) in enumerate(entry.changes(line, operation)):
                     found.append(((not matches, not here, place), words, source.edited(edits)))
-    for operation in source.operations(statement):
-        for words, edits in boolean_masks(source, operation):
-            found.append(((False, False, 0), words, source.edited(edits)))
+    found += [((False, False, -2), words, source.edited(edits)) for words, edits in every_logarithm(source, operations)]
+    masks = [change for operation in operations for change in boolean_masks(source, operation)]
+    found += [((False, False, 0), words, source.edited(edits)) for words, edits in masks]
     if record.dtype in BELOW_ONE:  # what the line reads was often cast lines before it
         edits = without_casts(source, statement) or without_casts(source, source.function(statement))
         found.append(((False, False, -1), "compute in float32, without the cast to 16 bit", source.edited(edits)))
@@ -169,7 +171,9 @@ def logarithm(line, operation):
 def positive_operand(line, operation):
     """Keep the operand above zero; of a logarithm far less may be needed, if what follows takes it back with exp."""
     tiny = ("1e-20", "1e-30") if operation.name.startswith("log") and not line.half else ()
-    for floor in (*line.floors, *tiny) if operation.operands else ():
+    # The plain number is mostly a count, as of steps, and its logarithm should not fall below that of the first.
+    counted = ("1",) if operation.name.startswith("log") and (operation.number or line.of_numbers) else ()
+    for floor in (*counted, *line.floors, *tiny) if operation.operands else ():
         words = f"keep the operand of {operation.name} at {floor} or above"
         yield words, at_least(line, operation, operation.operands[0], floor)
 

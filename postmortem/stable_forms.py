@@ -43,6 +43,14 @@ def stable_logarithms(source: Source, operation: Operation, of=None) -> Iterator
         yield f"use {words} instead of the logarithm", [Edit(*whole, text)]
 
 
+def every_logarithm(source: Source, operations: list[Operation]) -> Iterator[tuple[str, list[Edit]]]:
+    """The change of several logarithms of a statement at once: one that is left fails on another batch."""
+    found = [next(stable_logarithms(source, operation), None) for operation in operations]
+    changes = [change for change in found if change is not None]
+    if len(changes) > 1:
+        yield changes[0][0].replace("the logarithm", "each logarithm"), [edit for _, edits in changes for edit in edits]
+
+
 def log_of(source: Source, node, of=None, one_more: bool = False) -> tuple[str, str] | None:
     """(name, text) of the stable form of the logarithm of an expression; None if there is none."""
     node = source.resolved(node)
@@ -212,6 +220,6 @@ def without_casts(source: Source, inside) -> list[Edit]:
     for node in ast.walk(inside):
         operation = source.operation(node)
         if operation is not None and operation.name in ("half", "bfloat16") and operation.method:
-            end = source.span(node.func)[1]
-            edits.append(Edit(end - len(node.func.attr), end, "float"))
+            end = source.span(operation.node.func)[1]
+            edits.append(Edit(end - len(operation.node.func.attr), end, "float"))
     return edits

@@ -73,6 +73,7 @@ CASES = [
     ),
     ("return x * y", record("mul", [1e30], [1e30]), "return (x * y).clamp(-1e4, 1e4)"),
     ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
+    ("return 1 - math.log(x) / 5", record("log"), "return 1 - math.log(max(x, 1)) / 5"),
     (
         "return torch.acos(x)",
         record("acos", [1.0], dtype="bfloat16"),
@@ -113,6 +114,7 @@ def test_a_divisor_of_a_backward_pass_by_hand_is_raised_no_further_than_it_needs
         ("return torch.exp(x).sum(1).log()", torch.randn(3, 4)),
         ("e = torch.exp(-x.square()) / 3\nreturn torch.log((torch.softmax(x, 1) * e).sum(1))", torch.randn(3, 4)),
         ("s = torch.exp(x)\nreturn (0.5 * s * torch.exp(x) / (s * s)).sum(dim=1).log()", torch.randn(3, 4)),
+        ("p = x.softmax(1)\nq = (-x).softmax(1)\nreturn (p * (p.log() - q.log())).mean(1)", torch.randn(3, 4)),
         ("return torch.log(torch.cosh(x))", torch.randn(3, 4)),
         ("return torch.sinh(x).log()", torch.rand(3, 4) + 0.1),
     ],
