@@ -250,7 +250,9 @@ class CodeSearch:
         gone = [n for n, g in gradients.items() if not bool(g.any()) and n in usual and bool(usual[n].any())]
         if gone or (not self.nothing_to_learn and not any(bool(g.any()) for g in gradients.values())):
             return f"finite, but the gradient of {repr(gone[0]) if gone else 'every weight'} is 0"
-        rows = [e.grad.flatten(1).abs().amax(dim=1) for e in embeddings if e.grad is not None]
+        # Those of a loss scale that was too high, and left for a lower one, say nothing.
+        kept = [e.grad for e in embeddings if e.grad is not None and bool(e.grad.isfinite().all())]
+        rows = [gradient.flatten(1).abs().amax(dim=1) for gradient in kept]
         if not rows or not self.in_loss or self.nothing_to_learn:
             return ""
         width = self.replay.columns

@@ -233,6 +233,25 @@ def test_a_change_of_16_bit_code_is_compared_without_its_rounding(loss, exact, o
     assert objection in found and bool(found) == bool(objection)
 
 
+def test_a_loss_scale_that_was_too_high_silences_no_row():
+    """The step is computed at a lower scale then, and only those gradients are looked at."""
+    network = torch.nn.Module()
+    network.__S__ = torch.nn.Linear(3, 2)
+
+    def run(after):
+        for scale in (math.nan, 1.0):  # what is infinite in float16 ends as NaN
+            network.zero_grad()
+            (network.__S__(torch.ones(4, 3)).square().sum() * scale).backward()
+        after(network)
+
+    search = CodeSearch.__new__(CodeSearch)
+    search.columns, search.sound = [], None
+    search.replay = SimpleNamespace(network=lambda: network, run=run, columns=4)
+    source = SimpleNamespace(site=SimpleNamespace(source="loss/softmax.py:24"), op_name="log")
+    search.case = SimpleNamespace(base=Outcome(), origin=source)
+    assert search.silenced() == ""
+
+
 def test_an_update_that_dwarfs_the_weights_is_no_cure():
     search = UpdateSearch.__new__(UpdateSearch)
     assert search.judge(Outcome(stride=0.5)) == ("", "")

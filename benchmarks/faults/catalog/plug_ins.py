@@ -4,7 +4,7 @@ from fault import CODE, Fault, Place, Truth, exclude, marked, put
 from sources import loss, model, optimizer, schedule
 from voices import FIRST, silence, spoil
 
-from catalog.shared import ANY, BRAIN, COSINE, FORWARD, LAYER, LOSS, SLOPE, WAV
+from catalog.shared import ANY, BRAIN, COSINE, FORWARD, HALF, LAYER, LOSS, SLOPE, WAV
 
 DRAWN_BY_NUMPY = model(
     middle="""
@@ -142,6 +142,40 @@ NEWTON_SCHULZ = optimizer(
         p.sub_(group["lr"] * x.view_as(p))
     """,
 )
+STEP_ZERO = optimizer(
+    "Warm",
+    "The mean gradient is corrected for its start by a count that begins at 0.",
+    """
+    def update(self, p, g, state, group):
+        count, mean, square = state.get("count", 0), state.get("mean", 0.0), state.get("square", 0.0)
+        state["count"], state["mean"], state["square"] = count + 1, 0.9 * mean + 0.1 * g, 0.99 * square + 0.01 * g * g
+        p.sub_(group["lr"] * (state["mean"] / (1 - 0.9**count)) / (state["square"].sqrt() + 1e-8))  #!
+    """,
+)
+MIXTURE = loss(
+    """
+    distance = (x[:, None, None] - self.centres).square().sum(dim=3)  # (B, classes, 2)
+    width = torch.exp(self.width)
+    density = torch.exp(-0.5 * distance / width**2) / width
+    logits = torch.log((torch.softmax(self.share, dim=1) * density).sum(dim=2))  #!
+    loss = F.cross_entropy(logits, label)
+    """,
+    init="""
+    self.centres = nn.Parameter(5 * torch.randn(nClasses, 2, nOut))
+    self.width = nn.Parameter(torch.full((nClasses, 2), -1.5))
+    self.share = nn.Parameter(torch.zeros(nClasses, 2))
+    """,
+)
+HALF_DIVERGENCE = loss(
+    """
+    logits = F.linear(x, self.weight)
+    p = torch.softmax(60 * logits.half(), dim=1)
+    q = torch.softmax(60 * F.linear(x, self.other).half(), dim=1)
+    divergence = (p * (p.log() - q.log())).sum(dim=1).mean()  #!
+    loss = F.cross_entropy(logits, label) + 0.1 * divergence.float()
+    """,
+    init="self.other = nn.Parameter(torch.randn(nClasses, nOut))",
+)
 SILENT = Truth(FORWARD, ("frontend", "input", *LAYER), (marked(), Place(files=(WAV,))), (CODE, exclude(WAV)))
 
 
@@ -277,6 +311,32 @@ FAULTS = (
         settings={"optimizer": "own", "nan_patience": 4},
         plugins={"optimizer/own.py": NEWTON_SCHULZ},
         truths=(Truth(("state_nonfinite",), ("optimizer",), (marked(),), (put("optimizer", lambda v: v != "own"),)),),
+        status=3,
+    ),
+    Fault(
+        id="P15",
+        title="the correction of a mean gradient divides by 0 at step 0",
+        settings={"optimizer": "own", "nan_patience": 4},
+        plugins={"optimizer/own.py": STEP_ZERO},
+        truths=(
+            Truth(("state_nonfinite",), ("optimizer",), (marked(),), (CODE, put("optimizer", lambda v: v != "own"))),
+        ),
+        status=3,
+    ),
+    Fault(
+        id="P16",
+        title="log of a mixture of densities that vanish",
+        settings={"trainfunc": "own", "nan_patience": 4},
+        plugins={"loss/own.py": MIXTURE},
+        truths=(Truth(FORWARD, LOSS, (marked("log"),), (CODE,)),),
+        status=3,
+    ),
+    Fault(
+        id="P17",
+        title="two logarithms of what was cast to fp16 lines before",
+        settings={**HALF, "trainfunc": "own", "nan_patience": 4},
+        plugins={"loss/own.py": HALF_DIVERGENCE},
+        truths=(Truth(ANY, ("precision", *LOSS), (marked(),), (CODE,)),),
         status=3,
     ),
 )
