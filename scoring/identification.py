@@ -85,6 +85,8 @@ class Identification:
         rows = [{"name": c.name, **c.verdict.values(), "probability": c.probability} for c in self.candidates]
         for row in rows:
             row["same"] = row["name"] == self.speaker if self.decided else None
+            if self.by_probability:  # the threshold and the prior of a pair decide nothing here
+                row.update(prior=self.prior, threshold=None, threshold_from=None, threshold_moves=False)
         return {**{name: getattr(self, name) for name in names}, "speakers": rows}
 
     def lines(self) -> list[str]:

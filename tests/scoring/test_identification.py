@@ -69,6 +69,9 @@ def test_a_threshold_that_is_given_decides_with_a_caution():
     values = twins.values()
     again = 0.5 * math.exp(values["evidence"])  # what the page computes at another prior
     assert 0.5 / (again + 0.5) == pytest.approx(values["nobody"]) and values["speakers"][0]["same"] is False
+    first = values["speakers"][0]  # the pair's verdict has prior 0.05 and a threshold, which do not decide
+    assert first["prior"] == 0.5 and first["threshold"] is None and not first["threshold_moves"]
+    assert Identification(given, "a", verdicts[:1], 2).values()["speakers"][0]["threshold"] == 2.0
 
 
 def test_without_a_calibration_or_a_threshold_nobody_is_named():
