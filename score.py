@@ -245,6 +245,7 @@ def score_lists(a, lists, models, voices, say):
         scored = [score_list(backend, source, *trials, models, quality, a.enroll_weights) for trials in lists]
         if a.save_backend and (a.calibrate or a.calibrate_folds):
             _, first, second = lists[-1]
+            backend.vad = source.vad or "none"  # that of --backend may be another, and its map is learnt anew
             backend.heard = source.heard([*second, *(first if models is None else [])])
             if backend.heard is None:
                 say("without --root the back-end cannot know recordings that are unlike those of its calibration")
@@ -261,6 +262,8 @@ def learn(a, backend, scored, models, say):
     from scoring.cautions import beyond
 
     if not (a.calibrate or a.calibrate_folds):
+        if backend.calibration is not None:
+            cautions_of(a, backend, say)
         return backend.calibration
     held_out, path = scored[-1], a.calibrate or a.trials
     good = held_out.finite
@@ -284,6 +287,19 @@ def learn(a, backend, scored, models, say):
         if weight < 0 and (name == "score" or name.startswith("system")):
             say(f"WARNING: {path}: the calibration inverts {name} (weight {weight:.3g}): are labels swapped?")
     return found
+
+
+def cautions_of(a, backend, say):
+    """Say why the calibration of --backend may be wrong, or look better than it is."""
+    from corpus.lists import list_hash
+
+    for caution in backend.cautions:
+        say(f"WARNING: {caution}")
+    if backend.test_list_sha256 == list_hash(a.trials):
+        say(
+            f"WARNING: {a.backend}: its calibration was learnt on these very trials, so the calibrated figures are "
+            "better than those of new trials; --calibrate_folds learns and tests on different speakers"
+        )
 
 
 def speakers_in(trials, models):
@@ -349,10 +365,12 @@ def save(a, backend, calibration, scored, result):
     """
     import numpy as np
 
+    from corpus.lists import list_hash
     from tuneThreshold import threshold_at_false_accept
 
     if a.calibrate or a.calibrate_folds:
         backend.calibration, backend.prior, backend.threshold = calibration, a.p_target, None
+        backend.test_list_sha256 = list_hash(a.calibrate or a.trials)
         backend.crop_seconds = 0.0  # of the calibration of --backend
     learnt = scored[-1]  # the held-out trials, if there are any
     values = learnt.scores if calibration is None else calibrated(a, calibration, learnt)

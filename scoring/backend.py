@@ -55,6 +55,7 @@ class Backend:
     caution: str = ""  # why the calibration is a guess, if it is (scoring.cautions.few_errors)
     vad: str = "none"  # of the embeddings that it was made with
     heard: Heard | None = None  # the recordings that the calibration was learnt on, where they are known
+    test_list_sha256: str = ""  # of the trials that the calibration was learnt on (corpus.lists.list_hash)
 
     @property
     def dimension(self) -> int | None:
@@ -287,6 +288,7 @@ class Backend:
             "caution": self.caution,
             "vad": self.vad,
             "heard": self.heard.to_dict() if self.heard else None,
+            "test_list_sha256": self.test_list_sha256,
             "eval_frames": round(100 * self.crop_seconds),  # the trainer's word for it
         }
 
@@ -341,6 +343,7 @@ class Backend:
                 str(header.get("caution", "")),
                 str(header.get("vad", "none")),
                 Heard.from_dict(header["heard"]) if header.get("heard") else None,
+                str(header.get("test_list_sha256", "")),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}: damaged, or not a back-end of score.py ({error})") from error

@@ -189,7 +189,9 @@ def test_the_whole_chain_and_its_saved_backend(folder, tmp_path):
     again = score(*whole, *words)
     assert "ev0-ev1" in again and "pooled" in again
     assert json.loads((tmp_path / "again/result.json").read_text())["by_condition"][0]["group"] == "pooled"
-    assert "AS-norm (top 20 of 30) + QMF calibration" in again
+    assert "AS-norm (top 20 of 30) + QMF calibration" in again and "these very trials" not in again
+    seen = score("--trials", folder / "ho.txt", *whole[2:], "--backend", tmp_path / "b.npz")
+    assert f"WARNING: {tmp_path / 'b.npz'}: its calibration was learnt on these very trials" in seen
     assert (tmp_path / "again/llrs.txt").read_text() == (tmp_path / "out/llrs.txt").read_text()
 
 
@@ -213,6 +215,12 @@ def test_the_threshold_of_a_wanted_rate_is_learnt_on_the_held_out_trials(folder,
     score(*words, "--backend", tmp_path / "b.npz", "--p_target", "0.2", "--save_backend", tmp_path / "new.npz")
     new = Backend.load(tmp_path / "new.npz")
     assert (new.prior, new.calibration.prior, new.threshold) == (0.2, 0.2, None)
+    backend.vad, backend.caution = "energy", "learnt on few errors"
+    backend.save(tmp_path / "vad.npz")
+    said = score(*words[:4], "--backend", tmp_path / "vad.npz")
+    assert "made with vad energy" in said and "vad.npz: learnt on few errors" in said
+    score(*words, "--backend", tmp_path / "vad.npz", "--save_backend", tmp_path / "anew.npz")
+    assert Backend.load(tmp_path / "anew.npz").vad == "none"  # that of the trials that it was learnt on
 
 
 def test_a_model_gives_the_embeddings_and_its_identity(data, settings, tools, tmp_path):
