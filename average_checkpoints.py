@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from errors import UsageError
-from settings.command_line import Parser, existing_file, run
+from settings.command_line import Parser, check_not_read, existing_file, run
 
 
 def main(argv) -> int:
@@ -24,8 +24,7 @@ def main(argv) -> int:
     parser.add_argument("--out", required=True, help="file to write")
     args = parser.parse_args(argv)
     paths = chosen(args.paths, args.last)
-    if Path(args.out).resolve() in {path.resolve() for path in paths}:
-        raise UsageError(f"--out: '{args.out}' is one of the checkpoints to average")
+    check_not_read("--out", args.out, paths)
     folder = Path(args.out).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.out).is_dir():
         raise UsageError(f"--out: cannot write '{args.out}'")

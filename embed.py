@@ -16,7 +16,7 @@ from corpus.folders import find_recordings
 from corpus.lists import numbered_lines, wrong_columns
 from corpus.sliding import grid_fault
 from errors import UsageError, plural
-from settings.command_line import Parser, existing_recording, run
+from settings.command_line import Parser, check_not_read, existing_recording, run
 from speaker_model import add_model_arguments, load_model, model_from
 from storage.embedding_files import check_ending, window_name, write_embeddings
 
@@ -56,6 +56,9 @@ def main(argv) -> int:
         raise UsageError(f"embed.py: --window embeds windows as they are, got --vad {args.vad} too")
     names, paths = recordings(args)
     check_ending(args.out, len(paths))
+    written = [args.out, *([str(Path(args.out).with_suffix(".scp"))] if args.out.endswith(".ark") else [])]
+    for path in written:
+        check_not_read("--out", path, (args.list, args.scp, args.initial_model))
     if not Path(args.out).resolve().parent.is_dir():
         raise UsageError(f"--out: no such folder: '{Path(args.out).parent}'")
     if args.window is not None:

@@ -17,7 +17,7 @@ from exporting import card
 from exporting.eight_bits import quantise_onnx
 from exporting.formats import NAMES, SHORTEST, reader, write
 from exporting.forms import FORMS, example, exportable, foreign_features, input_of, key_of_sherpa
-from settings.command_line import Parser, existing_file, need, run
+from settings.command_line import Parser, check_not_read, existing_file, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
 
@@ -52,6 +52,7 @@ def check_usage(args, out: Path):
         raise UsageError(f"--out: '{out}' must end in .onnx, .pt (TorchScript) or .pt2 (torch.export)")
     if not out.resolve().parent.is_dir():
         raise UsageError(f"--out: no such folder: '{out.parent}'")
+    check_not_read("--out", out, (args.initial_model, args.config))
     card.refuse_others(out)
     if not args.tolerance > 0:
         raise UsageError(f"--tolerance: must be above 0, got {args.tolerance:g}")

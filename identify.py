@@ -16,7 +16,7 @@ from errors import UsageError
 from scoring.identification import identify, nameless
 from scoring.timeline import TURN, follow
 from scoring.verification import add_store_argument, add_verifier_arguments, embed_to_decide, verifier_from
-from settings.command_line import Parser, existing_recording, need, run
+from settings.command_line import Parser, check_not_read, existing_recording, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import write_atomically
 
@@ -89,6 +89,7 @@ def check_along(args):
     if args.picture:
         need("--picture", "matplotlib")
     for flag in ("rttm", "picture"):
+        check_not_read(f"--{flag}", getattr(args, flag), (args.file, args.store, args.initial_model, args.backend))
         folder = Path(getattr(args, flag)).resolve().parent
         if not folder.is_dir():
             raise UsageError(f"--{flag}: no such folder: '{folder}'")

@@ -12,7 +12,7 @@ import sys
 
 from corpus.lists import read_train_list
 from errors import UsageError, plural
-from settings.command_line import Parser, existing_file, need, run
+from settings.command_line import Parser, check_not_read, existing_file, need, run
 
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 
@@ -125,6 +125,7 @@ def checked(p: Parser, argv):
         p.error("--plda has its own training and mean: no --train_plda or --submean beside it")
     if a.save_backend and not a.save_backend.endswith(".npz"):
         p.error(f"--save_backend: '{a.save_backend}' must end in .npz")
+    check_not_read("--save_backend", a.save_backend, (*(a.embeddings or ()), a.cohort, a.plda))
     for flag in ("out", "save_backend"):
         if getattr(a, flag):
             check_place(flag, getattr(a, flag))
@@ -171,10 +172,10 @@ def check_numbers(p: Parser, a):
         p.error("--false_accept RATE lies between 0 and 1 and needs --save_backend")
     if not 0 < a.p_target < 1:
         p.error("--p_target must lie between 0 and 1")
-    at_least = {"top_n": 1, "pairs": 1, "draws": 0, "speakers": 0, "prefix": 0, "lda_dimension": 0, "seed": 0}
+    at_least = {"top_n": 2, "pairs": 1, "draws": 0, "speakers": 0, "prefix": 0, "lda_dimension": 0, "seed": 0}
     for flag, least in {**at_least, "max_nan_score_pct": 0}.items():
         if not getattr(a, flag) >= least:
-            p.error(f"--{flag} must be at least {least}")
+            p.error(f"--{flag} must be at least {least}, got {getattr(a, flag)}")
 
 
 def make_held_out(a) -> int:
@@ -184,6 +185,7 @@ def make_held_out(a) -> int:
     from scoring.held_out import make_trials
     from storage.files import write_atomically
 
+    check_not_read("--make_trials", a.make_trials[1], a.make_trials[:1])
     speakers, labels, paths, _ = read_train_list(a.make_trials[0])
     wanted = a.speakers or max(2, min(500, len(speakers) // 4))
     try:

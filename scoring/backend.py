@@ -80,6 +80,8 @@ class Backend:
         prepared = self.prepare(x)
         if speakers is not None:
             prepared = self._means(prepared, speakers)
+        if len(prepared) < 2 or top_n == 1:
+            raise UsageError("one cohort score has no deviation to divide by: take a larger --cohort, or --top_n")
         self.cohort = prepared
         self.top_n = top_n
 

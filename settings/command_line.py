@@ -135,6 +135,12 @@ def need(who: str, *packages: str):
         raise UsageError(f"{who}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
+def check_not_read(flag: str, path, read):
+    """UsageError if the file ``path`` that a flag names to write is one of those ``read``, which would be lost."""
+    if path and os.path.realpath(path) in {os.path.realpath(other) for other in read if other}:
+        raise UsageError(f"{flag}: '{path}' is read by this command and would be lost; give another name")
+
+
 def existing_file(path: str, flag: str) -> str:
     """The path, or a UsageError that names the flag if there is no such file."""
     if not os.path.isfile(path):

@@ -244,13 +244,15 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
         (["--wav", "{wave}", "{wave}", "--out", "e.npz"], "stands there twice"),
         (["--wav", "{wave}", "--dir", ".", "--out", "e.npz"], "give one of"),
         (["--scp", "{scp}", "--out", "e.npz"], "a pipe"),
+        (["--scp", "{ok}.scp", "--out", "{ok}.ark"], "ok.scp' is read by this command and would be lost"),
         (["--wav", "{wave}", "--out", "/no/such/e.npz"], "no such folder"),
     ],
 )
 def test_bad_usage_is_one_line(words, said, wave, tmp_path, capsys):
     (tmp_path / "wav.scp").write_text("utt1 sox x.wav -t wav - |\n")
     (tmp_path / "any.model").write_bytes(b"x")
-    words = [word.format(wave=wave[0], scp=tmp_path / "wav.scp") for word in words]
+    (tmp_path / "ok.scp").write_text(f"utt1 {wave[0]}\n")
+    words = [word.format(wave=wave[0], scp=tmp_path / "wav.scp", ok=tmp_path / "ok") for word in words]
     assert call("--initial_model", tmp_path / "any.model", *words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error, error

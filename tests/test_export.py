@@ -150,6 +150,7 @@ def test_what_differs_is_not_written(checkpoint, tmp_path, capsys):
     [
         (["--out", "x.bin"], "must end in .onnx, .pt"),
         (["--out", "/no/such/x.onnx"], "no such folder"),
+        (["--initial_model", "x.pt", "--out", "./x.pt"], "--out: 'x.pt' is read by this command and would be lost"),
         (["--out", "x.pt", "--int8"], "--int8: quantises ONNX models"),
         (["--out", "x.onnx", "--test_list", "t"], "--test_list: goes with"),
         (["--out", "x.onnx", "--tolerance", "0"], "--tolerance: must be above 0"),

@@ -341,7 +341,13 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
             "--trials {f}/alien.txt --embeddings {f}/all.npz",
             "all.npz: has none of the 2 utterances, such as 'x/a.wav'; its names are like '",
         ),
-        ("--make_trials {f}/cohort.txt /tmp/x --pairs 0", "--pairs must be at least 1"),
+        ("--make_trials {f}/cohort.txt /tmp/x --pairs 0", "--pairs must be at least 1, got 0"),
+        ("--make_trials {f}/cohort.txt {f}/./cohort.txt", "cohort.txt' is read by this command and would be"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --save_backend {f}/all.npz", "all.npz' is read by this command"),
+        (
+            "--trials {f}/ev.txt --embeddings {f}/all.npz --cohort {f}/cohort.txt --norm asnorm --top_n 1",
+            "--top_n must be at least 2, got 1",
+        ),
         ("--make_trials {f}/ev.txt /tmp/x", "ev.txt:1: expected 'speaker path'"),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz {f}/other.npz", "other.npz: 'ev00/session0/0.wav' has another"),
         (

@@ -223,7 +223,7 @@ def test_usage_errors_of_the_script(averaged, tmp_path, capsys):
         ([folder, "--last", "1", "--out", out], "--last: a mean needs at least 2 checkpoints"),
         ([one, "--out", out], "a mean needs at least 2 checkpoints"),
         ([one, one.replace("1.model", "2.model"), "--last", "2", "--out", out], "--last: chooses from a folder"),
-        ([folder, "--out", one], "is one of the checkpoints to average"),
+        ([folder, "--out", one], "is read by this command and would be lost"),
         ([folder, "--out", str(tmp_path / "missing" / "avg.model")], "--out: cannot write"),
         ([folder + "x", "--out", out], "no such file"),
     ):
