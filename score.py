@@ -125,10 +125,9 @@ def checked(p: Parser, argv):
         p.error("--plda has its own training and mean: no --train_plda or --submean beside it")
     if a.save_backend and not a.save_backend.endswith(".npz"):
         p.error(f"--save_backend: '{a.save_backend}' must end in .npz")
-    check_not_read("--save_backend", a.save_backend, (*(a.embeddings or ()), a.cohort, a.plda))
     for flag in ("out", "save_backend"):
         if getattr(a, flag):
-            check_place(flag, getattr(a, flag))
+            check_place(flag, getattr(a, flag), (*a.embeddings, a.cohort, a.plda))
     if not a.root and any(condition.startswith("duration:") for condition in a.by):
         p.error("--by duration needs --root, the folder of the audio files")
     if len(a.fuse_calibrate) != (0 if a.calibrate_folds else len(a.fuse)):
@@ -155,8 +154,12 @@ def check_comparison(p: Parser, a):
         check_place("out", a.out)
 
 
-def check_place(flag: str, path: str):
-    """Make the folder of what is to be written, --out itself or that of --save_backend's file; UsageError if not."""
+def check_place(flag: str, path: str, read=()):
+    """Make the folder of what is to be written, --out itself or that of --save_backend's file; UsageError if not.
+
+    Nor may it be one of the files ``read``.
+    """
+    check_not_read(f"--{flag}", path, read)
     folder = path if flag == "out" else os.path.dirname(path) or "."
     try:
         os.makedirs(folder, exist_ok=True)
