@@ -21,6 +21,7 @@ from postmortem.code_fixes import (
     survives,
 )
 from postmortem.replay import OutOfTime, ReplayError
+from postmortem.retraining import trained_with
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from postmortem.teacher_faults import NAME as TEACHER
@@ -55,6 +56,7 @@ def recommendations(case, finding) -> list[dict]:
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
     present = {_key(r) for r in found}
     found += [r for r in quick if _key(r) not in present]
+    found = [trained_with(case, r) for r in found]
     size = {"exclude_file": 0, "restore": 1, "set": 2, "fix_code": 3, "none": 4}
     if finding.cause in ("frontend", "model_forward", "model_backward", "loss"):
         size["fix_code"] = -1  # the line itself, before settings that go round it

@@ -61,6 +61,24 @@ class Trajectory:
         return f"stays finite for {self.steps} steps (loss {self.loss:.4g}, {norm})"
 
 
+def trained_with(case, fix: dict) -> dict:
+    """Refute a verified change of precision with which the steps that follow fail.
+
+    What no longer overflows in a wider type may do so a few steps later: in float32 too training goes on to fail then.
+    """
+    widens = isinstance(fix["change"], dict) and {"mixedprec", "amp_dtype"} & fix["change"].keys()
+    if not widens or fix["verdict"] != "verified" or case.retraining is None:
+        return fix
+    try:
+        path = case.retraining.train()
+    except OutOfTime:
+        return {**fix, "outcome": f"{fix['outcome']}; the steps after it were not tried: no time left (--seconds)"}
+    if not path.failed or path.error:
+        return fix
+    outcome = f"{fix['outcome']}; but trained on in float32 from {case.retraining.start}: {path}"
+    return {**fix, "verdict": "refuted", "outcome": outcome}
+
+
 class Retraining:
     """Training on the dump's batch, from the newest sound checkpoint of the run, else from the initial weights."""
 

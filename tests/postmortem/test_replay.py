@@ -1,11 +1,16 @@
 """The step of a dump is computed again bit for bit: by the kernels that the run took, in its precision."""
 
+import math
+
 import pytest
 import torch
 
 from config import Config
 from postmortem.analysis import analyse
+from postmortem.case import Case
+from postmortem.fixes import recommendation
 from postmortem.replay import Replay
+from postmortem.retraining import trained_with
 from storage.dump import read_dump, read_state
 from storage.files import save_atomically
 from training.precision import choose_kernels
@@ -34,6 +39,30 @@ def test_a_step_is_replayed_by_the_kernels_that_it_was_taken_with(dump_of, kerne
     outcome = Replay(dump, read_state(path, dump["state"])).run()
     assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "medium"
     assert outcome.loss == dump["loss"]
+
+
+def test_a_wider_type_with_which_the_steps_to_come_fail_is_no_verified_fix(dump_of, monkeypatch):
+    path = dump_of(nan_inject="2:loss")
+    dump = read_dump(path)
+    case = Case(path, dump, read_state(path, dump["state"]))
+    fix = recommendation("switch mixed precision off", "set", {"mixedprec": False}, True, "with it: loss 1.5")
+    assert trained_with(case, fix) == fix
+    build = case.replay.new_network
+
+    def grows(settings=None):
+        network, steps = build(settings), iter((1.0, 1.0, math.inf))
+        network.register_forward_hook(lambda module, inputs, output: (output[0] * next(steps), output[1]))
+        return network
+
+    monkeypatch.setattr(case.replay, "new_network", grows)
+    case.retraining.trajectories.clear()
+    found = trained_with(case, fix)
+    assert found["verdict"] == "refuted"
+    assert found["outcome"].endswith(
+        "loss 1.5; but trained on in float32 from the initial weights: step 3 is not finite"
+    )
+    other = recommendation("lower the scale", "set", {"scale": 20}, True, "with it: loss 1.5")
+    assert trained_with(case, other) == other
 
 
 @pytest.mark.parametrize("chosen, said", [("on", "The run's model was compiled"), ("auto", "If the run's model was")])
