@@ -24,6 +24,7 @@ STEPS = 100
 COLUMNS = 8  # labelled rows of the batch that the steps use
 SECONDS = 12.0
 DIVERGENT_GROWTH = 10.0  # growth of the weights' norm that no sound run shows within STEPS steps
+DIVERGED_GROWTH = 30.0  # over that of fresh weights, that no sound run shows at all
 
 
 @dataclass
@@ -101,9 +102,16 @@ class Retraining:
                 continue
             weights = state.get("model_state_dict")
             older = isinstance(state.get("step"), int) and 0 < state["step"] < self.case.dump["step"]
-            if older and isinstance(weights, dict) and all(_finite(t) for t in weights.values()):
+            finite = isinstance(weights, dict) and all(_finite(t) for t in weights.values())
+            if older and finite and not self.had_diverged(weights):
                 return path, weights
         return None, None
+
+    def had_diverged(self, weights: dict) -> bool:
+        """Whether the finite weights of a checkpoint are so large that the run was past saving when it was written."""
+        fresh = {name: p.detach().float() for name, p in self.replay.new_network().named_parameters()}
+        there = [weights[name].float() for name in fresh if name in weights]
+        return float(total_norm(there)) > DIVERGED_GROWTH * float(total_norm(list(fresh.values())))
 
     def initial_network(self, settings: dict | None = None) -> nn.Module:
         """Build the network with the weights that the training steps start from."""

@@ -6,7 +6,7 @@ import torch
 
 from errors import plural
 from postmortem.finding import Finding, detail_of, first_result, result_of
-from postmortem.retraining import DIVERGENT_GROWTH
+from postmortem.retraining import DIVERGED_GROWTH, DIVERGENT_GROWTH
 from storage.dump_statistics import SETTINGS, number
 
 
@@ -128,7 +128,7 @@ def diverged(case):
         return None
     growth = retraining.growth()
     rising = len(losses) > 2 and losses[-1] > 20 * max(min(losses), 0.1) and losses[-1] >= 0.2 * max(losses)
-    suspicious = growth > 30 or rising
+    suspicious = growth > DIVERGED_GROWTH or rising
     for group in groups_of(case):
         suspicious |= number(group, "momentum") >= 1 or number(group, "lr") * number(group, "weight_decay") > 1
     if not suspicious or not (growth > HOPELESS_GROWTH or fails_on_noise(case)):

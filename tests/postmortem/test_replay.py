@@ -1,6 +1,7 @@
 """The step of a dump is computed again bit for bit: by the kernels that the run took, in its precision."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -63,6 +64,20 @@ def test_a_wider_type_with_which_the_steps_to_come_fail_is_no_verified_fix(dump_
     )
     other = recommendation("lower the scale", "set", {"scale": 20}, True, "with it: loss 1.5")
     assert trained_with(case, other) == other
+
+
+def test_retraining_begins_at_no_checkpoint_of_a_run_that_had_diverged(dump_of):
+    path = dump_of(nan_inject="3:loss", save_interval_steps=1)
+    dump = read_dump(path)
+    state = read_state(path, dump["state"])
+    checkpoint = path.parent.parent / "model" / "model000000001.model"
+    for factor, found in ((1.0, checkpoint), (100.0, None)):
+        weights = {name: factor * tensor for name, tensor in state["model_state_dict"].items()}
+        save_atomically({"model_state_dict": weights, "step": 1}, checkpoint)
+        os.utime(checkpoint, (0, path.stat().st_mtime))
+        for other in checkpoint.parent.glob("last*.model"):
+            other.unlink()
+        assert Case(path, dump, state).retraining.checkpoint == found
 
 
 @pytest.mark.parametrize("chosen, said", [("on", "The run's model was compiled"), ("auto", "If the run's model was")])
