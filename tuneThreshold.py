@@ -172,7 +172,7 @@ def parse_arguments(argv):
     if args.out:
         need("tuneThreshold.py --out", "matplotlib")
     if not 0 < args.p_target < 1:
-        parser.error(f"--p_target: must lie between 0 and 1, got {args.p_target:g}")
+        parser.error(f"--p_target must lie between 0 and 1, got {args.p_target:g}")
     for flag in ("false_accept", "false_reject"):
         for rate in getattr(args, flag):
             if not 0 <= rate <= 1:

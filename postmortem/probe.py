@@ -343,13 +343,13 @@ def is_front_end(record: Record, network: nn.Module) -> bool:
 
 def all_finite(tensor) -> bool:
     """Whether all values are finite: the extremes are, and a NaN would be both. Ten times as fast as ``isfinite``."""
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())
 
 
 def bad_rows(tensor) -> tuple[list[int], bool, bool]:
     """Indices of rows with a value that is not finite, [] of a number; whether one is NaN; whether one is infinite."""
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     if not values.numel():
         return [], False, False
     rows = values.detach().reshape(len(values) if tensor.ndim else 1, -1)

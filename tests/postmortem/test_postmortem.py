@@ -246,6 +246,9 @@ class Net(torch.nn.Module):
             y = torch.linalg.cholesky(-torch.eye(4)) @ y.t()
         elif self.kind == "no sample":
             torch.multinomial((y - y.detach()) / (y - y.detach()), 2)
+        elif self.kind == "conjugated":
+            z = torch.complex(y - y.detach(), y - y.detach())
+            y = (z * z.conj() / z.abs()).real
         elif self.kind in ("counted none", "none of none"):  # a divisor of whole numbers, which has no range
             y = (y - y.detach() + (self.kind == "counted none")) / (y > 1e9).sum(1, keepdim=True)
         return y.sum()
@@ -265,6 +268,7 @@ class Net(torch.nn.Module):
         ("cubed", "PowBackward0", "the gradient of pow is Inf; the forward pass is finite"),
         ("no factor", "linalg_cholesky", "linalg_cholesky refuses what it reads: linalg.cholesky: The factorization"),
         ("no sample", "div", "div gave NaN; 0 is divided by 0"),
+        ("conjugated", "div", "div gave NaN; 0 is divided by 0"),
         ("counted none", "div", "div gave Inf; the divisor is 0 or close to it"),
         ("none of none", "div", "div gave NaN; 0 is divided by 0"),
     ],
