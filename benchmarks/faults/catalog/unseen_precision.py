@@ -72,7 +72,7 @@ FAULTS = (
     Fault(
         id="N35",
         title="half() of a whole model, Adam's eps of 1e-8 is 0",
-        settings={"model": "unseen", "nan_patience": 4},
+        settings={"fused": False, "model": "unseen", "nan_patience": 4},
         plugins={"models/unseen.py": HALF_MODEL},
         truths=(
             Truth(
