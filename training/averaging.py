@@ -73,7 +73,7 @@ def mean_of_checkpoints(paths: list) -> dict:
 
     ``paths``: oldest first; ``averaged`` in the result lists them. Floating-point tensors, BatchNorm's statistics among
     them, are summed in fp64, one checkpoint in memory at a time; integer ones are the newest's. UsageError if
-    names, shapes, architectures or speakers differ, or a tensor is not finite.
+    names, shapes, architectures, first weights or speakers differ, or a tensor is not finite.
     """
     first, sums, newest = None, {}, {}
     for path in paths:
@@ -97,12 +97,14 @@ def _facts(state: dict, weights: dict) -> dict:
     config = state["config"] if isinstance(state.get("config"), dict) else {}
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in weights.items()}
     named = {key: config.get(key) for key in ("model", "trainfunc")}
+    # Only weights that began as the same ones lie in one valley of the loss, where a mean of them is a model too.
+    named["start"] = config.get("initial_model") or f"seed {config.get('seed')}"
     return {**named, "speakers": state.get("speakers"), "shapes": shapes}
 
 
 def _refuse_other(first: dict, other: dict, first_path, path):
     """Raise UsageError in one line if a checkpoint is of another network than the first."""
-    for key, what in (("model", "model"), ("trainfunc", "loss")):
+    for key, what in (("model", "model"), ("trainfunc", "loss"), ("start", "begun from")):
         if other[key] != first[key]:
             raise UsageError(f"{path}: {what} {other[key]}, but {first_path} has {first[key]}; average one run's files")
     if other["speakers"] != first["speakers"]:

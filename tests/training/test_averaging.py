@@ -200,6 +200,7 @@ def test_the_mean_starts_a_run_and_embeds_like_any_other(averaged, tools, tmp_pa
         ),
         (lambda s: s["config"].update(model="ResNet34"), "model ResNet34, but "),
         (lambda s: s.update(speakers="others"), "trained with other speakers"),
+        (lambda s: s["config"].update(seed=77), "begun from seed 77, but "),
     ],
 )
 def test_what_does_not_belong_together_is_refused_in_one_line(averaged, tmp_path, change, message):
