@@ -21,7 +21,7 @@ from postmortem.code_fixes import (
     survives,
 )
 from postmortem.replay import OutOfTime, ReplayError
-from postmortem.retraining import trained_with
+from postmortem.retraining import NOT_TRIED, trained_with
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from postmortem.teacher_faults import NAME as TEACHER
@@ -324,7 +324,7 @@ def lasting(case, fix: dict) -> dict:
         if fix["verdict"] == "verified" and not survives(case, fix["change"]):
             fix.update(verdict="refuted", outcome=FAILS_LATER)
     except OutOfTime:
-        fix["outcome"] += "; the steps after it were not tried: no time left (--seconds)"
+        fix["outcome"] += NOT_TRIED
     return fix
 
 

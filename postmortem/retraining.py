@@ -24,6 +24,7 @@ STEPS = 100
 COLUMNS = 8  # labelled rows of the batch that the steps use
 SECONDS = 12.0
 DIVERGENT_GROWTH = 10.0  # growth of the weights' norm that no sound run shows within STEPS steps
+NOT_TRIED = "; the steps after it were not tried: no time left (--seconds)"
 DIVERGED_GROWTH = 30.0  # over that of fresh weights, that no sound run shows at all
 
 
@@ -73,7 +74,7 @@ def trained_with(case, fix: dict) -> dict:
     try:
         path = case.retraining.train()
     except OutOfTime:
-        return {**fix, "outcome": f"{fix['outcome']}; the steps after it were not tried: no time left (--seconds)"}
+        return {**fix, "outcome": fix["outcome"] + NOT_TRIED}
     if not path.failed or path.error:
         return fix
     outcome = f"{fix['outcome']}; but trained on in float32 from {case.retraining.start}: {path}"
