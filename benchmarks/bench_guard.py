@@ -44,9 +44,9 @@ class Trusting:
     def take(self):
         """Keep nothing."""
 
-    def spoiled(self, ranks) -> list:
+    def spoiled(self, ranks, refused: str = "") -> tuple[dict, str]:
         """Find nothing."""
-        return []
+        return {}, ""
 
 
 def kinds_of_steps(trainer, batch) -> dict:

@@ -144,7 +144,7 @@ class Case:
             if not again.finite:
                 self.base, self.reproduced = again, "nondeterministic"
                 self.evidence.append(f"one of two replays was finite: {DIFFERENT}")
-        if self.base.nonfinite_after_update:
+        if self.base.by_update:
             self.update_site = self.first_of_update()
         elif not self.base.finite:
             self.probe_step()

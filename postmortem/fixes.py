@@ -121,7 +121,7 @@ def try_update_setting(case, finding, text, change, key) -> dict:
     """Try a setting of the update: by retraining for an optimizer fault, else it cannot change this step."""
     if case.replay is None:
         return recommendation(text, "set", change, None, case.refusal)
-    if case.base.nonfinite_after_update:
+    if case.base.by_update:
         return attempt(case, text, "set", change, settings=change)
     if finding.cause == "optimizer":
         retraining = case.retraining
@@ -394,7 +394,7 @@ def for_state(case, finding) -> list[dict]:
 def for_optimizer(case, finding) -> list[dict]:
     """Try the setting that the fault depends on, by retraining."""
     config, setting = case.config, finding.setting
-    if setting != "schedule" and case.replay is not None and case.base.nonfinite_after_update:
+    if setting != "schedule" and case.replay is not None and case.base.by_update:
         return for_update_of_dump(case, finding)
     if setting == "schedule":
         retraining = case.retraining

@@ -63,7 +63,12 @@ class Outcome:
     def finite(self) -> bool:
         """Whether loss, gradients, buffers and update are finite, so that the trainer takes this step."""
         computed = math.isfinite(self.loss) and math.isfinite(self.norm)
-        return not self.error and computed and not self.bad_buffers and not self.nonfinite_after_update
+        return not self.error and computed and not self.bad_buffers and not self.by_update
+
+    @property
+    def by_update(self) -> bool:
+        """Whether it fails by the optimizer's update: it makes something non-finite, or refuses its numbers."""
+        return bool(self.nonfinite_after_update or (self.refused and math.isfinite(self.loss)))
 
     def __str__(self):
         if self.error or self.refused:
@@ -352,6 +357,7 @@ class Replay:
             if self.takes_update and outcome.finite:
                 before = [p.detach().clone() for p in network.parameters()]
                 outcome.nonfinite_after_update = self.update(step, settings, outcome.norm, **more)
+                outcome.refused = step.refused
                 moves = [p.detach() - old for p, old in zip(network.parameters(), before)]
                 outcome.stride = float(total_norm(moves) / total_norm(before).clamp(min=1e-12))
             if more.get("stats"):
@@ -387,6 +393,7 @@ class Replay:
     def update(self, step: Step, settings, norm: float, around=None, moments=None, **others) -> str:
         """Take the optimizer's step from its saved state; return the name of the first tensor it made non-finite.
 
+        '' too if the optimizer refuses its numbers, which ``step.refused`` then tells.
         ``settings`` that are options of the optimizer change it; another ``optimizer`` starts without moments.
         ``moments(optimizer)`` may change what it has saved.
         """
@@ -408,7 +415,7 @@ class Replay:
         if moments:
             moments(optimizer)
         step.set_optimizer(optimizer, number(config, "grad_clip"))
-        step.apply(norm, around)
+        step.try_apply(norm, mode=around)
         watched = step.guard.watched()
         return next((name for name, tensor in watched.items() if not bool(tensor.isfinite().all())), "")
 

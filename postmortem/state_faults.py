@@ -203,16 +203,20 @@ def divergence(case, growth: float, source: str) -> Finding | None:
     return update_itself(control.nonfinite_after_update, control.record, evidence, source)
 
 
-def update_itself(parameter: str, record, evidence, source) -> Finding:
+def update_itself(parameter: str | None, record, evidence, source) -> Finding:
     """Return the finding of an update that makes NaN of finite gradients with any setting: the optimizer's code.
 
-    ``record`` is the probe's, of the first operation with a non-finite result.
+    ``parameter`` is None if the update refuses its numbers. ``record`` is the probe's, of the first operation with a
+    non-finite result.
     """
     finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=parameter)
     if record is not None:
         finding.op, finding.source = record.op, record.site.source or source
         finding.detail = detail_of(record)
         finding.evidence.append(first_result(record, finding.source))
+    if parameter is None:
+        finding.summary = f"{finding.source} (optimizer): {result_of(record) if record is not None else evidence[0]}."
+        return finding
     what = f"{result_of(record)}. It" if record is not None else "the update"
     finding.summary = f"{finding.source} (optimizer): {what} makes '{parameter}' NaN or Inf; its gradient is finite."
     return finding
@@ -223,7 +227,7 @@ HALF_TINY = 6e-8  # float16 rounds what is smaller to 0
 
 def negative_moment(case):
     """Check for a sum of squared gradients below zero, whose root is NaN: a bad restore, or a wrong plug-in."""
-    if case.replay is None or not case.base.nonfinite_after_update:
+    if case.replay is None or not case.base.by_update:
         return None
     for index, entries in case.state.get("optimizer_state_dict", {}).get("state", {}).items():
         for key in (*SQUARES, "max_exp_avg_sq"):
@@ -249,11 +253,11 @@ def positive_moments(optimizer):
 
 def nonfinite_update(case):
     """Check for an update of this step that makes a weight or a moment non-finite; the trainer undid it."""
-    if case.replay is None or not case.base.nonfinite_after_update:
+    if case.replay is None or not case.base.by_update:
         return None
     source = case.source_of("optimizer")
     finding = update_itself(
-        case.base.nonfinite_after_update, case.update_site, [f"replayed with its update: {case.base}"], source
+        case.base.nonfinite_after_update or None, case.update_site, [f"replayed with its update: {case.base}"], source
     )
     for change in sound_update_settings(case):
         if case.replay.run(settings=change).finite:

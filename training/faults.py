@@ -65,13 +65,16 @@ def bad_setting(optimizer) -> str:
     return ""
 
 
-def update_fault(spoiled: dict, undone: bool, **figures) -> Fault:
-    """The fault of an update that made non-finite what ``spoiled`` {name: statistics} names."""
+def update_fault(spoiled: dict, refused: str, undone: bool, **figures) -> Fault:
+    """The fault of an update that made non-finite what ``spoiled`` {name: statistics} names, or was ``refused``."""
+    common = {"phase": "update", "update": spoiled, "undone": undone, **figures}
+    if refused:
+        return Fault("state_nonfinite", f"the optimizer's update fails: {refused}", module="optimizer", **common)
     name, stats = next(iter(spoiled.items()))
     more = f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
     count = f"{stats['nan']} NaN, {stats['inf']} Inf of {stats['numel']}"
     what = f"the optimizer's update made '{name}'{more} non-finite ({count}), from finite gradients"
-    return Fault("state_nonfinite", what, module=name, phase="update", update=spoiled, undone=undone, **figures)
+    return Fault("state_nonfinite", what, module=name, **common)
 
 
 def classify(attempt, bad: list[str], gradients: dict, scaler, teacher: tuple | None) -> Fault:

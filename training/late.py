@@ -84,8 +84,8 @@ class LateStep:
         """Queue the update of a step after its ``forward``, and send its figures on their way to the host."""
         step = self.step
         step.guard.take_settings()
-        step.apply(launched.figures.norm, poison=launched.poison)
-        launched.reading = Reading(launched.figures.shared(step.ranks, step.guard.suspicious()))
+        step.try_apply(launched.figures.norm, launched.poison)
+        launched.reading = Reading(launched.figures.shared(step.ranks, step.guard.suspicious(step.refused)))
         self.begun, self.pending, self.swapped = None, launched, False
 
     def outcome(self) -> Attempt:

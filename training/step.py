@@ -54,7 +54,7 @@ class Step:
         self.drawn: tuple[dict, dict] | None = None  # the generators and the modules' own after a failed attempt
         self.updating = False
         self.whole_gradients: dict[str, torch.Tensor] | None = None  # of a failed step, where weights are sharded
-        self.refused = ""  # why an operation of the last pass refused its numbers
+        self.refused = ""  # why an operation of the last pass or update refused its numbers
         self.nothing = torch.full((), math.nan, device=self.device)  # the loss of such a pass
         self.alone: Attempt | None = None  # what this process's rows alone gave, if they were found at fault
 
@@ -197,20 +197,29 @@ class Step:
             fault = Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **figures)
             fault.at_fault = self.ranks.main
             return fault
-        self.apply(attempt.norm, poison=poison)
-        spoiled = next(filter(None, self.guard.spoiled(self.ranks)), None)
-        if spoiled is None:
+        self.try_apply(attempt.norm, poison)
+        spoiled, refused = self.guard.spoiled(self.ranks, self.refused)
+        if not spoiled and not refused:
             return None
         undone = self.undo()
         if undone and self.ranks.any(bool(self.bad_state())):
             fault = self.named(attempt)
         else:
-            fault = update_fault(spoiled, undone, **figures)
+            fault = update_fault(spoiled, refused, undone, **figures)
             if undone:
                 self.attempt(window, scale)  # the optimizer may have changed the gradients, which the report is about
         self.put_gradients_together()
         fault.at_fault = self.ranks.main
         return fault
+
+    def try_apply(self, norm: float | torch.Tensor, poison: str = "", mode=None):
+        """``apply``; if the optimizer refuses its numbers, ``refused`` says why."""
+        try:
+            self.apply(norm, mode, poison)
+        except Exception as error:
+            if not refuses_numbers(error):
+                raise
+            self.note(error)
 
     def apply(self, norm: float | torch.Tensor, mode=None, poison: str = ""):
         """Scale the gradients down to ``grad_clip`` if their ``norm`` is larger, and take the optimizer's step.

@@ -122,20 +122,26 @@ class UpdateGuard:
                     found[f"optimizer.{index}.{key}"] = local(value)
         return found
 
-    def suspicious(self, watched: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Whether something of ``watched`` may be non-finite now, as a flag on the device, which is not asked."""
-        return ~total_norm(list((watched or self.watched()).values())).isfinite()
+    def suspicious(self, refused: str, watched: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Whether something of ``watched`` may be non-finite now, as a flag on the device, which is not asked.
 
-    def spoiled(self, ranks) -> list[dict]:
-        """What a step made non-finite, for each rank {name: statistics}; empty if everything is finite everywhere.
+        ``refused``: why the optimizer refused its numbers, and so has stopped half-way; '' if it did not.
+        """
+        flag = ~total_norm(list((watched or self.watched()).values())).isfinite()
+        return torch.ones_like(flag) if refused else flag
 
-        Reads the device once if all is well. A finite value whose square overflows is not counted.
+    def spoiled(self, ranks, refused: str = "") -> tuple[dict, str]:
+        """What a step made non-finite, {name: statistics} of the first rank that has any, and why one refused it.
+
+        Both are empty if all is well everywhere: then the device is read once. A finite value whose square overflows is
+        not counted.
         """
         watched = self.watched()
-        if not ranks.maximum(self.suspicious(watched).float()).item():
-            return []
-        found = ranks.gather(tensor_stats({n: t for n, t in watched.items() if not bool(t.isfinite().all())}))
-        return found if any(found) else []
+        if not ranks.maximum(self.suspicious(refused, watched).float()).item():
+            return {}, ""
+        bad = {n: t for n, t in watched.items() if not bool(t.isfinite().all())}
+        found, refusals = zip(*ranks.gather((tensor_stats(bad), refused)))
+        return next(filter(None, found), {}), next(filter(None, refusals), "")
 
 
 def collect(value, containers: dict, tensors: dict):

@@ -54,6 +54,39 @@ def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, r
         train(trainer, [batches[1]])
 
 
+@pytest.mark.parametrize("check", ["now", "late"])
+def test_an_optimizer_that_refuses_its_numbers_costs_one_step(settings, tools, check, capsys):
+    """The update has moved some weights by then, which are put back with the moments."""
+    trainer, other = (tools.build(settings, nan_check=check, save_path=f"{settings['save_path']}_{n}") for n in "ab")
+    batches = tools.batches(trainer)[:3]
+    refuse = no_factors
+    hook = trainer.optimizer.register_step_post_hook(
+        lambda *_: trainer.progress.batch == 2 and refuse(trainer.step.parameters)
+    )
+    train(trainer, batches)
+    trainer.settle()
+    other.progress.batch = 0
+    for batch in (batches[0], batches[2]):
+        other.progress.batch += 1
+        other.train_step([batch])
+        other.settle()
+        other.progress.batch += batch is batches[0]
+    tools.assert_same(tools.snapshot(trainer), tools.snapshot(other))
+    assert trainer.progress.totals["skipped"] == 1
+    refuse = no_code
+    trainer.progress.batch = 2
+    with pytest.raises(ValueError, match="a mistake"):
+        trainer.train_step([batches[1]])
+    hook.remove()
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_batch_2_*.pt")
+    dump = read_dump(path)
+    assert dump["reason"] == "state_nonfinite" and dump["state"] and not dump.get("update_stats")
+    out = capsys.readouterr().out
+    assert "the optimizer's update fails: " in out and "LinAlgError: linalg.cholesky" in out
+    assert "Training goes on" in out
+
+
 REFUSES = """
 import sys; sys.path.insert(0, {root!r})
 import torch

@@ -142,6 +142,18 @@ NEWTON_SCHULZ = optimizer(
         p.sub_(group["lr"] * x.view_as(p))
     """,
 )
+WHITEN = optimizer(
+    "Whiten",
+    "A gradient is whitened by the factors of its products, a matrix that may have none.",
+    """
+    def update(self, p, g, state, group):
+        if p.ndim == 2:
+            state["products"] = 0.9 * state.get("products", 0.0) + 0.1 * g @ g.t()
+            factors = torch.linalg.cholesky(state["products"])  #!
+            g = torch.linalg.solve_triangular(factors, g, upper=False)
+        p.sub_(group["lr"] * g)
+    """,
+)
 STEP_ZERO = optimizer(
     "Warm",
     "The mean gradient is corrected for its start by a count that begins at 0.",
@@ -337,6 +349,16 @@ FAULTS = (
         settings={**HALF, "trainfunc": "own", "nan_patience": 4},
         plugins={"loss/own.py": HALF_DIVERGENCE},
         truths=(Truth(ANY, ("precision", *LOSS), (marked(),), (CODE,)),),
+        status=3,
+    ),
+    Fault(
+        id="P18",
+        title="an optimizer asks for the factors of a matrix that has none",
+        settings={"optimizer": "own", "nan_patience": 4},
+        plugins={"optimizer/own.py": WHITEN},
+        truths=(
+            Truth(("state_nonfinite",), ("optimizer",), (marked(),), (CODE, put("optimizer", lambda v: v != "own"))),
+        ),
         status=3,
     ),
 )
