@@ -29,6 +29,7 @@ from training.front_end import empty_bands, with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
+from training.memory_format import lay_out
 from training.mixup import Mix
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of, step_schedule
@@ -113,6 +114,7 @@ class ModelTrainer:
         self.optimizer, self.scheduler, self.scheduler_unit = built
         class_parallel.check_optimizer(self.optimizer, config)
         amp_dtype = precision.choose_amp_dtype(config, self.device)
+        lay_out(self.network, config.memory_format, amp_dtype, self.device)
         self.step = Step(self.network, ranks, amp_dtype, self.optimizer, config.grad_clip, self.log)
         self.step.rechecks = chosen_recheck(config, self.step, self.log)
         self.late, self.reads_late = LateStep(self.step), checks_late(config, self.step, self.log)

@@ -90,6 +90,8 @@ class DenseTDNNLayer(nn.Module):
 class CAMPPlus(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
+    channels_last = True
+
     def __init__(self, nOut, n_mels, m_channels, init_channels, growth_rate, bn_size, blocks, frontend):
         super().__init__()
         self.frontend = frontend

@@ -77,6 +77,8 @@ def block_counts(blocks, standard):
 class ResNet(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut); ``kinds`` makes the blocks of each of the four stages."""
 
+    channels_last = True
+
     def __init__(self, nOut, kinds, blocks, m_channels, n_mels, pooling, two_emb_layer, frontend):
         super().__init__()
         self.frontend = frontend

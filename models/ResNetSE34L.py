@@ -10,6 +10,8 @@ from models.ResNetBlocks import SEBasicBlock, init_convolutions, make_stage
 class ResNetSE34L(nn.Module):
     """Waveform (B, T) -> embedding (B, nOut)."""
 
+    channels_last = True
+
     def __init__(self, nOut, encoder_type, num_filters, frontend):
         super().__init__()
         if encoder_type not in ("SAP", "ASP"):

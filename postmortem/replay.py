@@ -23,6 +23,7 @@ from training.attempt import gradients_of
 from training.distillation import modules_of, teach
 from training.finetuning import FrozenBackbone
 from training.generators import restore_generators, seed_everything
+from training.memory_format import lay_out
 from training.precision import LossScaler, choose_kernels
 from training.ranks import SingleProcess
 from training.step import Step
@@ -183,6 +184,11 @@ class Replay:
         network = SpeakerNet(values)
         if self.teacher is not None and values["teacher_checkpoint"]:
             teach(network, self.teacher, values)
+        trained_on = torch.device("cuda") if self.emulated else self.device
+        amp_dtype = None if self.dtype == "float32" else getattr(torch, self.dtype)
+        lay_out(
+            network, str(values.get("memory_format", "contiguous")), amp_dtype, trained_on
+        )  # older runs knew no other
         return network
 
     def prepare(self, network):

@@ -1,5 +1,6 @@
 """What a run says while it trains: the progress bar, the line of an epoch, and points of single steps."""
 
+import math
 import shutil
 import sys
 import textwrap
@@ -206,6 +207,9 @@ class Display:
                 f"WARNING: the run diverges: mean loss {loss:.3g}, in its first step {self.progress.first_loss:.3g}; "
                 f"try a lower lr than {self.config.lr:g}, a scheduler with warm-up, or grad_clip"
             )
+        if not math.isfinite(accuracy) and math.isfinite(loss):
+            where = f"loss/{self.config.trainfunc}.py gives accuracies that are not finite"
+            self.log(f"WARNING: {where}; they are shown alone, and no step depends on them")
         figures = {"train_loss": loss, "train_acc": accuracy, "lr": lr, **named}
         figures |= {"utt_per_s": speed, "data_wait_pct": wait, "skipped_batches": skipped}
         self.files.event("epoch", epoch=epoch, step=self.progress.step, **figures)

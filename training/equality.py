@@ -2,10 +2,24 @@
 
 import torch
 
+from config import KEYS
 from training.progress import Progress
 
 # Keys that decide in which order and precision numbers are added, whatever the run learns.
-OF_ARITHMETIC = ("amp_dtype", "augment_on", "compile_model", "deterministic", "float32_matmul", "fused", "mixedprec")
+OF_ARITHMETIC = ["amp_dtype", "augment_on", "compile_model", "deterministic", "float32_matmul", "fused"]
+OF_ARITHMETIC += ["memory_format", "mixedprec"]
+
+# Keys that decide over the steps to come, beside those of model, loss, teacher and plug-ins.
+OF_STEPS = {"lr", "lr_reference_batch", "lr_decay", "backbone_lr_factor", "head_lr_factor", "weight_decay", "grad_clip"}
+OF_STEPS |= {"freeze_epochs", "freeze_norms", "augment", "augment_prob", "augmentation", "mixup"}
+OF_STEPS |= {"musan_path", "rir_path"}
+
+
+def deciding(changed: set[str]) -> list[str]:
+    """Those of the ``changed`` keys on which later steps depend, sorted."""
+    groups = {name: KEYS[name].group if name in KEYS else "" for name in changed}
+    learnt = {name for name, group in groups.items() if group in ("Model and loss", "Teacher", "")}
+    return sorted((changed & OF_STEPS | learnt) - {*OF_ARITHMETIC})
 
 
 def arithmetic_of(device: torch.device) -> dict:
@@ -40,7 +54,8 @@ def describe(
     ``kind`` of ``Progress.load_state_dict``; ``changes``: what decides over batches and was changed; ``left_out``: rows
     of the epoch that wait for another one; ``anew``: the schedule counts other steps than before; ``worlds``: processes
     before and now; ``exact``: whether this device gives the same bits in every run; ``arithmetic``: what of
-    ``changes_of_arithmetic`` speaks against it; ``others``: files that decide over the steps to come and have changed.
+    ``changes_of_arithmetic`` speaks against it; ``others``: keys and files that later steps depend on and that have
+    changed.
     """
     if kind == "equal":
         same = "weights, optimizer, schedule, random generators and batches are those of the state"

@@ -1,18 +1,21 @@
 """The network as several processes train it: torch averages their gradients, and with ``fsdp`` splits the weights."""
 
 import math
+import re
 
 import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from config import Config
+from errors import SharedError, plural
 from training.faults import refuses_numbers
 from training.recompute import blocks_of, recompute_blocks
 from training.sharded import Sharded, is_sharded, shard
 from training.slices import slices_of
 from training.sync_norm import is_synchronised, synchronise
 
+UNUSED = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")  # torch's words, before numbers of parameters
 COMPRESSED = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 
 
@@ -62,7 +65,25 @@ class Answering(nn.Module):
             return torch.stack(sums).sum() * math.nan, 0.0
 
 
-def shared(network: nn.Module, config: Config, ranks, note) -> nn.parallel.DistributedDataParallel | Sharded:
+class Averaging(nn.parallel.DistributedDataParallel):
+    """A network whose backward pass leaves the mean of all processes' gradients; it must use all of its parameters."""
+
+    def forward(self, *given):
+        """As the network; SharedError if the pass before left parameters unused, which torch finds out only now."""
+        try:
+            return super().forward(*given)
+        except RuntimeError as error:
+            found = UNUSED.search(str(error))
+            if found is None:
+                raise
+            names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+            unused = [names[int(number)].removeprefix("network.") for number in found[1].split()]
+            listing = ", ".join(unused[:5]) + (", ..." if unused[5:] else "")
+            what = f"the loss does not depend on {plural(len(unused), 'parameter')} of the network: {listing}"
+            raise SharedError(f"{what}; take them out, or set find_unused_parameters: true") from error
+
+
+def shared(network: nn.Module, config: Config, ranks, note) -> Averaging | Sharded:
     """Wrap a network so that a backward pass leaves the mean of all processes' gradients.
 
     ``note(error)`` is told if an operation refuses its numbers. It ends the run where processes meet within a forward
@@ -75,7 +96,7 @@ def shared(network: nn.Module, config: Config, ranks, note) -> nn.parallel.Distr
     if is_sharded(network):
         return Sharded(network, ranks)
     meets_within = is_synchronised(network) or slices_of(network)
-    parallel = nn.parallel.DistributedDataParallel(
+    parallel = Averaging(
         network if meets_within else Answering(network, note),
         device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
         find_unused_parameters=config.find_unused_parameters,

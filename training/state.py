@@ -143,7 +143,7 @@ class RunState:
                 arithmetic=equality.changes_of_arithmetic(
                     state.get("arithmetic", {}), equality.arithmetic_of(self.step.device), changed
                 ),
-                others=sources + teacher,
+                others=equality.deciding(changed) + sources + teacher,
             )
             self.log(f"  {text}")
         for name in sorted(changed - {"config", "preflight"}):

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import struct
@@ -130,6 +131,18 @@ def test_a_run_that_diverges_is_warned_of(settings, tools, capsys, loss, warned)
     trainer.progress.count([{"data": torch.zeros(1, 4, 8)}], later)
     trainer.display.report_epoch({"0": 0.1})
     said = "WARNING: the run diverges: mean loss 2e+27, in its first step 1e-12; try a lower lr than 0.01, "
+    assert (said in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize(
+    "accuracy, loss, warned", [(math.nan, 1.0, True), (50.0, 1.0, False), (math.nan, math.nan, False)]
+)
+def test_an_accuracy_that_is_not_finite_is_laid_to_the_loss_plug_in(settings, tools, capsys, accuracy, loss, warned):
+    """It is shown alone: the steps are sound."""
+    trainer = tools.build(settings)
+    trainer.progress.totals.update(loss=4 * loss, accuracy=4 * accuracy, utterances=4)
+    trainer.display.report_epoch({"0": 0.1})
+    said = f"WARNING: loss/{trainer.config.trainfunc}.py gives accuracies that are not finite"
     assert (said in capsys.readouterr().out) == warned
 
 

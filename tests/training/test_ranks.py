@@ -184,3 +184,29 @@ def test_a_process_that_drifted_ends_the_run_with_the_name_of_what_differs(tmp_p
     place = f"rank 1 on {socket.gethostname()}"
     assert end.value.status == 7 and "last.model is from before" in end.value.lines[1]
     assert end.value.lines[0].startswith(f"{place}: '{part}' differs from that of rank 0")
+
+
+SPARE = """
+import sys; sys.path.insert(0, {root!r})
+import torch
+import SpeakerNet, trainSpeakerNet
+build = SpeakerNet.SpeakerNet.__init__
+def with_spare(self, *given):
+    build(self, *given)
+    self.__S__.spare = torch.nn.Parameter(torch.zeros(3))
+SpeakerNet.SpeakerNet.__init__ = with_spare
+sys.exit(trainSpeakerNet.main())
+"""
+
+
+def test_a_parameter_that_the_loss_does_not_depend_on_is_named(settings, tools, write, tmp_path):
+    """Of one process it is no mistake; of several torch says it in the second step, in words of its own."""
+    script = tmp_path / "spare.py"
+    script.write_text(SPARE.format(root=str(tools.root)))
+    path = write({**settings, "batch_size": 4, "max_epoch": 1, "test_interval": 1, "process_timeout": 30})
+    done = programs.run_ranks(script, "--config", path)
+    assert [process.returncode for process in done] == [2, 2], done[0].stderr
+    what = "the loss does not depend on 1 parameter of the network: __S__.spare; "
+    assert done[0].stderr == f"{what}take them out, or set find_unused_parameters: true\n", done[0].stderr
+    done = programs.run_ranks(script, "--config", path, "--find_unused_parameters", "true")
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr

@@ -270,8 +270,10 @@ def test_options_changed_between_runs_are_used_or_refused(settings, tools):  # p
 def test_a_run_that_is_computed_in_another_way_is_not_called_bit_equal(settings, tools, capsys, monkeypatch):
     trainer = tools.build(settings, optimizer="adamw", lr=0.01)
     trainer.saver.last()
-    assert tools.build(settings, optimizer="adamw", lr=0.02).resume()  # on purpose, and said
+    assert tools.build(settings, optimizer="adamw", lr=0.01, log_interval=7).resume()
     assert "bit-equal to an uninterrupted run: weights, " in capsys.readouterr().out
+    assert tools.build(settings, optimizer="adamw", lr=0.02, channels=8).resume()
+    assert "those of the state; what follows is not, for lr changed" in capsys.readouterr().out
     now = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: now + 7)
     assert tools.build(settings, optimizer="adamw", fused=False).resume()
