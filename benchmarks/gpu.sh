@@ -17,6 +17,7 @@ part() { # name, command...
 
 failed=0
 variants=plain,ours,ours:nan_check=now,ours:float32_matmul=high,ours:mixedprec=true,ours:mixedprec=true+compile_model=on
+variants=$variants,ours:mixedprec=true+memory_format=channels_last
 part steps $python benchmarks/train_step.py --rows "${ROWS:-256}" --rounds 3 --variants "$variants" \
     --models "${MODELS:-ECAPA_TDNN channels=1024,ResNet34 n_mels=80}" --json "$out/steps.json"
 test -f data/demo/train_list.txt || $python make_demo_data.py --out data/demo > /dev/null
