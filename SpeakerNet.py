@@ -23,17 +23,19 @@ from training.compilation import as_it_is, compile_model
 from training.dumps import StepRecord
 from training.endings import Endings
 from training.evaluation import describe, write_evaluation
-from training.faults import Fault, bad_setting, check_batch, inject_batch, nan_from_the_start
+from training.failures import raise_explained
+from training.faults import Fault, bad_setting, check_batch, inject_batch
 from training.file_events import FileEvents
-from training.front_end import empty_bands, with_front_end
 from training.generators import seed_everything
 from training.incidents import Incidents
 from training.late import LateStep, Launched, checks_late, fault_of_the_moment
 from training.memory_format import lay_out
 from training.mixup import Mix
+from training.model import build_model, cautions, make_lazy_weights, try_model
 from training.profiling import ModuleRanges
 from training.progress import Progress, plan_of, step_schedule
 from training.protocol import protocol_of
+from training.returned import called, checked_embeddings, checked_loss
 from training.saving import Saver
 from training.sharded import whole
 from training.signals import StopSignal
@@ -52,10 +54,11 @@ class SpeakerNet(nn.Module):
 
     def __init__(self, values: dict):
         super().__init__()
-        self.per_row = values["nPerSpeaker"]
+        self.per_row, self.size, self.model = values["nPerSpeaker"], values["nOut"], values["model"]
         self.trainfunc, self.mixup = values["trainfunc"], values.get("mixup", 0.0)
-        self.__S__ = plugins.build("models", values["model"], with_front_end(values))
+        self.__S__ = build_model(values)
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
+        make_lazy_weights(self, values)
         class_parallel.draw_classes(self, values)
 
     @property
@@ -67,7 +70,7 @@ class SpeakerNet(nn.Module):
         """Embed data (..., samples), or with label (B,) return the loss of data (nPerSpeaker, B, samples)."""
         mix = Mix(self.mixup, label) if label is not None and self.mixup and self.training else None
         waves = (data if mix is None else mix.waves(data)).reshape(-1, data.shape[-1])
-        embeddings = self.__S__(waves)
+        embeddings = checked_embeddings(called(self.__S__, f"models/{self.model}.py", waves), waves, self)
         if label is None:
             return embeddings
         rows = embeddings.reshape(self.per_row, -1, embeddings.shape[-1])
@@ -79,15 +82,8 @@ class SpeakerNet(nn.Module):
 
     def _loss_of(self, embeddings, label):
         """(loss, accuracy in %) of embeddings; UsageError if the loss gives anything else."""
-        result = self.__L__(embeddings, label)
-        if not isinstance(result, (tuple, list)) or len(result) != 2 or result[0].numel() != 1:
-            parts = result if isinstance(result, (tuple, list)) else [result]
-            shapes = ", ".join(str(tuple(getattr(part, "shape", ()))) for part in parts)
-            raise UsageError(
-                f"loss/{self.trainfunc}.py: forward must return (loss, accuracy in %), the loss a single number; "
-                f"it returns {shapes}"
-            )
-        return result
+        plugin = f"loss/{self.trainfunc}.py"
+        return checked_loss(called(self.__L__, plugin, embeddings, label), plugin)
 
 
 class Interrupted(Exception):
@@ -108,6 +104,7 @@ class ModelTrainer:
         class_parallel.split_classes(self.network, config, ranks, self.log)
         distillation.attach(self.network, config, dataset, self.log)
         self.network.to(self.device)
+        try_model(self.network, config, self.device)
         parallel.prepare(self.network, config, ranks, self.log)
         seed_everything(config.seed + 1000003 * ranks.rank)  # dropout differs between ranks, weights do not
         built = finetuning.build_optimizer(config, self.network, self.progress.steps_per_epoch, ranks.world)
@@ -269,9 +266,10 @@ class ModelTrainer:
                 self.step.set_epoch(launched.epoch)
             self.spikes.report(spike, window, result, self.record())
         self.incidents.remember(progress.step, float(self.optimizer.param_groups[0]["lr"]), result)
-        self.average.update()
         if self.scheduler_unit == "iteration":
-            step_schedule(self.scheduler, self.optimizer)
+            with self.saved_if_it_fails():
+                step_schedule(self.scheduler, self.optimizer, f"scheduler/{self.config.scheduler}.py")
+        self.average.update()
         progress.step += 1
         progress.nonfinite_in_a_row = 0
         progress.window.close()
@@ -385,10 +383,14 @@ class ModelTrainer:
 
     def finish_epoch(self):
         """Step the schedule and write the epoch's line everywhere."""
-        self.progress.trained = True
         rates = display.learning_rates(self.optimizer)
         if self.scheduler_unit == "epoch":
-            step_schedule(self.scheduler, self.optimizer)
+            try:
+                step_schedule(self.scheduler, self.optimizer, f"scheduler/{self.config.scheduler}.py")
+            except UsageError:  # the same command steps it again
+                self.saver.last()
+                raise
+        self.progress.trained = True
         self.display.report_epoch(rates)
         self.file_events.share()
         self.file_events.report_conversions()
@@ -436,9 +438,8 @@ class ModelTrainer:
             finetuning.load_initial(self.network, self.dataset, self.config, self.log)
         elif self.config.initial_model:
             self.log("initial_model is not used: the run continues from its own state")
-        for warning in (nan_from_the_start(self.network), empty_bands(self.network)):
-            if warning:
-                self.log(f"WARNING: {warning}")
+        for warning in cautions(self.network, self.optimizer):
+            self.log(f"WARNING: {warning}")
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the run; returns whether there was one."""
@@ -452,8 +453,9 @@ class ModelTrainer:
         """Context of a step: the state before it is saved if an exception ends it; a plug-in may raise anything."""
         try:
             yield
-        except Exception:
+        except Exception as error:
             self.save_before_step()
+            raise_explained(error, self.config)
             raise
 
     def save_before_step(self):

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.list_lines import LIST_TEXT, columns_of, list_hash, not_text, numbered_lines, opened, wrong_columns
+from corpus.list_lines import (
+    LIST_TEXT,
+    columns_of,
+    list_hash,
+    not_text,
+    numbered_lines,
+    opened,
+    unreadable,
+    wrong_columns,
+)
 from corpus.tars import SPEAKERS, compression, recordings_of, shards_of
 from errors import UsageError, shell_path
 
@@ -60,10 +69,41 @@ def chunks_of(path):
     files = files_of(path)
     if len(files) == 2:
         return (yield from _kaldi(*files))
-    read = _json_lines if os.path.splitext(path)[1].lower() == ".jsonl" else _lines
+    form = form_of(path)
+    if form in ("value", "table"):
+        what = {"value": "one JSON value, not a line of JSON for each recording", "table": "a table"}[form]
+        order = f"python prepare_data.py {shell_path(path)} --out .."
+        raise UsageError(f"{path}: {what}; the train list that {order} makes of it is read here")
+    read = _json_lines if form == "json" else _lines
     with opened(path) as file:
         yield from read(path, file)
     return list_hash(path)
+
+
+def form_of(path) -> str:
+    """The form of a list of one file by its first line.
+
+    'json': a line for each recording, as NeMo's manifests and wespeaker's raw.list. 'value': one JSON value, as
+    SpeechBrain's. 'table': column names between commas, semicolons or tabs, as of SpeechBrain and 3D-Speaker. 'lines':
+    any other.
+    """
+    try:
+        with open(path, **LIST_TEXT) as file:
+            first = next((line for line in iter(lambda: file.readline(CHUNK), "") if line.strip()), "").strip()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if os.path.splitext(path)[1].lower() == ".jsonl":
+        return "json"
+    if first.startswith(("{", "[")):
+        try:
+            value = json.loads(first)
+        except ValueError:  # it goes on in other lines; or begins with a speaker called so
+            return "value" if first in ("{", "[") or first.startswith('{"') else "lines"
+        plain = isinstance(value, dict) and not any(isinstance(entry, dict) for entry in value.values())
+        return "json" if plain else "value"
+    between = max(",;\t", key=first.count)
+    cells = {cell.strip(' "').lower() for cell in first.split(between)}
+    return "table" if cells.intersection(PATHS) and cells.intersection(SPEAKERS) else "lines"
 
 
 def _lines(path, file):

@@ -17,7 +17,7 @@ from corpus.list_lines import (
 )
 from corpus.sources import trial_sources
 from corpus.train_list import read_train_list
-from errors import UsageError
+from errors import UsageError, shell_path
 
 __all__ = [
     "LIST_TEXT",
@@ -73,7 +73,10 @@ def _read_trials(path) -> tuple:
             raise UsageError(f"{path}:{number}: {expected}")
         label = TRIAL_LABELS.get(columns[0])
         if label is None and columns[2] in TRIAL_LABELS:
-            raise UsageError(f"{path}:{number}: the columns are 'pathA pathB label'; the trainer reads the label first")
+            order = f"awk '{{print $3, $1, $2}}' {shell_path(path)} > NEW"
+            raise UsageError(
+                f"{path}:{number}: the columns are 'pathA pathB label'; the trainer reads the label first: {order}"
+            )
         if label is None:
             raise UsageError(f"{path}:{number}: the label must be 0, 1, nontarget or target, got '{columns[0]}'")
         labels.append(label)

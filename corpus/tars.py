@@ -18,12 +18,14 @@ import zipfile
 import numpy as np
 
 from corpus.folders import is_audio
+from corpus.list_lines import LIST_TEXT, numbered_lines
 from corpus.texts import Texts, find_keys, keys_of
 from errors import UsageError
 
 ENDING, INDEX = ".tar", ".index"  # the index of a.tar is a.tar.index
 SPEAKERS = ("speaker", "spk", "spk_id", "speaker_id", "label")  # names in a JSON member, and endings of one of text
 MOST_BYTES = 1 << 20  # of a member that is no recording
+LONGEST_PATH = 4096  # characters of a path, or more
 LOOKED_AT = 64  # members by which a shard is known
 FORMAT = 2
 COMPRESSED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"(\xb5/\xfd"}
@@ -50,7 +52,10 @@ class Shard:
 
 
 def shards_of(path) -> list[str]:
-    """The tar files that a list names: itself, those of a folder or of a pattern with braces; [] if it names none."""
+    """The tar files that a list names: itself, those of a folder, of a pattern with braces or of its lines.
+
+    [] if it names none.
+    """
     path = os.fspath(path)
     if "{" in path and path.endswith(ENDING):
         try:
@@ -65,7 +70,28 @@ def shards_of(path) -> list[str]:
             raise UsageError(f"'{path}': braces that do not match; as shard-{{00000..00041}}.tar") from error
     if path.endswith(ENDING):
         return [path]
-    return sorted(glob.glob(os.path.join(glob.escape(path), f"*{ENDING}"))) if os.path.isdir(path) else []
+    if os.path.isdir(path):
+        return sorted(glob.glob(os.path.join(glob.escape(path), f"*{ENDING}")))
+    return _of_lines(path) if os.path.isfile(path) else []
+
+
+def _of_lines(path: str) -> list[str]:
+    """The tar files of a text that names one a line, as wespeaker's shard.list; [] if the first line names none.
+
+    Their paths are relative to the current folder, as there, or else to that of the list.
+    """
+    with contextlib.suppress(OSError), open(path, **LIST_TEXT) as file:
+        if not file.read(LONGEST_PATH).lstrip().partition("\n")[0].rstrip().endswith(ENDING):
+            return []
+    found = []
+    for number, columns in numbered_lines(path):
+        if len(columns) != 1 or not columns[0].endswith(ENDING):
+            if not found:
+                return []  # lines 'speaker path' whose first recording has an odd name
+            raise UsageError(f"{path}:{number}: expected a tar file as in the lines before, got '{' '.join(columns)}'")
+        beside = os.path.join(os.path.dirname(path), columns[0])
+        found.append(columns[0] if os.path.isfile(columns[0]) or not os.path.isfile(beside) else beside)
+    return found
 
 
 def recordings_of(path):
@@ -113,7 +139,7 @@ def write_index(path: str, shown: str, stamp: tuple[int, int]) -> Shard:
 
 def _read(path: str, shown: str, size: int) -> dict:
     """The arrays of an index, from the headers of a tar file and its JSON members."""
-    found, speakers = {}, {}  # of each key: the recording (name, begin, size); the speaker
+    found, speakers = {}, {}  # of each name without its ending: the recording (name, begin, size); the speaker
     last = ""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -123,13 +149,15 @@ def _read(path: str, shown: str, size: int) -> dict:
                 if member.offset_data + member.size > size:
                     there = size - member.offset_data
                     raise UsageError(f"{place}: truncated: the header promises {member.size} bytes, {there} are there")
-                key, kind = split(name)
+                stem, ending = posixpath.splitext(name)
                 if member.isfile() and is_audio(name):
-                    if key in found:
-                        raise UsageError(f"{place}: a second recording of '{key}'")
-                    found[key] = name, member.offset_data, member.size
-                elif member.isfile() and (kind == "json" or kind in SPEAKERS):
-                    speakers.setdefault(key, _speaker(place, kind, tar.extractfile(member).read(MOST_BYTES)))
+                    if stem in found:
+                        raise UsageError(f"{place}: a second recording of '{stem}'")
+                    found[stem] = name, member.offset_data, member.size
+                elif member.isfile() and names_speaker(ending):
+                    content = tar.extractfile(member).read(MOST_BYTES)
+                    with contextlib.suppress(*([] if stem == split(name)[0] else [UsageError])):  # as of 'a.meta.json'
+                        speakers.setdefault(stem, _speaker(place, ending[1:].lower(), content))
                 tar.members.clear()  # which tarfile keeps: a million of them take a gigabyte
             end = tar.offset
         with open(path, "rb") as file:
@@ -141,15 +169,37 @@ def _read(path: str, shown: str, size: int) -> dict:
         raise UsageError(f"{shown}: not a whole tar file{last}: {error}{hint}") from error
     if not found:
         raise UsageError(f"{shown}: no recording in it")
-    for key, (name, *_) in found.items():
-        if not speakers.get(key):
-            raise UsageError(
-                f"{shown}: member '{name}': no speaker; '{key}.json' with \"speaker\", or '{key}.spk' names it"
-            )
-    names, people = Texts.of(name for name, *_ in found.values()), Texts.of(speakers[key] for key in found)
+    people = Texts.of(_speakers_of(shown, [(stem, name) for stem, (name, *_) in found.items()], speakers))
+    names = Texts.of(name for name, *_ in found.values())
     begins, sizes = (np.array([entry[i] for entry in found.values()], np.int64) for i in (1, 2))
     arrays = {"begins": begins, "sizes": sizes, "names": names.content, "name_ends": names.offsets}
     return {**arrays, "speakers": people.content, "speaker_ends": people.offsets}
+
+
+def _speakers_of(shown: str, recordings: list[tuple[str, str]], speakers: dict[str, str]) -> list[str]:
+    """The speaker of each recording (stem, name), of whose names ``speakers`` has some.
+
+    The member with the speaker has the name of the recording up to its last dot, as in wespeaker's shards of utterances
+    called `00001.wav`, or up to its first, WebDataset's key.
+    """
+    people, keys = [], set()
+    for stem, name in recordings:
+        key = split(name)[0]
+        speaker = speakers.get(stem) or speakers.get(key)
+        if not speaker:
+            raise UsageError(
+                f"{shown}: member '{name}': no speaker; '{key}.json' with \"speaker\", or '{key}.spk' names it"
+            )
+        if not speakers.get(stem) and key in keys:
+            raise UsageError(f"{shown}: member '{name}': a second recording of '{key}'")
+        keys.add(key)
+        people.append(speaker)
+    return people
+
+
+def names_speaker(ending: str) -> bool:
+    """Whether a member with this ending says who speaks."""
+    return ending[1:].lower() in ("json", *SPEAKERS)
 
 
 def is_shard(path) -> bool:
@@ -159,15 +209,15 @@ def is_shard(path) -> bool:
         with tarfile.open(path, "r:") as tar:
             for member in itertools.islice(tar, LOOKED_AT):
                 name = plain(member.name)
-                key, kind = split(name)
+                stem, ending = posixpath.splitext(name)
                 if not member.isfile():
                     continue
                 if is_audio(name):
-                    recordings.add(key)
-                elif (kind == "json" or kind in SPEAKERS) and _speaker(
-                    name, kind, tar.extractfile(member).read(MOST_BYTES)
+                    recordings |= {stem, split(name)[0]}
+                elif names_speaker(ending) and _speaker(
+                    name, ending[1:].lower(), tar.extractfile(member).read(MOST_BYTES)
                 ):
-                    named.add(key)
+                    named.add(stem)
                 if recordings & named:
                     return True
     except (tarfile.TarError, OSError, UsageError):

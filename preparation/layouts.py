@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from corpus.list_forms import form_of
+from corpus.tars import shards_of
 from errors import UsageError
 from preparation import known, parquet, shards, tables
 from preparation.corpora import Corpus, Reading
@@ -37,9 +39,9 @@ NAMES = (*FOLDERS, *TABLES)
 def read_corpus(path: Path, reading: Reading) -> Corpus:
     """Read a corpus of the layout that is named, or else recognised; noise beside a corpus that is named is too."""
     if path.is_file():
-        reader = TABLES.get(reading.layout) or FILES.get(path.suffix.lower())
-        if reader is None:
-            raise UsageError(f"prepare_data.py: '{path}' is no folder, no archive and no {', '.join(FILES)}")
+        if path.name in ("wav.scp", "utt2spk"):
+            return read_corpus(path.parent, reading)
+        reader = TABLES.get(reading.layout) or FILES.get(path.suffix.lower()) or _by_content(path)
         return reader(path, reading)
     noise = next((reader for fits, reader in map(FOLDERS.get, ("musan", "rirs")) if path.is_dir() and fits(path)), None)
     if noise is not None and reading.layout not in ("musan", "rirs", "folder"):
@@ -55,3 +57,13 @@ def read_corpus(path: Path, reading: Reading) -> Corpus:
             raise UsageError(f"--corpus {reading.layout}: '{path}' does not look so, wanted: {reason}")
         return reader(path, reading)
     return next(reader for fits, reader in FOLDERS.values() if fits(path))(path, reading)
+
+
+def _by_content(path: Path):
+    """The reader of a file whose ending tells nothing, as wespeaker's raw.list and shard.list."""
+    if shards_of(path):
+        return shards.read_webdataset
+    form = form_of(path)
+    if form == "lines":
+        raise UsageError(f"prepare_data.py: '{path}' is no folder, no archive and no {', '.join(FILES)}")
+    return tables.read_csv if form == "table" else tables.read_json

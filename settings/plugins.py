@@ -2,9 +2,11 @@
 
 import ast
 import contextlib
+import copy
 import importlib
 import importlib.metadata
 import inspect
+import re
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -119,6 +121,12 @@ def explained(plugin: str = ""):
         yield
     except UsageError:
         raise
+    except SystemExit as error:  # of a plug-in; the commands' own end them after --help
+        if not (place(error) or plugin):
+            raise
+        raise UsageError(
+            f"{place(error) or plugin}: ends the program ({error.code or 0}); raise an exception"
+        ) from error
     except Exception as error:  # a plug-in may raise anything
         if not (place(error) or plugin):
             raise
@@ -139,7 +147,27 @@ def place(error: BaseException) -> str:
 def in_one_line(error: BaseException, plugin: str = "") -> str:
     """An exception with its place in a plug-in, or else the ``plugin``, its type and the first line of its message."""
     parts = [place(error) or plugin, type(error).__name__, *str(error).strip().splitlines()[:1]]
-    return ": ".join(part for part in parts if part)
+    return ": ".join(part for part in parts if part).rstrip(".") + advice(error)
+
+
+# What to do about the usual mistakes, by what is said of them.
+ADVICE = {
+    r"Found no NVIDIA driver|not compiled with CUDA": "take the device of the input, x.device, in the place of .cuda()",
+    r"on the same device": "keep tensors by register_buffer, or take the device of the input, x.device",
+    r"before Module\.__init__\(\) call": "call super().__init__() first",
+    r"a leaf Variable that requires grad": "change weights under torch.no_grad() only",
+    r"same dtype|scalar type (Float|Double)": "make float32 of what numpy or a list gave: .float()",
+}
+
+
+def advice(error: BaseException) -> str:
+    """What to do about an exception of a plug-in, ' - ..'; '' if that is not known."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f" - bring {error.name.replace('.', '/')}.py too" if package in ENTRY else f" - pip install {package}"
+    if isinstance(error, FileNotFoundError):
+        return " - a relative path begins at the current folder, Path(__file__).parent is the plug-in's"
+    return next((f" - {text}" for words, text in ADVICE.items() if re.search(words, str(error))), "")
 
 
 @contextlib.contextmanager
@@ -161,7 +189,11 @@ def torchaudio_explained(plugin: str):
 
 
 def call(entry, values: dict, *leading):
-    """Call a plug-in with the keys its signature names, or with all of them if it takes ``**kwargs``."""
+    """Call a plug-in with the keys its signature names, or with all of them if it takes ``**kwargs``.
+
+    Lists are copies: a plug-in may change what it is given, and the configuration goes into checkpoints.
+    """
+    values = {name: copy.copy(value) if isinstance(value, (list, dict)) else value for name, value in values.items()}
     parameters = inspect.signature(entry).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     taken, names = names[: len(leading)], names[len(leading) :]
@@ -177,7 +209,8 @@ def parse(path: Path) -> ast.Module:
     except SyntaxError as error:
         raise UsageError(f"{path.parent.name}/{path.name}:{error.lineno}: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}") from error
+        hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}{hint}") from error
 
 
 def _entry_node(tree: ast.Module, name: str):
@@ -190,6 +223,12 @@ def _entry_node(tree: ast.Module, name: str):
         if isinstance(node, ast.ImportFrom) and name in _names(node):
             return node
     return None
+
+
+def defined(folder: str, name: str) -> list[str]:
+    """The names of the classes and functions of a plug-in file."""
+    tree = parse(ROOT / folder / f"{name}.py")
+    return [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
 
 
 def _callable_of(node) -> ast.FunctionDef | None:

@@ -305,7 +305,8 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
         raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
     declared = plugins.declaration(folder, name)
     if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-        what = f"does not define {plugins.ENTRY[folder]}"
+        there = ", ".join(plugins.defined(folder, name)) if name.isidentifier() else ""
+        what = f"does not define {plugins.ENTRY[folder]}" + (f"; it defines {there}" if there else "")
         if not name.isidentifier():
             what = "cannot be imported; name it with letters, digits and _"
         raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")
@@ -346,7 +347,8 @@ def _resolve_plugin_keys(values: dict, written: dict, notes: list, mistakes: Mis
                 values.setdefault(name, list(default) if isinstance(default, tuple) else default)
         for name in declaration.required:
             if name not in {**values, **written} and name not in RUNTIME_KEYS:
-                mistakes.add(f"{declaration.path.parent.name}/{declaration.path.name}: needs a value for '{name}'")
+                plugin = f"{declaration.path.parent.name}/{declaration.path.name}"
+                mistakes.add(f"{plugin}: needs a value for '{name}'; set the key, or give the argument a default")
     model = found.get("models")
     mistakes.lines += _fixed_rates(values, written, found)
     if "frontend" in found and model is not None:

@@ -249,7 +249,7 @@ def waiting_advice(config: Config, wait: float, speed: float, seconds: float, on
 
 def learning_rates(optimizer) -> dict[str, float]:
     """The rate of each parameter group, by its name or else its number."""
-    return {group.get("name", str(number)): group["lr"] for number, group in enumerate(optimizer.param_groups)}
+    return {group.get("name", str(number)): float(group["lr"]) for number, group in enumerate(optimizer.param_groups)}
 
 
 def by_group(rates: dict[str, float]) -> dict[str, float]:

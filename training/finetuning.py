@@ -6,6 +6,7 @@ from errors import UsageError
 from settings import plugins
 from storage import checkpoint
 from training.precision import BufferSnapshot
+from training.schedules import check_optimizer, checked_schedule
 from training.slices import cut, whole_shapes
 
 MOST_LISTED = 20  # tensors of a kind that are named before the rest is counted
@@ -188,8 +189,8 @@ def build_optimizer(config: Config, network, steps_per_epoch: int, world: int) -
     values["steps_per_epoch"] = steps_per_epoch
     groups = parameter_groups(network, values)
     optimizer = plugins.build("optimizer", config.optimizer, values, groups)
-    scheduler, unit = plugins.build("scheduler", config.scheduler, values, optimizer)
-    if unit not in ("epoch", "iteration"):
-        raise UsageError(f"scheduler/{config.scheduler}.py: must say 'epoch' or 'iteration', not {unit}")
+    check_optimizer(optimizer, config.optimizer)
+    made = plugins.build("scheduler", config.scheduler, values, optimizer)
+    scheduler, unit = checked_schedule(made, config.scheduler, config.max_epoch, steps_per_epoch)
     check_ratio(optimizer, values, config.scheduler)
     return optimizer, scheduler, unit

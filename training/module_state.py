@@ -2,6 +2,8 @@
 
 import collections
 import copy
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,14 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 class ModuleState:
     """Copies the plain attributes of a network's modules, and puts them back after a step that is refused.
 
-    Modules of torch itself keep all their state in parameters and buffers, so only those of plug-ins are looked at.
+    Modules of torch itself keep all their state in parameters and buffers, so only those of plug-ins are looked at, and
+    the generators that their files keep as names of their own.
     """
 
     def __init__(self, network: nn.Module):
         self.modules = [(n, m) for n, m in network.named_modules() if not type(m).__module__.startswith("torch.")]
+        files = {type(module).__module__ for _, module in self.modules}
+        self.modules += [(f"file {name}", sys.modules[name]) for name in sorted(files & sys.modules.keys())]
         self.copies: dict[tuple[str, str], Any] = {}
 
     def take(self):
@@ -68,6 +73,8 @@ class ModuleState:
         """Put saved attributes back into modules; names of methods are left alone."""
         for name, module in self.modules:
             for key, value in state.get(name, {}).items():
+                if isinstance(module, types.ModuleType) and key not in states_of(module):
+                    continue
                 if key not in OF_EVERY_MODULE and not hasattr(type(module), key) and is_state(vars(module).get(key)):
                     put_back(module.__dict__, key, value)
 
@@ -94,8 +101,10 @@ def cpu_copy(network: nn.Module) -> nn.Module:
     return copy_of
 
 
-def states_of(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that may be a state."""
+def states_of(module) -> dict[str, Any]:
+    """The attributes of a module that may be a state; of a file its generators."""
+    if isinstance(module, types.ModuleType):
+        return {k: v for k, v in vars(module).items() if isinstance(v, generators.OBJECTS)}
     own = {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}
     return {k: v for k, v in own.items() if not k.startswith(OF_FSDP)}
 

@@ -140,20 +140,39 @@ class LossScaler:
 class BufferSnapshot:
     """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass.
 
+    A forward pass may also put another tensor in the place of a buffer, as ``self.mean = 0.9 * self.mean + ..`` does.
     ``nonfinite_by_design``: names of buffers that are not checked; default those that are not finite now.
     """
 
     def __init__(self, module, nonfinite_by_design=None):
-        by_type = {}
-        for buffer in module.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        floating = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
+        self.module = module
         if nonfinite_by_design is None:  # a buffer that holds infinities from the start, as a mask of -inf does
+            floating = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
             nonfinite_by_design = {n for n, b in floating.items() if not bool(b.isfinite().all())}
         self.nonfinite_by_design = nonfinite_by_design
-        named = [(n, b) for n, b in floating.items() if n not in self.nonfinite_by_design]
-        self.names, self.floating = [n for n, _ in named], [b for _, b in named]
-        self.groups = [(buffers, [b.clone() for b in buffers]) for buffers in by_type.values()]
+        self.find()
+
+    def find(self):
+        """Note the buffers that there are, and make room for a copy of them."""
+        self.places, by_type = [], {}  # of each buffer: the dict of its module's buffers, its name there, itself
+        for module in self.module.modules():
+            owner = (
+                module._buffers if isinstance(module._buffers, dict) else {}
+            )  # those of torch.jit stay what they are
+            self.places += [(owner, key, buffer) for key, buffer in owner.items() if buffer is not None]
+        for buffer in self.module.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        where = {id(buffer): (owner, key) for owner, key, buffer in self.places}
+        named = {n: b for n, b in self.module.named_buffers() if b.is_floating_point()}
+        checked = {n: b for n, b in named.items() if n not in self.nonfinite_by_design}
+        self.names = list(checked)
+        self.checked = [where.get(id(buffer), ({"": buffer}, "")) for buffer in checked.values()]
+        self.groups = [(buffers, [b.detach().clone() for b in buffers]) for buffers in by_type.values()]
+
+    @property
+    def floating(self) -> list[torch.Tensor]:
+        """The buffers that are checked, as they are now."""
+        return [owner[key] for owner, key in self.checked]
 
     def first_bad(self) -> str:
         """Name the first buffer that is not finite, else the largest, whose square overflows; '' without buffers."""
@@ -167,11 +186,16 @@ class BufferSnapshot:
     @torch.no_grad()
     def take(self):
         """Copy the buffers."""
+        if any(owner.get(key) is not buffer for owner, key, buffer in self.places):
+            self.find()
+            return
         for buffers, copies in self.groups:
             torch._foreach_copy_(copies, buffers)
 
     @torch.no_grad()
     def restore(self):
-        """Put the copy back."""
+        """Put the copy back, and each buffer where it was."""
         for buffers, copies in self.groups:
-            torch._foreach_copy_(buffers, copies)
+            torch._foreach_copy_([buffer.detach() for buffer in buffers], copies)
+        for owner, key, buffer in self.places:
+            owner[key] = buffer

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from config import Config
+from settings import plugins
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")
@@ -255,12 +256,20 @@ class Progress:
             step_schedule(scheduler, optimizer)
 
 
-def step_schedule(scheduler, optimizer):
+def step_schedule(scheduler, optimizer, plugin: str = ""):
     """Move a schedule on. A rate that is no real number becomes NaN, with which no update is taken.
 
-    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step.
+    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step. After an
+    exception, which is a UsageError if the schedule's file ``plugin`` is given, it stands where it was.
     """
-    scheduler.step()
+    before = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
+    try:
+        with plugins.explained(plugin) if plugin else contextlib.nullcontext():
+            scheduler.step()
+    except Exception:
+        if before:
+            scheduler.load_state_dict(before)
+        raise
     groups = optimizer.param_groups
     if any(isinstance(group["lr"], complex) for group in groups):
         for group in groups:

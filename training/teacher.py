@@ -13,7 +13,7 @@ from settings import plugins
 from settings.reader import Setting, resolve
 from storage import checkpoint
 from storage.files import sha256_of
-from training.front_end import with_front_end
+from training.model import build_model
 from training.trained import configuration_of, network_of
 
 
@@ -22,7 +22,7 @@ class Holder(nn.Module):
 
     def __init__(self, values: dict):
         super().__init__()
-        self.__S__ = plugins.build("models", values["model"], with_front_end(values))
+        self.__S__ = build_model(values)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,11 @@ def test_bad_files_are_named(tmp_path):
             "a/1.wav anna\nb/2.flac bert\n",
             ":1: the columns are swapped, write 'speaker path', as 'anna a",
         ),
-        (read_trials, "a b 1\n", ":1: the columns are 'pathA pathB label'; the trainer reads the label first"),
+        (
+            read_trials,
+            "a b 1\n",
+            ":1: the columns are 'pathA pathB label'; the trainer reads the label first: awk '{print $3",
+        ),
     ],
 )
 def test_list_errors_have_line_numbers(tmp_path, reader, text, message):

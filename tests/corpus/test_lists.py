@@ -70,7 +70,10 @@ def test_kaldi_and_json_lists_are_read_as_they_are(tmp_path):
     entries = [{"wav": "/data/a 1.wav", "spk": "anna"}, {"path": "b.wav", "speaker": "anna"}]
     entries.append({"audio_filepath": "c.wav", "label": "bert", "duration": 3.0, "offset": 0})
     lines.write_text("\n".join(map(json.dumps, entries)))
-    for found in (read(kaldi), read(kaldi / "wav.scp"), read(lines)):
+    for name in ("raw.list", "train_manifest.json"):  # as wespeaker and NeMo call theirs
+        (tmp_path / name).write_text("\n" + lines.read_text())
+    others = [read(tmp_path / name) for name in ("raw.list", "train_manifest.json")]
+    for found in (read(kaldi), read(kaldi / "wav.scp"), read(lines), *others):
         assert list(found.speakers) == ["anna", "bert"] and found.labels.tolist() == [0, 0, 1]
         assert list(found.paths) == ["/data/a 1.wav", "b.wav", "c.wav"]
         assert (found.file(0), found.file(1)) == ("/data/a 1.wav", "root/b.wav")
@@ -97,6 +100,14 @@ def test_kaldi_and_json_lists_are_read_as_they_are(tmp_path):
         ),
         ("x.jsonl", "[1]\n", "x.jsonl:1: expected an object with a path and a speaker"),
         ("x.jsonl", "{\n", "x.jsonl:1: not a line of JSON"),
+        (
+            "x.json",
+            '{\n "u1": {"wav": "a.wav", "spk_id": "s"}\n}\n',
+            "x.json: one JSON value, not a line of JSON for each",
+        ),
+        ("x.json", '{"u1": {"wav": "a.wav", "spk_id": "s"}}\n', "list that python prepare_data.py"),
+        ("x.csv", "ID,duration,wav,start,stop,spk_id\n1,2,a.wav,0,9,s\n", "x.csv: a table; the train list that python"),
+        ("x.tsv", "path\tspeaker\ttext\na.wav\ts\tx\n", "x.tsv: a table; the train list that python prepare_data.py"),
         ("wav.scp", "u1 sox a.sph |\n", "wav.scp:1: a command, which is not run here"),
         ("wav.scp", "u2 a.wav\n", "wav.scp:1: utterance 'u2' has no line in"),
         ("utt2spk", "u1 s\nu2 s\n", "utt2spk: utterance 'u2' has no line in"),
@@ -109,8 +120,14 @@ def test_mistakes_in_lists_of_other_forms_name_file_and_line(tmp_path, name, tex
     (tmp_path / "utt2spk").write_text("u1 s\n")
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError) as error:
-        read(tmp_path / name if name.endswith("jsonl") else tmp_path)
+        read(tmp_path / name if name.startswith("x.") else tmp_path)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_speaker_may_be_called_as_json_begins(tmp_path):
+    path = tmp_path / "list"
+    path.write_text("{a} 1.wav\n[b 2.wav\nc,path,speaker 3.wav\n")
+    assert list(read(path).speakers) == ["[b", "c,path,speaker", "{a}"]
 
 
 def test_several_lists_are_one_set(tmp_path):

@@ -17,7 +17,7 @@ import pack_data
 from corpus.crop import Crop
 from corpus.list_forms import why_no_list
 from corpus.pack import Pack
-from corpus.tars import INDEX, shard_at
+from corpus.tars import INDEX, is_shard, shard_at
 from corpus.train_list import read_train_list
 from errors import UsageError
 from settings.checks import check_paths
@@ -117,6 +117,30 @@ def test_the_library_reads_our_shards_and_we_read_those_of_wespeaker(files, tmp_
     speakers, labels, paths, lines = read_train_list(tmp_path / "a.tar")
     assert (speakers, labels.tolist(), lines) == (["p0", "p1", "p2"], [0, 1, 2], [1, 2, 3])
     assert all(np.array_equal(read_audio(path)[0], x) for path in paths)
+    members = {
+        f"id{n}/v/0000{n}.wav{ending}": content
+        for n in range(2)
+        for ending, content in ((".spk", f"id{n}".encode()), (".wav", coded.getvalue()), (".meta.json", b"[]"))
+    }
+    for name, number in (("b.tar", 0), ("c.tar", 1)):  # its key of an utterance is the name of the file, with ending
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, content in members.items():
+                if f"id{number}/" in member:
+                    info = tarfile.TarInfo(member)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    assert is_shard(tmp_path / "b.tar")
+    listed = tmp_path / "shard.list"
+    listed.write_text(f"{tmp_path / 'b.tar'}\nc.tar\n\n")  # the second is found beside the list
+    speakers, labels, paths, lines = read_train_list(listed)
+    assert (speakers, labels.tolist(), lines) == (["id0", "id1"], [0, 1], [1, 1])
+    assert paths[1] == f"{tmp_path}/c.tar/id1/v/00001.wav.wav" and np.array_equal(read_audio(paths[1])[0], x)
+    assert why_no_list(listed) == ""
+    listed.write_text(f"{tmp_path / 'b.tar'}\nid1 c.tar\n")
+    with pytest.raises(
+        UsageError, match=r"shard\.list:2: expected a tar file as in the lines before, got 'id1 c\.tar'"
+    ):
+        read_train_list(listed)
 
 
 def spoilt(kind, content, path):

@@ -1,5 +1,6 @@
 """Whatever a plug-in raises is one line with its place; the whole traceback comes with --traceback."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -36,22 +37,31 @@ IN_EVALUATION = HEAD + BODY.replace("FAIL", "assert self.training, 'in evaluatio
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    """Write a model as models/Wrong.py of a checkout."""
-    root = tmp_path / "checkout"
-    (root / "models").mkdir(parents=True)
-    for folder in ("loss", "optimizer", "scheduler"):
-        (root / folder).symlink_to(plugins.ROOT / folder)
-    package = plugins.importlib.import_module("models")
-    monkeypatch.setattr(package, "__path__", [str(root / "models"), *package.__path__])
+def plug_in(tmp_path, monkeypatch):
+    """Write a plug-in as FOLDER/Wrong.py of a checkout that has the others too."""
+    root, folders = tmp_path / "checkout", ("models", "loss", "optimizer", "scheduler")
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for path in (plugins.ROOT / folder).glob("*.py"):
+            (root / folder / path.name).symlink_to(path)
+        package = plugins.importlib.import_module(folder)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(root / folder)])
     monkeypatch.setattr(plugins, "ROOT", root)
 
-    def write(source):
-        (root / "models" / "Wrong.py").write_text(source)
+    def write(folder, source):
+        (root / folder / "Wrong.py").write_text(source)
         plugins.importlib.invalidate_caches()
+        sys.modules.pop(f"{folder}.Wrong", None)
 
     yield write
-    sys.modules.pop("models.Wrong", None)
+    for folder in folders:
+        sys.modules.pop(f"{folder}.Wrong", None)
+
+
+@pytest.fixture
+def model(plug_in):
+    """Write a model as models/Wrong.py of a checkout."""
+    return functools.partial(plug_in, "models")
 
 
 @pytest.fixture
@@ -59,6 +69,90 @@ def arguments(settings):
     """The command line of a run with that model."""
     left = {k: v for k, v in settings.items() if k not in ("channels", "aggregate", "n_mels")}
     return [f"--{k}={v}" for k, v in {**left, "model": "Wrong", "device": "cpu"}.items()]
+
+
+HEAD_OF_LOSS = """import torch
+from utils import accuracy
+
+
+class LossFunction(torch.nn.Module):
+    def __init__(self, nOut, nClasses, **kwargs):
+        super().__init__()
+        self.fc, self.kept = torch.nn.Linear(nOut, nClasses), []
+
+    def forward(self, x, label=None):
+        scores = self.fc(x)
+"""
+KEEPS = (
+    HEAD_OF_LOSS
+    + """        self.kept = [*self.kept[-1:], x.mean(0)]
+        scores = scores + torch.stack(self.kept).mean()
+        return torch.nn.functional.cross_entropy(scores, label), accuracy(scores, label)
+"""
+)
+ENDS = "import sys\n\ndef MainModel(nOut):\n    sys.exit('no GPU')\n"
+SCHEDULE = "from torch.optim.lr_scheduler import OneCycleLR\n\ndef Scheduler(optimizer, **keys):\n"
+SCHEDULE += "    return OneCycleLR(optimizer, 0.1, total_steps=3), 'iteration'\n"
+RATES = "from torch.optim.lr_scheduler import LambdaLR\n\ndef Scheduler(optimizer, **keys):\n"
+RATES += "    return LambdaLR(optimizer, lambda step: [1, 2, 3, 2, 1][step]), 'iteration'\n"
+SPARSE = "import torch\n\ndef Optimizer(parameters, **keys):\n    return torch.optim.SparseAdam(parameters)\n"
+MISTAKES = {  # folder, source, what is said of it
+    "no super": ("models", HEAD.replace("        super().__init__()\n", "") + BODY, "first; --traceback"),
+    "package": (
+        "models",
+        "import not_here\n\ndef MainModel(nOut):\n    pass\n",
+        " - pip install not_here; --traceback",
+    ),
+    "helper": ("models", "from models.other import *\n\ndef MainModel(nOut):\n    pass\n", "bring models/other.py too"),
+    "name": ("models", HEAD.replace("MainModel", "Model") + BODY, "does not define MainModel; it defines Model"),
+    "file": ("models", HEAD + "        open('mean.txt')\n", "a relative path begins at the current folder"),
+    "exit": ("models", ENDS, "models/Wrong.py:4: ends the program (no GPU); raise an exception"),
+    "argument": ("models", HEAD.replace("=12", ", width") + BODY, "needs a value for 'width'; set the key, or give"),
+    "graph": (
+        "loss",
+        KEEPS,
+        "graph a second time (or directly access saved tensors after they have already been freed)",
+    ),
+    "update": ("optimizer", SPARSE, "optimizer/Wrong.py: its step fails: RuntimeError: SparseAdam does not support"),
+    "schedule": (
+        "scheduler",
+        SCHEDULE,
+        "its total_steps, 3, are fewer than the 16 of this run: take max_epoch x steps",
+    ),
+}
+KEYS = {"models": "model", "loss": "trainfunc", "optimizer": "optimizer", "scheduler": "scheduler"}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_usual_mistake_is_one_line_that_says_what_to_do(plug_in, settings, capsys, case):
+    folder, source, words = MISTAKES[case]
+    plug_in(folder, source)
+    left = {k: v for k, v in settings.items() if folder != "models" or k not in ("channels", "aggregate", "n_mels")}
+    assert (
+        trainSpeakerNet.main([f"--{k}={v}" for k, v in {**left, KEYS[folder]: "Wrong", "device": "cpu"}.items()]) == 2
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and words in said[0] and "Wrong.py" in said[0]
+
+
+def test_a_plug_in_that_changes_a_list_it_is_given_leaves_the_configuration_alone(plug_in):
+    plug_in("models", "def MainModel(sizes=[1, 2], **keys):\n    sizes.append(3)\n    return sizes\n")
+    values = {"sizes": [4, 5]}
+    assert plugins.build("models", "Wrong", values) == [4, 5, 3] and values == {"sizes": [4, 5]}
+
+
+def test_a_run_whose_schedule_ends_too_early_goes_on_with_a_mended_one(plug_in, settings, capsys):
+    keys = {**settings, "scheduler": "Wrong", "device": "cpu", "max_epoch": 1}
+    plug_in("scheduler", RATES)
+    assert trainSpeakerNet.main([f"--{k}={v}" for k, v in keys.items()]) == 2
+    broken = checkpoint.load(f"{keys['save_path']}/model/last.model")
+    assert broken["step"] == 4 and broken["optimizer_state_dict"]["state"][0]["step"] == 4
+    assert broken["scheduler_state_dict"]["last_epoch"] == 4
+    assert "scheduler/Wrong.py:4: IndexError: list index out of range" in capsys.readouterr().err
+    plug_in("scheduler", RATES.replace("[step]", "[step % 5]"))
+    assert trainSpeakerNet.main([f"--{k}={v}" for k, v in keys.items()]) == 0
+    ended = checkpoint.load(f"{keys['save_path']}/model/last.model")
+    assert ended["step"] == 8 and ended["scheduler_state_dict"]["last_epoch"] == 8
 
 
 CASES = {
