@@ -14,8 +14,11 @@ def plain_names(text: str) -> str:
 
 
 def accuracy(output, target, topk=(1,)):
-    """Top-k accuracy in %: output (B, C) scores, target (B,) labels -> a list of 0-dim tensors, one for each k."""
-    order = output.topk(max(topk), dim=1).indices  # (B, max k)
+    """Top-k accuracy in %: output (B, C) scores, target (B,) labels -> a list of 0-dim tensors, one for each k.
+
+    Of fewer than k classes every one is among the best k.
+    """
+    order = output.topk(min(max(topk), output.shape[1]), dim=1).indices  # (B, max k)
     hits = order == target.view(-1, 1)
     return [hits[:, :k].any(dim=1).float().mean() * 100.0 for k in topk]
 

@@ -32,6 +32,7 @@ class LossFunction(MarginHead):
         sub_centers=1,
         top_k=0,
         top_k_penalty=0.06,
+        **others,  # losses built on this one hand on all their keys
     ):
         if sub_centers < 1 or top_k < 0 or top_k_penalty < 0:
             values = f"sub_centers {sub_centers}, top_k {top_k}, top_k_penalty {top_k_penalty}"

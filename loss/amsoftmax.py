@@ -10,7 +10,15 @@ class LossFunction(MarginHead):
     margin_range = (0.0, 1.0)  # of a cosine
     class_weights = ("weight",)
 
-    def __init__(self, nOut, nClasses, margin=0.3, scale=15.0, margin_warmup=(0, 0, "exponential")):
+    def __init__(
+        self,
+        nOut,
+        nClasses,
+        margin=0.3,
+        scale=15.0,
+        margin_warmup=(0, 0, "exponential"),
+        **others,  # losses built on this one hand on all their keys
+    ):
         super().__init__(nOut, nClasses, margin, scale, margin_warmup)
 
     def logits(self, batch, cosine):

@@ -15,7 +15,7 @@ class LossFunction(nn.Module):
 
     per_speaker = (2, None)
 
-    def __init__(self, init_w=10.0, init_b=-5.0):
+    def __init__(self, init_w=10.0, init_b=-5.0, **others):  # losses built on this one hand on all their keys
         super().__init__()
         self.test_normalize = True
         self.w = nn.Parameter(torch.tensor(float(init_w)))

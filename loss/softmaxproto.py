@@ -11,7 +11,14 @@ class LossFunction(nn.Module):
     per_speaker = (2, None)
     class_weights = ("softmax.fc.weight", "softmax.fc.bias")
 
-    def __init__(self, nOut, nClasses, init_w=10.0, init_b=-5.0):
+    def __init__(
+        self,
+        nOut,
+        nClasses,
+        init_w=10.0,
+        init_b=-5.0,
+        **others,  # losses built on this one hand on all their keys
+    ):
         super().__init__()
         self.test_normalize = True
         self.softmax = softmax.LossFunction(nOut, nClasses)

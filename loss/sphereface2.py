@@ -37,6 +37,7 @@ class LossFunction(MarginHead):
         margin_type="C",
         positive_weight=0.7,
         similarity_power=3.0,
+        **others,  # losses built on this one hand on all their keys
     ):
         if margin_type not in ("A", "C"):
             raise ValueError(f"margin_type: must be A or C, got '{margin_type}'")

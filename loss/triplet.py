@@ -15,7 +15,13 @@ class LossFunction(nn.Module):
     per_speaker = (2, 2)
     margin_range = (0.0, 4.0)  # squared distances of unit vectors
 
-    def __init__(self, margin=0.1, hard_rank=10, hard_prob=0.5):
+    def __init__(
+        self,
+        margin=0.1,
+        hard_rank=10,
+        hard_prob=0.5,
+        **others,  # losses built on this one hand on all their keys
+    ):
         super().__init__()
         self.test_normalize = True
         self.margin, self.hard_rank, self.hard_prob = margin, hard_rank, hard_prob

@@ -142,6 +142,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``m_channels`` is the width of the 2-D head, ``init_channels`` that of the first TDNN layer.
 

@@ -141,6 +141,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``channels`` is 512 or 1024 in the published results and must be a multiple of 8.
 

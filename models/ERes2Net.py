@@ -149,6 +149,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build ERes2Net of ``size`` base, large or huge, or ERes2NetV2 of size V2 or V2_w24s4ep4.
 

@@ -155,7 +155,13 @@ class RawNet3(nn.Module):
         return self.fc6(self.bn5(self.pool(x)))
 
 
-def MainModel(nOut=256, encoder_type="ECA", sinc_stride=10, channels=1024):
+def MainModel(
+    nOut=256,
+    encoder_type="ECA",
+    sinc_stride=10,
+    channels=1024,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
+):
     """Build the model: one attention weight for each channel and frame (``encoder_type`` ECA) or each frame (ASP).
 
     ``sinc_stride`` is the step between frames of the filters in samples, ``channels`` a multiple of 8.

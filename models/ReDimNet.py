@@ -442,6 +442,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model of ``size`` B0 to B6; published are 60 mel filters for B0, 72 for the others.
 

@@ -125,6 +125,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model of ``depth`` 18, 34, 50, 101, 152, 221 or 293; ``m_channels`` is the width of the first stage.
 

@@ -50,6 +50,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``encoder_type`` SAP or ASP."""
     frontend = FrontEnd(

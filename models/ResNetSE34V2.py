@@ -51,6 +51,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``n_mels`` is a multiple of 8, ``encoder_type`` SAP or ASP."""
     if n_mels % 8:

@@ -64,6 +64,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``encoder_type`` SAP, TAP, ASP or MAX, ``num_filters`` the width of each convolution."""
     if encoder_type not in ENCODERS:

@@ -58,6 +58,7 @@ def MainModel(
     spec_augment=(0, 0),
     sample_rate=16000,
     frontend=None,
+    **others,  # keys of other plug-ins, which files that build on this one hand on
 ):
     """Build the model; ``stats_channels`` is the width that is pooled, ``pooling`` one of models/pooling.py.
 

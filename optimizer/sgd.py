@@ -3,7 +3,7 @@
 import torch
 
 
-def Optimizer(parameters, lr=0.001, weight_decay=0.0, momentum=0.9, nesterov=True, fused=False):
+def Optimizer(parameters, lr=0.001, weight_decay=0.0, momentum=0.9, nesterov=True, fused=False, **others):
     """Build torch's SGD; ``fused`` updates all weights in one pass over memory, and takes no sparse gradients."""
     nesterov = nesterov and momentum > 0
     options = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "fused": fused}

@@ -5,7 +5,7 @@ import math
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=0.0, warmup_epochs=0.0):
+def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=0.0, warmup_epochs=0.0, **others):
     """Step by iteration; the last step of ``max_epoch`` is at ``lr_min``."""
     warmup = warmup_epochs * steps_per_epoch
     total = max(max_epoch * steps_per_epoch - 1, 1)

@@ -5,7 +5,7 @@ import math
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=5e-5, warmup_epochs=6.0):
+def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=5e-5, warmup_epochs=6.0, **others):
     """Step by iteration. The fall runs from the first step, the warm-up multiplies it from 0 to 1."""
     if lr_min <= 0:
         raise ValueError(f"lr_min: must be above 0, an exponential fall never gets there; got {lr_min:g}")

@@ -5,7 +5,7 @@ import math
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=1e-6, warmup_share=0.3):
+def Scheduler(optimizer, steps_per_epoch, max_epoch, lr, lr_min=1e-6, warmup_share=0.3, **others):
     """Step by iteration: ``warmup_share`` of all steps rise from lr/25, the rest fall to ``lr_min``."""
     total = max(max_epoch * steps_per_epoch - 1, 1)
     peak = max(warmup_share * total, 1.0)

@@ -3,7 +3,7 @@
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def Scheduler(optimizer, steps_per_epoch, lr, lr_min=1e-8, cycle_epochs=10.0):
+def Scheduler(optimizer, steps_per_epoch, lr, lr_min=1e-8, cycle_epochs=10.0, **others):
     """Step by iteration: every ``cycle_epochs`` epochs rise linearly from ``lr_min`` to the peak and fall back."""
     cycle = max(cycle_epochs * steps_per_epoch, 2.0)
     floor = lr_min / lr

@@ -1,6 +1,5 @@
 """Find plug-ins by file name, read what they declare without importing them, and call them with the keys they take."""
 
-import ast
 import contextlib
 import copy
 import importlib
@@ -9,10 +8,12 @@ import inspect
 import re
 import sys
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import ROOT, UsageError, first_line
+from settings.declarations import UNKNOWN, Declaration, Source, declaration_in, parse
+
+__all__ = ["UNKNOWN", "Declaration", "declaration", "parse"]
 
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
 ENTRY = {
@@ -27,18 +28,6 @@ PAIRS = (
     "These pairs load: torchaudio X.Y with torch X.Y up to 2.10, torchaudio 2.11.0 with torch 2.11 to 2.14, torchaudio "
     "2.11.1 with torch 2.14.1 and later; both built for the CPU alone, or both for the same CUDA"
 )
-UNKNOWN = object()  # a default that is an expression, not a literal
-
-
-@dataclass
-class Declaration:
-    """What a plug-in says of itself in its source: its keyword arguments with defaults, and class constants."""
-
-    path: Path
-    keys: dict = field(default_factory=dict)
-    own: dict = field(default_factory=dict)  # those that the entry point itself names
-    required: list = field(default_factory=list)
-    constants: dict = field(default_factory=dict)
 
 
 def available(folder: str) -> list[str]:
@@ -46,7 +35,7 @@ def available(folder: str) -> list[str]:
     names = []
     for path in sorted((ROOT / folder).glob("*.py")):
         with contextlib.suppress(UsageError):  # a broken file is complained of when it is chosen
-            if path.stem.isidentifier() and _entry_node(parse(path), ENTRY[folder]) is not None:
+            if path.stem.isidentifier() and ENTRY[folder] in Source(path, ROOT).names:
                 names.append(path.stem)
     return names
 
@@ -61,33 +50,7 @@ def declaration(folder: str, name: str) -> Declaration | None:
     path = ROOT / folder / f"{name}.py"
     if not name.isidentifier() or not path.is_file():
         return None
-    tree = parse(path)
-    entry = _entry_node(tree, ENTRY[folder])
-    if entry is None:
-        return None
-    variant = _variant_of(tree, entry, folder)
-    if variant is not None:
-        base, fixed = variant
-        keys, own = ({k: fixed.get(k, v) for k, v in part.items()} for part in (base.keys, base.own))
-        required = [name for name in base.required if name not in fixed]
-        return Declaration(path, keys, own, required, base.constants)
-    found = Declaration(path)
-    function = _callable_of(entry)
-    if function is not None:
-        keys, required, takes_all = _arguments(function)
-        found.keys.update(keys)
-        found.required = required[1:] if folder in ("optimizer", "scheduler") else required
-        for key in required[: 1 if folder in ("optimizer", "scheduler") else 0]:
-            found.keys.pop(key)
-        found.own = dict(found.keys)
-        if takes_all:  # MainModel(**kwargs) hands them on to a class or function of the same file
-            for node in tree.body:
-                inner = _callable_of(node)
-                if node is not entry and inner is not None:
-                    found.keys = {**_arguments(inner)[0], **found.keys}
-    if isinstance(entry, ast.ClassDef):
-        found.constants = _constants(entry)
-    return found
+    return declaration_in(path, ENTRY[folder], ROOT, leading=int(folder in ("optimizer", "scheduler")))
 
 
 def known_declaration(folder: str, name: str) -> Declaration:
@@ -202,91 +165,6 @@ def call(entry, values: dict, *leading):
     return entry(*leading, **{name: values[name] for name in names if name in values})
 
 
-def parse(path: Path) -> ast.Module:
-    """Parse a plug-in's source; UsageError names the line of a mistake."""
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except SyntaxError as error:
-        raise UsageError(f"{path.parent.name}/{path.name}:{error.lineno}: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}{hint}") from error
-
-
-def _entry_node(tree: ast.Module, name: str):
-    """The top-level node that binds ``name``: a class, a function, an assignment or an import."""
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return node
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            return node
-        if isinstance(node, ast.ImportFrom) and name in _names(node):
-            return node
-    return None
-
-
 def defined(folder: str, name: str) -> list[str]:
     """The names of the classes and functions of a plug-in file."""
-    tree = parse(ROOT / folder / f"{name}.py")
-    return [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-
-
-def _callable_of(node) -> ast.FunctionDef | None:
-    if isinstance(node, ast.FunctionDef):
-        return node
-    if isinstance(node, ast.ClassDef):
-        return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    return None
-
-
-def _variant_of(tree: ast.Module, entry, folder: str):
-    """(declaration, {key: value}) if an entry point is another file's, as it is or with other defaults.
-
-    ``from models.ResNet import MainModel`` is one, ``MainModel = partial(ResNet, depth=34)`` the other.
-    """
-    fixed = {}
-    name = None
-    if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Call) and entry.value.args:
-        called, first = entry.value.func, entry.value.args[0]
-        if "partial" in (getattr(called, "id", ""), getattr(called, "attr", "")) and isinstance(first, ast.Name):
-            name = first.id
-            fixed = {k.arg: _literal(k.value) for k in entry.value.keywords if k.arg}
-            entry = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and name in _names(n)), None)
-    if isinstance(entry, ast.ImportFrom) and entry.module and entry.module.startswith(f"{folder}."):
-        base = declaration(folder, entry.module.removeprefix(f"{folder}."))
-        return (base, fixed) if base is not None else None
-    return None
-
-
-def _names(node: ast.ImportFrom) -> list[str]:
-    return [alias.asname or alias.name for alias in node.names]
-
-
-def _arguments(function: ast.FunctionDef):
-    """Return ({name: default}, [names without default], takes **kwargs) of a function, without ``self``."""
-    a = function.args
-    positional = a.posonlyargs + a.args
-    if positional and positional[0].arg == "self":
-        positional = positional[1:]
-    defaults = [None] * (len(positional) - len(a.defaults)) + list(a.defaults)
-    pairs = list(zip(positional, defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
-    keys = {arg.arg: UNKNOWN if default is None else _literal(default) for arg, default in pairs}
-    return keys, [arg.arg for arg, default in pairs if default is None], a.kwarg is not None
-
-
-def _literal(node):
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return UNKNOWN
-
-
-def _constants(node: ast.ClassDef) -> dict:
-    """Class-level ``name = literal`` assignments."""
-    return {
-        target.id: _literal(statement.value)
-        for statement in node.body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
+    return Source(ROOT / folder / f"{name}.py", ROOT).defined()

@@ -9,6 +9,7 @@ import torch
 from loss import aamsoftmax, amsoftmax, sphereface2
 from loss.margin import add_angle
 from settings import plugins
+from utils import accuracy
 
 WARMUP = (20, 40, "exponential")
 HEADS = {
@@ -187,3 +188,8 @@ def test_impossible_keys_are_named(settings, tools, keys, message):
     with pytest.raises(UsageError, match=r"^loss/") as caught:
         tools.build(settings, **keys)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_accuracy_of_more_classes_than_there_are():
+    output, label = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.2]]), torch.tensor([1, 1])
+    assert [float(share) for share in accuracy(output, label, topk=(1, 2, 5))] == [50.0, 50.0, 100.0]

@@ -46,7 +46,7 @@ def MainModel(nOut=256, **kwargs):
 LOSS = """
 import torch
 import torch.nn as nn
-import loss.softmax as softmax
+import loss.aamsoftmax as aamsoftmax
 import loss.angleproto as angleproto
 from utils import accuracy
 
@@ -54,12 +54,12 @@ class LossFunction(nn.Module):
     def __init__(self, **kwargs):
         super(LossFunction, self).__init__()
         self.test_normalize = True
-        self.softmax = softmax.LossFunction(**kwargs)
+        self.aamsoftmax = aamsoftmax.LossFunction(**kwargs)
         self.angleproto = angleproto.LossFunction(**kwargs)
 
     def forward(self, x, label=None):
         assert x.size()[1] == 2
-        nlossS, prec1 = self.softmax(x.reshape(-1, x.size()[-1]), label.repeat_interleave(2))
+        nlossS, prec1 = self.aamsoftmax(x.reshape(-1, x.size()[-1]), label.repeat_interleave(2))
         nlossP, _ = self.angleproto(x, None)
         return nlossS + nlossP, prec1.reshape(1)
 """
@@ -100,7 +100,7 @@ def test_voxceleb_trainer_files_run_unchanged(settings, checkout, tmp_path):
         (checkout / folder / "theirs.py").write_text(text)
     keys = {k: v for k, v in settings.items() if k not in ("channels", "aggregate")}
     keys |= {"model": "theirs", "trainfunc": "theirs", "optimizer": "theirs", "scheduler": "theirs"}
-    keys |= {"nPerSpeaker": 2, "levels": 5, "batch_size": 3}
+    keys |= {"nPerSpeaker": 2, "levels": 5, "batch_size": 3, "easy_margin": True}
     path = tmp_path / "theirs.yaml"
     path.write_text(yaml.safe_dump(keys))
     done = train(checkout, path)
