@@ -12,14 +12,8 @@ from corpus.sources import entries_of
 from corpus.sources import shown as lists_shown
 from corpus.tars import ENDING
 from errors import plural
-from postmortem.code_fixes import (
-    FAILS_LATER,
-    CodeSearch,
-    RetrainingSearch,
-    UpdateSearch,
-    advice_for,
-    survives,
-)
+from postmortem import from_numbers
+from postmortem.code_fixes import FAILS_LATER, CodeSearch, RetrainingSearch, UpdateSearch, advice_for, survives
 from postmortem.replay import OutOfTime, ReplayError
 from postmortem.retraining import NOT_TRIED, trained_with
 from postmortem.schedule_fixes import schedule_fix, zero_settings
@@ -54,6 +48,8 @@ def recommendations(case, finding) -> list[dict]:
     if finding.detail == "code_changed":
         return [recommendation("keep the code as it is now", "none", None, True, f"with it: {case.base}")]
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
+    if not case.dump.get("format_version"):
+        quick = [recommendation(*fix, None, case.refusal) for fix in from_numbers.advice(case.dump, finding.cause)]
     present = {_key(r) for r in found}
     found += [r for r in quick if _key(r) not in present]
     found = [trained_with(case, r) for r in found]

@@ -83,8 +83,13 @@ def code_at(source: str | None) -> str:
 
 
 def recommendation_lines(advice: list[dict]) -> list[str]:
-    """Return each fix with its outcome, verified first; refuted ones share a line, and so do untested settings."""
+    """Return each fix with its outcome, verified first; refuted ones share a line, and so do untested settings.
+
+    If none was tried, each has lines of its own, and why stands once.
+    """
     lines, refuted, idle, untested = [], [], [], collections.defaultdict(list)  # untested: outcome -> short names
+    why = {fix["outcome"] for fix in advice}
+    why = why if len(advice) > 1 == len(why) and all(fix["verdict"] == "untested" for fix in advice) else set()
     number = 0
     for fix in advice:
         if fix["outcome"].startswith(NOT_APPLICABLE):
@@ -93,19 +98,20 @@ def recommendation_lines(advice: list[dict]) -> list[str]:
         if fix["verdict"] == "refuted":
             refuted.append(short_name(fix) + (" (this step only)" if fix["outcome"] == FAILS_LATER else ""))
             continue
-        if fix["verdict"] == "untested" and fix["action"] == "set":
+        if fix["verdict"] == "untested" and fix["action"] == "set" and not why:
             untested[fix["outcome"]].append(short_name(fix))
             continue
         number += 1
         lines.append(f"{number}. {MARKS[fix['verdict']]}  {fix['text']}")
-        lines.append(f"             {fix['outcome']}")
-        if fix["action"] == "set" and fix["change"] and fix["verdict"] == "verified":
+        lines += [] if why else [f"             {fix['outcome']}"]
+        if fix["action"] == "set" and fix["change"]:
             lines += [f"             YAML: {key}: {yaml_value(value)}" for key, value in fix["change"].items()]
         if fix["action"] == "fix_code" and fix["change"]:
             lines += [f"             {line}" for line in changed_lines(fix["change"]["diff"])]
     lines += [f"tried, no effect: {', '.join(refuted)}"] if refuted else []
     lines += [f"not applicable: {', '.join(idle)} (the step ran in float32)"] if idle else []
     lines += [f"untested: {', '.join(names)} ({outcome})" for outcome, names in untested.items()]
+    lines += [f"none of them was tried ({outcome})" for outcome in why]
     return lines or ["Nothing to recommend."]
 
 

@@ -7,6 +7,7 @@ import torch
 from programs import analyser
 
 from postmortem.analysis import analyse
+from postmortem.report import text_report
 from storage.dump import read_dump
 from storage.files import save_atomically
 
@@ -21,6 +22,29 @@ def test_old_dumps_of_six_keys(tmp_path):
     assert analysis.verdict["cause"] == "input" and analysis.verdict["replay"]["reproduced"] is None
     save_atomically({**OLD, "data": data.nan_to_num()}, tmp_path / "sound.pt")
     assert analyse(tmp_path / "sound.pt").verdict["cause"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ["lower the learning rate", "lr: 0.0005", "scale: 20", "mixedprec: false", "margin: 0.1", "grad_clip: 1"]),
+        ({"data": torch.full((4, 9), math.nan)}, ["check the audio files", "musan_path", "DatasetLoader.py"]),
+        ({"data": torch.full((4, 9), 1.23e8)}, ["normalise the input", "lr: 0.0005", "check the augmentation"]),
+        ({"label": torch.tensor([0, -1, 2, 3])}, ["check that nClasses fits", "train_list"]),
+    ],
+)
+def test_an_old_dump_says_what_to_look_at(tmp_path, change, words):
+    path = tmp_path / "nan_batch_3_epoch_2.pt"
+    save_atomically({**OLD, "data": torch.randn(4, 9), **change}, path)
+    analysis = analyse(path)
+    assert {fix["verdict"] for fix in analysis.verdict["recommendations"]} == {"untested"}
+    text = "\n".join(text_report(analysis)).partition("--- RECOMMENDATIONS ---")[2]
+    assert all(word in text for word in words) and text.count("an old dump has no weights") == 1
+
+
+def test_an_old_dump_of_a_sound_step_recommends_nothing(tmp_path):
+    save_atomically({**OLD, "data": torch.randn(4, 9), "loss": 2.5}, tmp_path / "sound.pt")
+    assert analyse(tmp_path / "sound.pt").verdict["recommendations"] == []
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (4, 0), (4, 100), (1, 4, 100), (4, 20, 8)])
