@@ -12,6 +12,7 @@ import time
 from torch import nn
 from tqdm import tqdm
 
+from config import Config
 from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
@@ -52,10 +53,11 @@ class SpeakerNet(nn.Module):
 
     distillation = None  # a teacher, which training/distillation.py attaches
 
-    def __init__(self, values: dict):
+    def __init__(self, values: dict | None = None, **keys):  # the keys of a configuration, in either way
         super().__init__()
+        values = Config(**{**(values or {}), **keys}).values()
         self.per_row, self.size, self.model = values["nPerSpeaker"], values["nOut"], values["model"]
-        self.trainfunc, self.mixup = values["trainfunc"], values.get("mixup", 0.0)
+        self.trainfunc, self.mixup = values["trainfunc"], values["mixup"]
         self.__S__ = build_model(values)
         self.__L__ = plugins.build("loss", values["trainfunc"], values) if values["trainfunc"] else None
         make_lazy_weights(self, values)

@@ -49,7 +49,8 @@ def recommendations(case, finding) -> list[dict]:
         return [recommendation("keep the code as it is now", "none", None, True, f"with it: {case.base}")]
     quick = quick_fixes(case, finding) if case.dump.get("reason", "data_error") != "data_error" else []
     if not case.dump.get("format_version"):
-        quick = [recommendation(*fix, None, case.refusal) for fix in from_numbers.advice(case.dump, finding.cause)]
+        shown_by = from_numbers.advice(case.dump, finding.cause)
+        quick = [recommendation(text, action, change, None, case.refusal) for text, action, change in shown_by]
     present = {_key(r) for r in found}
     found += [r for r in quick if _key(r) not in present]
     found = [trained_with(case, r) for r in found]

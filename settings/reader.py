@@ -239,7 +239,9 @@ def read_settings(argv, notes: list, mistakes: Mistakes) -> tuple[dict[str, Sett
             notes.append(f"{name}: {setting.value} (command line) overrides {in_words(old.value)} ({old.where})")
         written[name] = setting
     for name in [name for name in written if name in REFUSED]:
-        mistakes.add(f"{_unknown_place(written.pop(name), name)} is not supported: {REFUSED[name]}")
+        setting = written.pop(name)
+        if str(setting.value).lower() not in FALSE:  # what is off is as it is here
+            mistakes.add(f"{_unknown_place(setting, name)} is not supported: {REFUSED[name]}")
     return written, print_config
 
 
@@ -285,7 +287,10 @@ def _rename_aliases(settings: dict, notes: list, mistakes: Mistakes) -> dict:
         target = ALIASES.get(name, name)
         if target != name:
             notes.append(f"{_unknown_place(setting, name)} is an old name, read as '{target}'")
-        if target in renamed or (target != name and target in settings):
+        twice = target != name and target in settings
+        if twice and str(settings[target].value) == str(setting.value):
+            continue
+        if target in renamed or twice:
             mistakes.add(f"{_unknown_place(setting, name)} and '{target}' are the same key; give it once")
             continue
         renamed[target] = setting
@@ -473,6 +478,8 @@ def _unknown_message(name: str, setting: Setting, declared) -> str:
                 dashes = "--" if setting.from_command_line else ""
                 return f"{place}: unknown key '{dashes}{name}' - a key of {folder}/{other}.py, which is not chosen"
     suggestion = suggested(name, [*KEYS, *declared, *ALIASES], listed=False)
+    for old, new in ALIASES.items():
+        suggestion = suggestion.replace(f"'{old}'", f"'{new}'")
     if setting.from_command_line:
         suggestion = suggestion.replace("mean '", "mean '--")
         return f"command line: unknown key '--{name}'{suggestion}"

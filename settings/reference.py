@@ -42,7 +42,7 @@ def reference_page() -> str:
                 lines.append(f"- `{folder}/{name}.py`: " + ", ".join(f"`{k}: {_yaml(v)}`" for k, v in own.items()))
     lines += ["", "## Old names", "", "Read with a warning:", ""]
     lines += [f"- `{old}` is `{new}`" for old, new in ALIASES.items()]
-    lines += ["", "Refused, with the reason:", ""]
+    lines += ["", "Refused unless it is false, with the reason:", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in REFUSED.items()]
     return "\n".join(lines)
 

@@ -65,10 +65,19 @@ def test_each_alias_is_read_with_one_warning(tmp_path, old, new):
     assert len(notes) == 1 and f"'{old}' is an old name, read as '{new}'" in notes[0] and f"{path}:" in notes[0]
 
 
+def test_keys_of_the_fork_that_change_nothing_are_taken(tmp_path):
+    path = tmp_path / "x.yaml"
+    keys = "test_step: 2\ntest_interval: 2\nsave_every_epoch: false\nloss: softmax\ntrainfunc: softmax\n"
+    path.write_text(f"model: ResNetSE34L\n{keys}")
+    config = load_config(["--config", str(path)])[0]
+    assert config.test_interval == 2 and config.trainfunc == "softmax" and not hasattr(config, "save_every_epoch")
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
         ("nClases: 10", "unknown key 'nClases' - did you mean 'nClasses'?"),
+        ("nLcases: 10", "unknown key 'nLcases' - did you mean 'nClasses'?"),
         ("num_levels: 5", "unknown key 'num_levels'"),
         ("lr: abc", "lr: expected a number, got 'abc'"),
         ("lr: -1", "lr: must be above 0, got -1.0"),

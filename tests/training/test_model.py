@@ -120,3 +120,12 @@ def test_a_generator_of_a_plug_in_file_is_put_back_and_saved():
     saved[f"file {__name__}"]["Small"] = 5  # nothing else of the file is set
     state.load_state_dict(saved)
     assert RANDOM.random() == drawn and callable(Small)
+
+
+def test_a_network_is_made_of_keys_as_voxceleb_trainer_makes_it():
+    torch.manual_seed(0)
+    keys = {"model": "ResNetSE34L", "num_filters": [8, 8, 8, 8], "nOut": 6, "nClasses": 4, "margin": 0.2}
+    network = SpeakerNet(optimizer="adam", trainfunc="aamsoftmax", nPerSpeaker=1, **keys)
+    loss, accuracy = network(0.1 * torch.randn(1, 4, 8000), torch.arange(4))
+    assert loss.isfinite() and loss.ndim == 0 and 0 <= float(accuracy) <= 100
+    assert network(0.1 * torch.randn(2, 8000)).shape == (2, 6) and network.loss.scale == 30.0
