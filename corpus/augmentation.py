@@ -157,7 +157,10 @@ class Augmented:
         if not waits:
             self.catch_up()
         drawn = plugin.choose(len(self.x), rng, self.sounds) if waits else plugin.draw(self.x, rng, self.sounds)
-        draws = [{"kind": name, **plain(draw)} for draw in (drawn if isinstance(drawn, list) else [drawn])]
+        listed = drawn if isinstance(drawn, list) else [drawn]
+        if not all(isinstance(draw, dict) for draw in listed):
+            raise ValueError(f"augmentation '{name}': draw must return a dict or a list of dicts, not {drawn!r:.40}")
+        draws = [{"kind": name, **plain(draw)} for draw in listed]
         self.draws += draws
         if not waits:
             self.apply(plugin, draws)

@@ -1,5 +1,6 @@
 """What an exported model takes in: waveforms, the model's own features, or those that sherpa-onnx computes."""
 
+import contextlib
 import copy
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def exportable(model, kind: str):
 
     from frontend.chains import with_convolutions
 
-    network = copy.deepcopy(model.network.__S__).cpu().eval()
+    network = copy_of(model).cpu().eval()
     if kind == "waveform":
         network = with_convolutions(network)
     elif getattr(network, "frontend", None) is None:
@@ -45,6 +46,20 @@ def exportable(model, kind: str):
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
+
+
+def copy_of(model):
+    """A copy of the model's network; it is built anew where a plug-in keeps what cannot be copied.
+
+    That are locks, files, and tensors of a graph, as those of torch.nn.utils.weight_norm.
+    """
+    with contextlib.suppress(RuntimeError, TypeError):
+        network = copy.deepcopy(model.network.__S__)
+        if all(parameter.is_leaf for parameter in network.parameters()):
+            return network
+    anew = type(model.network)(model.config.values())
+    anew.load_state_dict(model.network.state_dict())
+    return anew.__S__
 
 
 def behind_sherpa(front, config):

@@ -23,7 +23,7 @@ COLUMNS = {
     "speaker": ("speaker", "speaker_id", "spk", "spk_id", "client_id", "label", "spkid", "person", "name"),
     "start": ("offset", "start", "begin"),
     "seconds": ("duration", "dur", "seconds", "length"),
-    "stop": ("stop",),  # SpeechBrain counts start and stop in samples of the file
+    "stop": ("stop",),  # SpeechBrain counts start and stop in samples of the file, 3D-Speaker in seconds
     "end": ("end",),
     "session": ("session", "session_id", "recording", "chapter_id", "video"),
     "gender": ("gender", "sex"),
@@ -370,9 +370,10 @@ def columns_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
 def _part(where: str, cell: dict, file: str) -> tuple[float, float]:
     """(start, seconds) of a part of a file; a duration alone is that of the whole file."""
     if cell.get("stop"):
-        rate = _rate_of(file)
-        start, stop = (_seconds(where, cell.get(name)) / rate for name in ("start", "stop"))
-        return start, _length(where, start, stop)
+        rate, length = _rate_and_length(file)
+        start, stop = (_seconds(where, cell.get(name)) for name in ("start", "stop"))
+        unit = 1 if stop <= length + ROUNDED else rate  # no part ends with one of the first samples
+        return start / unit, _length(where, start / unit, stop / unit)
     if cell.get("end"):
         start = _seconds(where, cell.get("start"))
         return start, _length(where, start, _seconds(where, cell["end"]))
@@ -391,13 +392,13 @@ def _is_whole(file: str, seconds: float) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _rate_of(file: str) -> int:
-    """Sample rate of a file; any of one that cannot be read, which is named where it is."""
+def _rate_and_length(file: str) -> tuple[int, float]:
+    """Sample rate and seconds of a file; any of one that cannot be read, which is named where it is."""
     try:
         with Recording(file) as recording:
-            return recording.rate
+            return recording.rate, recording.frames / recording.rate
     except AudioError:
-        return SAMPLE_RATE
+        return SAMPLE_RATE, 0.0
 
 
 def _length(where: str, start: float, end: float) -> float:

@@ -166,5 +166,6 @@ def call(entry, values: dict, *leading):
 
 
 def defined(folder: str, name: str) -> list[str]:
-    """The names of the classes and functions of a plug-in file."""
-    return Source(ROOT / folder / f"{name}.py", ROOT).defined()
+    """The names of the classes and functions of a plug-in file; [] if there is no such file."""
+    path = ROOT / folder / f"{name}.py"
+    return Source(path, ROOT).defined() if name.isidentifier() and path.is_file() else []

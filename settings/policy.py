@@ -58,6 +58,11 @@ def _entry(entry, place: str) -> dict:
     if name == ONE_OF:
         return {ONE_OF: _one_of(keys, place)}
     declared = plugins.declaration(FOLDER, name) if isinstance(name, str) else None
+    if declared is None and isinstance(name, str) and plugins.defined(FOLDER, name):
+        there = ", ".join(plugins.defined(FOLDER, name))
+        raise UsageError(
+            f"{place}: the plug-in file 'augmentation/{name}.py' does not define Augmentation, but {there}"
+        )
     if declared is None:
         known = [ONE_OF, *plugins.available(FOLDER)]
         raise UsageError(f"{place}: no plug-in 'augmentation/{name}.py'{suggested(str(name), known)}")

@@ -16,6 +16,7 @@ from corpus.sources import entries_of
 from errors import Mistakes, UsageError, suggested
 from settings import plain_yaml, plugins, policy
 from settings.command_line import TRACEBACK
+from settings.foreign import refuse_foreign
 from settings.list_keys import FIELDS, list_text
 from settings.plain_yaml import MOST_CHARACTERS, PlainLoader
 
@@ -119,6 +120,7 @@ def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise UsageError(f"{path}:{root.start_mark.line + 1}: expected 'key: value' lines")
+        refuse_foreign(path, [str(key.value) for key, _ in root.value], [value.tag for _, value in root.value])
         settings = {}
         for key_node, value_node in root.value:
             place = f"{path}:{key_node.start_mark.line + 1}"
@@ -310,7 +312,7 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
         raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
     declared = plugins.declaration(folder, name)
     if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-        there = ", ".join(plugins.defined(folder, name)) if name.isidentifier() else ""
+        there = ", ".join(plugins.defined(folder, name))
         what = f"does not define {plugins.ENTRY[folder]}" + (f"; it defines {there}" if there else "")
         if not name.isidentifier():
             what = "cannot be imported; name it with letters, digits and _"

@@ -213,7 +213,7 @@ def mine(tmp_path, monkeypatch):
         (
             "self.quietest**2 * self.training",
             "9",
-            "frontend/own.py: gives NaN or Inf for noise, and must give finite floats",
+            "frontend/own.py: gives NaN or Inf for noise, and must give finite float32",
         ),
         ("torch.nn.Module", "object", "frontend/own.py: FrontEnd makes no torch.nn.Module"),
         (

@@ -44,7 +44,8 @@ def explained(error: Exception, config: Config) -> UsageError | None:
     through = any("torch/autograd/" in file and name == "backward" for file, name in frames)
     if not advice and (not through or LOST.search(str(error))):
         return None
-    files = f"models/{config.model}.py or loss/{config.trainfunc}.py"
+    front = [f"frontend/{config.frontend}.py"] if config.frontend else []
+    files = " or ".join([*front, f"models/{config.model}.py", f"loss/{config.trainfunc}.py"])
     return UsageError(
         f"{files}: the backward pass fails: {said}{f' - {advice}' if advice else ''}; --traceback shows all of it"
     )

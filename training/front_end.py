@@ -29,9 +29,9 @@ def with_front_end(values: dict) -> dict:
     if len(given) != 3 or given[:2] != wanted or not given[2]:
         shown = given if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
         raise UsageError(f"{plugin}: must give (2, n_mels {wanted[1]}, frames) of 2 waveforms, it gives {shown}")
-    if not found.is_floating_point() or not found.isfinite().all():
-        what = "NaN or Inf" if found.is_floating_point() else str(found.dtype).removeprefix("torch.")
-        raise UsageError(f"{plugin}: gives {what} for noise, and must give finite floats")
+    if found.dtype != torch.float32 or not found.isfinite().all():
+        what = "NaN or Inf" if found.dtype == torch.float32 else str(found.dtype).removeprefix("torch.")
+        raise UsageError(f"{plugin}: gives {what} for noise, and must give finite float32")
     return {**values, "frontend": module}
 
 

@@ -36,17 +36,22 @@ def make_lazy_weights(network: nn.Module, values: dict):
 
     Then an optimizer can be given them, and a checkpoint be loaded into them.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    if not any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+    if not _is_lazy(network):
         return
     samples = samples_of(values.get("max_frames", 200), values["sample_rate"])
-    label = torch.arange(ROWS) if network.loss is not None else None
+    label = torch.arange(ROWS) % max(values["nClasses"], 1) if _is_lazy(network.loss) else None
     with torch.no_grad():
         network.eval()(noise(network.per_row, ROWS, samples), label)
     network.train()
     left = [name for name, tensor in network.named_parameters() if nn.parameter.is_lazy(tensor)]
     if left:
         raise UsageError(f"models/{values['model']}.py: '{left[0]}' is lazy and not used in the forward pass")
+
+
+def _is_lazy(module) -> bool:
+    """Whether a module has a tensor without a shape yet; a loss may be a plain function."""
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return any(nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 
 def noise(*shape: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from training import equality
 from training.distillation import facts_of_teacher
 from training.drift import refuse_drift
 from training.generators import generator_state, restore_generators, seed_everything
+from training.optimizer_state import attributes_of, restore_attributes
 from training.progress import new_best
 from training.protocol import differences
 from training.restart import is_full, newest_whole, sound_or_offered
@@ -69,6 +70,7 @@ class RunState:
         return {
             "format_version": checkpoint.FORMAT_VERSION,
             **state,
+            "optimizer_attributes": attributes_of(self.step.optimizer),
             **self.progress.state_dict(),
             "rng_state": self.ranks.gather(generator_state(self.step.device)),
             "module_state": self.ranks.gather(self.step.module_state.state_dict()),
@@ -187,6 +189,7 @@ class RunState:
             for group, values in zip(saved["param_groups"], fresh)
         ]
         optimizer.load_state_dict({**saved, "param_groups": groups})
+        restore_attributes(optimizer, state.get("optimizer_attributes", {}))
         schedule = dict(vars(scheduler))
         if not anew:
             scheduler.load_state_dict(state["scheduler_state_dict"])

@@ -1,6 +1,7 @@
 """export.py --out x.pt2: any batch and length in a new process, the least length, what cannot be held."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -99,3 +100,16 @@ def test_an_older_torch_is_told_in_one_line(tmp_path):
     model = mine(Mine())
     with pytest.raises(export.UsageError, match=r"--out: .pt2 needs torch 2.7 or later, this is .*: --out x.pt$"):
         formats.write(forms.exportable(model, "waveform"), model, "waveform", tmp_path / "x.pt2")
+
+
+def test_a_model_that_cannot_be_copied_is_built_anew(settings, tools, tmp_path):
+    trainer = tools.build(settings)
+    path = tmp_path / "a.model"
+    save_atomically(trainer.state.capture(), path)
+    model = load_model(path)
+    model.network.__S__.lock = threading.Lock()
+    expected = model.embed_batch(np.ones((1, 8000), np.float32))
+    network = forms.exportable(model, "waveform")
+    assert network is not model.network.__S__ and not any(p.requires_grad for p in network.parameters())
+    with torch.no_grad():
+        assert np.allclose(network(torch.ones(1, 8000)).numpy(), expected, atol=1e-4)

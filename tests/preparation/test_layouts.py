@@ -271,6 +271,27 @@ def test_start_and_stop_of_speechbrain_are_samples_of_the_file(tmp_path):
         assert (utterance.start, utterance.seconds, utterance.path) == (0.5, 1.0, str(tmp_path / "x.wav"))
 
 
+def test_start_and_stop_of_3dspeaker_are_seconds(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(16000 * 4), 16000)
+    rows = "1,4.0,x.wav,1.0,3.0,ann\n2,4.0,x.wav,0,4.0,ann\n"
+    (tmp_path / "train.csv").write_text("ID,dur,path,start,stop,spk\n" + rows)
+    part, whole = read_corpus(tmp_path / "train.csv", Reading()).utterances
+    assert (part.start, part.seconds, part.speaker) == (1.0, 2.0, "ann") and not whole.is_part
+
+
+def test_files_without_a_known_ending_are_read_by_what_they_hold(tmp_path):
+    sound(tmp_path / "x.wav")
+    (tmp_path / "raw.list").write_text('{"key": "u1", "spk": "ann", "wav": "x.wav"}\n')
+    (tmp_path / "wav.scp").write_text("u1 x.wav\n")
+    (tmp_path / "utt2spk").write_text("u1 ann\n")
+    for name in ("raw.list", "wav.scp", "utt2spk"):
+        (utterance,) = read_corpus(tmp_path / name, Reading()).utterances
+        assert (utterance.speaker, utterance.path) == ("ann", str(tmp_path / "x.wav"))
+    (tmp_path / "notes").write_text("ann x.wav\n")
+    with pytest.raises(UsageError, match=r"is no folder, no archive and no \.jsonl"):
+        read_corpus(tmp_path / "notes", Reading())
+
+
 @pytest.mark.parametrize(
     "text", ["[ROW,\nROW]", "\n [ROW, ROW]\n", '{"a": ROW, "b": ROW}', "ROW\nROW\n", '\n{"a": ROW,\n"b": ROW}']
 )

@@ -273,3 +273,29 @@ def test_the_flags_of_a_key_that_was_a_bool_once_go_on():
     assert load_config([*BASE, "--nan_recheck"])[0].nan_recheck == "same"
     assert load_config([*BASE, "--no-nan_recheck"])[0].nan_recheck == "none"
     assert "nan_recheck: must be one of none, same, cpu; got 'gpu'" in error_of([*BASE, "--nan_recheck", "gpu"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "exp_dir: exp\nmodel: ResNet34\nmodel_args:\n  feat_dim: 80\ndataset_args:\n  shuffle: True\n",
+            "of wespeaker,",
+        ),
+        ("lr: 0.2\nfeature_extractor:\n  obj: F\nembedding_model:\n  obj: E\n", "of 3D-Speaker, whose keys are others"),
+        (
+            "name: T\nmodel:\n  loss: x\ntrainer:\n  devices: 1\nexp_manager:\n  name: a\n",
+            "configs/ECAPA_TDNN_AAM.yaml",
+        ),
+        (
+            "seed: 1\nfolder: !ref results/<seed>\n",
+            "of SpeechBrain, whose keys are others; begin with configs/recipes/",
+        ),
+    ],
+)
+def test_a_configuration_of_another_toolkit_is_one_line(tmp_path, text, words):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"^{path}: a configuration of ") as caught:
+        load_config(["--config", str(path)])
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -46,8 +46,8 @@ def test_lazy_layers_train_and_are_loaded_into(settings, tools, monkeypatch):
     assert torch.equal(tools.build(settings).network.__S__.last.weight, before)  # of the seed
     assert trainer.train_step(tools.batches(trainer)[:1]) is not None
     assert not torch.equal(trainer.network.__S__.last.weight, before)
-    other = SpeakerNet(trainer.config.values())
-    other.load_state_dict(trainer.network.state_dict())
+    other = SpeakerNet({**trainer.config.values(), "nClasses": 1, "trainfunc": ""})  # as an evaluation builds it
+    other.load_state_dict(trainer.network.state_dict(), strict=False)
     assert torch.equal(other.__S__.last.weight, trainer.network.__S__.last.weight)
 
 

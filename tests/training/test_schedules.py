@@ -5,6 +5,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from errors import UsageError
+from training.optimizer_state import attributes_of, restore_attributes
 from training.schedules import Kept, check_optimizer, checked_schedule, untrained
 
 
@@ -86,3 +87,43 @@ def test_weights_in_no_group_are_named():
     assert untrained(torch.optim.SGD(network.parameters(), lr=1.0), network) == ""
     said = untrained(torch.optim.SGD(network[0].parameters(), lr=1.0), network)
     assert said == "the optimizer was given '1.weight' and 1 more and holds it in no group: it will not train"
+
+
+class Slow(torch.optim.Optimizer):
+    """Lookahead as people write it: what it remembers stands in attributes."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+        self.steps, self.slow, self.norms, self.rule = 0, {}, [], lambda step: step
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(0.1 * parameter.grad)
+            slow = self.slow.setdefault(parameter, parameter.clone())
+            self.norms = [*self.norms[-2:], float(parameter.norm())]
+            if self.steps % 2 == 0:
+                slow.add_(parameter - slow, alpha=0.5)
+                parameter.copy_(slow)
+
+
+def test_what_an_optimizer_keeps_in_attributes_goes_on_too(tmp_path):
+    def stepped(optimizer, parameter, times):
+        for _ in range(times):
+            optimizer.zero_grad()
+            parameter.square().sum().backward()
+            optimizer.step()
+
+    first, second = (torch.nn.Parameter(torch.arange(3.0)) for _ in range(2))
+    one, other = Slow([first]), Slow([second])
+    stepped(one, first, 3)
+    torch.save({"weights": first.data, "attributes": attributes_of(one)}, tmp_path / "state")
+    saved = torch.load(tmp_path / "state", weights_only=True)
+    assert saved["attributes"].keys() == {"steps", "slow", "norms"}
+    second.data.copy_(saved["weights"])
+    restore_attributes(other, {**saved["attributes"], "param_groups": [], "unknown": 1})
+    stepped(one, first, 3)
+    stepped(other, second, 3)
+    assert torch.equal(first, second) and other.norms == one.norms and other.steps == 6 and callable(other.rule)
+    assert attributes_of(adam()) == {}
