@@ -312,8 +312,7 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
         raise UsageError(f"{key}: is not set; choose one of {', '.join(plugins.available(folder))}")
     declared = plugins.declaration(folder, name)
     if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
-        there = ", ".join(plugins.defined(folder, name))
-        what = f"does not define {plugins.ENTRY[folder]}" + (f"; it defines {there}" if there else "")
+        what = f"does not define {plugins.ENTRY[folder]}, but {', '.join(plugins.defined(folder, name)) or 'nothing'}"
         if not name.isidentifier():
             what = "cannot be imported; name it with letters, digits and _"
         raise UsageError(f"{key}: the plug-in file '{folder}/{name}.py' {what}")

@@ -104,7 +104,7 @@ MISTAKES = {  # folder, source, what is said of it
         " - pip install not_here; --traceback",
     ),
     "helper": ("models", "from models.other import *\n\ndef MainModel(nOut):\n    pass\n", "bring models/other.py too"),
-    "name": ("models", HEAD.replace("MainModel", "Model") + BODY, "does not define MainModel; it defines Model"),
+    "name": ("models", HEAD.replace("MainModel", "Model") + BODY, "does not define MainModel, but Model"),
     "file": ("models", HEAD + "        open('mean.txt')\n", "a relative path begins at the current folder"),
     "exit": ("models", ENDS, "models/Wrong.py:4: ends the program (no GPU); raise an exception"),
     "argument": ("models", HEAD.replace("=12", ", width") + BODY, "needs a value for 'width'; set the key, or give"),
