@@ -216,12 +216,13 @@ class ModelTrainer:
             with self.progress.at(step.place), self.saved_if_it_fails():
                 self.late.forward(step)
             settled = self.settle()
-            if not bad_setting(self.optimizer):
+            if self.late.possible and not bad_setting(self.optimizer):
                 with self.progress.at(step.place), self.saved_if_it_fails():
                     if self.late.begun is None:  # the step before was looked at, or taken again
                         self.late.forward(step)
-                    self.late.update(step)
-                return settled
+                    if self.late.begun is not None:
+                        self.late.update(step)
+                        return settled
             self.late.discard()
         self.settle()
         with self.progress.at(step.place):

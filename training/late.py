@@ -14,6 +14,7 @@ from training.step import Step
 from training.update import UpdateGuard
 
 KEPT = ("generators", "buffers", "module_state", "guard")  # of a Step: what there was before the step
+WAITED = "each step is checked before the next begins (nan_check: now)"  # without memory for a second copy
 
 
 class Reading:
@@ -72,11 +73,19 @@ class LateStep:
         return kept and not self.step.scaler.enabled
 
     def forward(self, launched: Launched):
-        """Copy what the step may change, and queue its forward and backward pass."""
+        """Copy what the step may change, and queue its forward and backward pass: it has ``begun``.
+
+        Without memory for the copies it has not, and from now on late steps are not ``possible``.
+        """
         if self.pending is not None:
             self.swap()
         self.begun = launched
         self.step.begin(launched.epoch)
+        if not self.step.guard.keeps:
+            self.begun = None
+            if self.swapped:  # back to the copies of the step before
+                self.swap()
+            return
         results = self.step.forward_backward(launched.window, poison=launched.poison)
         launched.figures = self.step.figures(results, poison=launched.poison)
 
@@ -119,7 +128,7 @@ class LateStep:
                 "generators": None,
                 "buffers": BufferSnapshot(step.network, step.buffers.nonfinite_by_design),
                 "module_state": ModuleState(step.network),
-                "guard": UpdateGuard(step.optimizer, step.network, step.guard.log),
+                "guard": UpdateGuard(step.optimizer, step.network, step.guard.log, step.ranks, WAITED),
             }
         for name in KEPT:
             mine = getattr(self.step, name)

@@ -186,7 +186,7 @@ class Step:
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The norm over all gradients, those of other processes' slices of the class weights among them."""
         if not self.slices:
-            return total_norm(gradients)
+            return total_norm(gradients).to(self.device)  # without gradients it is on the CPU
         return norm_over_ranks(self.parameters, self.sliced, self.ranks)
 
     def update(self, window, scale: float, attempt: Attempt, poison: str = "") -> Fault | None:
@@ -243,7 +243,7 @@ class Step:
     def set_optimizer(self, optimizer, grad_clip: float, log=print):
         """Take updates with this optimizer from now on."""
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.guard = UpdateGuard(optimizer, self.network, log)
+        self.guard = UpdateGuard(optimizer, self.network, log, self.ranks)
 
     def find_classes(self):
         """Find the weights of which this process has a slice, and the heads with weights for each class."""

@@ -7,6 +7,7 @@ from training.slices import local
 from utils import total_norm
 
 HEADROOM = 0.95  # share of a GPU's memory that the highest point of a step and the copy may take together
+LOST = "an update that makes something non-finite cannot be taken back, and ends the run"
 
 
 class UpdateGuard:
@@ -14,20 +15,24 @@ class UpdateGuard:
 
     That is every tensor, number, list and dict that the optimizer holds or reaches: parameters, moments, counters,
     settings, and the same of an optimizer inside it. Objects of other kinds, as a generator of its own, are not kept.
-    If memory does not allow a copy ``keeps`` is False: then a bad step is seen but cannot be taken back.
+    If the memory of one process does not allow a copy ``keeps`` is False on all: then a bad step is seen but cannot be
+    taken back. ``otherwise`` is what is said of that.
     """
 
-    def __init__(self, optimizer, network, log):
-        self.optimizer, self.log, self.keeps = optimizer, log, True
+    def __init__(self, optimizer, network, log, ranks, otherwise: str = LOST):
+        self.optimizer, self.log, self.ranks, self.otherwise, self.keeps = optimizer, log, ranks, otherwise, True
         names = {id(p): name for name, p in network.named_parameters()}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = [(names.get(id(p), f"parameter {i}"), p) for i, p in enumerate(parameters)]
         self.containers, self.tensors, self.copies = {}, [], []
+        self.held: dict[torch.device, int] = {}  # bytes of the newest copy, while the steps before were taken
 
-    @property
-    def size(self) -> int:
-        """Bytes of what is copied."""
-        return sum(t.numel() * t.element_size() for t in map(local, self.tensors))
+    def sizes(self) -> dict[torch.device, int]:
+        """Bytes of what is copied, by the device that it is on."""
+        found: dict[torch.device, int] = {}
+        for tensor in map(local, self.tensors):
+            found[tensor.device] = found.get(tensor.device, 0) + tensor.nbytes
+        return found
 
     def find(self) -> list[torch.Tensor]:
         """Note the lists and dicts that the optimizer holds, with their content; returns the tensors."""
@@ -61,31 +66,34 @@ class UpdateGuard:
                     kept.copy_(tensor)
 
     def reserve(self):
-        """Make room for a copy of the tensors; if there is none, say so once and keep nothing from now on."""
+        """Make room for a copy of the tensors; if a process has none, say so once and keep nothing from now on."""
         self.copies, by_kind = [], {}
         for tensor in map(local, self.tensors):
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        sizes, fits = self.sizes(), self.fits()
         try:
-            if self.fits():
+            if fits:
                 self.copies = [(same, [torch.empty_like(t) for t in same]) for same in by_kind.values()]
-                return
         except RuntimeError as error:  # torch's out of memory, of a GPU or of the machine
             if "memory" not in str(error):
                 raise
-        self.keeps, self.copies = False, []
-        self.log(
-            f"no memory for a copy of weights and moments ({self.size / 1e6:.0f} MB): an update that makes something "
-            "non-finite cannot be taken back, and ends the run"
-        )
-        self.containers, self.tensors = {}, []
+            fits = False
+        if not self.ranks.any(not fits):  # processes that undo a step and others that cannot would wait for each other
+            self.held = sizes
+            return
+        self.release()
+        self.keeps = False
+        size = f"{sum(sizes.values()) / 1e6:.0f} MB"
+        self.log(f"no memory for a copy of weights and moments ({size}): {self.otherwise}")
 
     def fits(self) -> bool:
-        """Whether a GPU has room for the copy beside the highest point of the steps before."""
-        devices = {t.device for t in self.tensors if t.device.type == "cuda"}
-        for device in devices:
+        """Whether a GPU has room for the copy beside the highest point of the steps before, without their copy."""
+        for device, size in self.sizes().items():
+            if device.type != "cuda":
+                continue
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-            size = sum(t.numel() * t.element_size() for t in map(local, self.tensors) if t.device == device)
-            if torch.cuda.max_memory_allocated(device) + size > HEADROOM * free:
+            others = torch.cuda.max_memory_allocated(device) - self.held.get(device, 0)
+            if others + size > HEADROOM * free:
                 return False
         return True
 

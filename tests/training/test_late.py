@@ -9,6 +9,7 @@ from benchmarks.device_reads import Reads
 from errors import Finished
 from storage.dump import read_dump
 from training.late import Reading
+from training.update import UpdateGuard
 
 EVERYTHING = {
     **{"spec_augment": "[4, 4]", "scheduler": "onecycle", "ema_decay": 0.9, "margin_warmup": "[0, 2, linear]"},
@@ -186,6 +187,18 @@ def test_a_schedule_that_gives_a_bad_rate_is_refused_before_the_update(settings,
     late, now = (fed(tools, settings, c, before=spoil_the_rate)[0] for c in ("late", "now"))
     assert late.progress.step == now.progress.step == 2
     assert lines_of(late) == lines_of(now)
+
+
+def test_without_memory_for_a_second_copy_steps_are_waited_for_and_none_is_lost(settings, tools, monkeypatch, capsys):
+    def one_copy(trainer):
+        first = trainer.step.guard
+        monkeypatch.setattr(UpdateGuard, "fits", lambda self: self is first)
+
+    keys = {"nan_inject": "2:loss,4:update", "count": 6, "before": one_copy}
+    (late, _), (now, _) = (fed(tools, settings, check, **keys) for check in ("late", "now"))
+    tools.assert_same(tools.snapshot(late), tools.snapshot(now))
+    assert late.progress.step == now.progress.step == 4 and not late.late.possible and late.step.guard.keeps
+    assert "each step is checked before the next begins (nan_check: now)" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -8,6 +8,8 @@ import torch
 from trainers import train
 
 from storage.dump import read_dump
+from training.ranks import SingleProcess
+from training.step import Step
 
 
 def no_factors(data):
@@ -123,3 +125,8 @@ def test_an_operation_that_refuses_the_numbers_of_one_process_costs_all_one_step
     assert path.name == "nan_batch_2_epoch_1_rank1.pt" and read_dump(path)["reason"] == "loss_nonfinite"
     out = done[0].stdout + done[1].stdout
     assert "LinAlgError: linalg.cholesky" in out and "left out: 1 step" in out
+
+
+def test_the_norm_of_no_gradients_is_where_those_of_a_step_are():
+    step = Step(torch.nn.Linear(2, 2, device="meta"), SingleProcess(torch.device("meta")))
+    assert step.norm([]).device == step.device

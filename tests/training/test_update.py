@@ -1,13 +1,16 @@
 """An optimizer's update that makes something non-finite of finite gradients is seen before it counts and taken back."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from errors import Finished
 from storage import checkpoint
 from storage.dump import read_dump
+from training.ranks import SingleProcess
 from training.update import UpdateGuard
 
 FP16 = {"mixedprec": "true", "amp_dtype": "float16"}
@@ -58,7 +61,7 @@ class Outer(torch.optim.Optimizer):
 def with_optimizer(trainer, kind):
     if kind is not None:
         trainer.optimizer = trainer.step.optimizer = kind(trainer.step.parameters, lr=0.01)
-        trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log)
+        trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log, trainer.ranks)
     return trainer
 
 
@@ -163,7 +166,7 @@ def test_weights_whose_squares_overflow_are_finite_all_the_same(settings, tools)
     batches = tools.batches(trainer)
     trainer.network.register_parameter("unused", torch.nn.Parameter(torch.full((3,), 1e30)))
     trainer.optimizer.add_param_group({"params": [trainer.network.unused]})
-    trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log)
+    trainer.step.guard = UpdateGuard(trainer.optimizer, trainer.network, trainer.log, trainer.ranks)
     train(trainer, batches[:2])
     assert trainer.progress.step == 2 and not trainer.incidents.seen
 
@@ -227,3 +230,34 @@ def test_a_complex_learning_rate_is_a_fault_with_a_dump(settings, tools):
     dump = read_dump(path)
     assert dump["reason"] == "state_nonfinite" and math.isnan(dump["lr"])
     assert math.isnan(checkpoint.load(trainer.files.model / "last.model")["scheduler_state_dict"]["_last_lr"][0])
+
+
+def guard_of_a_gpu(monkeypatch, ranks, peak):
+    """A guard of 40 bytes of weights on a GPU of 100 bytes, of which steps have taken ``peak[0]`` at most."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    layer = torch.nn.Linear(10, 1, bias=False, device="cuda")
+    return UpdateGuard(torch.optim.SGD(layer.parameters(), lr=0.1), layer, print, ranks)
+
+
+@pytest.mark.parametrize("peak, keeps", [(90, True), (96, False)])
+def test_a_copy_that_was_there_at_the_highest_point_has_room_again_after_an_evaluation(monkeypatch, peak, keeps):
+    taken = [40]
+    with FakeTensorMode():
+        guard = guard_of_a_gpu(monkeypatch, SingleProcess(torch.device("cpu")), taken)
+        guard.take()
+        assert guard.keeps
+        taken[0] = peak
+        guard.release()
+        guard.take()
+        assert guard.keeps is keeps
+
+
+def test_no_process_keeps_copies_if_one_has_no_memory_for_them(monkeypatch):
+    ranks = SimpleNamespace(any=lambda flag: True)
+    with FakeTensorMode():
+        guard = guard_of_a_gpu(monkeypatch, ranks, [40])
+        assert guard.fits()
+        guard.take()
+        assert not guard.keeps and not guard.copies and not guard.undo()
