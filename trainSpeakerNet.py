@@ -100,6 +100,7 @@ def train(config, written, ranks) -> int:
         place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
         own = {**place, "weights": weights_hash(trainer.network, config.initial_model)}
         refuse_differences(ranks, {**own, "teacher": hash_of_teacher(trainer.network)})
+    trainer.state.refuse_unreadable()
     files.write_config(config.values(), {"train_list": dataset.list.hash, "test_list": trials_hash(config)})
     files.track(config)
     status = run_to_the_end(trainer)
@@ -180,6 +181,7 @@ def preflight(config, written, ranks) -> int:
         sampler = SpeakerBatchSampler(dataset, config, config.nPerSpeaker > 1)
         trainer = ModelTrainer(config, ranks, dataset, sampler, None, RunFiles(config, False), log)
         trainer.begin()
+        trainer.state.refuse_unreadable()
         return trainer
 
     return run_checks(config, written, build)

@@ -15,7 +15,7 @@ import torch
 
 from storage import seal
 
-MAX_BYTES = 8 << 30  # of a file, and of all its tensors together
+MAX_BYTES = 8 << 30  # of a dump, and of all tensors of a file together, unless it is a larger checkpoint
 MAX_PICKLE = 32 << 20  # bytes of data.pkl, which holds everything but the tensors' values
 MAX_VALUES = 4_000_000  # names, numbers and containers; a dump of 10,000 rows has 500,000
 MAX_ENTRIES = 1 << 16
@@ -158,6 +158,7 @@ class Rehearsal:
 
     def __init__(self, sizes: dict[str, int]):
         self.sizes = sizes
+        self.most = MAX_BYTES  # of all tensors together
         self.bytes = 0
         self.kinds = {}
         self.stack = []
@@ -257,8 +258,8 @@ class Rehearsal:
             shape = "x".join(map(str, size))
             raise Refusal(f"a tensor of shape {shape} claims more than the {storage.count} values behind it")
         self.bytes += count * storage.item_bytes
-        if self.bytes > MAX_BYTES:
-            raise Refusal(f"its tensors are larger than {MAX_BYTES >> 30} GiB together")
+        if self.bytes > self.most:
+            raise Refusal(f"its tensors are larger than {self.most >> 30} GiB together")
         return torch.Tensor
 
     def attributes(self, _):
@@ -269,10 +270,17 @@ class Rehearsal:
 
 
 class CheckpointRehearsal(Rehearsal):
-    """Of a checkpoint, which may also hold parameters, shapes, devices and types."""
+    """Of a checkpoint, which may also hold parameters, shapes, devices and types, and be as large as its classes want.
+
+    A tensor that has two names, as a weight that two layers share, is in the file once.
+    """
 
     what = "checkpoint"
     more_names = (PARAMETER, SIZE, DEVICE, *(str(dtype).replace(".", " ") for dtype in DTYPES.values()))
+
+    def __init__(self, sizes: dict[str, int]):
+        super().__init__(sizes)
+        self.most = max(self.most, 2 * sum(sizes.values()))
 
     def call(self, _):
         name = getattr(self.stack[-2], "name", None)

@@ -1,11 +1,13 @@
 """Read checkpoints, those of other trainers too, and everything else that goes into one."""
 
 import errno
+import io
 import os
 import zipfile
 
 import torch
 
+from corpus.plain import plain
 from errors import UsageError, first_line
 from storage import interop, redimnet, safetensors_file
 from storage.archive import Refusal, check_checkpoint
@@ -183,3 +185,37 @@ def optimizer_tensors(state: dict) -> dict[str, torch.Tensor]:
     """Name the tensors of an optimizer state: 'optimizer.3.exp_avg'."""
     items = ((f"optimizer.{i}.{k}", v) for i, s in state["state"].items() for k, v in s.items())
     return {name: value for name, value in items if isinstance(value, torch.Tensor)}
+
+
+def unreadable(state, name: str = "") -> str:
+    """What of a state ``load`` would refuse once it is written, and why: 'schedule: helper: asks for ..'; else ''.
+
+    The values of tensors are not looked at.
+    """
+    reason = _reading_of(state)
+    if not reason:
+        return ""
+    inside = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    found = (unreadable(value, f"{name}: {key}" if name else str(key)) for key, value in inside)
+    return next(filter(None, found), f"{name}: {reason}")
+
+
+def _reading_of(state) -> str:
+    stream = io.BytesIO()
+    try:
+        torch.save(plain(_without_values(state)), stream)
+        stream.seek(0)
+        check_checkpoint(stream, len(stream.getbuffer()))
+    except Refusal as refusal:
+        return str(refusal)
+    except Exception as error:  # what a plug-in keeps may refuse to be pickled in any way
+        return first_line(error)
+    return ""
+
+
+def _without_values(state):
+    if isinstance(state, torch.Tensor):
+        return torch.empty(0, dtype=state.dtype)
+    if isinstance(state, dict):
+        return {key: _without_values(value) for key, value in state.items()}
+    return [_without_values(value) for value in state] if isinstance(state, (list, tuple)) else state

@@ -24,15 +24,21 @@ def _keys(config: Config | SimpleNamespace) -> dict:
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
-def differences(own: dict, state: dict, result: Path) -> list[str]:
+def list_before(result: Path) -> str:
+    """The hash of the trial list that a run used before, by the config.yaml in ``result``; "" if it does not tell."""
+    with contextlib.suppress(UsageError, KeyError, TypeError):  # a run that was not told to write it, or by hand
+        return str(read_yaml(str(result / "config.yaml"))["run_info"].value["sha256"]["test_list"])
+    return ""
+
+
+def differences(own: dict, state: dict, listed: str) -> list[str]:
     """Keys in which ``own`` differs from the protocol of a full state; of what an older one does not tell, none.
 
-    ``result``: the folder of the run's config.yaml, which still holds the hash of the list that an older state used.
+    ``listed``: what ``list_before`` says of the list that an older state used.
     """
     before = state.get("protocol")
     if not isinstance(before, dict):
         before = _keys(SimpleNamespace(**{"eval_frames": 0, "max_test_pairs": 0, **state["config"]}))
-        with contextlib.suppress(UsageError, KeyError, TypeError):  # a run that was not told to write it, or by hand
-            before[LIST] = read_yaml(str(result / "config.yaml"))["run_info"].value["sha256"]["test_list"]
+        before |= {LIST: listed} if listed else {}
     differing = [name for name in {**own, **before} if name in own and name in before and own[name] != before[name]]
     return ["test_list" if name == LIST else name for name in differing]

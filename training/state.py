@@ -6,7 +6,7 @@ from typing import Any
 
 from config import KEYS, Config
 from corpus.sources import shown
-from errors import UsageError
+from errors import SharedError, UsageError
 from settings import plugins
 from settings.reader import in_words
 from settings.user_code import changed_since
@@ -17,9 +17,10 @@ from training.drift import refuse_drift
 from training.generators import generator_state, restore_generators, seed_everything
 from training.optimizer_state import attributes_of, restore_attributes
 from training.progress import new_best
-from training.protocol import differences
+from training.protocol import differences, list_before
 from training.restart import is_full, newest_whole, sound_or_offered
 from training.slices import cut, put_together, taken_apart
+from utils import plain_names
 
 # Options that load_state_dict would bring back from the old run: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
@@ -85,9 +86,25 @@ class RunState:
             **facts_of_teacher(self.step.network),
         }
 
+    def refuse_unreadable(self):
+        """Raise SharedError if a checkpoint of the run could not be gone on from, as one with complex weights.
+
+        A collective.
+        """
+        state = self.capture()
+        fault = self.ranks.from_main(checkpoint.unreadable(state) if self.ranks.main else "")
+        if fault:
+            raise SharedError(
+                f"a checkpoint of this run could not be read again: {plain_names(fault)}; keep it out of what is saved "
+                "(of a buffer persistent=False), or in numbers, texts and real tensors"
+            )
+
     def resume(self) -> Path | None:
         """Continue from model/last.model, else from the newest model0*.model; returns its path, None without one."""
-        path = self.ranks.from_main(newest_whole(self.files.model, self.log) if self.ranks.main else None)
+        found = None
+        if self.ranks.main:
+            found = newest_whole(self.files.model, self.log), list_before(self.files.result)
+        path, listed = self.ranks.from_main(found)  # the one collective: what follows may fail on a process alone
         if path is None:
             return None
         state = sound_or_offered(path, self.step.buffers.nonfinite_by_design)
@@ -100,7 +117,7 @@ class RunState:
             raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
         self.refuse_another_run(state, path)
         self.load_weights(state, path)
-        self.load(state, path)
+        self.load(state, path, listed)
         return path
 
     def load_weights(self, state: dict, path):
@@ -111,8 +128,11 @@ class RunState:
         if differing:
             raise UsageError(f"{path}: does not fit this configuration ({differing[0]}); choose another save_path")
 
-    def load(self, state: dict, path):
-        """Take over everything but the weights of a full state, and say what has changed since."""
+    def load(self, state: dict, path, listed: str):
+        """Take over everything but the weights of a full state, and say what has changed since.
+
+        ``listed``: what ``list_before`` says.
+        """
         state = taken_apart(state, self.step.network, self.step.optimizer)
         old = state["config"]
         changed = {k for k, v in self.config.values().items() if k in old and old[k] != v}
@@ -155,7 +175,7 @@ class RunState:
         if teacher:
             files = " and ".join(teacher)
             self.log(f"  {files} changed since this state was saved: the student goes on with another teacher")
-        self.begin_anew(differences(self.protocol, state, self.files.result))
+        self.begin_anew(differences(self.protocol, state, listed))
 
     def changed_files(self, state: dict, changed: set[str]) -> tuple[list[str], list[str]]:
         """Sources, and files of a teacher that the keys name as before, that are others than those of a state."""
@@ -166,7 +186,7 @@ class RunState:
 
     def begin_anew(self, differing: list[str]):
         """Forget the best evaluation if it cannot be compared with those to come, by the keys in which they differ."""
-        if not self.ranks.from_main(differing):
+        if not differing:
             return
         best, self.progress.best = self.progress.best, new_best()
         if best["eer"] is not None:

@@ -8,7 +8,7 @@ import yaml
 
 from scoring.cautions import known_voices
 from training.progress import new_best
-from training.protocol import LIST, differences, protocol_of
+from training.protocol import LIST, differences, list_before, protocol_of
 from trainSpeakerNet import describe_run
 
 BEST = {"eer": 0.0, "epoch": 1, "threshold": 0.5, "waited": 1}
@@ -55,7 +55,7 @@ def config_of(settings, **more):
 def test_what_an_eer_depends_on_is_compared_in_old_states_too(settings, tmp_path, before, now, names):
     old, new = config_of(settings, **before), config_of(settings, **now)
     for state in ({"protocol": protocol_of(old), "config": {}}, {"config": vars(old)}):
-        assert differences(protocol_of(new), state, tmp_path) == names
+        assert differences(protocol_of(new), state, "") == names
 
 
 def test_a_list_of_the_same_name_and_other_content_is_another_one(settings, tmp_path, data):
@@ -65,10 +65,10 @@ def test_a_list_of_the_same_name_and_other_content_is_another_one(settings, tmp_
     old = config_of(settings, test_list=str(trials))
     protocol = protocol_of(old)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run_info": {"sha256": {"test_list": protocol[LIST]}}}))
-    assert differences(protocol_of(config_of(settings, test_list=str(same))), {"protocol": protocol}, tmp_path) == []
+    assert differences(protocol_of(config_of(settings, test_list=str(same))), {"protocol": protocol}, "") == []
     trials.write_text(trials.read_text() + "0 a b\n")
     for state in ({"protocol": protocol}, {"config": vars(old)}):
-        assert differences(protocol_of(old), state, tmp_path) == ["test_list"]
+        assert differences(protocol_of(old), state, list_before(tmp_path)) == ["test_list"]
 
 
 def test_people_of_the_train_list_in_the_trials_are_counted_at_the_start(

@@ -6,13 +6,18 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import SpeakerNet
 import trainSpeakerNet
-from storage import checkpoint
+from errors import UsageError
+from storage import archive, checkpoint
+from storage.dump import DumpError, read_checkpoint
 from storage.files import save_atomically
+from training.ranks import Ranks
 
 
 def arguments(settings):
@@ -167,3 +172,58 @@ def test_a_spoiled_initial_model_is_refused_by_its_tensor(settings, tools, tmp_p
     assert trainSpeakerNet.main([*arguments(settings), f"--initial_model={tmp_path / 'spoiled.model'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "spoiled.model") in line and SPOILED[spoil] in line
+
+
+def complex_buffer(trainer):
+    trainer.network.__S__.register_buffer("rotation", torch.ones(3, dtype=torch.complex64))
+
+
+def own_class(trainer):
+    trainer.scheduler.helper = SimpleNamespace(gain=1.0)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (complex_buffer, "model_state_dict: model.rotation: asks for 'torch.ComplexFloatStorage', which no checkpoint"),
+        (own_class, "scheduler_state_dict: helper: asks for 'types.SimpleNamespace', which no checkpoint holds"),
+    ],
+)
+def test_a_run_whose_checkpoints_could_not_be_read_again_does_not_start(settings, monkeypatch, capsys, spoil, words):
+    begin = SpeakerNet.ModelTrainer.begin
+    monkeypatch.setattr(SpeakerNet.ModelTrainer, "begin", lambda trainer: (begin(trainer), spoil(trainer)))
+    assert trainSpeakerNet.main(arguments(settings)) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and said.startswith("a checkpoint of this run could not be read again: ")
+    assert words in said and not list(Path(settings["save_path"], "model").iterdir())
+
+
+def test_a_checkpoint_of_many_classes_is_larger_than_a_dump_may_be(settings, tools, monkeypatch):
+    trainer = tools.build(settings)
+    trainer.saver.last()
+    monkeypatch.setattr(archive, "MAX_BYTES", 20000)
+    path = trainer.files.model / "last.model"
+    assert path.stat().st_size > 20000 and tools.build(settings).resume()
+    with pytest.raises(DumpError, match="larger than"):
+        read_checkpoint(path)
+    save_atomically({str(number): torch.zeros(4000) for number in range(2)} | {"2": torch.zeros(1)}, path)
+    assert checkpoint.load(path)
+    shared = torch.zeros(8000)
+    save_atomically({str(number): shared[:] for number in range(3)}, path)
+    with pytest.raises(UsageError, match="larger than"):  # more than twice the bytes of the file
+        checkpoint.load(path)
+
+
+def test_a_process_that_cannot_go_on_leaves_no_other_in_a_collective(settings, tools, monkeypatch):
+    """All begin in one collective: one that raises afterwards meets the others where failures are told."""
+    trainer = tools.build(settings)
+    trainer.progress.best["eer"] = 1.0
+    trainer.saver.last()
+    again, calls = tools.build(settings, eval_frames=50), []
+    for name in ("from_main", "gather", "each", "highest_of", "sum", "maximum", "everyone"):
+        collective = getattr(Ranks, name)
+        monkeypatch.setattr(
+            Ranks, name, lambda *given, name=name, collective=collective: (calls.append(name), collective(*given))[1]
+        )
+    again.begin()
+    assert calls == ["from_main"] and again.progress.best["eer"] is None
