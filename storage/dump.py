@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from errors import plural
+from errors import first_line, plural
 from storage.files import WriteError, save_atomically
 from storage.restricted import DumpError, Refusal, load_plain, plain
 
@@ -296,10 +296,11 @@ class DumpWriter:
             else:
                 dump["state"] = self.last_state if shared else ""
             save_atomically(dump, self.folder / name, 0o600)
-        except OSError as error:
+        except Exception as error:  # of a thread whose outcome nobody waits for: also a lack of memory
             self.written -= counted
             self.lost.add(name)
-            reason = error.reason if isinstance(error, WriteError) else error.strerror
+            reason = error.reason if isinstance(error, WriteError) else getattr(error, "strerror", None)
+            reason = reason or f"{type(error).__name__}: {first_line(error)}"
             self.say(f"the debug data could not be written to {self.folder / name}: {reason}; training goes on")
         finally:
             del self.pending[name]

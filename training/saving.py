@@ -125,7 +125,7 @@ class Saver:
                 continue
             written = self.files.writes.write(flight.path, flight.future.result, lambda action=flight.action: action)
             if written and flight.path == self.newest.path:
-                self.files.writes.again()
+                self.files.writes.again(but=[other.path for other in self.flights])
 
     def give_up_older(self, path: Path):
         """Keep the checkpoint of one epoch in memory at most, the newest that could not be written."""

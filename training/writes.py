@@ -54,10 +54,11 @@ class Writes:
         growing.waiting.append(piece)
         return self.write(path, growing.flush)
 
-    def again(self):
-        """Try again what waits."""
+    def again(self, but=()):
+        """Try again what waits, ``but`` paths of which something newer is being written."""
         for path, action in list(self.waiting.items()):
-            self.write(path, action)
+            if path not in but:
+                self.write(path, action)
 
     def lines_again(self):
         """Try again the pieces that wait to be appended: they are small, and a state says how long their files are."""

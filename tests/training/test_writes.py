@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,10 @@ from programs import ROOT
 
 import trainSpeakerNet
 from SpeakerNet import ModelTrainer
-from storage import checkpoint, files, seal
+from storage import checkpoint, dump, files, seal
 from storage.files import GrowingFile, WriteError, save_atomically, write_atomically
 from storage.seal import save_sealed
+from training.saving import Flight
 
 
 @pytest.fixture
@@ -268,6 +270,34 @@ def test_a_dump_that_could_not_be_written_is_made_again(settings, disk, tools, c
     trainer.incidents.writer.close()
     assert [path.name for path in trainer.incidents.writer.folder.glob("nan_*")] == ["nan_batch_2_epoch_1.pt"]
     assert "nan_batch_1_epoch_1.pt: No space left on device; training goes on" in capsys.readouterr().out
+
+
+def test_a_best_model_that_waits_for_room_is_not_written_over_a_newer_one(settings, tools):
+    trainer = tools.build(settings)
+    best, done = trainer.files.model / "model_best.model", Future()
+    done.set_result("")
+    trainer.files.writes.waiting[best] = lambda: write_atomically(best, b"older")
+    write_atomically(best, b"newer")  # as the thread just has, whose flight is not looked at yet
+    trainer.saver.flights = [Flight(trainer.saver.newest.path, str, done), Flight(best, str, Future())]
+    trainer.saver.settle()
+    assert best.read_bytes() == b"newer" and best in trainer.files.writes.waiting
+    trainer.saver.flights.pop().future.set_result("")
+    trainer.files.writes.again()
+    assert not trainer.files.writes.waiting
+
+
+def test_a_dump_for_which_there_is_no_memory_is_told(tmp_path, monkeypatch):
+    def lacking(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(dump, "save_atomically", lacking)
+    said = []
+    writer = dump.DumpWriter(tmp_path, 10, 1.0, said.append)
+    writer.submit("nan_x.pt", {}, None)
+    writer.close()
+    path = tmp_path / "nan_x.pt"
+    assert said == [f"the debug data could not be written to {path}: MemoryError: MemoryError; training goes on"]
+    assert writer.lost == {"nan_x.pt"} and writer.written == 0
 
 
 def test_tensorboard_reads_what_was_written_around_a_full_disk(settings, disk, tools):
