@@ -303,7 +303,11 @@ class TestDataset(Dataset):
                 problems[index] = str(error)
                 continue
             problems.notes += [(kind, self.files[index], text) for kind, text in crop.notes]
-            audio.append(self._crops(joined(crop.x, self.kept[self.files[index]]) if self.kept else crop.x))
+            x = joined(crop.x, self.kept[self.files[index]]) if self.kept else crop.x
+            if len(x) != self.lengths[index] and (self.kept or not self.crop):  # no batch with those of its length
+                problems[index] = f"was changed since the run began: {len(x)} samples, {self.lengths[index]} before"
+                continue
+            audio.append(self._crops(x))
             read.append(index)
         return read, torch.from_numpy(np.stack(audio)) if audio else torch.empty(0), problems
 

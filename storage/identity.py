@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+import torch
+
 from config import KEYS, Config
 from settings import plugins
 from settings.carried import DRAWN_IN_TRAINING_ONLY, LATER, keys_of_front_end
@@ -22,5 +24,5 @@ def identity_of(weights: dict, config: Config) -> str:
     for name, tensor in sorted(weights.items()):
         if not name.startswith("__L__.") and not name.endswith("num_batches_tracked"):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()

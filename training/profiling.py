@@ -59,7 +59,7 @@ class ModuleRanges:
             return self
         if not any(module._compiled_call_impl for module in self.network.modules()):
             self.counting = [self.network.register_forward_pre_hook(self.start_counting)]
-            self.counting.append(self.network.register_forward_hook(self.stop_counting))
+            self.counting.append(self.network.register_forward_hook(self.stop_counting, always_call=True))
             self.handles += self.counting
             for block in filter(is_recomputed, self.network.modules()):
                 again, once = (functools.partial(self.compute, times) for times in (2, 1))
@@ -71,7 +71,8 @@ class ModuleRanges:
                 self.enclose(plain_names(name), module)
             elif name and name.count(".") < DEPTH and id(module) not in inside:
                 enter = functools.partial(self.enter, plain_names(name))
-                self.handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(self.leave)]
+                leave = module.register_forward_hook(self.leave, always_call=True)  # of a pass that fails too
+                self.handles += [module.register_forward_pre_hook(enter), leave]
         return self
 
     def __exit__(self, *raised):
@@ -86,9 +87,10 @@ class ModuleRanges:
 
         def ranged(*inputs, **named):
             self.enter(name, module, inputs)
-            output = compiled(*inputs, **named)
-            self.leave(module, inputs, output)
-            return output
+            try:
+                return compiled(*inputs, **named)
+            finally:
+                self.leave(module, inputs)
 
         module._compiled_call_impl = ranged
         self.enclosed.append((module, compiled))
@@ -98,8 +100,11 @@ class ModuleRanges:
         self.counter.__enter__()
 
     def stop_counting(self, module, inputs, output):
-        """End it with that pass."""
+        """End it with that pass; of one that failed, which has no output, nothing is kept."""
         self.counter.__exit__(None, None, None)
+        if output is None:
+            self.flops.clear()
+            return
         for handle in self.counting:
             handle.remove()
 
@@ -113,7 +118,7 @@ class ModuleRanges:
         named.__enter__()
         self.open.append([named, name, self.counter.count, 0])
 
-    def leave(self, module, inputs, output):
+    def leave(self, module, inputs, output=None):
         """Close it; its operations are those since it was opened, less those of modules in it."""
         named, name, before, inner = self.open.pop()
         named.__exit__(None, None, None)

@@ -7,10 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from programs import ROOT
 from samples import MODEL, heard, rows
 
+from config import Config
 from errors import UsageError
+from storage.identity import identity_of
 from storage.speaker_store import SpeakerStore, locked
 
 
@@ -135,3 +138,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     store = SpeakerStore.open(tmp_path / "none" / "speakers.npz", MODEL, 5, create=True)
     with pytest.raises(UsageError, match="cannot be written"):
         store.save()
+
+
+def test_a_model_of_bfloat16_has_an_identity():
+    config = Config(model="ECAPA_TDNN")
+    whole = torch.linspace(0, 1, 6)[:, None].expand(6, 2).T  # of no contiguous rows, and with a number that has none
+    weights = {"__S__.a": whole, "__S__.b": torch.tensor(0.5)}
+    coarse = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    assert identity_of(weights, config) != identity_of(coarse, config) == identity_of(coarse, config)
+    copied = {name: tensor.contiguous() for name, tensor in weights.items()}
+    assert identity_of(copied, config) == identity_of(weights, config)

@@ -5,9 +5,11 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from corpus.lists import list_hash
+from DatasetLoader import TestDataset
 from errors import UsageError
 from scoring import plots
 from scoring.backend import Backend
@@ -384,3 +386,15 @@ def test_evaluation_and_embedding_compute_convolutions_in_fp32_on_a_gpu_too(sett
     model.network.register_forward_pre_hook(lambda *a: seen.append((cudnn.allow_tf32, cudnn.deterministic)))
     model.embed_batch(np.zeros((1, 16000), np.float32) + 0.1)
     assert seen == [(False, True)] and cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("vad", ["none", "energy"])
+def test_a_test_file_that_changed_since_the_start_is_named_and_the_others_are_read(tmp_path, vad):
+    voice = np.random.default_rng(0).normal(0, 0.1, 16000)
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", voice, 16000)
+    dataset = TestDataset(["a.wav", "b.wav"], str(tmp_path), 0, 1, 4, vad=vad)
+    soundfile.write(tmp_path / "a.wav", voice[:9000], 16000)
+    read, audio, problems = dataset[0]
+    assert read == [1] and audio.shape == (1, 1, 16000)
+    assert problems == {0: "was changed since the run began: 9000 samples, 16000 before"}

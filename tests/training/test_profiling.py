@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.profiling import ELSEWHERE, ModuleRanges, costs_of, table_of
@@ -70,3 +71,22 @@ def test_a_compiled_model_is_one_range_and_is_not_compiled_again(settings, tools
     assert counters["frames"]["total"] == before and trainer.network.__S__._compiled_call_impl is compiled
     names = {name for name in costs_of(profile.events()) if name.startswith("model")}
     assert names == {"model"} and not any(name.startswith("model") and ranges.flops[name] for name in ranges.flops)
+
+
+def test_a_pass_that_fails_leaves_no_range_open_and_is_not_counted():
+    class Refusing(nn.Module):
+        refuses = True
+
+        def forward(self, x):
+            if self.refuses:
+                raise torch.linalg.LinAlgError("no factors")
+            return x
+
+    network = nn.Sequential(nn.Linear(4, 3), Refusing())
+    with ModuleRanges(network) as ranges:
+        with pytest.raises(torch.linalg.LinAlgError):
+            network(torch.ones(2, 4))
+        assert _get_current_dispatch_mode() is None and not ranges.open
+        network[1].refuses = False
+        network(torch.ones(2, 4))
+    assert _get_current_dispatch_mode() is None and ranges.flops["0"] == 2 * 2 * (2 * 4 * 3)
