@@ -98,9 +98,7 @@ class Crop:
             raise AudioError(f"a row at {self.sample_rate} Hz, which no run has")
         opened = self._packed() if self.pack else None
         for path in (*([] if opened else [self.path]), *(draw["path"] for draw in self.draws if "path" in draw)):
-            if not (
-                Path(path).is_file() or is_member(path)
-            ):  # a dump may name anything: pipes and devices are not opened
+            if not is_there(path):  # a dump may name anything: pipes and devices are not opened
                 raise AudioError(f"no such file: {path}")
         speed = Fraction(self.speed).limit_denominator(100) if self.speed != 1.0 else NORMAL
         how = {"channel": str(self.channel), "opened": opened, "sample_rate": self.sample_rate}

@@ -49,7 +49,7 @@ class OpenFiles:
         """Take note of the file that this process opens; '' when it is done with its batch."""
         info = get_worker_info()
         number = info.id if info else 0
-        self.since[number] = time.time()
+        self.since[number] = time.monotonic()  # all processes of a machine have the same
         self.paths[number].value = os.fsencode(path)[: self.LENGTH - 1]
 
     def path(self, number: int) -> str:
@@ -275,7 +275,7 @@ class Loader:
         if reading:
             since, number, process = min(reading)
             text += f": process {process.pid} has been reading {self.open_files.path(number)} "
-            text += f"for {time.time() - since:.0f} s; does its disk answer?"
+            text += f"for {time.monotonic() - since:.0f} s; does its disk answer?"
         self.hung = text
         for _, process in workers:
             process.kill()

@@ -215,7 +215,7 @@ def load_config(argv) -> tuple[Config, dict[str, Setting], list[str], bool]:
     """Read, merge and check the configuration.
 
     Returns (config, {key: Setting} of the keys somebody wrote, notes to print, print_config); UsageError with all
-    mistakes. Checks that need the lists or the audio files are ``preflight.check_paths``'s.
+    mistakes. Checks that need the lists or the audio files are those of ``settings.checks``.
     """
     mistakes, notes = Mistakes(), []
     written, print_config = read_settings(argv, notes, mistakes)

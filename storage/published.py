@@ -15,11 +15,10 @@ import yaml
 
 from errors import UsageError, first_line
 from settings import plain_yaml, plugins
-from storage.files import replacing, write_atomically
+from storage.files import PIECE, replacing, write_atomically
 
 TABLE = Path(__file__).with_name("published.yaml")
 CONFIGS = plugins.ROOT / "configs" / "interop"
-PIECE = 1 << 20  # bytes at a time
 BEGIN, END = "<!-- checkpoints: made by storage/published.py -->\n", "<!-- end of checkpoints -->"
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError, RuntimeError, NotImplementedError)
 

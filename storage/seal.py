@@ -11,11 +11,10 @@ import struct
 from pathlib import Path
 
 from corpus.plain import plain
-from storage.files import replacement
+from storage.files import PIECE, replacement
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # bytes of the comment
-PIECE = 1 << 20
 
 
 class Hashing:

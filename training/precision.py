@@ -1,4 +1,4 @@
-"""Numeric precision of training: the autocast type, the loss scale of fp16, and the generators a retry must rewind."""
+"""Numeric precision of training: the autocast type, the loss scale of fp16, and the buffers that a retry puts back."""
 
 import contextlib
 import math
