@@ -100,7 +100,6 @@ def train(config, written, ranks) -> int:
         place = {"epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
         own = {**place, "weights": weights_hash(trainer.network, config.initial_model)}
         refuse_differences(ranks, {**own, "teacher": hash_of_teacher(trainer.network)})
-    trainer.state.refuse_unreadable()
     files.write_config(config.values(), {"train_list": dataset.list.hash, "test_list": trials_hash(config)})
     files.track(config)
     status = run_to_the_end(trainer)
@@ -123,6 +122,7 @@ def run_to_the_end(trainer) -> int:
         if progress.epoch > config.max_epoch:
             trainer.log(f"epoch {config.max_epoch} of {config.max_epoch} is already done")
         else:
+            trainer.state.refuse_unreadable()
             trainer.stop_early()
         trainer.run()
     except Interrupted as stop:

@@ -98,7 +98,8 @@ class Incidents(FaultDumps):
         """What a resumed run must know."""
         counts = {"written": self.writer.written, "file_dumps": self.file_dumps, "spikes": self.spikes}
         counts["left_out"] = self.left_out
-        return {"history": list(self.history), "seen": self.seen, "sources": self.sources(), **counts}
+        history = list(self.history) if self.ranks.main else []  # all have the same: of hundreds, one keeps it
+        return {"history": history, "seen": self.seen, "sources": self.sources(), **counts}
 
     def load_state_dict(self, state: dict):
         """Take over a saved state."""

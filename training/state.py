@@ -143,7 +143,8 @@ class RunState:
         self.average.load_state_dict(state.get("ema_state_dict", {}))
         self.file_events.load_state_dict(state.get("file_events", {"known": {}, "reported": []}))
         self.step.module_state.load_state_dict(own_part(state.get("module_state", {}), self.ranks))
-        self.incidents.load_state_dict(own_part(state["incidents"], self.ranks))
+        history = parts_of(state["incidents"])[0]["history"]
+        self.incidents.load_state_dict({**own_part(state["incidents"], self.ranks), "history": history})
         worlds = len(state["rng_state"]), self.ranks.world
         if self.ranks.rank < worlds[0]:
             restore_generators(state["rng_state"][self.ranks.rank], self.step.device)
@@ -277,7 +278,12 @@ class RunState:
         self.log(f"continuing at epoch {self.progress.epoch} {weights}")
 
 
+def parts_of(parts) -> list:
+    """What each rank saved, the main one first."""
+    return parts if isinstance(parts, list) else [parts]  # format 1 had at first the main process's alone
+
+
 def own_part(parts, ranks) -> dict:
     """This rank's part of what each rank saved; the main one's if the number of processes was another."""
-    parts = parts if isinstance(parts, list) else [parts]  # format 1 had at first the main process's alone
+    parts = parts_of(parts)
     return parts[ranks.rank] if len(parts) == ranks.world else parts[0]

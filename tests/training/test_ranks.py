@@ -1,5 +1,6 @@
 """What several processes tell each other before they train: differences and failures, with rank and host."""
 
+import copy
 import datetime
 import os
 import socket
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from errors import Finished, SharedError, UsageError
+from storage import checkpoint
+from storage.files import save_atomically
 from training import ranks
 from training.agreement import failing_together, refuse_differences
 from training.averaging import MovingAverage
@@ -210,3 +213,20 @@ def test_a_parameter_that_the_loss_does_not_depend_on_is_named(settings, tools, 
     assert done[0].stderr == f"{what}take them out, or set find_unused_parameters: true\n", done[0].stderr
     done = programs.run_ranks(script, "--config", path, "--find_unused_parameters", "true")
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
+
+
+def test_the_state_of_hundreds_of_processes_can_be_read_again(settings, tools):
+    trainer = tools.build(settings)
+    figures = ("loss", "accuracy", "grad_norm", "lr", "scale")
+    trainer.incidents.history.extend({"step": n, **dict.fromkeys(figures, n / 7)} for n in range(1000))
+    state = trainer.state.capture()
+    trainer.incidents.ranks = SimpleNamespace(main=False)
+    others = trainer.incidents.state_dict()
+    state["incidents"] += [copy.deepcopy(others) for _ in range(299)]
+    state["rng_state"] *= 300
+    assert checkpoint.unreadable(state) == ""
+    again = tools.build(settings)
+    save_atomically(state, again.files.model / "last.model")
+    again.ranks.rank, again.ranks.world = 7, 300
+    again.ranks.from_main = lambda value: (again.files.model / "last.model", "")
+    assert again.resume() and again.incidents.history == trainer.incidents.history
