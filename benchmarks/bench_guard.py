@@ -107,10 +107,11 @@ def main() -> int:
         print(f"median ratio, with over without: {ratio(seconds['with'], seconds['without'])}")
         print(f"median ratio, with over unchecked update: {ratio(seconds['with'], seconds['unchecked update'])}")
         takes = np.median([timed(guard.take, clock, trainer.device) for _ in range(20)])
-        checks = np.median([timed(lambda: guard.spoiled(trainer.ranks), clock, trainer.device) for _ in range(20)])
+        checks = np.median([timed(guard.spoiled, clock, trainer.device) for _ in range(20)])
         print(f"alone: copy of weights and moments {1e3 * takes:.1f} ms, check of the update {1e3 * checks:.1f} ms")
         kilobytes = sum(b.numel() * b.element_size() for b in trainer.network.buffers()) / 1e3
-        print(f"memory: {kilobytes:.0f} kB of buffers, {guard.size / 1e6:.1f} MB of weights and moments")
+        megabytes = sum(guard.sizes().values()) / 1e6
+        print(f"memory: {kilobytes:.0f} kB of buffers, {megabytes:.1f} MB of weights and moments")
     return 0
 
 

@@ -198,7 +198,7 @@ class Step:
             fault.at_fault = self.ranks.main
             return fault
         self.try_apply(attempt.norm, poison)
-        spoiled, refused = self.guard.spoiled(self.ranks, self.refused)
+        spoiled, refused = self.guard.spoiled(self.refused)
         if not spoiled and not refused:
             return None
         undone = self.undo()

@@ -138,17 +138,17 @@ class UpdateGuard:
         flag = ~total_norm(list((watched or self.watched()).values())).isfinite()
         return torch.ones_like(flag) if refused else flag
 
-    def spoiled(self, ranks, refused: str = "") -> tuple[dict, str]:
+    def spoiled(self, refused: str = "") -> tuple[dict, str]:
         """What a step made non-finite, {name: statistics} of the first rank that has any, and why one refused it.
 
         Both are empty if all is well everywhere: then the device is read once. A finite value whose square overflows is
         not counted.
         """
         watched = self.watched()
-        if not ranks.maximum(self.suspicious(refused, watched).float()).item():
+        if not self.ranks.maximum(self.suspicious(refused, watched).float()).item():
             return {}, ""
         bad = {n: t for n, t in watched.items() if not bool(t.isfinite().all())}
-        found, refusals = zip(*ranks.gather((tensor_stats(bad), refused)))
+        found, refusals = zip(*self.ranks.gather((tensor_stats(bad), refused)))
         return next(filter(None, found), {}), next(filter(None, refusals), "")
 
 
