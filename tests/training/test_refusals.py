@@ -7,6 +7,7 @@ import pytest
 import torch
 from trainers import train
 
+from errors import UsageError
 from storage.dump import read_dump
 from training.ranks import SingleProcess
 from training.step import Step
@@ -77,7 +78,7 @@ def test_an_optimizer_that_refuses_its_numbers_costs_one_step(settings, tools, c
     assert trainer.progress.totals["skipped"] == 1
     refuse = no_code
     trainer.progress.batch = 2
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(UsageError, match="its step fails: ValueError: a mistake"):
         trainer.train_step([batches[1]])
     hook.remove()
     trainer.close()
