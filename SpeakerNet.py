@@ -220,8 +220,7 @@ class ModelTrainer:
                 with self.progress.at(step.place), self.saved_if_it_fails():
                     if self.late.begun is None:  # the step before was looked at, or taken again
                         self.late.forward(step)
-                    if self.late.begun is not None:
-                        self.late.update(step)
+                    if self.late.update(step):
                         return settled
             self.late.discard()
         self.settle()
@@ -404,8 +403,7 @@ class ModelTrainer:
         self.late.release()
         try:
             with self.average.applied(), whole(self.network), as_it_is(self.network.__S__):
-                asked = self.stop_signal
-                stop, best = lambda: asked.number is not None, progress.best["eer"]
+                stop, best = lambda: self.stop_signal.number is not None, progress.best["eer"]
                 result = self.evaluator.run(self.network, progress.epoch, stop, best)
         except LoaderFailed as error:
             raise self.endings.no_batches(error) from error

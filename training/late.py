@@ -89,13 +89,16 @@ class LateStep:
         results = self.step.forward_backward(launched.window, poison=launched.poison)
         launched.figures = self.step.figures(results, poison=launched.poison)
 
-    def update(self, launched: Launched):
-        """Queue the update of a step after its ``forward``, and send its figures on their way to the host."""
+    def update(self, launched: Launched) -> bool:
+        """Queue the update of a step that has begun, and send its figures to the host; returns whether it had begun."""
         step = self.step
+        if self.begun is None:
+            return False
         step.guard.take_settings()
         step.try_apply(launched.figures.norm, launched.poison)
         launched.reading = Reading(launched.figures.shared(step.ranks, step.guard.suspicious(step.refused)))
         self.begun, self.pending, self.swapped = None, launched, False
+        return True
 
     def outcome(self) -> Attempt:
         """Wait for the figures of the pending step, which is pending no more."""
