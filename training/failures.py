@@ -16,8 +16,6 @@ OF_BACKWARD = {
     "from step to step",
     r"modified by an inplace operation": "a tensor that gradients need is changed in place: x = x + y for x += y, "
     "relu(x) for relu_(x)",
-    r"finished reduction in the prior iteration": "weights have no gradient in a step: set find_unused_parameters: "
-    "true, or remove them",
 }
 
 
