@@ -7,6 +7,7 @@ python embed.py --initial_model exps/demo/model/model_best.model --wav long.wav 
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import numpy as np
 from corpus.folders import find_recordings
 from corpus.lists import numbered_lines, wrong_columns
 from corpus.sliding import grid_fault
+from corpus.tars import is_member
 from errors import UsageError, plural
-from settings.command_line import Parser, check_not_read, existing_recording, run
+from settings.command_line import Parser, check_not_read, existing_folder, existing_recording, run
 from speaker_model import add_model_arguments, load_model, model_from
 from storage.embedding_files import check_ending, window_name, write_embeddings
 
@@ -141,9 +143,7 @@ def recordings(args) -> tuple[list[str], list[str]]:
     if args.wav:
         names, paths = list(args.wav), [existing_recording(file, "--wav") for file in args.wav]
     elif args.dir:
-        folder = Path(args.dir)
-        if not folder.is_dir():
-            raise UsageError(f"--dir: no such folder: '{folder}'")
+        folder = Path(existing_folder(args.dir, "--dir"))
         paths = sorted(map(str, find_recordings(folder)))
         names = [str(Path(path).relative_to(folder)) for path in paths]
     else:
@@ -170,9 +170,13 @@ def from_list(path: str, root: str, scp: bool) -> tuple[list[str], list[str]]:
             expected = wrong_columns("'name path'" if scp else "'[name] path'", len(columns))
             raise UsageError(f"{path}:{number}: {expected}")
         rows.append(columns)
+    paths = [os.path.join(root, row[-1]) for row in rows]
+    if rows and not any(os.path.isfile(file) or is_member(file) for file in paths):
+        folder = f"below --root '{root}'" if root else "below the current folder; --root gives another one"
+        raise UsageError(f"{path}: none of its {plural(len(rows), 'file')} is there, as '{rows[0][-1]}', {folder}")
     repeated = len({row[0] for row in rows}) < len(rows) and all(len(row) == 2 for row in rows) and not scp
     names = [row[-1] if repeated else row[0] for row in rows]
-    return names, [str(Path(root, row[-1])) for row in rows]
+    return names, [str(Path(file)) for file in paths]
 
 
 command = functools.partial(run, main)

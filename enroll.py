@@ -16,7 +16,7 @@ from tqdm import tqdm
 from corpus.folders import find_recordings
 from errors import UsageError, plural
 from scoring.verification import add_store_argument, embed_recording
-from settings.command_line import Parser, existing_recording, run
+from settings.command_line import Parser, existing_folder, existing_recording, run
 
 
 def main(argv) -> int:
@@ -63,10 +63,8 @@ def recordings_of(given: str) -> list[str]:
 
 def people_of(folder: str) -> dict[str, list[str]]:
     """{name: recordings} of a folder with a folder for each person."""
-    if not Path(folder).is_dir():
-        raise UsageError(f"--dir: no such folder: '{folder}'")
     people = {}
-    for path in find_recordings(folder):
+    for path in find_recordings(existing_folder(folder, "--dir")):
         inside = path.relative_to(folder).parts
         if len(inside) < 2:
             raise UsageError(f"{path}: lies in no person's folder; wanted: {Path(folder) / 'NAME' / path.name}")

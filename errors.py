@@ -79,6 +79,29 @@ def size_text(count: float) -> str:
     return f"{count / one:.0f} kB" if unit == "kB" else f"{count / one:,.1f} {unit}"
 
 
+def no_file(path) -> str:
+    """Why there is no file of this path, "" if there is one."""
+    if os.path.isfile(path):
+        return ""
+    return f"a folder, and not a file: '{path}'" if os.path.isdir(path) else f"no such file: '{path}'{elsewhere(path)}"
+
+
+def no_folder(path) -> str:
+    """Why there is no folder of this path, "" if there is one."""
+    if os.path.isdir(path):
+        return ""
+    if os.path.isfile(path):
+        return f"a file, and not a folder: '{path}'"
+    return f"no such folder: '{path}'{elsewhere(path)}"
+
+
+def elsewhere(path) -> str:
+    """The end of a complaint on a path that is not here: that it is in the checkout, if it is, else ""."""
+    if not str(path) or os.path.isabs(path) or not os.path.exists(ROOT / path):
+        return ""
+    return f"; it is in '{ROOT}': run the command there, or give the whole path"
+
+
 def shell_path(path) -> str:
     """A path as a word of a printed command: quoted, and ./ before a '-' that would make it a flag."""
     text = str(path)

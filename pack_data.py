@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from errors import UsageError, hours_text, plural, size_text
-from settings.command_line import Parser, run
+from settings.command_line import Parser, existing_folder, run
 
 MB = 1 << 20
 FORMATS = (
@@ -78,8 +78,7 @@ def source_of(args):
         )
     if why := why_no_list(values["train_list"]):
         raise UsageError(f"train_list: {why}")
-    if not os.path.isdir(values["train_path"]):
-        raise UsageError(f"train_path: no such folder: '{values['train_path']}'")
+    existing_folder(str(values["train_path"]), "train_path")
     return TrainSource(values["train_list"], str(values["train_path"]))
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from errors import UsageError
+from errors import UsageError, no_folder
 from settings.command_line import Parser, existing_file, need, run
 
 
@@ -64,7 +64,7 @@ def parse(argv):
     places = [("prepare_data.py", given) for given in args.inputs]
     for flag, given in [*places, ("--musan", args.musan), ("--rirs", args.rirs)]:
         if given and not os.path.exists(given):
-            raise UsageError(f"{flag}: no such folder: '{given}'")
+            raise UsageError(f"{flag}: {no_folder(given)}")
         if given and not os.path.isdir(given) and not os.path.isfile(given):
             raise UsageError(f"{flag}: neither a folder nor a file: '{given}'")
     check_numbers(args)
@@ -82,6 +82,7 @@ def parse(argv):
         if getattr(args, flag):
             existing_file(getattr(args, flag), f"--{flag}")
     check_bases(args.config, args.initial_model, args.sample_rate)
+    check_noise({"--musan": args.musan, "--rirs": args.rirs}, args.config)
     return args
 
 
@@ -112,6 +113,21 @@ def check_bases(config: str, model: str, rate: int):
         trained = trained_at(model)
     if model and rate and trained and rate != trained:
         raise UsageError(f"--sample_rate: {rate}, but {model} was trained with {trained}; leave --sample_rate out")
+
+
+def check_noise(given: dict[str, str], config: str):
+    """UsageError that names the flag if its folder lacks what the usual policy needs; one of ``config`` may differ."""
+    from corpus.augmentation import AugmentWAV
+    from settings.reader import read_yaml
+
+    if config and "augmentation" in read_yaml(config):
+        return
+    for flag, folder in given.items():
+        try:
+            if folder:
+                AugmentWAV(*((folder, "") if flag == "--musan" else ("", folder)))
+        except UsageError as error:
+            raise UsageError(f"{flag}: {str(error).partition(': ')[2]}") from error
 
 
 command = functools.partial(run, main)

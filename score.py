@@ -12,7 +12,7 @@ import sys
 
 from corpus.lists import read_train_list
 from errors import UsageError, plural
-from settings.command_line import Parser, check_not_read, existing_file, need, run
+from settings.command_line import Parser, check_not_read, existing_file, existing_folder, need, run
 
 BY = "a table by prefix:N, column:N of the list, FILE.tsv:COLUMN or duration:2,4 (needs --root); may be repeated"
 
@@ -74,7 +74,7 @@ def parser() -> Parser:
     add("--pairs", type=int, default=10000, help="target trials to draw, and nontarget ones (default 10000)")
     add("--prefix", type=int, default=0, help="nontarget trials of names that share so many first letters (default 0)")
     add("--speakers", type=int, default=0, help="from so many speakers, at random (default: a quarter, at most 500)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of the draw (default 0)")
     return p
 
 
@@ -101,9 +101,9 @@ def checked(p: Parser, argv):
         p.error("--enroll_weights quality needs --enroll, and --root for the audio")
     if a.initial_model and not a.root:
         p.error("--initial_model needs --root, the folder of the audio files")
-    for flag in ("trials", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate"):
+    for flag in ("root", "trials", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate"):
         if getattr(a, flag):
-            existing_file(getattr(a, flag), f"--{flag}")
+            (existing_folder if flag == "root" else existing_file)(getattr(a, flag), f"--{flag}")
     for flag in ("embeddings", "fuse", "fuse_calibrate"):
         for path in getattr(a, flag):
             existing_file(path, f"--{flag}")
@@ -172,9 +172,9 @@ def check_place(flag: str, path: str, read=()):
 def check_numbers(p: Parser, a):
     """UsageError for a number that cannot be."""
     if a.false_accept is not None and not (0 < a.false_accept < 1 and a.save_backend):
-        p.error("--false_accept RATE lies between 0 and 1 and needs --save_backend")
+        p.error(f"--false_accept RATE lies between 0 and 1 and needs --save_backend, got {a.false_accept:g}")
     if not 0 < a.p_target < 1:
-        p.error("--p_target must lie between 0 and 1")
+        p.error(f"--p_target must lie between 0 and 1, got {a.p_target:g}")
     at_least = {"top_n": 2, "pairs": 1, "draws": 0, "speakers": 0, "prefix": 0, "lda_dimension": 0, "seed": 0}
     for flag, least in {**at_least, "max_nan_score_pct": 0}.items():
         if not getattr(a, flag) >= least:
@@ -185,8 +185,8 @@ def make_held_out(a) -> int:
     """Write a held-out trial list drawn from a train list."""
     import numpy as np
 
+    from scoring.files import write_trials
     from scoring.held_out import make_trials
-    from storage.files import write_atomically
 
     check_not_read("--make_trials", a.make_trials[1], a.make_trials[:1])
     speakers, labels, paths, _ = read_train_list(a.make_trials[0])
@@ -195,10 +195,9 @@ def make_held_out(a) -> int:
         drawn = make_trials(labels, paths, a.pairs, a.seed, wanted, a.prefix)
     except ValueError as error:
         raise UsageError(f"{a.make_trials[0]}: {error}") from error
-    lines = [f"{label} {first} {second}\n" for label, first, second in zip(*drawn)]
-    write_atomically(a.make_trials[1], "".join(lines).encode("utf-8", "surrogateescape"))
+    write_trials(a.make_trials[1], *drawn)
     targets = int(np.sum(drawn[0]))
-    print(f"{a.make_trials[1]}: {targets} target and {len(lines) - targets} nontarget trials of {wanted} speakers")
+    print(f"{a.make_trials[1]}: {targets} target and {len(drawn[0]) - targets} nontarget trials of {wanted} speakers")
     return 0
 
 
@@ -402,6 +401,7 @@ def main(argv) -> int:
 
         return compare(a)
     from scoring import report
+    from scoring.conditions import groups_of
 
     notes = []
 
@@ -410,6 +410,7 @@ def main(argv) -> int:
         print(line)
 
     listed, lists, models, voices = read_lists(a, say)
+    groupings = [groups_of(condition, listed, a.root) for condition in a.by]  # before anything slow
     backend, scored = score_lists(a, lists, models, voices, say)
     trials = scored[0]
     calibration = learn(a, backend, scored, models, say) if a.calibrate or a.calibrate_folds or backend else None
@@ -429,7 +430,7 @@ def main(argv) -> int:
     print("\n".join(report.table(result)))
     failed = any(part and part["failed"] for part in (result["scores"], result["calibrated"]))
     if a.by and not failed:
-        print("\n".join(report.by_condition(a, listed, trials, llrs, models, result)))
+        print("\n".join(report.by_condition(a, groupings, trials, llrs, models, result)))
     if a.open_set and not failed:
         from scoring.open_set import open_set_figures, open_set_lines
 

@@ -49,7 +49,10 @@ def read_scores(path, form: str = "", columns: bool = False) -> Trials:
 
     The latter two say no labels: ``join_labels`` takes them from a trial list.
     """
-    return _read(path, SCORE_FORMS, form, columns, "score file")
+    found = _read(path, SCORE_FORMS, form, columns, "score file")
+    if found.labels is None and np.isin(found.scores, (0, 1)).all():
+        raise UsageError(f"{path}: a trial list, and no score file: each line has 0 or 1 where its score should be")
+    return found
 
 
 def write_scores(path, scores, labels, first, second, form: str = "voxceleb"):

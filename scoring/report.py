@@ -11,7 +11,6 @@ from corpus.lists import list_hash
 from errors import UsageError
 from scoring import plots
 from scoring.cautions import wrong_way_round
-from scoring.conditions import groups_of
 from scoring.error_rates import ErrorRates, worst_eer
 from scoring.figures import condition_table, figures_of, table_lines
 from scoring.files import write_scores
@@ -127,12 +126,11 @@ def speakers_of(models, tests):
     return {**{t: speaker_of(t) for t in tests}, **{name: speaker_of(of[0]) for name, of in models.items()}}
 
 
-def by_condition(a, listed, trials, llrs, models, result: dict) -> list[str]:
-    """Lines of the tables by condition; their rows go into the result."""
+def by_condition(a, groupings, trials, llrs, models, result: dict) -> list[str]:
+    """Lines of the tables by condition, of which each grouping has the groups; their rows go into the result."""
     mapping = speakers_of(models, trials.second)
     speakers, _ = trial_speakers(trials.labels, trials.first, trials.second, mapping)
     values = trials.scores if llrs is None else llrs
-    groupings = [groups_of(condition, listed, a.root) for condition in a.by]
     rows = condition_table(values, trials.labels, groupings, a.p_target, speakers, a.draws, llrs)
     result["by_condition"] = rows
     return ["", *table_lines(rows, a.p_target)]

@@ -64,9 +64,9 @@ class Source:
                     self._add(name, x[i])
         where = " or ".join(map(str, self.files)) or "the model's output"
         if not self.rows:
-            raise UsageError(
-                f"no embedding of the {len(set(names))} utterances: the first is {names[0]}, not in {where}"
-            )
+            count, reason = len(set(names)), self.problems.get(names[0], f"not in {where}")
+            place = f"--root: below '{self.root}'" if self.model else where
+            raise UsageError(f"{place}: no embedding of the {count} utterances; the first, {names[0]}: {reason}")
         index = np.array([self.names.get(name, -1) for name in names])
         if self.model is None and (index < 0).all():
             raise UsageError(

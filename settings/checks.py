@@ -13,7 +13,7 @@ from corpus.lists import read_trials
 from corpus.sources import shown, train_sources, trial_sources
 from corpus.tars import ENDING, is_member, shards_of
 from corpus.train_list import read_train_lists
-from errors import Mistakes, UsageError, plural, suggested
+from errors import Mistakes, UsageError, no_file, no_folder, plural, suggested
 from settings import plugins, policy
 from settings.injections import parse_injections
 
@@ -66,20 +66,6 @@ def check_paths(config: Config, written: dict):
     mistakes.refuse()
 
 
-def no_file(path) -> str:
-    """Why there is no file of this path, "" if there is one."""
-    if os.path.isfile(path):
-        return ""
-    return f"a folder, and not a file: '{path}'" if os.path.isdir(path) else f"no such file: '{path}'"
-
-
-def no_folder(path) -> str:
-    """Why there is no folder of this path, "" if there is one."""
-    if os.path.isdir(path):
-        return ""
-    return f"a file, and not a folder: '{path}'" if os.path.isfile(path) else f"no such folder: '{path}'"
-
-
 def best_model(save_path: str) -> str:
     """Say where a run keeps its best model, and how to evaluate it if it is there."""
     path = Path(save_path, "model", "model_best.model")
@@ -123,8 +109,11 @@ def check_training(config: Config, passes, refuse, mistakes: Mistakes):
                 check(config, utterances, refuse)
         config.nClasses = config.nClasses or class_count(len(utterances), config.speed_perturb)
     if config.augment:
+        folders = {key: getattr(config, key) for key in ("musan_path", "rir_path")}
+        there = [passes(key, no_folder(path)) for key, path in folders.items() if path]
         with mistakes.collected():
-            check_augmentation(config, refuse)
+            if all(there):
+                check_augmentation(config, refuse)
 
 
 def check_teacher(config: Config, passes, refuse):
@@ -265,10 +254,6 @@ def check_augmentation(config: Config, refuse):
     """Check that there is something to augment with, in every category."""
     if not config.musan_path and not config.rir_path and not config.augmentation:
         refuse("augment", "needs musan_path or rir_path")
-    for key in ("musan_path", "rir_path"):
-        path = getattr(config, key)
-        if path and not os.path.isdir(path):
-            refuse(key, f"no such folder: '{path}'")
     from corpus.augmentation import AugmentWAV
 
     try:

@@ -9,9 +9,11 @@ import stat
 import sys
 import traceback
 
-from errors import SharedError, UsageError, rank_prefix, write_any_text
+from errors import SharedError, UsageError, no_file, no_folder, rank_prefix, write_any_text
 from settings.plugins import explained
 
+NUMBERS = {"int": "a whole number", "float": "a number"}
+NOT_A_NUMBER = re.compile("invalid (int|float) value:")  # argparse's words
 TRACEBACK = "print the whole traceback of an error too"
 
 
@@ -30,7 +32,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        raise UsageError(f"{self.script}: {message}{self._taken_for_a_flag(message)}")
+        text = NOT_A_NUMBER.sub(lambda found: f"expected {NUMBERS[found[1]]}, got", message)
+        raise UsageError(f"{self.script}: {text}{self._taken_for_a_flag(message)}")
 
     def _taken_for_a_flag(self, message: str) -> str:
         """What to write where a value begins with '-', if that is what the complaint is about, else ""."""
@@ -143,8 +146,15 @@ def check_not_read(flag: str, path, read):
 
 def existing_file(path: str, flag: str) -> str:
     """The path, or a UsageError that names the flag if there is no such file."""
-    if not os.path.isfile(path):
-        raise UsageError(f"{flag}: no such file: '{path}'")
+    if fault := no_file(path):
+        raise UsageError(f"{flag}: {fault}")
+    return path
+
+
+def existing_folder(path: str, flag: str) -> str:
+    """The path, or a UsageError that names the flag if there is no such folder."""
+    if fault := no_folder(path):
+        raise UsageError(f"{flag}: {fault}")
     return path
 
 

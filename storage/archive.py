@@ -24,6 +24,7 @@ MAX_DIMS = 16
 ENTRY = re.compile(
     r"data\.pkl|data/\d{1,20}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
+PICKLE = b"\x80"  # its first byte, of protocol 2 on
 BEFORE_2020 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 CONVERT = (
     'python -c "import sys, torch; a, b = sys.argv[1:]; '
@@ -318,6 +319,10 @@ def check_checkpoint(file, size: int):
     file.seek(0)
     if not old or not size:
         return check_archive(file, size, CheckpointRehearsal)
+    begin = file.read(4)
+    file.seek(0)
+    if begin[:1] != PICKLE:
+        raise Refusal(f"damaged, or not a checkpoint: it begins with {begin!r}, as nothing that torch.save writes")
     for _ in range(4):  # a magic number, the version of the form, the sizes of types, and the content
         OldRehearsal(size).run(file)
     return None

@@ -152,7 +152,7 @@ def test_what_is_no_checkpoint_is_refused_without_advice_to_load_it_unrestricted
     (tmp_path / "list.txt").write_text("# a list\n")
     torch.save({"model": ROOT}, tmp_path / "code.model")
     for name, reason in (
-        ("list.txt", "damaged, or not a checkpoint: at position 0"),
+        ("list.txt", "damaged, or not a checkpoint: it begins with b'# a ', as nothing that torch.save writes"),
         ("code.model", "not a checkpoint that restricted loading accepts: asks for 'pathlib."),
     ):
         assert call("--initial_model", tmp_path / name, "--wav", wave[0], "--out", tmp_path / "e.npy") == 2
@@ -246,13 +246,22 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
         (["--scp", "{scp}", "--out", "e.npz"], "a pipe"),
         (["--scp", "{ok}.scp", "--out", "{ok}.ark"], "ok.scp' is read by this command and would be lost"),
         (["--wav", "{wave}", "--out", "/no/such/e.npz"], "no such folder"),
+        (
+            ["--list", "{list}", "--root", ".", "--out", "e.npz"],
+            "none of its 2 files is there, as 'a/b.wav', below --root '.'",
+        ),
+        (["--dir", "{wave}", "--out", "e.npz"], "--dir: a file, and not a folder: '"),
+        (["--wav", "{wave}", "--threads", "two", "--out", "e.npz"], "--threads: expected a whole number, got 'two'"),
+        (["--wav", "{wave}", "--window", "1s", "--out", "e.npz"], "--window: expected a number, got '1s'"),
     ],
 )
 def test_bad_usage_is_one_line(words, said, wave, tmp_path, capsys):
     (tmp_path / "wav.scp").write_text("utt1 sox x.wav -t wav - |\n")
     (tmp_path / "any.model").write_bytes(b"x")
     (tmp_path / "ok.scp").write_text(f"utt1 {wave[0]}\n")
-    words = [word.format(wave=wave[0], scp=tmp_path / "wav.scp", ok=tmp_path / "ok") for word in words]
+    (tmp_path / "list.txt").write_text("one a/b.wav\ntwo a/c.wav\n")
+    places = {"wave": wave[0], "scp": tmp_path / "wav.scp", "ok": tmp_path / "ok", "list": tmp_path / "list.txt"}
+    words = [word.format(**places) for word in words]
     assert call("--initial_model", tmp_path / "any.model", *words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error, error

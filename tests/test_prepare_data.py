@@ -144,6 +144,10 @@ def test_what_cannot_be_prepared_is_one_line(people, tmp_path, capsys):
     assert "no recording below" in refused(tmp_path / "none", "--out", tmp_path / "x")
     assert "no such folder" in refused(tmp_path / "nowhere", "--out", tmp_path / "x")
     assert "--share must lie" in refused(people, "--out", tmp_path / "x", "--share", "1")
+    lacking = f"--musan: no recording in a folder 'noise' below '{tmp_path / 'none'}'"
+    assert refused(people, "--out", tmp_path / "x", "--musan", tmp_path / "none") == lacking
+    lacking = f"--rirs: no recording below '{tmp_path / 'none'}'"
+    assert refused(people, "--out", tmp_path / "x", "--rirs", tmp_path / "none") == lacking
     shutil.copy(next(people.rglob("*.flac")), people / "loose.flac")
     assert "lies in no person's folder; wanted: " in refused(people, "--out", tmp_path / "x")
     (people / "loose.flac").unlink()

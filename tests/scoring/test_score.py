@@ -239,6 +239,11 @@ def test_a_model_gives_the_embeddings_and_its_identity(data, settings, tools, tm
     x = [model.embed_file(data / "wav" / name) for name in (first, second)]
     assert backend.score(*x) == pytest.approx(float(value), abs=1e-5)
 
+    elsewhere = score(*trials[:3], tmp_path, "--initial_model", tmp_path / "m.model", status=2)
+    first = read_trials(data / "trials.txt")[1][0]
+    assert elsewhere.startswith(f"--root: below '{tmp_path}': no embedding of the ")
+    assert elsewhere.endswith(f"utterances; the first, {first}: no such file\n")
+
     files = [str(p.relative_to(data / "wav")) for p in sorted((data / "wav").rglob("*.flac"))]
     x = np.random.default_rng(0).standard_normal((len(files), 12))
     embedding_files.write_embeddings(tmp_path / "e.npz", files, x, model.identity)
@@ -307,6 +312,14 @@ def test_held_out_list_from_the_command_line(folder, tmp_path):
     assert labels.sum() == 15 and len({p[:4] for p in first + second}) == 9
 
 
+def test_a_held_out_list_of_names_with_spaces_is_read_again(tmp_path):
+    rows = [f"Anna M\u00fcller {s}\tAnna M\u00fcller {s}/day {u}/{u}.wav\n" for s in range(8) for u in range(3)]
+    (tmp_path / "train.txt").write_text("".join(rows), encoding="utf-8")
+    score("--make_trials", tmp_path / "train.txt", tmp_path / "h.txt", "--pairs", "5", "--speakers", "4")
+    drawn = read_trials(tmp_path / "h.txt")
+    assert len(drawn[0]) == 10 and {name.split("/")[1] for name in drawn[1]} <= {"day 0", "day 1", "day 2"}
+
+
 def test_usage_errors_come_before_torch_and_without_a_traceback():
     code = "import sys, score; from settings.command_line import run; status = run(score.main, ['--trials', 'none']);"
     code += " sys.exit(status if 'torch' not in sys.modules else 9)"
@@ -362,6 +375,8 @@ def test_usage_errors_come_before_torch_and_without_a_traceback():
             "--save_backend: cannot write",
         ),
         ("--trials {f}/ev.txt --embeddings {f}/all.npz --by duration:2", "--by duration needs --root"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --by gender", "--by gender: must be prefix:N"),
+        ("--trials {f}/ev.txt --embeddings {f}/all.npz --root {f}/none", "--root: no such folder: '"),
     ],
 )
 def test_usage_errors_are_one_line(folder, words, message):

@@ -78,6 +78,7 @@ MISTAKES = [
     (read_scores, "0.5 1 a b\n0.5 2 a c\n", ":2: the label must be 0, 1, nontarget or target, got '2'"),
     (read_scores, "a b c\n", ":1: expected 'score label a b' or 'a b score label' or 'a b score' or 'score a b', got"),
     (read_scores, "", "the score file is empty"),
+    (read_scores, "1 a b\n0 a c\n", "a trial list, and no score file: each line has 0 or 1 where its score should be"),
     (read_scores, "0.5 1 a b\n\0", "not a UTF-8 text file"),
 ]
 

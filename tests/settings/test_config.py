@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from config import ALIASES, KEYS, REFUSED
-from errors import UsageError
+from errors import ROOT, UsageError, elsewhere, no_file, no_folder
 from settings.reader import load_config, to_yaml
 from settings.reference import reference_page
 from training.start import configure
@@ -108,6 +108,7 @@ def test_errors_name_file_line_and_key(tmp_path, line, message):
         (["--max_ep", "3"], "unknown key '--max_ep'"),
         (["--nothing", "3"], "unknown key '--nothing'"),
         (["stray"], "unexpected argument 'stray'"),
+        (["a b.yaml"], "unexpected argument 'a b.yaml' - did you mean --config 'a b.yaml'?"),
         (["--lr", "x"], "command line: --lr: expected a number, got 'x'"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: cannot read"),
         (
@@ -122,6 +123,20 @@ def test_command_line_errors(words, message):
 
 def test_a_misspelt_key_is_named_before_the_missing_model():
     assert "unknown key '--modle' - did you mean '--model'?" in error_of(["--modle", "x"])
+
+
+def test_who_gives_no_model_is_told_of_the_configuration():
+    assert "model: is not set; give --config FILE, or with --model one of CAMPPlus, " in error_of(BASE[2:])
+
+
+def test_a_path_of_the_checkout_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = f"; it is in '{ROOT}': run the command there, or give the whole path"
+    assert error_of(["--config", "configs/demo.yaml"]).endswith(f": No such file or directory{there}")
+    assert no_file("configs/demo.yaml") == f"no such file: 'configs/demo.yaml'{there}"
+    assert no_folder("configs") == f"no such folder: 'configs'{there}"
+    (tmp_path / "configs").mkdir()
+    assert no_folder("configs") == elsewhere("configs/none.yaml") == elsewhere("") == ""
 
 
 def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data, tmp_path, capsys):
@@ -158,6 +173,10 @@ def test_all_mistakes_of_paths_and_lists_are_said_at_once(settings, write, tmp_p
     assert main(["--config", yaml, "--initial_model", str(tmp_path), "--test_list", str(tmp_path)]) == 2
     lines = capsys.readouterr().err
     assert lines.count(f": a folder, and not a file: '{tmp_path}'") == 2 and "utt2spk" not in lines
+    yaml = write({**settings, "augment": True, "musan_path": "/no/noise", "rir_path": str(trials)})
+    assert main(["--config", yaml]) == 2
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["musan_path: no such folder: '/no/noise'", f"rir_path: a file, and not a folder: '{trials}'"]
 
 
 @pytest.mark.parametrize(
