@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from errors import UsageError
-from settings.command_line import Parser, check_not_read, existing_file, run
+from settings.command_line import Parser, check_not_read, existing_file, existing_folder, run
 
 
 def main(argv) -> int:
@@ -25,9 +25,11 @@ def main(argv) -> int:
     args = parser.parse_args(argv)
     paths = chosen(args.paths, args.last)
     check_not_read("--out", args.out, paths)
-    folder = Path(args.out).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.out).is_dir():
-        raise UsageError(f"--out: cannot write '{args.out}'")
+    folder = os.path.dirname(args.out) or "."
+    existing_folder(folder, "--out")
+    if not os.access(folder, os.W_OK) or Path(args.out).is_dir():
+        why = "a folder" if Path(args.out).is_dir() else "no permission"
+        raise UsageError(f"--out: cannot write '{args.out}': {why}")
 
     from storage.files import save_atomically
     from training.averaging import mean_of_checkpoints
@@ -52,7 +54,9 @@ def chosen(given: list[str], last: int) -> list[Path]:
     else:
         paths = sorted(Path(given[0]).glob("model0*.model"))
         if len(paths) < max(last, 2):
-            raise UsageError(f"{given[0]}: has {len(paths)} checkpoints model0*.model, {max(last, 2)} are needed")
+            inside = Path(given[0], "model")
+            hint = f"; a run keeps them in its folder {inside}" if not paths and inside.is_dir() else ""
+            raise UsageError(f"{given[0]}: has {len(paths)} checkpoints model0*.model, {max(last, 2)} are needed{hint}")
     if len(paths) < 2:
         raise UsageError("average_checkpoints.py: a mean needs at least 2 checkpoints")
     return sorted(paths, key=epoch_of)[-last:]

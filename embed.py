@@ -7,16 +7,14 @@ python embed.py --initial_model exps/demo/model/model_best.model --wav long.wav 
 """
 
 import functools
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from corpus.folders import find_recordings
-from corpus.lists import numbered_lines, wrong_columns
+from corpus.lists import none_below, numbered_lines, wrong_columns
 from corpus.sliding import grid_fault
-from corpus.tars import is_member
 from errors import UsageError, plural
 from settings.command_line import Parser, check_not_read, existing_folder, existing_recording, run
 from speaker_model import add_model_arguments, load_model, model_from
@@ -170,13 +168,11 @@ def from_list(path: str, root: str, scp: bool) -> tuple[list[str], list[str]]:
             expected = wrong_columns("'name path'" if scp else "'[name] path'", len(columns))
             raise UsageError(f"{path}:{number}: {expected}")
         rows.append(columns)
-    paths = [os.path.join(root, row[-1]) for row in rows]
-    if rows and not any(os.path.isfile(file) or is_member(file) for file in paths):
-        folder = f"below --root '{root}'" if root else "below the current folder; --root gives another one"
-        raise UsageError(f"{path}: none of its {plural(len(rows), 'file')} is there, as '{rows[0][-1]}', {folder}")
+    if fault := none_below(root or ".", path, [row[-1] for row in rows]):
+        raise UsageError(f"--root: {fault}")
     repeated = len({row[0] for row in rows}) < len(rows) and all(len(row) == 2 for row in rows) and not scp
     names = [row[-1] if repeated else row[0] for row in rows]
-    return names, [str(Path(file)) for file in paths]
+    return names, [str(Path(root, row[-1])) for row in rows]
 
 
 command = functools.partial(run, main)

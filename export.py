@@ -11,13 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from corpus.lists import read_trials
+from corpus.lists import none_below, read_trials
 from errors import UsageError
 from exporting import card
 from exporting.eight_bits import quantise_onnx
 from exporting.formats import NAMES, SHORTEST, reader, write
 from exporting.forms import FORMS, example, exportable, foreign_features, input_of, key_of_sherpa
-from settings.command_line import Parser, check_not_read, existing_file, need, run
+from settings.command_line import Parser, check_not_read, existing_file, existing_folder, need, run
 from speaker_model import add_model_arguments, model_from
 from storage.files import replacing, write_atomically
 
@@ -65,7 +65,10 @@ def check_usage(args, out: Path):
     if bool(args.test_list) != bool(args.test_path) or (args.test_list and not args.int8):
         raise UsageError("--test_list: goes with --test_path and --int8, to measure what quantising costs")
     if args.test_list:
-        read_trials(existing_file(args.test_list, "--test_list"))  # what is wrong with it is said before the export
+        _, first, second = read_trials(existing_file(args.test_list, "--test_list"))  # said before the export
+        root = existing_folder(args.test_path, "--test_path")
+        if fault := none_below(root, args.test_list, [*first, *second]):
+            raise UsageError(f"--test_path: {fault}")
 
 
 def export(args, out: Path) -> int:

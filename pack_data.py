@@ -35,10 +35,14 @@ def main(argv) -> int:
         raise UsageError("pack_data.py: --shard_mb and --workers must be at least 1")
     if args.check:
         return check(args.out)
+    from corpus.lists import none_below
+    from corpus.tars import shards_of
     from corpus.train_list import read_train_lists
 
     source = source_of(args)
     listed, out, size = read_train_lists((source,)), Path(args.out), args.shard_mb * MB
+    if not shards_of(source.path) and (fault := none_below(source.root, source.path, listed.paths)):
+        raise UsageError(f"train_path: {fault}")
     if args.format == "webdataset":
         from storage.shards import write_shards
 

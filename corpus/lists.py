@@ -16,6 +16,7 @@ from corpus.list_lines import (
     wrong_columns,
 )
 from corpus.sources import trial_sources
+from corpus.tars import is_member
 from corpus.train_list import read_train_list
 from errors import UsageError, shell_path
 
@@ -33,8 +34,17 @@ __all__ = [
     "wrong_columns",
 ]
 
+MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 MOST_KEPT = 8  # trial lists that are kept as they were read
 _kept: dict[tuple, tuple] = {}
+
+
+def none_below(root, list_path, paths) -> str:
+    """Say that none of the ``paths`` of a list is below ``root``, as where that is a wrong folder; "" if some are."""
+    sample = [paths[i] for i in range(0, len(paths), max(1, len(paths) // MANY_FILES))]
+    if any(os.path.isfile(path) or is_member(path) for path in (os.path.join(root, name) for name in sample)):
+        return ""
+    return f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'" if sample else ""
 
 
 def read_trials(path):

@@ -9,15 +9,13 @@ import numpy as np
 from config import KEYS, Config
 from corpus.audio import class_count
 from corpus.list_forms import why_no_list
-from corpus.lists import read_trials
+from corpus.lists import MANY_FILES, none_below, read_trials
 from corpus.sources import shown, train_sources, trial_sources
-from corpus.tars import ENDING, is_member, shards_of
+from corpus.tars import ENDING, shards_of
 from corpus.train_list import read_train_lists
 from errors import Mistakes, UsageError, no_file, no_folder, plural, suggested
 from settings import plugins, policy
 from settings.injections import parse_injections
-
-MANY_FILES = 20000  # longer lists are checked by a sample: a million stat calls on a network disk take minutes
 
 
 def check_paths(config: Config, written: dict):
@@ -172,9 +170,8 @@ def check_save_path(save_path, refuse):
 
 def check_files(list_path, root, key, paths, refuse):
     """Refuse a list none of whose files is below ``root``; single missing files are found by the loader."""
-    sample = paths[:: max(1, len(paths) // MANY_FILES)]
-    if not any(os.path.isfile(path) or is_member(path) for path in (os.path.join(root, name) for name in sample)):
-        refuse(key, f"none of the files of '{list_path}' is below '{root}', the first being '{paths[0]}'")
+    if fault := none_below(root, list_path, paths):
+        refuse(key, fault)
 
 
 def check_classes(config: Config, utterances, refuse):
