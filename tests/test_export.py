@@ -154,9 +154,16 @@ def test_what_differs_is_not_written(checkpoint, tmp_path, capsys):
         (["--out", "x.pt", "--int8"], "--int8: quantises ONNX models"),
         (["--out", "x.onnx", "--test_list", "t"], "--test_list: goes with"),
         (["--out", "x.onnx", "--tolerance", "0"], "--tolerance: must be above 0"),
+        (["--out", "x.onnx", "--int8", "--test_list", "LIST", "--test_path", "nowhere"], "--test_path: no such folder"),
+        (
+            ["--out", "x.onnx", "--int8", "--test_list", "LIST", "--test_path", "docs"],
+            "' is below 'docs', the first being",
+        ),
     ],
 )
-def test_bad_usage_is_one_line(words, said, capsys):
+def test_bad_usage_is_one_line(words, said, data, capsys, monkeypatch):
+    monkeypatch.chdir(plugins.ROOT)
+    words = [str(data / "trials.txt") if word == "LIST" else word for word in words]
     assert run(export.main, ["--initial_model", "none.model", *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error, error

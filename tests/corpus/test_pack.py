@@ -420,6 +420,8 @@ def test_what_the_system_refuses_is_one_line(packed, tmp_path):
     for out in ("file", "file/below"):
         with pytest.raises(UsageError, match=r"^--out: .*file"):
             pack_data.main([*words, "--out", str(tmp_path / out)])
+    with pytest.raises(UsageError, match=r"^train_path: none of the files of '.*list.txt' is below '.*', the first"):
+        pack_data.main([*words[:3], str(tmp_path), "--out", str(tmp_path / "p")])
     (tmp_path / "x.yaml").write_text(f"train_list: {folder / 'list.txt'}\ntrain_path:\n")
     with pytest.raises(UsageError, match="needs --train_path"):
         pack_data.main(["--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "p")])

@@ -225,8 +225,10 @@ def test_usage_errors_of_the_script(averaged, tmp_path, capsys):
         ([one, "--out", out], "a mean needs at least 2 checkpoints"),
         ([one, one.replace("1.model", "2.model"), "--last", "2", "--out", out], "--last: chooses from a folder"),
         ([folder, "--out", one], "is read by this command and would be lost"),
-        ([folder, "--out", str(tmp_path / "missing" / "avg.model")], "--out: cannot write"),
+        ([folder, "--out", str(tmp_path / "missing" / "avg.model")], "--out: no such folder: '"),
+        ([folder, "--out", folder], "--out: cannot write"),
         ([folder + "x", "--out", out], "no such file"),
+        ([str(averaged[1].parent), "--out", out], f"2 are needed; a run keeps them in its folder {folder}"),
     ):
         assert run(average_checkpoints.main, words) == 2
         error = capsys.readouterr().err
