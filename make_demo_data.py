@@ -1,6 +1,6 @@
 """Make a small speaker-verification data set of synthetic voices: flac files, a train list and a trial list.
 
-python make_demo_data.py --out data/demo                          # what `make demo` uses: about 40 MB
+python make_demo_data.py --out data/demo                          # what `make demo` uses: about 50 MB
 python make_demo_data.py --out /tmp/tiny --speakers 8 --trial_speakers 4 --utterances 6 --seconds 1.5
 python make_demo_data.py --out data/demo_8k --sample_rate 8000   # the same voices as a telephone system records them
 

@@ -25,7 +25,7 @@ def few_errors(scores, labels, speakers=None) -> str:
     people = "" if speakers is None else f" of {len(np.unique(speakers))} speakers"
     return (
         f"learnt on {targets} target and {nontargets} nontarget trials{people}, EER {100 * rate:.2f} %, about "
-        f"{errors:.0f} errors of a kind; with fewer than {FEW_ERRORS} errors its probabilities are a guess"
+        f"{plural(round(errors), 'error')} of a kind; with fewer than {FEW_ERRORS} errors its probabilities are a guess"
     )
 
 

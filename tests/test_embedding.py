@@ -248,7 +248,7 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
         (["--wav", "{wave}", "--out", "/no/such/e.npz"], "no such folder"),
         (
             ["--list", "{list}", "--root", ".", "--out", "e.npz"],
-            "none of its 2 files is there, as 'a/b.wav', below --root '.'",
+            "list.txt' is below '.', the first being 'a/b.wav'",
         ),
         (["--dir", "{wave}", "--out", "e.npz"], "--dir: a file, and not a folder: '"),
         (["--wav", "{wave}", "--threads", "two", "--out", "e.npz"], "--threads: expected a whole number, got 'two'"),
