@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from errors import UsageError, with_place, write_any_text
-from settings.command_line import Parser, complain, need
+from settings.command_line import Parser, complain, existing_folder, need
 from storage.files import write_atomically
 
 
@@ -34,6 +34,8 @@ def arguments(argv) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="time for the trials of one dump (default 60)")
     args = parser.parse_args(argv)
+    if not args.seconds >= 0:
+        raise UsageError(f"--seconds: must be at least 0, got {args.seconds:g}")
     pairs = [text.split("=", 1) for text in args.root]
     wrong = next((text for text, pair in zip(args.root, pairs) if len(pair) < 2 or not all(pair)), None)
     if wrong:
@@ -65,6 +67,9 @@ def main(argv=None) -> int:
     try:
         args = arguments(argv)
         paths = find_dumps(args.paths)
+        for flag in ("html", "patch"):
+            if getattr(args, flag):
+                existing_folder(Path(getattr(args, flag)).absolute().parent, f"--{flag}")
         if args.html:
             need("analyze_nan_debug.py --html", "matplotlib")
     except UsageError as error:

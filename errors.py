@@ -97,7 +97,7 @@ def no_folder(path) -> str:
 
 def elsewhere(path) -> str:
     """The end of a complaint on a path that is not here: that it is in the checkout, if it is, else ""."""
-    if not str(path) or os.path.isabs(path) or not os.path.exists(ROOT / path):
+    if not str(path) or os.path.isabs(path) or os.path.exists(path) or not os.path.exists(ROOT / path):
         return ""
     return f"; it is in '{ROOT}': run the command there, or give the whole path"
 

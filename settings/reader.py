@@ -13,7 +13,7 @@ import yaml
 
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
 from corpus.sources import entries_of
-from errors import Mistakes, UsageError, elsewhere, shell_path, suggested
+from errors import Mistakes, UsageError, elsewhere, suggested
 from settings import plain_yaml, plugins, policy
 from settings.command_line import TRACEBACK
 from settings.foreign import refuse_foreign
@@ -109,8 +109,7 @@ def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]
         with open(path, encoding="utf-8-sig") as f:
             loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
     except OSError as error:
-        where = elsewhere(path) if isinstance(error, FileNotFoundError) else ""
-        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}{where}") from error
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}{elsewhere(path)}") from error
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
         raise UsageError(f"{path}: not a UTF-8 text file") from error
     except yaml.YAMLError as error:
@@ -188,8 +187,7 @@ def read_command_line(argv, mistakes: Mistakes) -> tuple[dict[str, Setting], boo
         word = rest[position]
         position += 1
         if not word.startswith("--"):
-            meant = f" - did you mean --config {shell_path(word)}?" if word.endswith((".yaml", ".yml")) else ""
-            mistakes.add(f"command line: unexpected argument '{word}'{meant}")
+            mistakes.add(f"command line: unexpected argument '{word}'; a configuration is given by --config FILE")
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
@@ -311,8 +309,7 @@ def chosen_plugin(folder: str, key: str, values: dict) -> plugins.Declaration | 
     if not name:
         if folder == "frontend" or (values["eval"] and folder != "models"):
             return None  # evaluation needs the model's weights only
-        begin = "choose" if values["config"] else f"give --config FILE, or with --{key}"
-        raise UsageError(f"{key}: is not set; {begin} one of {', '.join(plugins.available(folder))}")
+        raise UsageError(f"{key}: is not set by --config FILE; choose one of {', '.join(plugins.available(folder))}")
     declared = plugins.declaration(folder, name)
     if declared is None and (plugins.ROOT / folder / f"{name}.py").is_file():
         what = f"does not define {plugins.ENTRY[folder]}, but {', '.join(plugins.defined(folder, name)) or 'nothing'}"

@@ -255,3 +255,13 @@ def test_chromium_draws_the_page(example, tmp_path):
     assert "Something is not finite." in done.stdout and 'id="dump2"' in done.stdout
     assert '<button type="button">Copy' in done.stdout  # the script may run: it has taken "hidden" away
     assert "Content Security Policy" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("--html", "none/x.html"), ("--patch", "none/x.diff"), ("--seconds", "-1")])
+def test_what_cannot_be_written_is_said_before_the_analysis(words, tmp_path, capsys):
+    (tmp_path / "nan_batch_1_epoch_1.pt").write_bytes(b"")
+    from analyze_nan_debug import main
+
+    assert main([str(tmp_path), words[0], str(tmp_path / words[1]) if words[1] != "-1" else "-1"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.count("\n") == 1 and error.startswith(f"{words[0]}: ")
