@@ -12,7 +12,7 @@ import time
 from torch import nn
 from tqdm import tqdm
 
-from config import Config
+from config import KEYS
 from corpus.loader import Loader, LoaderFailed
 from DatasetLoader import collate
 from errors import Finished, UsageError, rank_prefix
@@ -55,7 +55,7 @@ class SpeakerNet(nn.Module):
 
     def __init__(self, values: dict | None = None, **keys):  # the keys of a configuration, in either way
         super().__init__()
-        values = Config(**{**(values or {}), **keys}).values()
+        values = {name: key.default for name, key in KEYS.items()} | (values or {}) | keys
         self.per_row, self.size, self.model = values["nPerSpeaker"], values["nOut"], values["model"]
         self.trainfunc, self.mixup = values["trainfunc"], values["mixup"]
         self.__S__ = build_model(values)
