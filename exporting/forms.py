@@ -32,11 +32,11 @@ def exportable(model, kind: str):
     """
     from torch import nn
 
-    from frontend.chains import with_convolutions
+    from frontend.chains import take_convolutions
 
     network = copy_of(model).cpu().eval()
     if kind == "waveform":
-        network = with_convolutions(network)
+        take_convolutions(network)
     elif getattr(network, "frontend", None) is None:
         flag = "--input" if kind == "features" else f"--for {kind}"
         raise UsageError(f"{flag}: {model.config.model} has no features; it takes waveforms")

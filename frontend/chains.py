@@ -300,10 +300,15 @@ def with_convolutions(module: nn.Module) -> nn.Module:
     Exporters and other runtimes know convolutions everywhere, Fourier transforms hardly anywhere.
     """
     module = copy.deepcopy(module)
+    take_convolutions(module)
+    return module
+
+
+def take_convolutions(module: nn.Module):
+    """Let the chains of a module compute Fourier transforms as convolutions from now on."""
     for part in list(module.modules()):
         if isinstance(part, Chain) and hasattr(part, "window"):
             part.take_convolutions()
-    return module
 
 
 class ConvolutionSpectrogram(nn.Module):

@@ -124,7 +124,9 @@ class Retraining:
 
     def growth(self) -> float:
         """Norm of the dump's weights divided by that of the start; NaN if the dump's are not finite."""
-        start = total_norm([p.detach().float() for p in self.initial_network().parameters()])
+        start = total_norm(
+            [p.detach() if p.is_complex() else p.detach().float() for p in self.initial_network().parameters()]
+        )
         names = dict(self.replay.network().named_parameters())
         now = total_norm([self.case.state["model_state_dict"][n].float() for n in names])
         return float(now / start)

@@ -35,6 +35,8 @@ DTYPES = {
     "Float": torch.float32,
     "Half": torch.float16,
     "BFloat16": torch.bfloat16,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
     "Long": torch.int64,
     "Int": torch.int32,
     "Short": torch.int16,

@@ -170,7 +170,8 @@ def load_model_exactly(network, state: dict, path, name: str):
 
 def nonfinite_tensors(weights: dict) -> list[str]:
     """Names of the tensors that hold a NaN or Inf."""
-    return [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    numbers = {name: t for name, t in weights.items() if t.is_floating_point() or t.is_complex()}
+    return [name for name, t in numbers.items() if not t.isfinite().all()]
 
 
 def refuse_nonfinite(weights: dict, path, nonfinite_by_design=()):

@@ -212,10 +212,14 @@ STATE_KEYS = {
 
 
 def tensor_stats(tensors: dict) -> dict[str, dict]:
-    """Per name: numel, nan, inf, abs_max and norm (of the finite values), as plain numbers."""
+    """Per name: numel, nan, inf, abs_max and norm (of the finite values), as plain numbers.
+
+    The values of a complex tensor are its real and imaginary parts.
+    """
     result = {}
     for name, tensor in tensors.items():
-        values = tensor.detach().double().flatten()
+        tensor = tensor.detach().resolve_conj()
+        values = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double().flatten()
         finite = values[values.isfinite()]
         result[name] = {
             "numel": values.numel(),

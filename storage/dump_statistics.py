@@ -6,6 +6,7 @@ import torch
 
 from corpus.crop import Crop
 from corpus.quality import oddity
+from storage.checkpoint import nonfinite_tensors
 from storage.dump import BEFORE_THE_STEP, rows_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -219,4 +220,4 @@ def bad_state(state: dict) -> list[str]:
     tensors = dict(state["model_state_dict"])
     for index, entries in state.get("optimizer_state_dict", {}).get("state", {}).items():
         tensors.update({f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, torch.Tensor)})
-    return [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    return nonfinite_tensors(tensors)

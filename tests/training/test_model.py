@@ -1,5 +1,7 @@
 """The model of a plug-in before a run: lazy layers get their weights, weights that no run would train are named."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from torch import nn
 from errors import UsageError
 from settings import plugins
 from SpeakerNet import SpeakerNet
+from storage import checkpoint
+from storage.dump import tensor_stats
+from storage.files import save_atomically
 from training.model import build_model, hidden_weights
 from training.module_state import ModuleState
 from training.precision import BufferSnapshot
@@ -129,3 +134,37 @@ def test_a_network_is_made_of_keys_as_voxceleb_trainer_makes_it():
     loss, accuracy = network(0.1 * torch.randn(1, 4, 8000), torch.arange(4))
     assert loss.isfinite() and loss.ndim == 0 and 0 <= float(accuracy) <= 100
     assert network(0.1 * torch.randn(2, 8000)).shape == (2, 6) and network.loss.scale == 30.0
+
+
+class Turning(nn.Module):
+    """A layer whose weights are complex."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 12, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.to(torch.complex64) @ self.weight).abs()
+
+
+def test_complex_weights_are_trained_saved_checked_and_loaded(settings, tools, monkeypatch, tmp_path):
+    made_of(monkeypatch, Turning)
+    trainer = tools.build(settings, fused=False)
+    first, second = tools.batches(trainer)[:2]
+    assert trainer.train_step([first]) is not None
+    save_atomically(trainer.state.capture(), tmp_path / "a.model")
+    saved = checkpoint.load(tmp_path / "a.model")["model_state_dict"]["__S__.last.weight"]
+    assert saved.dtype is torch.complex64 and torch.equal(saved, trainer.network.__S__.last.weight)
+    before = tools.snapshot(trainer)
+    inner = trainer.optimizer.step
+
+    def spoiling():
+        inner()
+        trainer.network.__S__.last.weight.data[0, 0] = complex(0.0, math.nan)
+
+    monkeypatch.setattr(trainer.optimizer, "step", spoiling)
+    assert trainer.train_step([second]) is None
+    tools.assert_same(tools.snapshot(trainer), before)
+    stats = tensor_stats({"w": torch.tensor([complex(1.0, math.nan), complex(3.0, 4.0)])})["w"]
+    assert stats == {"numel": 4, "nan": 1, "inf": 0, "abs_max": 4.0, "norm": math.sqrt(26.0)}
+    assert checkpoint.nonfinite_tensors({"w": torch.tensor([complex(0.0, math.inf)])}) == ["w"]
