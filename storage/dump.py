@@ -106,13 +106,18 @@ def anything(value, where):
     """Kind of a value that was found to be plain and is not looked into."""
 
 
+def is_fractional(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers are not whole by their type."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 INT, NUMBER, TEXT = (int,), (int, float), (str,)
 SCALAR = (str, int, float, bool, type(None))
 TENSOR = tensor_of("a tensor", lambda t: True)
 FLOATS = tensor_of("a tensor of floating point with up to 4 dimensions", torch.is_floating_point, (0, 1, 2, 3, 4))
-WHOLE = tensor_of("a tensor of whole numbers", lambda t: not t.is_floating_point() and t.dtype != torch.bool)
+WHOLE = tensor_of("a tensor of whole numbers", lambda t: t.dtype != torch.bool and not is_fractional(t))
 BYTES = tensor_of("a generator's state", lambda t: t.dtype == torch.uint8, (1,))
-ONE_NUMBER = tensor_of("a number", lambda t: t.numel() == 1 and t.dtype != torch.bool)
+ONE_NUMBER = tensor_of("a number", lambda t: t.numel() == 1 and t.dtype != torch.bool and not t.is_complex())
 STATISTICS = Fields({"numel": INT, "nan": INT, "inf": INT, "abs_max": NUMBER, "norm": NUMBER})
 DRAW = Fields({"kind": TEXT}, {"path": TEXT, "start": INT, "snr_db": NUMBER, "gain": NUMBER, "reason": TEXT})
 FILE = Fields(

@@ -89,4 +89,7 @@ def plain(value):
 def _is_plain_tensor(tensor) -> bool:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES.values():
         return False
-    return not tensor.is_neg() and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+    return (
+        not (tensor.is_neg() or tensor.is_conj())
+        and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+    )

@@ -222,7 +222,7 @@ HOSTILE = {
     "large": (lambda p: (p.touch(), os.truncate(p, (8 << 30) + 1)), "larger than 8 GiB"),
     "sparse": (of_torch({"x": SPARSE}), "sparse"),
     **{"quantized": (of_torch({"x": QUANTIZED}), "qtensor"), "meta": (of_torch(torch.ones(1, device="meta")), "meta")},
-    **{"complex": (of_torch(torch.ones(1) * 1j), "asks for"), "complex_number": (of_torch({"x": 1j}), "asks for")},
+    **{"complex": (of_torch(torch.ones(1) * 1j), "a Tensor"), "complex_number": (of_torch({"x": 1j}), "asks for")},
     **{"parameter": (of_torch(torch.nn.Parameter(torch.ones(1))), "parameter"), "set": (of_torch({1}), "asks for")},
     **{"module": (of_torch(torch.nn.Linear(1, 1)), "asks for"), "bytes": (of_torch({"x": b"1"}), "asks for")},
     **{"numpy": (of_torch({"x": np.float64(1)}), "numpy"), "path": (of_torch({"x": Path("x")}), "pathlib")},
