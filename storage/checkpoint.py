@@ -215,7 +215,7 @@ def _reading_of(state) -> str:
 
 
 def _without_values(state):
-    if isinstance(state, torch.Tensor):
+    if type(state) in (torch.Tensor, torch.nn.Parameter) and state.layout == torch.strided:  # others are shown
         return torch.empty(0, dtype=state.dtype)
     if isinstance(state, dict):
         return {key: _without_values(value) for key, value in state.items()}

@@ -178,6 +178,10 @@ def complex_buffer(trainer):
     trainer.network.__S__.register_buffer("rotation", torch.ones(3, dtype=torch.complex64))
 
 
+def sparse_buffer(trainer):
+    trainer.network.__S__.register_buffer("graph", torch.eye(3).to_sparse())
+
+
 def own_class(trainer):
     trainer.scheduler.helper = SimpleNamespace(gain=1.0)
 
@@ -186,6 +190,7 @@ def own_class(trainer):
     "spoil, words",
     [
         (complex_buffer, "model_state_dict: model.rotation: asks for 'torch.ComplexFloatStorage', which no checkpoint"),
+        (sparse_buffer, "model_state_dict: model.graph: asks for 'torch._utils._rebuild_sparse_tensor', which no"),
         (own_class, "scheduler_state_dict: helper: asks for 'types.SimpleNamespace', which no checkpoint holds"),
     ],
 )
