@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,8 @@ from storage.files import replacing
 from training.event_file import EventFile
 from training.trackers import Tracker
 from training.writes import Writes
+
+EPOCH = re.compile(rb'Epoch (\d+)\b|\{"event": "\w+", "epoch": (\d+)\b')  # of a line of scores.txt, of metrics.jsonl
 
 
 def versions() -> dict:
@@ -105,11 +108,22 @@ class RunFiles:
                 sizes[path.name] = path.stat().st_size if path.is_file() else 0
         return sizes
 
-    def cut_back(self, sizes: dict[str, int]):
-        """Forget lines written after the state that a run resumes from; it will write them again."""
+    def cut_back(self, sizes: dict[str, int], epoch: int):
+        """Forget lines written after the state that a run resumes from: those from ``epoch`` on it will write again.
+
+        Those of epochs before stay: an evaluation by --eval has written them meanwhile.
+        """
         for path in (self.scores, self.metrics):
-            if self.main and path.name in sizes and path.is_file() and path.stat().st_size > sizes[path.name]:
-                os.truncate(path, sizes[path.name])
+            if not (self.main and path.name in sizes and path.is_file() and path.stat().st_size > sizes[path.name]):
+                continue
+            with open(path, "rb+") as file:
+                file.seek(sizes[path.name])
+                lines = file.readlines()
+                file.truncate(sizes[path.name])
+            for line in lines:
+                found = EPOCH.match(line) if line.endswith(b"\n") else None  # a cut one is of a run that was killed
+                if found and int(found[1] or found[2]) < epoch:
+                    self.writes.append(path, line)
 
     def scalar(self, tag: str, value: float, step: int):
         """Write a scalar to TensorBoard and the tracker."""

@@ -152,7 +152,7 @@ class RunState:
             seed_everything(self.config.seed + 1000003 * self.ranks.rank + 7919 * self.progress.step)
         progress = self.progress
         if progress.epoch <= self.config.max_epoch:
-            self.files.cut_back(state["file_sizes"])
+            self.files.cut_back(state["file_sizes"], progress.epoch)
         where = f"batch {progress.batch} of" if progress.batch else "the start of"
         self.log(f"resuming from {path}: {where} epoch {progress.epoch}, step {progress.step}")
         sources, teacher = self.changed_files(state, changed)

@@ -232,3 +232,21 @@ def test_a_process_that_cannot_go_on_leaves_no_other_in_a_collective(settings, t
         )
     again.begin()
     assert calls == ["from_main"] and again.progress.best["eer"] is None
+
+
+def test_lines_of_an_evaluation_in_the_folder_of_a_run_stay_when_it_goes_on(settings, finished, tmp_path):
+    settings = run_of_two_epochs(settings, finished, tmp_path)
+    best = str(Path(settings["save_path"], "model", "model_best.model"))
+    scores = Path(settings["save_path"], "result", "scores.txt")
+    before = scores.read_text().splitlines()
+    assert trainSpeakerNet.main([*arguments({**settings, "initial_model": best}), "--eval"]) == 0
+    (line,) = scores.read_text().splitlines()[len(before) :]
+    with open(scores, "a") as file:
+        file.write("Epoch 3, TEER/TAcc 1.00, TLOSS 2.000000, LR 0.010000\nEpoch 1, VE")  # as of a run that was killed
+    assert trainSpeakerNet.main(arguments({**settings, "max_epoch": 3})) == 0
+    after = scores.read_text().splitlines()
+    assert (
+        after[: len(before) + 1] == [*before, line]
+        and [row[:8] for row in after[len(before) + 1 :]] == ["Epoch 3,"] * 2
+    )
+    assert [kind for kind, epoch, _ in epochs_of(settings)].count("eval") == 4
