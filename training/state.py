@@ -87,7 +87,7 @@ class RunState:
         }
 
     def refuse_unreadable(self):
-        """Raise SharedError if a checkpoint of the run could not be gone on from, as one with complex weights.
+        """Raise SharedError if a checkpoint of the run could not be gone on from, as one with sparse buffers.
 
         A collective.
         """

@@ -174,10 +174,6 @@ def test_a_spoiled_initial_model_is_refused_by_its_tensor(settings, tools, tmp_p
     assert str(tmp_path / "spoiled.model") in line and SPOILED[spoil] in line
 
 
-def complex_buffer(trainer):
-    trainer.network.__S__.register_buffer("rotation", torch.ones(3, dtype=torch.complex64))
-
-
 def sparse_buffer(trainer):
     trainer.network.__S__.register_buffer("graph", torch.eye(3).to_sparse())
 
@@ -189,7 +185,6 @@ def own_class(trainer):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (complex_buffer, "model_state_dict: model.rotation: asks for 'torch.ComplexFloatStorage', which no checkpoint"),
         (sparse_buffer, "model_state_dict: model.graph: asks for 'torch._utils._rebuild_sparse_tensor', which no"),
         (own_class, "scheduler_state_dict: helper: asks for 'types.SimpleNamespace', which no checkpoint holds"),
     ],
