@@ -22,15 +22,17 @@ def checked_trials(scores, labels):
     if wrong.any():
         raise ValueError(f"labels must be 0 or 1, got {labels[wrong][0]!r}")
     finite = np.isfinite(scores)
-    if not finite.all():
-        left_out = int((~finite).sum())
-        print(f"tuneThreshold: filtered {left_out} of {len(scores)} scores that are NaN or Inf", file=sys.stderr)
+    left_out = len(scores) - int(finite.sum())
+    if left_out == len(scores):
+        raise ValueError(f"no trials left: all {left_out} scores are NaN or Inf")
+    if left_out:
         scores, labels = scores[finite], labels[finite]
-        if len(scores) == 0:
-            raise ValueError(f"no trials left: all {left_out} scores are NaN or Inf")
     labels = labels.astype(np.int64, copy=False)
     if labels.min() == labels.max():
-        raise ValueError(f"all trials have label {labels[0]}; error rates need both classes")
+        rest = f" once {left_out} with NaN or Inf scores are left out" if left_out else ""
+        raise ValueError(f"all trials have label {labels[0]}{rest}; error rates need both classes")
+    if left_out:
+        print(f"tuneThreshold: filtered {left_out} of {len(finite)} scores that are NaN or Inf", file=sys.stderr)
     return scores, labels
 
 

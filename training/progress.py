@@ -156,13 +156,17 @@ class Progress:
         return self.first_loss is not None and DIVERGED * max(self.first_loss, 1.0) < loss < math.inf
 
     def state_dict(self) -> dict:
-        """The keys of a checkpoint that tell where to go on: from where the open window began."""
+        """The keys of a checkpoint that tell where to go on: from where the open window began.
+
+        ``epoch`` is the last one that has trained the weights, that of ``sampler_state`` where the run goes on.
+        """
         batch = self.window.position(self.batch)
         refused = [number for number in self.window.refused if number > batch]
         place = {"epoch": self.epoch, "batch": batch, "trained": self.trained, "refused": refused}
         place |= {"dealt": [list(dealing) for dealing in self.dealt], "begun": self.begun}
+        entered = batch > 0 or self.trained or bool(self.dealt)
         return {
-            "epoch": self.epoch,
+            "epoch": self.epoch if entered else self.epoch - 1,
             "step": self.step,
             "best": self.best,
             "first_loss": self.first_loss,

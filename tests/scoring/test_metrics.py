@@ -432,3 +432,11 @@ def test_calibration_makes_cosines_meaningful():
         < 1.15 * tt.ComputeMinDcf(*tt.ComputeErrorRates(scores, labels), 0.05, 1, 1)[0]
     )
     assert tt.ComputeCllr(llrs, labels) < tt.ComputeCllr(scores * 0.1 + 0.3, labels)
+
+
+def test_trials_that_nothing_is_left_of_are_refused_in_one_line(capsys):
+    with pytest.raises(ValueError, match="all trials have label 1 once 1 with NaN or Inf scores are left out"):
+        tt.ComputeEER([0.5, np.nan], [1, 0])
+    with pytest.raises(ValueError, match="no trials left: all 2 scores are NaN or Inf"):
+        tt.tuneThresholdfromScore([np.inf, np.nan], [1, 0], [1])
+    assert not capsys.readouterr().err

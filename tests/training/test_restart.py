@@ -119,7 +119,7 @@ def test_a_damaged_last_model_gives_way_to_the_one_before_it_and_both_are_named(
     assert f"WARNING: {last}: {DAMAGED[damage]}" in next(line for line in lines if str(previous) in line)
     assert any(line.startswith(f"resuming from {previous}") for line in lines)
     assert epochs_of(settings) == before
-    assert checkpoint.load(last)["epoch"] == 3 and checkpoint.load(previous)["epoch"] == 2  # not the damaged one
+    assert checkpoint.load(last)["epoch"] == checkpoint.load(previous)["epoch"] == 2  # not the damaged one
     last.write_bytes(sound)
     damage(last)
     damage(previous)
