@@ -99,7 +99,8 @@ def _prepare(order: Order, corpora: list[Corpus], journal: Journal) -> int:
     good = [utterance for i, utterance in enumerate(utterances) if i not in faults]
     bad = [(shown(corpora, utterances[i]), *faults[i]) for i in faults]
     write_bad_files(order.out / "bad_files.txt", bad)
-    tell_faults(order.out / "bad_files.txt", [kind for _, kind, _ in bad], len(utterances))
+    found = [(faults[i][0], utterances[i].path) for i in faults]
+    tell_faults(order.out / "bad_files.txt", found, len(utterances))
     if order.trim:
         print(f"{plural(trim(good, sounds, tree, journal, order.workers), 'recording')} trimmed to the speech")
     own = {name: rows for corpus in corpora for name, rows in corpus.trials.items()}
@@ -135,12 +136,13 @@ def shown(corpora: list[Corpus], utterance: Utterance) -> str:
     return path.relative_to(corpora[0].root).as_posix() if inside else str(path)
 
 
-def tell_faults(path: Path, kinds: list[str], of: int):
-    """Say how many files are left out, by kind."""
-    if not kinds:
+def tell_faults(path: Path, found: list[tuple[str, str]], of: int):
+    """Say how many files are left out, by kind, and where one that is missing was looked for; (kind, file) of each."""
+    if not found:
         return
-    counts = collections.Counter(kinds)
-    print(f"{path}: {len(kinds)} of {plural(of, 'file')} left out")
+    counts = collections.Counter(kind for kind, _ in found)
+    print(f"{path}: {len(found)} of {plural(of, 'file')} left out")
     for kind in KINDS:
         if counts[kind]:
-            print(f"  {counts[kind]:6} {kind}: {KINDS[kind]}")
+            place = f", as {dict(reversed(found))[kind]}" if kind == "missing" else ""
+            print(f"  {counts[kind]:6} {kind}: {KINDS[kind]}{place}")

@@ -157,6 +157,13 @@ def test_what_cannot_be_prepared_is_one_line(people, tmp_path, capsys):
     assert not (tmp_path / "x" / "train_list.txt").exists()
 
 
+def test_where_a_missing_file_was_looked_for_is_said(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("ann ann/1.wav\nbob bob/1.wav\n")
+    assert prepare(tmp_path / "list.txt", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"       2 missing: is not there, or may not be read, as {tmp_path / 'ann' / '1.wav'}"
+
+
 def test_corpora_without_anybody_are_told_from_noise_alone(tmp_path, capsys):
     for name in ("voices/clips", "musan/noise", "musan/music", "musan/speech"):
         (tmp_path / name).mkdir(parents=True)
