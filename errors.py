@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import shlex
 import socket
@@ -11,6 +12,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+MOST_NAMES = 2000  # of a folder that are compared with one that is not there
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -83,7 +85,7 @@ def no_file(path) -> str:
     """Why there is no file of this path, "" if there is one."""
     if os.path.isfile(path):
         return ""
-    return f"a folder, and not a file: '{path}'" if os.path.isdir(path) else f"no such file: '{path}'{elsewhere(path)}"
+    return f"a folder, and not a file: '{path}'" if os.path.isdir(path) else f"no such file: '{path}'{path_hint(path)}"
 
 
 def no_folder(path) -> str:
@@ -92,14 +94,22 @@ def no_folder(path) -> str:
         return ""
     if os.path.isfile(path):
         return f"a file, and not a folder: '{path}'"
-    return f"no such folder: '{path}'{elsewhere(path)}"
+    return f"no such folder: '{path}'{path_hint(path)}"
 
 
-def elsewhere(path) -> str:
-    """The end of a complaint on a path that is not here: that it is in the checkout, if it is, else ""."""
-    if not str(path) or os.path.isabs(path) or os.path.exists(path) or not os.path.exists(ROOT / path):
+def path_hint(path) -> str:
+    """The end of a complaint on a path that is not here: which may be meant, or that the checkout has it, else ""."""
+    text = os.fspath(path)
+    if not text or os.path.exists(text):
         return ""
-    return f"; it is in '{ROOT}': run the command there, or give the whole path"
+    if not os.path.isabs(text) and os.path.exists(ROOT / text):
+        return f"; it is in '{ROOT}': run the command there, or give the whole path"
+    folder, name = os.path.split(text)
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+            return f" - did you mean '{os.path.join(folder, close[0])}'?"
+    return ""
 
 
 def shell_path(path) -> str:

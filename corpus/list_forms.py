@@ -19,7 +19,7 @@ from corpus.list_lines import (
     wrong_columns,
 )
 from corpus.tars import SPEAKERS, compression, recordings_of, shards_of
-from errors import UsageError, elsewhere, shell_path
+from errors import UsageError, path_hint, shell_path
 
 STREAM = re.compile(r"pipe:|[a-z0-9]+://", re.ASCII | re.IGNORECASE)
 CHUNK = 1 << 18  # characters of a list looked at together, which fit into the cache
@@ -56,7 +56,7 @@ def why_no_list(path) -> str:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return f"no such file: '{missing[0]}'{more} of '{path}'"
     hint = "; name the folder, or write braces as shard-{00000..00041}.tar" if "*" in path else ""
-    return f"no such file: '{path}'{hint or elsewhere(path)}"
+    return f"no such file: '{path}'{hint or path_hint(path)}"
 
 
 def chunks_of(path):

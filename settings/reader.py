@@ -13,7 +13,7 @@ import yaml
 
 from config import ALIASES, KEYS, MODEL_KEYS, REFUSED, Config, Key
 from corpus.sources import entries_of
-from errors import Mistakes, UsageError, elsewhere, suggested
+from errors import Mistakes, UsageError, path_hint, suggested
 from settings import plain_yaml, plugins, policy
 from settings.command_line import TRACEBACK
 from settings.foreign import refuse_foreign
@@ -109,7 +109,7 @@ def read_yaml(path: str, mistakes: Mistakes | None = None) -> dict[str, Setting]
         with open(path, encoding="utf-8-sig") as f:
             loader = PlainLoader(f.read(MOST_CHARACTERS + 1))  # pairs are built one at a time: each keeps its line
     except OSError as error:
-        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}{elsewhere(path)}") from error
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}{path_hint(path)}") from error
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
         raise UsageError(f"{path}: not a UTF-8 text file") from error
     except yaml.YAMLError as error:

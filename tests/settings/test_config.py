@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from config import ALIASES, KEYS, REFUSED
-from errors import ROOT, UsageError, elsewhere, no_file, no_folder
+from errors import ROOT, UsageError, no_file, no_folder, path_hint
 from settings.reader import load_config, to_yaml
 from settings.reference import reference_page
 from training.start import configure
@@ -136,7 +136,17 @@ def test_a_path_of_the_checkout_is_found_from_another_folder(tmp_path, monkeypat
     assert no_file("configs/demo.yaml") == f"no such file: 'configs/demo.yaml'{there}"
     assert no_folder("configs") == f"no such folder: 'configs'{there}"
     (tmp_path / "configs").mkdir()
-    assert no_folder("configs") == elsewhere("configs/none.yaml") == elsewhere("") == ""
+    assert no_folder("configs") == path_hint("configs/none.yaml") == path_hint("") == ""
+
+
+def test_a_misspelt_path_is_told_from_the_right_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_best.model").touch()
+    (tmp_path / "people").mkdir()
+    assert no_file("model_bst.model") == "no such file: 'model_bst.model' - did you mean 'model_best.model'?"
+    assert no_folder(tmp_path / "peple").endswith(f"/peple' - did you mean '{tmp_path / 'people'}'?")
+    assert error_of(["--config", "model_best.mdel"]).endswith("directory - did you mean 'model_best.model'?")
+    assert path_hint("other.txt") == path_hint("none/model_best.model") == ""
 
 
 def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data, tmp_path, capsys):
