@@ -17,6 +17,7 @@ from settings.command_line import existing_file
 from storage.speaker_store import Utterance
 
 EVEN = 0.5  # the prior of as many comparisons of one speaker as of two
+PRIOR = "share of comparisons that are of one speaker (default: the calibration's)"
 NO_DECISION = (
     "no decision: give --threshold, or a --backend that has a calibration or a threshold; "
     "trainSpeakerNet.py --eval leaves one beside the checkpoint"
@@ -189,7 +190,7 @@ class Verifier:
         return Verdict(score, llr, probability, self.prior, *threshold, llr >= self.threshold, self.threshold_moves)
 
 
-def add_verifier_arguments(parser, prior: str = "share of comparisons that are of one speaker, for the probability"):
+def add_verifier_arguments(parser, prior: str = PRIOR):
     """Add the flags that ``verifier_from`` reads, beside those of the model; ``prior``: what --prior is a share of."""
     parser.add_argument(
         "--backend",
