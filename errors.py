@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import itertools
 import os
+import re
 import shlex
 import socket
 import sys
@@ -104,11 +105,17 @@ def path_hint(path) -> str:
         return ""
     if not os.path.isabs(text) and os.path.exists(ROOT / text):
         return f"; it is in '{ROOT}': run the command there, or give the whole path"
-    folder, name = os.path.split(text)
+    folder, name, below = *os.path.split(text), ""
+    while folder and not os.path.isdir(folder):
+        below = os.path.join(name, below) if below else name
+        folder, name = os.path.split(folder)
+    number = re.sub(r"\D", "", name)  # 2.wav is no misspelt 1.wav
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
-        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
-            return f" - did you mean '{os.path.join(folder, close[0])}'?"
+        names = [other for other in names if re.sub(r"\D", "", other) == number]
+        for close in difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+            meant = os.path.join(folder, close, below) if below else os.path.join(folder, close)
+            return f" - did you mean '{meant}'?" if os.path.exists(meant) else ""
     return ""
 
 

@@ -146,7 +146,9 @@ def test_a_misspelt_path_is_told_from_the_right_one(tmp_path, monkeypatch):
     assert no_file("model_bst.model") == "no such file: 'model_bst.model' - did you mean 'model_best.model'?"
     assert no_folder(tmp_path / "peple").endswith(f"/peple' - did you mean '{tmp_path / 'people'}'?")
     assert error_of(["--config", "model_best.mdel"]).endswith("directory - did you mean 'model_best.model'?")
-    assert path_hint("other.txt") == path_hint("none/model_best.model") == ""
+    (tmp_path / "people" / "1.wav").touch()
+    assert path_hint("peple/1.wav") == " - did you mean 'people/1.wav'?"
+    assert path_hint("people/2.wav") == path_hint("other.txt") == path_hint("none/model_best.model") == ""
 
 
 def test_all_mistakes_of_a_configuration_are_said_at_once(settings, write, data, tmp_path, capsys):
