@@ -3,8 +3,6 @@
 import hashlib
 import json
 
-import torch
-
 from config import KEYS, Config
 from settings import plugins
 from settings.carried import DRAWN_IN_TRAINING_ONLY, LATER, keys_of_front_end
@@ -15,6 +13,8 @@ def identity_of(weights: dict, config: Config) -> str:
 
     Weights of a loss (``__L__.``) play no part.
     """
+    import torch  # not for --help
+
     digest = hashlib.sha256()
     model = plugins.known_declaration("models", config.model)
     own = {**model.own, **keys_of_front_end(config.values(), model)}
