@@ -162,8 +162,12 @@ def rank_prefix() -> str:
 def write_any_text():
     """Let stdout and stderr take every text: a character that their encoding lacks is written as an escape.
 
-    The first call of every command line and of every process that it starts; else the name of a file could end it.
+    The first call of every command line and of every process that it starts; else the name of a file could end it. A
+    stream that was closed, as by cron or pythonw, takes everything and gives it to nobody.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a caller of ``main`` may have put another kind of stream in its place
             stream.reconfigure(errors="backslashreplace")

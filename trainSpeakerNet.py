@@ -283,6 +283,7 @@ def evaluate(config, ranks) -> int:
 
 def command() -> int:
     """Run the command line of this process; Ctrl-C before there is a run is status 130."""
+    write_any_text()
     outlast_full_disks()
     try:
         return main()

@@ -329,3 +329,11 @@ def test_a_log_on_a_full_disk_ends_no_run_and_has_the_gap_told(tmp_path):
         run = subprocess.run([sys.executable, "-c", LOG.format(root=str(ROOT))], stdout=log, stderr=subprocess.PIPE)
     assert (run.returncode, run.stderr) == (0, b"")
     assert (tmp_path / "log").read_text() == "first\n[13 bytes of output could not be written here]\nlast\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="of a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_command_whose_output_is_closed_runs_all_the_same(settings, write, closed):
+    command = f'"{sys.executable}" trainSpeakerNet.py --config "{write(settings)}" --print_config {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
