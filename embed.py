@@ -49,8 +49,9 @@ def main(argv) -> int:
         "--step", type=float, metavar="SECONDS", help="from a window to the next (default: --window, side by side)"
     )
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.workers < 0:
-        raise UsageError("embed.py: --batch_size must be at least 1, --workers at least 0")
+    for flag, least in (("batch_size", 1), ("workers", 0)):
+        if getattr(args, flag) < least:
+            raise UsageError(f"--{flag}: must be at least {least}, got {getattr(args, flag)}")
     check_grid(args)
     if args.window is not None and args.vad not in (None, "none"):
         raise UsageError(f"embed.py: --window embeds windows as they are, got --vad {args.vad} too")

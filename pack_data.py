@@ -31,8 +31,9 @@ def main(argv) -> int:
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode (default: the cores)")
     add("--check", action="store_true", help="hold a pack against its checksums, and stop")
     args = parser.parse_args(argv)
-    if args.shard_mb < 1 or args.workers < 1:
-        raise UsageError("pack_data.py: --shard_mb and --workers must be at least 1")
+    for flag in ("shard_mb", "workers"):
+        if getattr(args, flag) < 1:
+            raise UsageError(f"--{flag}: must be at least 1, got {getattr(args, flag)}")
     if args.check:
         return check(args.out)
     from corpus.lists import none_below

@@ -368,8 +368,10 @@ def main(argv) -> int:
     )
     parser.add_argument("--max_mb", type=float, default=20.0, help="largest request in MB (default 20)")
     args = parser.parse_args(argv)
-    if not 0 <= args.port <= 65535 or not 0 < args.max_mb <= 1000:
-        raise UsageError("serve.py: --port must be 0 to 65535, --max_mb above 0 and at most 1000")
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port: must be 0 to 65535, got {args.port}")
+    if not 0 < args.max_mb <= 1000:
+        raise UsageError(f"--max_mb: must be above 0 and at most 1000, got {args.max_mb:g}")
     need("serve.py", "fastapi", "uvicorn", "python_multipart")
     import socket
 

@@ -177,8 +177,9 @@ def parse_arguments(argv):
         for rate in getattr(args, flag):
             if not 0 <= rate <= 1:
                 parser.error(f"--{flag}: a rate must lie between 0 and 1, got {rate:g}")
-    if args.draws < 0 or args.prefix < 0:
-        parser.error("--draws and --prefix must not be negative")
+    for flag in ("draws", "prefix"):
+        if getattr(args, flag) < 0:
+            parser.error(f"--{flag} must not be negative, got {getattr(args, flag)}")
     columns = next((condition for condition in args.by if condition.startswith("column:")), "")
     if columns and not args.trials:  # a fifth word of a score file could be a column or make it another form
         parser.error(f"--by {columns}: needs --trials, the list with the columns")

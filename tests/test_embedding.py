@@ -252,6 +252,7 @@ def test_files_that_give_nothing_are_named_and_left_out(checkpoint, wave, tmp_pa
         ),
         (["--dir", "{wave}", "--out", "e.npz"], "--dir: a file, and not a folder: '"),
         (["--wav", "{wave}", "--threads", "two", "--out", "e.npz"], "--threads: expected a whole number, got 'two'"),
+        (["--wav", "{wave}", "--batch_size", "0", "--out", "e.npz"], "--batch_size: must be at least 1, got 0"),
         (["--wav", "{wave}", "--window", "1s", "--out", "e.npz"], "--window: expected a number, got '1s'"),
     ],
 )

@@ -407,7 +407,11 @@ def test_few_decoded_files_wait_for_the_disk(monkeypatch, packed):
 
 
 def test_a_mistake_of_the_command_is_one_line(tmp_path):
-    for words, text in [([], "needs --train_list"), (["--train_list", "x", "--train_path", "."], "no such file: 'x'")]:
+    for words, text in [
+        ([], "needs --train_list"),
+        (["--train_list", "x", "--train_path", "."], "no such file: 'x'"),
+        (["--shard_mb", "0"], "--shard_mb: must be at least 1, got 0"),
+    ]:
         command = [sys.executable, str(ROOT / "pack_data.py"), "--out", str(tmp_path / "p"), *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1

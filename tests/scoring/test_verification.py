@@ -259,7 +259,8 @@ def test_enroll_identify_and_verify_a_claim(model, wav, capsys, tmp_path):
         (identify, ["{a}"], "no such file: 'speakers.npz'; enroll.py makes it"),
         (identify, ["{a}", "--along", "--rttm", "{a}"], "--rttm: '{a}' is read by this command and would be lost"),
         (identify, ["{a}", "--top", "0"], "--top: must be at least 1"),
-        (serve, ["--port", "99999"], "--port must be 0 to 65535"),
+        (serve, ["--port", "99999"], "--port: must be 0 to 65535, got 99999"),
+        (serve, ["--max_mb", "0"], "--max_mb: must be above 0 and at most 1000, got 0"),
     ],
 )
 def test_bad_usage_is_one_line(script, words, said, model, wav, capsys, tmp_path, monkeypatch):
