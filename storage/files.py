@@ -53,6 +53,8 @@ def replacing(path, mode: int = 0o666):
         _flush_folder(path.parent)
     except WriteError:  # of another file, written inside
         raise
+    except MemoryError as error:
+        raise WriteError(path, "no memory is left for it") from error
     except (OSError, RuntimeError) as error:
         cause = system_error(error)
         if cause is None:

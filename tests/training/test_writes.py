@@ -286,6 +286,27 @@ def test_a_best_model_that_waits_for_room_is_not_written_over_a_newer_one(settin
     assert not trainer.files.writes.waiting
 
 
+def test_a_checkpoint_for_which_there_is_no_memory_waits(settings, tools, monkeypatch, capsys):
+    """As on a full disk: the old file stays, and the next save writes it."""
+    trainer = tools.build(settings)
+    trainer.saver.last()
+    path = trainer.files.model / "last.model"
+    before = path.read_bytes()
+
+    def no_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", no_memory)
+        trainer.progress.step = 7
+        trainer.saver.last()
+    assert path.read_bytes() == before and path in trainer.files.writes.waiting
+    assert "last.model: cannot be written: no memory is left for it; training goes on" in capsys.readouterr().err
+    trainer.saver.last()
+    trainer.saver.close()
+    assert checkpoint.load(path)["step"] == 7 and not trainer.files.writes.waiting
+
+
 def test_a_dump_for_which_there_is_no_memory_is_told(tmp_path, monkeypatch):
     def lacking(*arguments):
         raise MemoryError
