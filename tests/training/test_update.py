@@ -237,7 +237,8 @@ def guard_of_a_gpu(monkeypatch, ranks, peak):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
-    layer = torch.nn.Linear(10, 1, bias=False, device="cuda")
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(torch.empty(10, device="cuda"))  # torch 2.4 fills no layer without a GPU
     return UpdateGuard(torch.optim.SGD(layer.parameters(), lr=0.1), layer, print, ranks)
 
 
