@@ -9,7 +9,7 @@ from config import Config
 from corpus.audio import samples_of
 from errors import UsageError
 from settings import plugins
-from training.faults import nan_from_the_start
+from training.faults import nan_from_the_start, refuses_numbers
 from training.front_end import empty_bands, with_front_end
 from training.generators import generator_state, restore_generators
 from training.module_state import CONTAINERS, ModuleState
@@ -73,6 +73,9 @@ def try_model(network: nn.Module, config: Config, device: torch.device):
     try:
         with torch.no_grad():
             network.eval()(noise(1, samples_of(frames, config.sample_rate)).to(device))
+    except Exception as error:  # of a plug-in
+        if not refuses_numbers(error):  # as a factorisation may: a step that does is dumped, and tells more
+            raise
     finally:
         network.train(training)
         for state in kept:

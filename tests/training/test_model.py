@@ -11,7 +11,7 @@ from errors import UsageError
 from settings import plugins
 from SpeakerNet import SpeakerNet
 from storage import checkpoint
-from storage.dump import tensor_stats
+from storage.dump import read_dump, tensor_stats
 from storage.files import save_atomically
 from training.model import build_model, hidden_weights
 from training.module_state import ModuleState
@@ -60,6 +60,24 @@ def test_a_layer_that_is_made_in_the_forward_pass_is_refused(settings, tools, mo
     made_of(monkeypatch, lambda: None)
     with pytest.raises(UsageError, match=r"makes 'last\.weight' in its forward pass.*make it in __init__"):
         tools.build(settings)
+
+
+class Refuses(nn.Module):
+    """Factors of a matrix that has none."""
+
+    def forward(self, x):
+        return x * torch.linalg.cholesky(-torch.eye(2)).sum()
+
+
+def test_a_model_that_refuses_its_numbers_begins_and_its_step_is_dumped(settings, tools, monkeypatch):
+    """A dump tells more than a line before the run."""
+    made_of(monkeypatch, lambda: nn.Sequential(nn.Linear(6, 12), Refuses()))
+    trainer = tools.build(settings)
+    trainer.progress.batch += 1
+    assert trainer.train_step(tools.batches(trainer)[:1]) is None
+    trainer.close()
+    (path,) = trainer.incidents.writer.folder.glob("nan_*.pt")
+    assert read_dump(path)["reason"] == "loss_nonfinite"
 
 
 def test_a_run_begins_as_if_the_model_had_not_been_tried(settings, tools, monkeypatch):
