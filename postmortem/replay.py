@@ -421,7 +421,7 @@ class Replay:
         if moments:
             moments(optimizer)
         step.set_optimizer(optimizer, number(config, "grad_clip"))
-        step.try_apply(norm, mode=around)
+        step.try_apply(norm, around)
         watched = step.guard.watched()
         return next((name for name, tensor in watched.items() if not bool(tensor.isfinite().all())), "")
 

@@ -95,7 +95,7 @@ class LateStep:
         if self.begun is None:
             return False
         step.guard.take_settings()
-        step.try_apply(launched.figures.norm, launched.poison)
+        step.try_apply(launched.figures.norm, poison=launched.poison)
         launched.reading = Reading(launched.figures.shared(step.ranks, step.guard.suspicious(step.refused)))
         self.begun, self.pending, self.swapped = None, launched, False
         return True

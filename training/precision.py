@@ -156,9 +156,8 @@ class BufferSnapshot:
         """Note the buffers that there are, and make room for a copy of them."""
         self.places, by_type = [], {}  # of each buffer: the dict of its module's buffers, its name there, itself
         for module in self.module.modules():
-            owner = (
-                module._buffers if isinstance(module._buffers, dict) else {}
-            )  # those of torch.jit stay what they are
+            # Those of torch.jit stay what they are.
+            owner = module._buffers if isinstance(module._buffers, dict) else {}
             self.places += [(owner, key, buffer) for key, buffer in owner.items() if buffer is not None]
         for buffer in self.module.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)

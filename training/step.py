@@ -197,7 +197,7 @@ class Step:
             fault = Fault("state_nonfinite", wrong, module="optimizer", phase="setting", **figures)
             fault.at_fault = self.ranks.main
             return fault
-        self.try_apply(attempt.norm, poison)
+        self.try_apply(attempt.norm, poison=poison)
         spoiled, refused = self.guard.spoiled(self.refused)
         if not spoiled and not refused:
             return None
@@ -212,7 +212,7 @@ class Step:
         fault.at_fault = self.ranks.main
         return fault
 
-    def try_apply(self, norm: float | torch.Tensor, poison: str = "", mode=None):
+    def try_apply(self, norm: float | torch.Tensor, mode=None, poison: str = ""):
         """``apply``; if the optimizer refuses its numbers, ``refused`` says why."""
         try:
             self.apply(norm, mode, poison)
