@@ -142,8 +142,8 @@ class Case:
         if self.reproduced == "vanished":
             again = self.replay.run(stats=True)
             if not again.finite:
-                self.base, self.reproduced = again, "nondeterministic"
-                self.evidence.append(f"one of two replays was finite: {DIFFERENT}")
+                self.base = again
+                self.call_nondeterministic("one of two replays was finite")
         if self.base.by_update:
             self.update_site = self.first_of_update()
         elif not self.base.finite:
@@ -152,14 +152,24 @@ class Case:
     def probe_step(self, **changes) -> None:
         """Run the step under the probe; sets ``origin`` and the activations of every module."""
         self.probe, outcome = self.probed(**changes)
+        if not changes and outcome.finite:
+            again, second = self.probed()  # the fault was not seen: once more
+            if not second.finite:
+                self.probe, outcome = again, second
+                self.call_nondeterministic("of two replays that were watched one was finite")
         if not changes and str(outcome) != str(self.base) and str(self.repeated) != str(self.base):
-            self.reproduced = "nondeterministic"
-            self.evidence.append(f"first {self.base}, then {self.repeated}: {DIFFERENT}")
+            self.call_nondeterministic(f"first {self.base}, then {self.repeated}")
         self.origin = self.probe.origin()
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
             probe, _ = self.probed(find_largest_gain=True, **changes)
             self.origin = probe.largest_gain_record
+
+    def call_nondeterministic(self, seen: str):
+        """Call the step one that differs from run to run, for what was ``seen`` first."""
+        if self.reproduced != "nondeterministic":
+            self.reproduced = "nondeterministic"
+            self.evidence.append(f"{seen}: {DIFFERENT}")
 
     def probed(self, find_largest_gain: bool = False, **changes) -> tuple[Probe, Outcome]:
         """Run the step under a probe of its own, at the loss scale of the first replay."""
@@ -196,14 +206,32 @@ class Case:
     def guilty_columns(self) -> list[int]:
         """Find the labelled rows without which the step is finite; empty if no part of the batch is to blame.
 
-        Sets ``small`` too, on which later trials are made first.
+        So it is too if the step differs from run to run: what is seen without some rows is chance then. Sets ``small``
+        too, on which later trials are made first.
         """
+        if self.reproduced == "nondeterministic":
+            return []
         try:
             guilty = self.search_rows()
+            if guilty and not self.is_no_chance(guilty):
+                return []
             self.small = self.few_that_fail(guilty)
         except OutOfTime:
             return []
         return guilty
+
+    def is_no_chance(self, guilty: list[int]) -> bool:
+        """Whether the step is finite without these rows and fails with them, twice more if half of the time is left.
+
+        If not, it is one that differs from run to run, and is called so.
+        """
+        for _ in range(2):
+            if self.time_left() < 0.5 * self.seconds:
+                break
+            if not self.finite_without(guilty) or self.replay.run().finite:
+                self.call_nondeterministic("with the same rows it failed once and was finite the next time")
+                return False
+        return True
 
     def few_that_fail(self, guilty: list[int]) -> list[int] | None:
         """A few rows with which the step fails, with those at fault; None if it is finite, or the batch small."""

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from corpus.quality import HUGE, LOUD
 from errors import plural
 from postmortem.finding import Finding, detail_of, first_result, result_of
 from postmortem.modes import Casts
 from postmortem.probe import is_front_end
-from postmortem.provenance import ABSURD, first_bad_sample, origin_of, same_as_files
+from postmortem.provenance import first_bad_sample, origin_of, same_as_files
 from postmortem.replay import OutOfTime
 from postmortem.spikes import spike
 from postmortem.state_faults import (
@@ -31,6 +32,7 @@ from storage.dump import rows_of
 from training.precision import is_emulated
 
 SILENT = 1e-6  # peak of a silent row
+ABSURD = 1e4  # peak of a row that may be at fault, if it is 100 times the usual one
 
 
 def diagnose(case) -> Finding:
@@ -51,6 +53,9 @@ def diagnose(case) -> Finding:
     text = "Cause not found. Ruled out: data, labels, state, precision, optimizer. See the statistics below."
     if case.refusal and case.dump.get("injected"):
         return Finding("environment", "injected", rehearsal(case), [case.refusal])
+    if case.reproduced == "nondeterministic":
+        text = "Replays of the same step differ, and none of those that were watched failed: its line is not known."
+        return Finding("environment", "nondeterministic", text)
     if case.refusal:
         text = "Cause not found: the step was not replayed. See the statistics below."
     return Finding("unknown", "unknown", text, [case.refusal] if case.refusal else [])
@@ -143,7 +148,7 @@ def trace_files(case, finding, flat, rows, limit):
     first = finding.files[0]
     at = f" at sample {first['sample']}" if first["sample"] is not None else ""
     more = f" and {len(finding.files) - 1} more" if len(finding.files) > 1 else ""
-    what = "NaN or Inf" if limit == math.inf else "absurdly large samples"
+    what = "NaN or Inf" if limit == math.inf else f"samples beyond {limit:g}, where full scale is 1,"
     brings = "brings" if first["path"].endswith(".py") else "has"  # a plug-in of augmentation/, or a recording
     finding.summary = {
         "input": f"{first['path']}{more} has {what}{at}.",
@@ -277,8 +282,11 @@ def absurd_amplitude(case):
         return None
     flat = rows_of(case.dump["data"]).float()
     peaks = flat.abs().amax(dim=1)
-    rows = (peaks > max(ABSURD, 100 * float(peaks.median()))).nonzero().flatten().tolist()
-    rows = rows or (peaks > 1e6).nonzero().flatten().tolist()
+    usual = float(peaks.median())
+    whole = usual > LOUD and not case.built  # a set of integers stored as float; the data of other loops has any scale
+    limit = LOUD if whole else max(ABSURD, 100 * usual)
+    rows = (peaks > limit).nonzero().flatten().tolist()
+    rows = rows or (peaks > HUGE).nonzero().flatten().tolist()
     if not rows:
         return None
     scaled = flat.clone()
@@ -292,7 +300,7 @@ def absurd_amplitude(case):
         f"Very large values detected (max: {worst:.2e}); with their rows scaled to a peak of 0.5 the step is finite"
     )
     if case.files:
-        trace_files(case, finding, flat, rows, ABSURD)
+        trace_files(case, finding, flat, rows, limit)
     if finding.cause == "environment" or not case.files:
         finding.cause = finding.cause if case.files else "input"
         finding.summary = finding.summary or f"Row {rows[0]} has samples up to {worst:.2e}."

@@ -479,6 +479,8 @@ def for_environment(case, finding) -> list[dict]:
     text = "change nothing; if it recurs, test this machine's memory and disk"
     if finding.cause == "distributed":
         text = "change nothing here; read the dump of the rank that sent the gradient"
+    if finding.detail == "nondeterministic":
+        text = "draw from the generators of torch, numpy and Python alone, and fill what torch.empty gives"
     if case.replay is None or not case.base.finite:
         return [recommendation(text, "none", None, None, case.refusal or "see the evidence")]
     return [recommendation(text, "none", None, None, f"replayed unchanged: {case.base}; that proves no fix")]

@@ -12,8 +12,6 @@ from errors import ROOT
 from settings.user_code import changed_since
 from storage.dump import rows_of
 
-ABSURD = 1e4  # |sample| that no recording in [-1, 1] has
-
 
 @dataclass
 class Origin:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from config import Config
 from postmortem.analysis import analyse
 from postmortem.case import Case
+from postmortem.diagnosis import absurd_amplitude
 from postmortem.fixes import recommendation
 from postmortem.replay import Replay
 from postmortem.retraining import trained_with
@@ -29,6 +32,74 @@ def test_a_step_is_replayed_bit_for_bit(dump_of, mixed, dtype):
     sound = dump_of(nan_inject="2:grad", mixedprec=mixed, amp_dtype=dtype, save_path=str(path.parent.parent) + "2")
     dump = read_dump(sound)  # an injected gradient leaves the loss of the step as it was computed
     assert Replay(dump, read_state(sound, dump["state"])).run().loss == dump["loss"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.7])
+def test_no_row_is_blamed_for_a_step_that_fails_by_chance(share):
+    """``share`` of the replays fail, whatever the rows; at 0 row 5 is at fault, without chance."""
+    blamed = []
+    for seed in range(40):
+        draw = random.Random(seed)
+        case = Case.__new__(Case)
+        case.reproduced, case.evidence, case.origin, case.seconds, case.begin = "bit_equal", [], None, 1e9, 0.0
+        case.base = SimpleNamespace(error="")
+
+        def run(columns=tuple(range(16)), draw=draw):
+            failed = draw.random() < share if share else 5 in columns
+            return SimpleNamespace(finite=not failed, error="")
+
+        case.replay = SimpleNamespace(columns=16, run=run, data=torch.zeros(1, 16, 1))
+        blamed.append(tuple(case.guilty_columns()))
+        if any("was finite the next time" in line for line in case.evidence):
+            assert case.reproduced == "nondeterministic" and not blamed[-1]
+    assert set(blamed) == {(5,)} if not share else sum(map(bool, blamed)) <= 4, blamed
+
+
+@pytest.mark.parametrize("failing, cause", [({2}, "environment"), ({1, 3}, "loss")], ids=["unseen", "seen"])
+def test_a_step_that_differs_from_run_to_run_blames_no_rows(failing, cause, dump_of, monkeypatch):
+    """``failing``: which replays fail. The second is the first that is watched, the third is watched if it did not."""
+    from loss.softmax import LossFunction
+
+    path = dump_of(lambda trainer: trainer.network.loss.register_forward_hook(spoil), trainfunc="softmax")
+    forward, calls = LossFunction.forward, []
+
+    def flicker(self, *given):
+        calls.append(1)
+        loss, accuracy = forward(self, *given)
+        return loss * (math.nan if len(calls) in failing else 1.0), accuracy
+
+    monkeypatch.setattr(LossFunction, "forward", flicker)
+    verdict = analyse(path).verdict
+    assert verdict["cause"] == cause and verdict["replay"]["reproduced"] == "nondeterministic"
+    assert verdict["location"]["rows"] == [] and "two replays" in " ".join(verdict["evidence"])
+    assert (verdict["location"]["op"] == "mul") == (cause == "loss")
+
+
+def spoil(module, inputs, output):
+    """What a hook does that makes the loss NaN."""
+    return output[0] * math.nan, output[1]
+
+
+def test_a_set_of_integers_stored_as_float_is_laid_to_its_files():
+    """Of single rows such a level may be what the code cannot take; of a whole batch it is the data's."""
+
+    def found(data, built=False):
+        def run(data):
+            return SimpleNamespace(finite=bool(data.abs().max() <= 1))
+
+        replay = SimpleNamespace(run=run, data=data, columns=data.shape[1])
+        case = SimpleNamespace(replay=replay, base=SimpleNamespace(finite=False), dump={"data": data}, files=[])
+        case.built = built
+        return absurd_amplitude(case)
+
+    data = torch.linspace(-1, 1, 100).expand(1, 6, 100).clone()
+    assert found(data) is None
+    finding = found(data * torch.tensor([300.0, 9e3, 3e4, 2e4, 0.0, 6e3]).view(1, 6, 1))  # one is silent
+    assert (finding.cause, finding.detail, finding.rows) == ("input", "amplitude", [0, 1, 2, 3, 5])
+    assert found(data * 32768, built=True) is None  # another loop's data has any scale
+    one = data.clone()
+    one[0, 2] *= 1e5
+    assert found(one).rows == found(one, built=True).rows == [2]
 
 
 def test_a_step_is_replayed_by_the_kernels_that_it_was_taken_with(dump_of, kernels):
