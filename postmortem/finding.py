@@ -48,6 +48,10 @@ def _logarithm(read, record):
     return "log_of_negative" if read and read[0].smallest < 0 else "log_at_zero"
 
 
+def _factor_and_logarithm(read, record):
+    return _logarithm(read[1:], record)
+
+
 def _division(read, record):
     divisor = read[-1] if read and "reciprocal" in record.op_name else read[1] if len(read) > 1 else None
     if divisor is not None and not divisor.zeros and abs(divisor.nearest_to_zero) > 1e-30:
@@ -94,6 +98,7 @@ def _mean(read, record):
 SINGULAR = {
     **dict.fromkeys(("sqrt", "rsqrt"), _root),
     **dict.fromkeys(("log", "log2", "log10", "log1p"), _logarithm),
+    "xlogy": _factor_and_logarithm,
     **dict.fromkeys(("div", "true_divide", "reciprocal"), _division),
     **dict.fromkeys(("acos", "asin", "arccos", "arcsin"), _arc),
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), _exponential),
@@ -112,6 +117,7 @@ TELLING = {
     **dict.fromkeys(("sinh", "cosh"), (0, "farthest", "input farthest from 0")),
     **dict.fromkeys(("div", "true_divide"), (1, "nearest_to_zero", "divisor nearest to 0")),
     "reciprocal": (0, "nearest_to_zero", "input nearest to 0"),
+    "xlogy": (1, "smallest", "smallest input of the logarithm"),
 }
 REASONS = {
     "softmax_of_minus_inf": "every value of a row is -inf",

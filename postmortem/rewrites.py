@@ -167,15 +167,16 @@ def logarithm(line, operation):
         yield from stable_logarithms(line.source, operation)
 
 
-@rule("sqrt rsqrt log log2 log10", "pow")
+@rule("sqrt rsqrt log log2 log10 xlogy", "pow special_xlogy")
 def positive_operand(line, operation):
     """Keep the operand above zero; of a logarithm far less may be needed, if what follows takes it back with exp."""
     tiny = ("1e-20", "1e-30") if operation.name.startswith("log") and not line.half else ()
     # The plain number is mostly a count, as of steps, and its logarithm should not fall below that of the first.
     counted = ("1",) if operation.name.startswith("log") and (operation.number or line.of_numbers) else ()
-    for floor in (*counted, *line.floors, *tiny) if operation.operands else ():
+    place = int(operation.name == "xlogy")
+    for floor in (*counted, *line.floors, *tiny) if len(operation.operands) > place else ():
         words = f"keep the operand of {operation.name} at {floor} or above"
-        yield words, at_least(line, operation, operation.operands[0], floor)
+        yield words, at_least(line, operation, operation.operands[place], floor)
 
 
 @rule("log1p")

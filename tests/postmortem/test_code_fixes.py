@@ -53,6 +53,8 @@ CASES = [
     ("return -torch.sigmoid(x)[:, 0].log().mean()", record("log", [0.0]), "return -F.logsigmoid(x)[:, 0].mean()"),
     ("return torch.log(1 + torch.exp(x))", record("exp", [100.0]), "return F.softplus(x)"),
     ("return torch.exp(x).sum(dim=1).log()", record("exp", [100.0]), "return torch.logsumexp(x, dim=1)"),
+    ("return torch.xlogy(x, y)", record("xlogy", [1.0], [-1.0]), "return torch.xlogy(x, y.clamp(min=1e-6))"),
+    ("return x.xlogy(y + 1)", record("xlogy", [1.0], [-1.0]), "return x.xlogy((y + 1).clamp(min=1e-6))"),
     ("return x * torch.log(x)", record("mul", [0.0]), "return torch.xlogy(x, x)"),
     ("return x.std(dim=1)", record("div", node="StdBackward0"), "return x.var(dim=1).clamp(min=1e-6).sqrt()"),
     ("return x.var(dim=1)", record("var", [1.0]), "return x.var(dim=1, correction=0)"),
