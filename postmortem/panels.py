@@ -19,6 +19,7 @@ from postmortem.charts import (
     number,
     number_text,
 )
+from storage.dump_statistics import PERCENTILES, percentiles
 from web.charts import escape
 from web.report import section, terms
 
@@ -26,7 +27,6 @@ PICTURES = 4  # rows of a batch that are drawn
 MODULES, PARAMETERS = 40, 20  # shown; the rest is folded
 MAX_NUMBERS = 1 << 28  # of a batch; a view without storage may claim any size
 FOLDED = 400  # rows of a folded table
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 STEPS = 1000  # of the history
 CURVES = (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr"), ("Loss scale", "scale"))
 DRAWN = (  # of an augmentation draw
@@ -305,7 +305,8 @@ def _statistics(data: torch.Tensor) -> str:
     rows = [("Shape", shape), ("Type", escape(str(data.dtype).removeprefix("torch."))), ("Not finite", counts)]
     if finite.size:
         mean, deviation = finite.mean(dtype=float), finite.std(dtype=float)
-        at = [(f"{p} %", number_text(float(finite[round((len(finite) - 1) * p / 100)]))) for p in PERCENTILES]
+        shares = zip(PERCENTILES, percentiles(torch.from_numpy(finite)))
+        at = [(f"{p} %", number_text(value)) for p, value in shares]
         rows += [("Mean", number_text(float(mean))), ("Deviation", number_text(float(deviation)))]
         rows.append(("Percentiles", _pairs(at)))
         rows.append(("Ten largest", ", ".join(number_text(float(v)) for v in finite[:-11:-1])))

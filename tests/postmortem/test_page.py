@@ -15,6 +15,7 @@ import torch
 from postmortem.charts import bad_runs, log_mel, number_text
 from postmortem.page import render
 from postmortem.panels import Origin
+from storage.dump_statistics import data_lines
 from web.charts import Scale
 
 NAN, INF = math.nan, math.inf
@@ -200,6 +201,16 @@ def test_odd_data(data):
         page = render([make(dump, rows=[0, 99, -1, "x", None])])
         Outline(page)
         assert not re.search(r'(nan|inf)%|\b(x|y|d|cx|cy)="[^"]*(nan|inf)', page)
+
+
+def test_percentiles_are_those_of_the_text_report():
+    """Of few values, of which nearest ranks and interpolation tell apart."""
+    dump = full_dump(torch.tensor([[[0.0, 0.1, 0.2, 0.7]]]))
+    text = next(line for line in data_lines(dump) if line.startswith("Percentiles"))
+    expected = [float(number) for number in re.findall(r"%: ([-.\d]+)", text)]
+    page = Outline(render([make(dump)])).text
+    shown = re.search(r"Percentiles\s*(1 %:.*?99 %:\s*[-.\d]+)", page)[1]
+    assert [float(number) for number in re.findall(r"%:\s*([-.\d]+)", shown)] == expected
 
 
 def test_a_setting_that_nothing_speaks_for_is_no_fix_to_try():
