@@ -125,7 +125,7 @@ class SpeakerModel:
             raise ValueError(f"{what}: {too_large[0]}")
         embedding = rows[0]
         if not np.isfinite(embedding).all():
-            raise ValueError(f"{what}: its embedding is not finite ({span(x)})")
+            raise ValueError(f"{what}: its embedding is not finite ({wave_in_words(x)})")
         return embedding
 
     @property
@@ -230,7 +230,7 @@ class SpeakerModel:
             reasons |= {sound[row]: reason for row, reason in too_large.items()}
         for row in sound:
             if row not in reasons and not np.isfinite(embeddings[row]).all():
-                reasons[row], embeddings[row] = f"its embedding is not finite ({span(waves[row])})", np.nan
+                reasons[row], embeddings[row] = f"its embedding is not finite ({wave_in_words(waves[row])})", np.nan
         return np.array([piece[:2] for piece in pieces]), embeddings, reasons
 
     def embed_windows(self, path, window: float, step: float, batch_size: int = 32):
@@ -270,7 +270,7 @@ class SpeakerModel:
                     own = x[: dataset.lengths[index]]  # without the repetition of a short one
                     fault = problems.get(index) or fault_of(own, MIN_EMBED_SECONDS, self.sample_rate)
                     if not fault and not np.isfinite(embeddings[index]).all():
-                        fault = f"its embedding is not finite ({span(own)})"
+                        fault = f"its embedding is not finite ({wave_in_words(own)})"
                     if fault:
                         problems[index], embeddings[index] = fault, np.nan
             bar.update(len(read) + len(unreadable))
@@ -294,7 +294,7 @@ def fault_of(x: np.ndarray, min_seconds: float, sample_rate: int = SAMPLE_RATE) 
     return ""
 
 
-def span(x: np.ndarray) -> str:
+def wave_in_words(x: np.ndarray) -> str:
     """Length and range of a waveform in a few words."""
     return f"{len(x)} samples from {x.min():.4g} to {x.max():.4g}"
 

@@ -1,19 +1,17 @@
 """Read whole recordings and say what they hold: length, level, extremes, and what makes them unfit."""
 
+import functools
 import math
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from corpus.audio import SAMPLE_RATE, SILENT_DB, AudioError, read_blocks
+from corpus.progress import FileProgress
 from corpus.quality import CLIPPED_SHARE, FULL_SCALE, HUGE, LOUD, flat_tops
 from corpus.sounds import read_rir
 
-LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 CHUNK = 512  # files handed to the threads at a time
 
 OFFSET, OFFSET_SHARE = 1e-3, 0.1  # |mean|, and the part of the power that it makes
@@ -112,20 +110,12 @@ def scan(sources: list, workers: int, work=measure, verb: str = "read", of: int 
 
     ``of``: files in all, if some were done before.
     """
-    began = last = time.monotonic()
-    hidden = not sys.stderr.isatty()
     before = max(of - len(sources), 0)
     total = before + len(sources)
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, initial=before, desc=verb, unit="file", leave=False, ascii=True, disable=hidden) as bar,
-    ):
+    log = functools.partial(print, flush=True)
+    with ThreadPoolExecutor(workers) as pool, FileProgress(total, verb, before, log) as progress:
         for begin in range(0, len(sources), CHUNK):  # a million futures at once would fill the memory
             chunk = sources[begin : begin + CHUNK]
-            for done, (source, m) in enumerate(zip(chunk, pool.map(work, chunk)), begin + 1):
-                bar.update()
-                if hidden and time.monotonic() - last > LOG_SECONDS:
-                    last = time.monotonic()
-                    left = (last - began) / done * (len(sources) - done)
-                    print(f"  {verb} {before + done} of {total} files, about {left / 60:.0f} min left", flush=True)
+            for source, m in zip(chunk, pool.map(work, chunk)):
+                progress.update()
                 yield source, m

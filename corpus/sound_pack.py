@@ -22,12 +22,12 @@ from tqdm import tqdm
 from config import SAMPLE_RATE
 from corpus.audio import AudioError, read_crop
 from corpus.locks import folder_lock
+from corpus.progress import FileProgress
 from errors import plural, rank_prefix, size_text
 
 MAGIC = b"speaker sounds 1"  # at the beginning and at the end of a whole file
 ALIGNED = 64
 COMPRESSED = 8  # times the size that a recording may have once it is decoded
-LOG_SECONDS = 60  # between lines if there is no terminal for a bar
 UNCACHED = "none"  # value of ``augment_cache`` that packs nothing
 
 
@@ -199,17 +199,11 @@ def _decode_all(paths, channel: str, sample_rate: int, title: str):
         except AudioError as error:
             return error
 
-    last, hidden = time.monotonic(), not sys.stderr.isatty()
-    with (
-        ThreadPoolExecutor(4) as pool,
-        tqdm(total=len(paths), desc=title, unit="file", leave=False, ascii=True, disable=hidden) as bar,
-    ):
+    with ThreadPoolExecutor(4) as pool, FileProgress(len(paths), title, log=_say) as progress:
         for begin in range(0, len(paths), 64):  # long recordings, all at once, would fill the memory
-            yield from pool.map(decode, paths[begin : begin + 64])
-            bar.update(len(paths[begin : begin + 64]))
-            if hidden and time.monotonic() - last > LOG_SECONDS:
-                last = time.monotonic()
-                _say(f"  {title}: {begin + 64} of {len(paths)} files")
+            chunk = paths[begin : begin + 64]
+            yield from pool.map(decode, chunk)
+            progress.update(len(chunk))
 
 
 def compact(x: np.ndarray) -> np.ndarray:

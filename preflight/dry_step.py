@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from DatasetLoader import collate
 from errors import UsageError
+from preflight.lint import FP16_MAX
 from settings import plugins
 from training.distillation import modules_of
 from training.faults import check_batch
@@ -20,7 +21,7 @@ from utils import plain_names
 ROWS, ROWS_ON_CPU = 8, 4  # enough for the magnitudes; a CPU takes minutes for float16 convolutions of many rows
 LOW_SCALE = 256.0  # loss scale of float16 if it is not the run's own and no time is spent on the search for one
 TRIED_ROWS = 256  # rows looked at for eight without a fault of the data
-FP16_MAX, LITTLE_HEADROOM = 65504.0, 2.0  # bits
+LITTLE_HEADROOM = 2.0  # bits
 FAR_OFF = 0.05  # of the loss in float64: finite, but another loss
 WORST = 5
 SCHEDULE_POINTS = 2000
@@ -38,7 +39,7 @@ class DoubleFloats(TorchFunctionMode):
         return function(*map(wider, args), **{name: wider(value) for name, value in (kwargs or {}).items()})
 
 
-class Watch:
+class OutputRecorder:
     """What the modules of a network put out in a step: largest value and type, and the first that is not finite."""
 
     def __init__(self, network):
@@ -124,7 +125,10 @@ def first_rows(dataset, sampler, classes: int, config, rows: int):
 
 
 def try_precisions(network, ranks, batch, chosen, seed: int, report) -> dict:
-    """{type: (Attempt, Watch, loss scale)} of a step in each precision; {} if it fails in fp32 or the run's own."""
+    """{type: (Attempt, OutputRecorder, loss scale)} of a step in each precision.
+
+    {} if it fails in fp32 or in the precision of the run.
+    """
     trials = {}
     order = list(dict.fromkeys((torch.float32, torch.float16, chosen, torch.float64)))  # float64 last: it converts
     hidden = not sys.stderr.isatty()
@@ -140,7 +144,7 @@ def try_precisions(network, ranks, batch, chosen, seed: int, report) -> dict:
 
 
 def attempt(network, ranks, batch, dtype, own: bool, seed: int):
-    """Forward and backward pass in one precision; returns (Attempt, Watch, loss scale). Nothing of it stays.
+    """Forward and backward pass in one precision; returns (Attempt, OutputRecorder, loss scale). Nothing of it stays.
 
     ``own``: it is the run's precision, whose search for a loss scale is followed from its begin.
     """
@@ -156,15 +160,15 @@ def attempt(network, ranks, batch, dtype, own: bool, seed: int):
     for scale in scales if own else [s for s in scales if s <= LOW_SCALE]:
         step.rewind()
         try:
-            with mode, Watch(network) as watch:
+            with mode, OutputRecorder(network) as recorder:
                 result = step.attempt([batch], scale)
         finally:
             step.buffers.restore()
         if result.finite or not result.loss_finite:
             break
-    if not result.finite and not watch.bad_output and not watch.bad_gradient:
-        watch.bad_gradient = plain_names(step.named(result).module)
-    return result, watch, scale
+    if not result.finite and not recorder.bad_output and not recorder.bad_gradient:
+        recorder.bad_gradient = plain_names(step.named(result).module)
+    return result, recorder, scale
 
 
 def name_of(dtype) -> str:
@@ -225,16 +229,16 @@ def describe(trials, chosen, batch, device, report):
 def check_finite(trials, chosen, report):
     """Report precisions in which the step is not finite or far off; for those not the run's own it is a note."""
     reference = trials.get(torch.float64, trials[torch.float32])[0].loss
-    for dtype, (result, watch, _) in trials.items():
+    for dtype, (result, recorder, _) in trials.items():
         off = abs(result.loss - reference) / max(abs(reference), 1e-30)
         if result.finite and (off > FAR_OFF or not result.norm):
             what = f"the loss is off by {100 * off:.0f} %" if off > FAR_OFF else "no gradient comes back"
             report.finding("warning" if dtype is chosen else "note", f"{name_of(dtype)}: finite, but {what}")
         if result.finite:
             continue
-        where = f"the output of {watch.bad_output}" if watch.bad_output else "a BatchNorm statistic"
+        where = f"the output of {recorder.bad_output}" if recorder.bad_output else "a BatchNorm statistic"
         if result.loss_finite and not math.isfinite(result.norm):
-            where = f"the gradient that comes back to the output of {watch.bad_gradient}"
+            where = f"the gradient that comes back to the output of {recorder.bad_gradient}"
         if dtype is chosen:
             report.finding("error", f"{name_of(dtype)}: {where} is not finite")
         else:

@@ -151,7 +151,7 @@ def load_weights(network, state: dict, path) -> dict[str, list[str]]:
 def load_model_exactly(network, state: dict, path, name: str):
     """Load the model's weights, all of them; UsageError if some are missing, of another shape, unknown or NaN.
 
-    A buffer that is not finite before loading, as a mask of -inf, is meant to be so.
+    Buffers that are not finite before loading, as a mask of -inf, are so by design and are not checked.
     """
     nonfinite_by_design = nonfinite_tensors(dict(network.named_buffers()))
     faults = load_weights(network, state, path)

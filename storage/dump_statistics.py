@@ -1,4 +1,4 @@
-"""What can be said of a dump without running anything: the sections of the NaN debugging guide, as text."""
+"""Statistics of a dump, without running anything: the sections of the NaN debugging guide, as text."""
 
 import math
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from config import Config
 from corpus.loader import usable_cores
+from corpus.progress import LOG_SECONDS
 from errors import plural
 
-LOG_SECONDS = 60  # between progress lines if there is no terminal for a bar
 WAITING, LEAST_WAITED = 20.0, 5.0  # % of an epoch and seconds of waiting for data from which on something is said
 WIDE = 100  # columns of a terminal that has room for a bar beside the figures
 

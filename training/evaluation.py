@@ -1,4 +1,4 @@
-"""Embed the files of a trial list, score the trials, and say what can be said of them."""
+"""Embed the files of a trial list, score the trials, and compute their figures."""
 
 import copy
 import functools
@@ -115,7 +115,7 @@ class Evaluator:
                 embeddings[read] = reduced
                 for index, row, own in zip(read, reduced, out):
                     if not row.isfinite().all():
-                        spans[index] = span(own)
+                        spans[index] = tensor_in_words(own)
         failures = [text for text in self.ranks.gather(failure) if text]
         if failures:
             raise LoaderFailed(failures[0])
@@ -245,12 +245,12 @@ class Evaluator:
         try:
             rate = self.config.sample_rate
             x = read_crop(Path(self.root, self.files[number]), channel=self.config.channel, sample_rate=rate).x
-            parts.append("waveform " + span(torch.from_numpy(x)))
+            parts.append("waveform " + tensor_in_words(torch.from_numpy(x)))
             frontend = getattr(network.__S__, "frontend", None)
             if frontend is not None:
                 x = wrap_pad(x, least_samples(rate))[: self.window or None]
                 audio = torch.from_numpy(x)[None].to(self.ranks.device)
-                parts.append("features " + span(frontend(audio)))
+                parts.append("features " + tensor_in_words(frontend(audio)))
         except AudioError as error:
             parts.append(f"waveform unreadable ({error})")
         return "; ".join([*parts, *([f"embedding {self.spans[number]}"] if number in self.spans else [])])
@@ -309,7 +309,7 @@ def without_scores(result: dict) -> dict:
     return {**kept, "others": others} if others else kept
 
 
-def span(x) -> str:
+def tensor_in_words(x) -> str:
     """Shape, range and non-finite values of a tensor in a few words."""
     finite = x[x.isfinite()].float()
     values = f"{float(finite.min()):.4g} to {float(finite.max()):.4g}" if finite.numel() else "nothing finite"

@@ -1,6 +1,8 @@
 """Noise and impulse responses: packed once, cut as from their own files, and what is said if they cannot be packed."""
 
 import contextlib
+import io
+import itertools
 import pickle
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from augmentation.waveforms import convolve, energy
 from corpus import sound_pack
 from corpus.audio import AudioError, read_crop
 from corpus.augmentation import AugmentWAV, apply_draws
+from corpus.progress import FileProgress
 from corpus.sound_pack import UNCACHED, compact
 from corpus.sounds import Decoded
 from training.agreement import LOCAL_KEYS
@@ -72,6 +75,19 @@ def test_a_pack_is_made_once_and_again_when_a_file_changes_or_the_pack_is_cut(so
     assert augmenter(sounds, tmp_path).sounds.rirs.pack is not None
     said = capsys.readouterr().out
     assert f"{rir}: it is not whole; it is made again" in said and "packed into" in said
+
+
+def test_a_log_has_a_line_a_minute_that_counts_no_more_files_than_there_are(monkeypatch):
+    lines, clock = [], itertools.count(0, 40)
+    monkeypatch.setattr("corpus.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with FileProgress(200, "packing noise", before=80, log=lines.append) as progress:
+        for files in (64, 20, 20, 16):
+            progress.update(files)
+    assert lines == [
+        "  packing noise: 164 of 200 files, about 1 min left",
+        "  packing noise: 200 of 200 files, about 0 min left",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_the_files_are_read(sounds, tmp_path, capsys):
