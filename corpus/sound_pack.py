@@ -156,7 +156,7 @@ def _made(root, paths, channel: str, sample_rate: int, path: Path, family: str, 
     if size > 0.9 * free:
         raise OSError(f"it would take {size_text(size)}, {size_text(free)} are free")
     try:
-        with open(temporary, "wb") as out:
+        with open(temporary, "xb") as out:
             unusable = _write(out, paths, channel, sample_rate, f"packing {root}")
             out.flush()
             os.fsync(out.fileno())

@@ -128,7 +128,7 @@ def write_index(path: str, shown: str, stamp: tuple[int, int]) -> Shard:
     temporary = f"{path}{INDEX}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):  # a disk that is full, or only read: each start reads the headers
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:  # a link of this name would lead to another file
                 np.savez(file, **arrays)
             os.replace(temporary, path + INDEX)
         except OSError:

@@ -45,7 +45,8 @@ def replacing(path, mode: int = 0o666):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
+        temporary.unlink(missing_ok=True)  # of a killed process of this number, or a link that leads to another file
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield temporary
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 
@@ -14,6 +15,7 @@ import torch
 from samples import MODEL, heard, rows
 
 from corpus.lists import read_train_list
+from corpus.tars import INDEX, write_index
 from errors import UsageError
 from scoring.backend import Backend
 from scoring.files import read_scores
@@ -22,6 +24,7 @@ from settings.reader import load_config, read_yaml, to_yaml
 from storage import checkpoint
 from storage.arrays import write_arrays
 from storage.embedding_files import read_embeddings, write_embeddings
+from storage.files import write_atomically
 from storage.speaker_store import SpeakerStore
 
 MOST = 32 << 20  # bytes that refusing a small file may take
@@ -305,6 +308,21 @@ def ask(hosts, path="/api/speakers", **headers) -> int:
     scope = {"type": "http", "method": "DELETE", "path": path, "headers": pairs}
     asyncio.run(Guard(app, hosts, 1 << 20)(scope, receive, send))
     return sent[0]["status"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right of their own there")
+def test_a_link_under_the_name_of_a_file_that_is_being_written_leads_nowhere(tmp_path):
+    """Who may write into a shared folder can guess that name; the file it leads to is not his to write over."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for temporary in (f".new.json.{os.getpid()}.tmp", f"a.tar{INDEX}.{os.getpid()}.tmp"):
+        (tmp_path / temporary).symlink_to(victim)
+    write_atomically(tmp_path / "new.json", b"{}")
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    write_index(str(tmp_path / "a.tar"), "a.tar", (0, 0))
+    assert victim.read_text() == "precious" and (tmp_path / "new.json").read_bytes() == b"{}"
+    assert not (tmp_path / "new.json").is_symlink() and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_name_that_another_site_points_here_reaches_no_speaker():
