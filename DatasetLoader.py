@@ -19,6 +19,7 @@ from corpus.audio import (
 )
 from corpus.augmentation import AugmentWAV, first_at_fault
 from corpus.crop import Crop, Provenance
+from corpus.decode import reading
 from corpus.generators import Generators
 from corpus.parcels import empty
 from corpus.sampling import SpeakerBatchSampler, by_speaker
@@ -272,10 +273,11 @@ class TestDataset(Dataset):
         try:
             if self.vad == "none":
                 return audio_length(Path(self.root, file), self.sample_rate)
-            x = read_crop(Path(self.root, file), channel=self.channel, sample_rate=self.sample_rate).x
+            with reading():
+                x = read_crop(Path(self.root, file), channel=self.channel, sample_rate=self.sample_rate).x
+                self.kept[file] = spans = kept_spans(x, self.sample_rate, self.vad)
         except AudioError as error:
             return str(error)
-        self.kept[file] = spans = kept_spans(x, self.sample_rate, self.vad)
         return sum(end - begin for begin, end in spans) or no_speech(self.vad)
 
     def _plan(self, lengths, batch_size):
@@ -297,19 +299,25 @@ class TestDataset(Dataset):
         read, audio, problems = [], [], Problems()
         for index in self.plan[batch]:
             try:
-                path = Path(self.root, self.files[index])
-                crop = read_crop(path, channel=self.channel, sample_rate=self.sample_rate)
+                with reading():  # what is made of a long recording may need memory that there is not
+                    crops, notes = self._read(index)
             except AudioError as error:
                 problems[index] = str(error)
                 continue
-            problems.notes += [(kind, self.files[index], text) for kind, text in crop.notes]
-            x = joined(crop.x, self.kept[self.files[index]]) if self.kept else crop.x
-            if len(x) != self.lengths[index] and (self.kept or not self.crop):  # no batch with those of its length
-                problems[index] = f"was changed since the run began: {len(x)} samples, {self.lengths[index]} before"
-                continue
-            audio.append(self._crops(x))
+            problems.notes += [(kind, self.files[index], text) for kind, text in notes]
+            audio.append(crops)
             read.append(index)
-        return read, torch.from_numpy(np.stack(audio)) if audio else torch.empty(0), problems
+        if not audio:
+            return read, torch.empty(0), problems
+        stacked = np.stack(audio) if len(audio) > 1 else audio[0][None]  # of a long recording a copy is no small thing
+        return read, torch.from_numpy(stacked), problems
+
+    def _read(self, index):
+        crop = read_crop(Path(self.root, self.files[index]), channel=self.channel, sample_rate=self.sample_rate)
+        x = joined(crop.x, self.kept[self.files[index]]) if self.kept else crop.x
+        if len(x) != self.lengths[index] and (self.kept or not self.crop):  # no batch with those of its length
+            raise AudioError(f"was changed since the run began: {len(x)} samples, {self.lengths[index]} before")
+        return self._crops(x), crop.notes
 
     def _crops(self, x):
         if not self.crop:

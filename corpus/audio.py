@@ -105,7 +105,8 @@ def read_blocks(path, samples: int = BLOCK, notes: list | None = None):
 
 def decibels(x: np.ndarray) -> float:
     """Level of a waveform in dB of full scale, by its RMS; -inf for digital silence."""
-    power = float(np.mean(np.square(x, dtype=np.float64)))
+    blocks = (x[i : i + BLOCK] for i in range(0, len(x), BLOCK))  # a long recording as float64 fills the memory
+    power = sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks) / len(x)
     return 10 * math.log10(power) if power else -math.inf
 
 

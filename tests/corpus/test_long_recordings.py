@@ -1,7 +1,9 @@
 """Recordings that memory is too small for: embedded in windows, or named and left out."""
 
+import math
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +13,9 @@ import torch
 
 import embed
 import verify
+from corpus.audio import decibels, wrap_pad
 from corpus.windows import Replicas, batches_at_once, embed_windows, in_order
+from DatasetLoader import TestDataset
 from errors import UsageError
 from settings.command_line import run
 from speaker_model import SpeakerModel, load_model
@@ -90,6 +94,40 @@ def test_one_recording_that_memory_is_too_small_for_is_named_and_the_others_are_
     assert run(embed.main, [*words, "--embed_window_seconds", "2"]) == 0
     again, x = read_embeddings(tmp_path / "e.npz")
     assert again == names == ["a.wav", "b.wav", "c.wav", "long.wav"] and np.array_equal(x, all_four)
+
+
+def test_a_recording_that_leaves_no_memory_to_prepare_it_is_named_and_the_others_are_written(
+    model, monkeypatch, tmp_path, capsys
+):
+    checkpoint, folder = model
+
+    def scarce(x, samples):
+        if len(x) > 4 * RATE:
+            raise MemoryError("Unable to allocate 146. MiB")
+        return wrap_pad(x, samples)
+
+    monkeypatch.setattr("DatasetLoader.wrap_pad", scarce)
+    words = ["--initial_model", str(checkpoint), "--dir", str(folder), "--out", str(tmp_path / "e.npz")]
+    assert run(embed.main, [*words, "--workers", "0"]) == 1
+    assert capsys.readouterr().err == f"{folder / 'long.wav'}: too long for the memory of this machine\n"
+    assert read_embeddings(tmp_path / "e.npz")[0] == ["a.wav", "b.wav", "c.wav"]
+
+
+def test_nothing_of_the_size_of_a_long_recording_is_copied_to_look_at_it(model):
+    _, folder = model
+    x = np.random.default_rng(1).normal(0, 0.1, 100 * RATE).astype(np.float32)
+    soundfile.write(folder / "long.wav", x, RATE, subtype="FLOAT")
+    level = 10 * math.log10(np.mean(x.astype(np.float64) ** 2))
+    dataset = TestDataset(["long.wav"], str(folder), 0, 1, 32)
+    tracemalloc.start()
+    assert decibels(x) == pytest.approx(level, abs=1e-9)
+    looked_at = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    _, audio, _ = dataset[0]
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert looked_at < 0.5 * x.nbytes and tuple(audio.shape) == (1, 1, len(x))
+    assert read < 2.2 * x.nbytes, read / x.nbytes  # its blocks, and then their sequence
 
 
 def test_a_batch_that_memory_is_too_small_for_is_embedded_one_by_one(model, monkeypatch, tmp_path, capsys):
