@@ -281,9 +281,8 @@ def changes_of_code(case, finding, kind, record=None) -> list[dict]:
     if found is not None:
         text = f"{finding.source}: {'; '.join(dict.fromkeys(found.words))}"
         return [recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
-    tried = (
-        f"{plural(search.tried, 'change')} of the line tried, none verified" if search.tried else "no change is known"
-    )
+    none = "no change is known" if case.time_left() > 0 else "no change was tried: no time left (--seconds)"
+    tried = f"{plural(search.tried, 'change')} of the line tried, none verified" if search.tried else none
     outcome = "; ".join([tried, *search.objections[:3]])
     return [recommendation(f"{finding.source}: {advice_for(record)}", "fix_code", None, None, outcome)]
 
