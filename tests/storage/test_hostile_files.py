@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from samples import MODEL, heard, rows
 
@@ -318,9 +319,12 @@ def test_a_link_under_the_name_of_a_file_that_is_being_written_leads_nowhere(tmp
     for temporary in (f".new.json.{os.getpid()}.tmp", f"a.tar{INDEX}.{os.getpid()}.tmp"):
         (tmp_path / temporary).symlink_to(victim)
     write_atomically(tmp_path / "new.json", b"{}")
-    with tarfile.open(tmp_path / "a.tar", "w"):
-        pass
-    write_index(str(tmp_path / "a.tar"), "a.tar", (0, 0))
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16000)
+    (tmp_path / "a.spk").write_text("ann")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.wav", "a.spk"):
+            tar.add(tmp_path / name, name)
+    write_index(str(tmp_path / "a.tar"), "a.tar", ((tmp_path / "a.tar").stat().st_size, 0))
     assert victim.read_text() == "precious" and (tmp_path / "new.json").read_bytes() == b"{}"
     assert not (tmp_path / "new.json").is_symlink() and not list(tmp_path.glob("*.tmp"))
 
