@@ -106,6 +106,8 @@ class Backend:
         """
         pairs = np.asarray(pairs)
         single = models is None
+        if not single and not np.bincount(models).all():
+            raise ValueError(f"models must be numbered 0 .. {np.max(models)} without gaps")
         if self.enrollment == "scores" and not single:
             seconds = enrolled_seconds, test_seconds
             return self._average_scores(enrolled, tests, pairs, np.asarray(models), *seconds, weights)
@@ -144,8 +146,6 @@ class Backend:
         if models is not None:
             models = np.asarray(models)
             count = np.bincount(models)
-            if not count.all():
-                raise ValueError(f"models must be numbered 0 .. {len(count) - 1} without gaps")
             prepared, magnitude = self._means(prepared, models, weights), np.bincount(models, magnitude) / count
             seconds = None if seconds is None else np.bincount(models, seconds)
         vectors = prepared

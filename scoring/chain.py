@@ -71,10 +71,19 @@ def read_cohort(source, cohort: str, speaker_list: str):
 
 
 def without_trial_speakers(names, speakers, trial_names, say):
-    """Leave speakers of the trials out of a cohort: against itself a voice scores like no impostor."""
-    own = [speaker_of(name) for name in names] if speakers is None else speakers
+    """Leave speakers of the trials out of a cohort: against itself a voice scores like no impostor.
+
+    Those of the trials are known by their first folders. A list may call them otherwise: it says which utterances are
+    of one person, and folders say who that is, unless one of them holds several people.
+    """
+    folders = [speaker_of(name) for name in names]
+    own = folders if speakers is None else speakers
+    if len(set(zip(folders, own))) > len(set(folders)):
+        folders = [None] * len(names)
     used = set(trial_names)
     used_speakers = {speaker_of(name) for name in used} - {None}
+    met = [name in used or folder in used_speakers for name, folder in zip(names, folders)]
+    used_speakers |= {speaker for speaker, here in zip(own, met) if here} - {None}
     keep = [i for i, name in enumerate(names) if name not in used and own[i] not in used_speakers]
     if len(keep) < len(names):
         say(f"cohort: {len(names) - len(keep)} of {len(names)} utterances are of speakers of the trials: left out")

@@ -378,3 +378,10 @@ def test_a_header_nested_without_end_is_a_usage_error(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100000)
     with pytest.raises(UsageError, match="damaged"):
         Backend.load(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("enrollment", ["mean", "scores"])
+def test_a_model_without_an_utterance_is_refused(enrollment):
+    x, pairs = np.random.default_rng(0).normal(size=(3, 4)), np.array([[1, 0], [2, 1]])
+    with pytest.raises(ValueError, match=r"models must be numbered 0 \.\. 2 without gaps"):
+        Backend(enrollment=enrollment).score_trials(x, x, pairs, [0, 0, 2])

@@ -16,6 +16,7 @@ from errors import UsageError
 from score import main
 from scoring.backend import Backend
 from scoring.calibration import LogisticCalibration
+from scoring.chain import without_trial_speakers
 from scoring.held_out import check_held_out, make_trials
 from settings.command_line import run
 from storage import embedding_files
@@ -303,6 +304,19 @@ def test_cohort_speakers_of_the_trials_are_left_out_and_plda_trains(folder, tmp_
     assert "PLDA of 91 utterances of 31 speakers: dimension 8" in out and "PLDA of dimension 8 + S-norm" in out
     out = score(*words[:4], "--plda", tmp_path / "p.npz")
     assert "PLDA of dimension 8" in out and "norm" not in out.splitlines()[0]
+
+
+def test_cohort_speakers_are_those_of_the_trials_whatever_the_list_calls_them():
+    trials, lines = ["a/9.wav", "c/1.wav"], []
+    names = ["a/1.wav", "b/1.wav", "e/1.wav", "e/2.wav"]
+    kept = without_trial_speakers(names, ["Ann", "Ben", "Ann", "Ann"], trials, lines.append)
+    assert kept == (["b/1.wav"], ["Ben"]) and "3 of 4 utterances" in lines[0]
+    assert without_trial_speakers(names, None, trials, print)[0] == names[1:]
+    assert without_trial_speakers(["1.wav", "2.wav", "3.wav"], ["Ann", "Ann", "Ben"], ["1.wav"], print)[0] == ["3.wav"]
+    names = ["wav/1.wav", "wav/2.wav"]  # a folder of several people says nothing of who they are
+    assert without_trial_speakers(names, ["Ann", "Ben"], ["wav/9.wav"], print) == (names, ["Ann", "Ben"])
+    with pytest.raises(UsageError, match="every speaker of it occurs"):
+        without_trial_speakers(["a/1.wav"], ["Ann"], trials, print)
 
 
 def test_held_out_list_from_the_command_line(folder, tmp_path):
