@@ -17,12 +17,20 @@ __all__ = ["UNKNOWN", "Declaration", "declaration", "parse"]
 
 # What a plug-in file of each folder must define, and the configuration key that chooses it.
 ENTRY = {
-    **{"models": "MainModel", "loss": "LossFunction", "optimizer": "Optimizer", "scheduler": "Scheduler"},
+    "models": "MainModel",
+    "loss": "LossFunction",
+    "optimizer": "Optimizer",
+    "scheduler": "Scheduler",
     "frontend": "FrontEnd",
     "augmentation": "Augmentation",  # chosen by the entries of the key of this name
 }
-CHOSEN_BY = {"models": "model", "frontend": "frontend", "loss": "trainfunc", "optimizer": "optimizer"}
-CHOSEN_BY["scheduler"] = "scheduler"
+CHOSEN_BY = {
+    "models": "model",
+    "frontend": "frontend",
+    "loss": "trainfunc",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+}
 # Tried one by one; the packages' own metadata allow pairs that do not load.
 PAIRS = (
     "These pairs load: torchaudio X.Y with torch X.Y up to 2.10, torchaudio 2.11.0 with torch 2.11 to 2.14, torchaudio "

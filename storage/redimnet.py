@@ -39,9 +39,18 @@ RENAMES = (
 
 # Arguments of their networks, and of their features, that have one value in every network here; None is left out.
 SAME = {
-    **{"block_1d_type": "conv+att", "fm_weigthing_type": "NC", "spec_in_channels": 1, "pooling_func": "ASTP"},
-    **{"compress_tconvs": True, "use_freq_pos_enc": False, "emb_bn": False, "tf_optimized_arch": False},
-    **{"pad_right_samples": None, "before_pool_offset": None, "causal": "none", "num_classes": None},
+    "block_1d_type": "conv+att",
+    "fm_weigthing_type": "NC",
+    "spec_in_channels": 1,
+    "pooling_func": "ASTP",
+    "compress_tconvs": True,
+    "use_freq_pos_enc": False,
+    "emb_bn": False,
+    "tf_optimized_arch": False,
+    "pad_right_samples": None,
+    "before_pool_offset": None,
+    "causal": "none",
+    "num_classes": None,
 }
 SAME_SPEC = {"do_preemph": True, "spec_norm": "mn", "f_min": 20, "f_max": 7600, "n_fft": 512, "win_length": 400}
 SAME_SPEC |= {"sample_rate": 16000, "eps": 1e-8}
