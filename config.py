@@ -156,6 +156,7 @@ class Optimisation:
     lr: float = key(0.001, "learning rate", above=0)
     lr_reference_batch: int = key(0, "multiply lr and lr_min by (processes x batch_size x gradient_accumulation_steps) / this, 0 is off", low=0)
     backbone_lr_factor: float = key(1.0, "factor of the learning rate for the model", above=0)
+    frontend_lr_factor: float = key(1.0, "factor that comes to backbone_lr_factor for the weights of a front end that learns", above=0)
     head_lr_factor: float = key(1.0, "factor of the learning rate for the loss's weights", above=0)
     freeze_epochs: int = key(0, "first epochs in which only the loss's weights train", low=0)
     freeze_norms: bool = key(False, "the model's norms keep the running statistics that they start with, as for fine-tuning on few people")

@@ -24,7 +24,7 @@ class FrontEnd(Chain):
     """Normalised features of a waveform batch: (B, T) -> (B, n_mels, frames), fp32 whatever the autocast.
 
     The features are those of a ``Chain``, whose arguments are its own here, or of a ``plugin``, a module of frontend/
-    that computes (B, n_mels, frames) in their place.
+    that computes (B, n_mels, frames) in their place; one with ``autocast = True`` computes in the precision of the run.
 
     ``norm``: 'mean' subtracts each band's mean over time, 'meanvar' divides by its deviation too, 'none' neither.
     ``spec_augment``: (frequency bands, frames) of the widest mask of each kind, drawn in training mode only.
@@ -56,13 +56,17 @@ class FrontEnd(Chain):
 
     def forward(self, x):
         learns = self.learns and torch.is_grad_enabled()
-        with contextlib.nullcontext() if learns else torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            features = self.compute(x) if self.plugin is None else self.plugin(x)
-            features = self.normalize(features)
-            if self.training and any(self.spec_augment):
-                features = self._mask(features)
-            return features
+        with contextlib.nullcontext() if learns else torch.no_grad():
+            mixed = self.plugin(x.float()) if getattr(self.plugin, "autocast", False) else None
+            with torch.autocast(x.device.type, enabled=False):
+                if mixed is not None:
+                    features = mixed.float()
+                else:
+                    features = self.compute(x.float()) if self.plugin is None else self.plugin(x.float())
+                features = self.normalize(features)
+                if self.training and any(self.spec_augment):
+                    features = self._mask(features)
+                return features
 
     def normalize(self, features):
         """Features (B, n_mels, frames) as ``norm`` says."""

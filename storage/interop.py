@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from storage import redimnet
+from storage import redimnet, upstreams
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,19 @@ class Toolkit:
     features: tuple  # the feature chains its weights were trained with
     renames: tuple = ()  # (pattern, replacement)
     rolls: tuple = ()  # (pattern of the name here, axis): an eighth of the channels goes from the front to the end
+    part: str = ""  # begin of the names here if such a file is a part of a model; the rest then starts fresh
+    optional: str = ""  # pattern of names of that part which a file may lack
+    spare: str = ""  # pattern of the begin of names which a model may be without
+
+    def needs(self, name: str) -> bool:
+        """Whether a file must hold the tensor that a model here names so."""
+        name = name.removeprefix("__S__.")
+        return name.startswith(self.part) and not (self.optional and re.fullmatch(self.optional, name))
+
+    def spares(self, name: str, own) -> bool:
+        """Whether a tensor of a file is of a layer that a model whose tensors are ``own`` is made without."""
+        layer = re.match(self.spare, name.removeprefix("__S__.")) if self.spare else None
+        return layer is not None and not any(mine.startswith("__S__." + layer[0]) for mine in own)
 
 
 CLASSIFIER = (r"projection\.(.*)", r"__L__.\1")
@@ -160,6 +173,15 @@ TOOLKITS = (
         ("redimnet",),
         redimnet.HEAD,
     ),
+    Toolkit(
+        "WavLM, HuBERT or wav2vec 2.0",
+        upstreams.MARKS,
+        (),
+        upstreams.RENAMES,
+        part=upstreams.PART,
+        optional=upstreams.OPTIONAL,
+        spare=upstreams.SPARE,
+    ),
     # Their names are kept in models/; only the classifier is renamed.
     Toolkit(
         "wespeaker or 3D-Speaker",
@@ -175,7 +197,7 @@ TOOLKITS = (
     ),
 )
 
-OUTER = ("__S__.", "speaker_encoder.", "speaker_extractor.", "embedding_model.")
+OUTER = ("__S__.", "speaker_encoder.", "speaker_extractor.", "embedding_model.", *upstreams.OUTER)
 
 
 def recognise(names) -> Toolkit | None:

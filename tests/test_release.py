@@ -7,6 +7,7 @@ from pathlib import Path
 from programs import ROOT
 
 from config import KEYS
+from settings import plugins
 
 # docs/add_a_model.md has the reader write this file and set its key; tests/settings/test_drop_in.py does so.
 EXAMPLE_FILE, EXAMPLE_FLAG = "models/SmallTDNN.py", "width"
@@ -31,12 +32,14 @@ def test_every_configuration_is_in_the_readme_and_every_flag_exists():
     readme = (ROOT / "README.md").read_text()
     for path in (ROOT / "configs").glob("*.yaml"):
         assert path.name in readme, path.name
+    folders = plugins.CHOSEN_BY
+    known = {*KEYS, "nproc_per_node", "print_config", EXAMPLE_FLAG}
+    known |= {k for f in folders for name in plugins.available(f) for k in plugins.declaration(f, name).keys}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for line in page.read_text().splitlines():
             if "trainSpeakerNet.py" in line:
                 for flag in re.findall(r"--(\w+)", line):
-                    known = flag in KEYS or flag in ("nproc_per_node", "print_config", EXAMPLE_FLAG)
-                    assert known, f"{page.name}: --{flag}"
+                    assert flag in known, f"{page.name}: --{flag}"
 
 
 def test_size_and_style_limits():

@@ -10,7 +10,8 @@ OF_ARITHMETIC = ["amp_dtype", "augment_on", "compile_model", "deterministic", "f
 OF_ARITHMETIC += ["memory_format", "mixedprec"]
 
 # Keys that decide over the steps to come, beside those of model, loss, teacher and plug-ins.
-OF_STEPS = {"lr", "lr_reference_batch", "lr_decay", "backbone_lr_factor", "head_lr_factor", "weight_decay", "grad_clip"}
+OF_STEPS = {"lr", "lr_reference_batch", "lr_decay", "backbone_lr_factor", "frontend_lr_factor", "head_lr_factor"}
+OF_STEPS |= {"weight_decay", "grad_clip"}
 OF_STEPS |= {"freeze_epochs", "freeze_norms", "augment", "augment_prob", "augmentation", "mixup"}
 OF_STEPS |= {"musan_path", "rir_path"}
 

@@ -1,5 +1,7 @@
 """Starting from trained weights: the head for other classes, a frozen backbone, and learning rates by part."""
 
+import torch
+
 from config import Config
 from corpus.audio import class_count
 from errors import UsageError
@@ -67,35 +69,55 @@ def scaled(values: dict, scale: float) -> dict:
 
 
 def parameter_groups(network, values: dict) -> list:
-    """What an optimizer plug-in is given: the trainable parameters, or two named groups if a factor is not 1.
+    """What an optimizer plug-in is given: the trainable parameters, or named groups if a factor is not 1.
 
-    The groups 'backbone' and 'head' have ``lr`` times ``backbone_lr_factor`` and ``head_lr_factor``; schedules that
-    multiply each group's rate, as torch's LambdaLR and StepLR do, keep the ratio.
+    The groups 'backbone' and 'head' have ``lr`` times ``backbone_lr_factor`` and ``head_lr_factor``. The weights of a
+    front end have a group of their own, 'frontend', if ``frontend_lr_factor``, which comes to the backbone's, is not 1.
+    Schedules that multiply each group's rate, as torch's LambdaLR and StepLR do, keep the ratio.
     """
-    factors = {"backbone": values["backbone_lr_factor"], "head": values["head_lr_factor"]}
+    factors = group_factors(values)
     if set(factors.values()) == {1.0}:
         return [p for p in network.parameters() if p.requires_grad]
-    parts = {"backbone": network.__S__, "head": network.loss}
-    groups = []
-    for name, factor in factors.items():
-        parameters = [p for p in parts[name].parameters() if p.requires_grad]
+    front = learned_front_end(network) if factors["frontend"] != factors["backbone"] else None
+    parts = {"frontend": front, "backbone": network.__S__, "head": network.loss}
+    groups, taken = [], set()
+    for name, part in parts.items():
+        parameters = [p for p in part.parameters() if p.requires_grad and p not in taken] if part is not None else []
+        taken.update(parameters)
         if parameters:
-            groups.append({"params": parameters, "lr": values["lr"] * factor, "name": name})
+            groups.append({"params": parameters, "lr": values["lr"] * factors[name], "name": name})
     return groups
+
+
+def group_factors(values: dict) -> dict[str, float]:
+    """What the learning rate of each group of parameters is multiplied by."""
+    backbone = values["backbone_lr_factor"]
+    return {
+        "frontend": backbone * values["frontend_lr_factor"],
+        "backbone": backbone,
+        "head": values["head_lr_factor"],
+    }
+
+
+def learned_front_end(network) -> torch.nn.Module | None:
+    """The module of frontend/ that a network has if it has weights of its own."""
+    plugin = getattr(getattr(network.__S__, "frontend", None), "plugin", None)
+    return plugin if isinstance(plugin, torch.nn.Module) and any(True for _ in plugin.parameters()) else None
 
 
 def check_ratio(optimizer, values: dict, scheduler: str):
     """UsageError if a schedule gave all groups one learning rate, so that the factors would be void."""
+    factors = group_factors(values)
     for group in optimizer.param_groups:
-        factor = values.get(f"{group.get('name')}_lr_factor")
+        factor = factors.get(group.get("name"))
         first = optimizer.param_groups[0]
         if factor is None or not first["lr"]:
             continue
-        ratio = factor / values[f"{first['name']}_lr_factor"]
+        ratio = factor / factors[first["name"]]
         if abs(group["lr"] / first["lr"] - ratio) > 1e-6 * ratio:
             raise UsageError(
-                f"scheduler/{scheduler}.py: does not keep the ratio of backbone_lr_factor and head_lr_factor; "
-                "it must multiply each group's own learning rate"
+                f"scheduler/{scheduler}.py: does not keep the ratio of backbone_lr_factor, frontend_lr_factor and "
+                "head_lr_factor; it must multiply each group's own learning rate"
             )
 
 
@@ -105,9 +127,15 @@ def check_ratio(optimizer, values: dict, scheduler: str):
 def load_initial(network, dataset, config: Config, log):
     """Start from the weights of ``initial_model``, if any; what does not fit is listed and starts fresh.
 
-    ``dataset`` knows the speakers. ``log(text)`` prints a line.
+    ``dataset`` knows the speakers. ``log(text)`` prints a line. A file of another toolkit may be a part of the model
+    only, a front end: then the rest starts fresh.
     """
     if not config.initial_model:
+        if getattr(learned_front_end(network), "needs_weights", False):
+            log(
+                f"frontend/{config.frontend}.py begins with random weights: give its published ones as initial_model "
+                "(docs/models.md)"
+            )
         return
     path = config.initial_model
     state = checkpoint.load(path)
@@ -116,31 +144,50 @@ def load_initial(network, dataset, config: Config, log):
     checkpoint.refuse_nonfinite(weights, path, BufferSnapshot(network).nonfinite_by_design)
     weights, note = fit_head(weights, state, own, dataset, config)
     faults = checkpoint.load_weights(network, cut(weights, network), path)
-    total, misses = len(own), faults["model"] + faults["loss"]
-    unused = [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
-    if len(misses) == total:
-        raise UsageError(f"{path}: none of its tensors fits {config.model}")
-    if (faults["model"] or unused) and not config.allow_partial:
-        listing = "; ".join((faults["model"] + [f"{name}: not in the model" for name in unused])[:5])
-        raise UsageError(
-            f"{path}: {len(faults['model'])} tensors of {config.model} are missing or of another shape,"
-            f" {len(unused)} of the file are unknown to it: {listing}; --allow_partial starts the rest fresh"
-        )
     toolkit = checkpoint.toolkit_of(state)
+    total, misses = len(own), faults["model"] + faults["loss"]
+    refuse_misfit(faults, toolkit, own, config)
     origin = f" ({toolkit.name})" if toolkit else ""
     log(f"initial_model {path}{origin}: {total - len(misses)} of {total} tensors loaded")
     features = getattr(config, "features", None)
-    if toolkit and features and features not in toolkit.features:
+    if toolkit and toolkit.features and features and features not in toolkit.features:
         log(f"  its features are those of {' or '.join(toolkit.features)}, the configuration has features: {features}")
     for line in [note] if note else []:
         log(f"  {line}")
     if note and not any(name.startswith(checkpoint.LOSS) for name in weights):
         misses = faults["model"]  # the note tells of the loss
+    if toolkit and toolkit.part:
+        log("  it is the front end; the rest of the model and the loss start fresh")
+        misses = []
     for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
         for line in lines[:MOST_LISTED]:
             log(f"  {what}: {line}")
         if len(lines) > MOST_LISTED:
             log(f"  {what}: {len(lines) - MOST_LISTED} more")
+
+
+def refuse_misfit(faults: dict, toolkit, own: dict, config: Config):
+    """UsageError if a file lacks tensors of the model, or of the part that it is of, or has others.
+
+    ``faults``: those that load_weights found. ``own``: the state of the network.
+    """
+    path, part = config.initial_model, toolkit.part if toolkit else ""
+    if part and not any(name.startswith(checkpoint.MODEL + part) for name in own):
+        raise UsageError(f"{path}: is a {toolkit.name}; set frontend: ssl and the ssl_model that it is")
+    if len(faults["model"] + faults["loss"]) == len(own):
+        raise UsageError(f"{path}: none of its tensors fits {config.model}")
+    missing, unused = faults["model"], [name for name in faults["unused"] if name.startswith(checkpoint.MODEL)]
+    if toolkit:
+        missing = [line for line in missing if toolkit.needs(line.partition(": ")[0])]
+        unused = [name for name in unused if not toolkit.spares(name, own)]
+    if (missing or unused) and not config.allow_partial:
+        listing = "; ".join((missing + [f"{name}: not in the model" for name in unused])[:5])
+        what = f"frontend/{config.frontend}.py" if part else config.model
+        advice = "set the ssl_model that it is, or " if part else ""
+        raise UsageError(
+            f"{path}: {len(missing)} tensors of {what} are missing or of another shape,"
+            f" {len(unused)} of the file are unknown to it: {listing}; {advice}--allow_partial starts the rest fresh"
+        )
 
 
 def fit_head(weights: dict, state: dict, own: dict, dataset, config: Config) -> tuple[dict, str]:

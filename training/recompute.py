@@ -20,7 +20,8 @@ def blocks_of(model: nn.Module, name: str, key: str) -> list[nn.Module]:
     tell = getattr(model, "blocks", None)
     if not callable(tell):
         raise UsageError(f"{key}: models/{name}.py does not tell its blocks (docs/extending.md); remove the key")
-    return list(tell())
+    plugin = getattr(getattr(model, "frontend", None), "plugin", None)  # a front end may tell its own too
+    return [*getattr(plugin, "blocks", list)(), *tell()]
 
 
 def recompute_blocks(blocks: list[nn.Module]):

@@ -263,8 +263,9 @@ class RunState:
                 )
         if len(self.step.optimizer.param_groups) != len(state["optimizer_state_dict"]["param_groups"]):
             raise UsageError(
-                f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor and head_lr_factor "
-                "at 1 or away from 1 as they were, or choose another save_path and start from it with initial_model"
+                f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor, "
+                "frontend_lr_factor and head_lr_factor at 1 or away from 1 as they were, or choose another save_path "
+                "and start from it with initial_model"
             )
 
     def continue_older(self, state: dict, path: Path):
