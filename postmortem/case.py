@@ -159,7 +159,7 @@ class Case:
                 self.call_nondeterministic("of two replays that were watched one was finite")
         if not changes and str(outcome) != str(self.base) and str(self.repeated) != str(self.base):
             self.call_nondeterministic(f"first {self.base}, then {self.repeated}")
-        self.origin = self.probe.origin()
+        self.origin = self.probe.refused_by_python(self.base.refused) or self.probe.origin()
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
             probe, _ = self.probed(find_largest_gain=True, **changes)
@@ -183,7 +183,7 @@ class Case:
         """Run the step, and its update under a probe: the first operation of it with a non-finite result."""
         probe = Probe(self.replay.network(), self.replay.data)
         self.replay.run(around=probe)
-        return probe.first()
+        return probe.refused_by_python(self.base.refused) or probe.first()
 
     def noise(self) -> torch.Tensor:
         """A batch of noise at the level of the dump's."""

@@ -23,6 +23,7 @@ from utils import total_norm
 TRIALS = 24  # changes of the code that are tried for one fault
 MOST_SOUND = 16  # sound rows that are compared
 MORE_TRIALS = 6  # after a change that float64 does not bear out
+OF_LINE = 8  # of one line, if after one of them another operation fails
 LINES = 4  # changes that are combined, if the step fails at another line after the first
 TOLERANCE = 1e-4  # relative difference of loss and gradient that a change may make for sound rows
 MINOR = (
@@ -49,6 +50,8 @@ ADVICE = {
     "cumprod": "add logarithms in the place of a product of many factors",
     "prod": "add logarithms in the place of a product of many factors",
 }
+
+REFUSED = "keep what this line reads inside the bounds that the exception names"
 
 
 @dataclass
@@ -129,9 +132,11 @@ class CodeSearch:
         found, most = None, TRIALS
         for _ in range(LINES):
             following = None  # the first change after which another operation of the file fails
-            for change, after in rewrites(text, line, record):
+            for place, (change, after) in enumerate(rewrites(text, line, record)):
                 if self.tried >= most or self.case.time_left() < 0:
                     return found
+                if following is not None and place >= OF_LINE:
+                    break
                 patch = SourcePatch(path, before, after)
                 trial = self.attempt(patch, look_further=following is None)
                 if trial.finite and not trial.objection:
@@ -241,6 +246,8 @@ class CodeSearch:
                 output.retain_grad()
                 embeddings.append(output)
 
+        if self.case.base.norm == 0:  # nor is there one without the change: the batch has nothing to learn from
+            return ""
         model = getattr(self.replay.network(), "__S__", None)
         hook = model.register_forward_hook(keep) if model is not None else None
         self.replay.run(after=lambda network: gradients.update(gradients_of(network)))
@@ -265,10 +272,10 @@ class CodeSearch:
 
     @property
     def nothing_to_learn(self) -> bool:
-        """Whether the batch has no gradient to give: 0 is divided by 0, or the gradient is 0 without the change too."""
+        """Whether the batch has no gradient to give: 0 is divided by 0."""
         record = self.case.origin
         read = record.operands[:1] if record is not None and record.op_name == "div" else []
-        return self.case.base.norm == 0 or (bool(read) and read[0].smallest == read[0].largest == 0)
+        return bool(read) and read[0].smallest == read[0].largest == 0
 
     @property
     def in_loss(self) -> bool:
@@ -322,6 +329,8 @@ def advice_for(record) -> str:
     if record.nonfinite_inputs:
         names = ", ".join(f"'{name}'" for name in record.nonfinite_inputs[:3])
         return f"{names} is NaN or Inf from the start: fill every element of it where it is made"
+    if record is None or not record.op:
+        return REFUSED
     words = next((ADVICE[name] for name in (record.op_name, record.op) if name in ADVICE), "")
     if words:
         return words

@@ -394,7 +394,7 @@ def finding_at_origin(case) -> Finding:
     if record is None:
         return finding
     finding.module = record.site.module or None
-    finding.op = record.node or record.op
+    finding.op = record.node or record.op or None
     finding.phase = "backward" if record.backward else "forward"
     finding.source = record.site.source or None
     finding.parameter = next((g for g in [*record.nonfinite_inputs, *record.finite_inputs[:1]] if g != "data"), None)

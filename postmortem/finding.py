@@ -142,7 +142,8 @@ def result_of(record) -> str:
     kinds = " and ".join([*["NaN"] * record.nan, *["Inf"] * record.infinite])
     detail = detail_of(record)
     if record.refusal:
-        return f"{record.op_name} refuses what it reads: {record.refusal.rstrip('.')}"
+        said = record.refusal.rstrip(".")
+        return f"{record.op_name} refuses what it reads: {said}" if record.op else said
     if detail == "steep_gradient":
         return f"the gradient of {record.op_name} is so large that the gradient norm overflows"
     if record.backward:
@@ -190,4 +191,6 @@ def first_result(record, source: str | None) -> str:
     firsts = {"steep_gradient": "largest gain of the gradient", "refused": "first operation that fails"}
     what = firsts.get(detail_of(record), "first NaN or Inf")
     operands = f", inputs {' and '.join(map(record.described, record.operands))}" if record.operands else ""
+    if not record.op:
+        return f"{what}: {record.refusal} at {source}"
     return f"{what}: {record.node or record.op} ({record.dtype}) at {source or 'an unknown line'}{operands}"

@@ -271,9 +271,8 @@ def for_code(case, finding) -> list[dict]:
 def changes_of_code(case, finding, kind, record=None) -> list[dict]:
     """Look for a change of the source; without one say what a person can do there. ``kind``: a CodeSearch."""
     record = record or case.origin
-    if finding.detail == "refused" and finding.op is None and finding.source:
-        text = f"{finding.source}: keep what this line reads inside the bounds that the exception names"
-        return [recommendation(text, "fix_code", None, None, "no change is known")]
+    if finding.detail == "refused" and record is None and finding.source:
+        return [recommendation(f"{finding.source}: {advice_for(None)}", "fix_code", None, None, "no change is known")]
     if case.replay is None or record is None or not finding.source:
         return []
     search = kind(case, finding.columns)

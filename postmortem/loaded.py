@@ -138,7 +138,8 @@ class LoadedDump:
         first = None
         if record is not None:
             phase = "update" if case.update_site else "backward" if record.backward else "forward"
-            first = Operation(record.node or record.op, record.site.source, record.site.module, phase)
+            name = record.node or record.op or record.refusal.partition(":")[0]
+            first = Operation(name, record.site.source, record.site.module, phase)
         return ReplayedStep(
             outcome.loss,
             outcome.accuracy,

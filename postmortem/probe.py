@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from errors import first_line
 from postmortem.built import BuiltNetwork
 from postmortem.places import call_site
+from settings.user_code import PLUG_INS
 from training.distillation import modules_of, tensors_of
 from training.faults import refuses_numbers
 
 RECOMPUTED = "CheckpointFunctionBackward"
+NONFINITE = re.compile(r"\b(nan|inf|infinity)", re.I)
 UNCOMPUTED = ("empty", "new_empty", "resize", "set_", "_unsafe_view", "detach")  # these return no computed value
 LEAST_GAIN = 1e6  # of a backward operation that is blamed for an overflow of the gradient norm
 FRONT_END = ("frontend", "spectrogram", "melspec", "torchfb", "fbank", "mfcc", "preemphasis", "mel_scale")
@@ -129,6 +132,7 @@ class Probe(TorchDispatchMode):
         self.stack, self.learned, self.spectral = [], False, False
         self.activations, self.hooks = [], []
         self.read = []  # records whose non-finite result the code read as a number
+        self.raised_in: str | None = None  # the innermost module that an exception came through
 
     def __enter__(self):
         self.hooks = [
@@ -148,7 +152,9 @@ class Probe(TorchDispatchMode):
 
     def leave_module(self, module, inputs, output):
         if self.stack:
-            self.stack.pop()
+            left = self.stack.pop()
+            if self.raised_in is None and sys.exc_info()[0] is not None:
+                self.raised_in = left
         name = self.names.get(id(module), "")
         if name and isinstance(output, torch.Tensor) and output.is_floating_point() and not any(module.children()):
             values, bad = output.detach(), 0
@@ -212,6 +218,21 @@ class Probe(TorchDispatchMode):
         record = self.record(name, torch._C._current_autograd_node(), [nothing], inputs, inputs, arguments)
         record.refusal = first_line(error)
         record.parents = record.parents or before
+
+    def refused_by_python(self, refused: str) -> Record | None:
+        """A record without an operation of an exception that no operation of torch raised: ``refused``, with its place.
+
+        As of Python's division by zero, or a number that math.log does not take. None if its place is not known, or if
+        the number was NaN or Inf before.
+        """
+        place = re.match(r"([^:]+\.py:\d+): (.*)", refused)
+        if place is None or not place[1].startswith(PLUG_INS):
+            return None
+        if self.read or any(record.refusal for record in self.records) or NONFINITE.search(place[2]):
+            return None
+        module = self.raised_in or {"loss": "__L__"}.get(place[1].partition("/")[0], "__S__")
+        site = Site(module, place[1], self.learned, self.spectral)
+        return Record("", "", site, False, True, False, [], 0, "", refusal=place[2])
 
     def measure_gain(self, name, node, written, inputs, arguments):
         """Keep the backward operation that multiplies the gradient most, if its result is still finite."""

@@ -13,6 +13,7 @@ NAMESPACES = {"torch", "F", "functional", "linalg", "special", "fft", "nn"}
 NUMBER_NAMESPACES = {"math", "np", "numpy"}
 OPERATORS = {ast.Div: "div", ast.Pow: "pow", ast.Mult: "mul"}
 ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
+LARGEST = 1e30  # a number of this size is written for an infinite one
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -162,13 +163,28 @@ class Source:
         return values[0] if len(values) == 1 and values[0] is not None else node
 
     def infinities(self, inside) -> list[tuple[ast.AST, float]]:
-        """(node, value) of each number that is written as infinite: float("-inf"), torch.inf, -math.inf."""
+        """(node, value) of each number that is written as infinite: float("-inf"), torch.inf, -math.inf.
+
+        The extremes of a type, as torch.finfo(x.dtype).min, count too: two of them add up to an infinity.
+        """
         found = []
         for node in ast.walk(inside):
-            value = literal(node)
-            if value is not None and math.isinf(value) and literal(self.parents.get(node)) is None:
+            value = mask_of(node)
+            if value is not None and literal(self.parents.get(node)) is None:
                 found.append((node, value))
         return found
+
+
+def mask_of(node) -> float | None:
+    """Infinity with its sign for an expression that writes one, or the end of a type's range; None for others."""
+    value = literal(node)
+    if value is not None:
+        return math.copysign(math.inf, value) if abs(value) >= LARGEST else None
+    if isinstance(node, ast.Attribute) and node.attr in ("min", "max") and isinstance(node.value, ast.Call):
+        function = node.value.func
+        if getattr(function, "attr", getattr(function, "id", "")) == "finfo":
+            return math.inf if node.attr == "max" else -math.inf
+    return None
 
 
 def literal(node) -> float | None:

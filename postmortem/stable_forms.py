@@ -11,6 +11,7 @@ INDEXING = frozenset(
     " diagonal narrow select clone contiguous".split()
 )
 BOUNDS = ("clamp", "clip", "clamp_min")
+BESSEL = ("i0", "i1")  # modified Bessel functions; i0e and i1e are those over exp(|x|)
 LONGEST = 60  # characters of an expression that may be written twice
 
 
@@ -75,6 +76,12 @@ def log_of(source: Source, node, of=None, one_more: bool = False) -> tuple[str, 
         return "log_softmax", f"{f}.log_softmax({', '.join([argument, *rest])})"
     if operation.name == "sigmoid" and of is None:
         return "logsigmoid", f"{f}.logsigmoid({argument})"
+    if operation.name in BESSEL and of is None and len(argument) <= LONGEST:
+        size = f"({argument}).abs()"
+        return (
+            f"the scaled {operation.name}e",
+            f"(torch.log(torch.special.{operation.name}e({argument})) + {size})",
+        )
     if operation.name == "exp" and of in (None, node):
         return "the exponent", argument
     if operation.name in ("sinh", "cosh") and of in (None, node) and len(argument) <= LONGEST:
@@ -171,6 +178,22 @@ def stable_softmax(source: Source, operation: Operation) -> Iterator[tuple[str, 
         if found is not None and found[2] is operation.node:
             text = f"torch.softmax({found[0]}, dim={found[1]})"
             yield "use softmax", [source.replaced(node, text)]
+
+
+def scaled_bessel(source: Source, operation: Operation) -> Iterator[tuple[str, list[Edit]]]:
+    """Write i0e and i1e in a ratio of Bessel functions of one argument: what they leave out cancels."""
+    for node in ast.walk(source.function(operation.node)):
+        division = source.operation(node)
+        if division is None or division.name != "div" or isinstance(node, ast.AugAssign):
+            continue
+        parts = [source.operation(source.resolved(operand)) for operand in division.operands]
+        if all(part is not None and part.name in BESSEL and part.operands for part in parts):
+            upper, lower = parts
+            if operation.node in (upper.node, lower.node) and source.code(upper.operands[0]) == source.code(
+                lower.operands[0]
+            ):
+                ratio = " / ".join(f"torch.special.{part.name}e({source.code(part.operands[0])})" for part in parts)
+                yield "use the scaled Bessel functions i0e and i1e", [source.replaced(node, ratio)]
 
 
 def shifted_exponential(source: Source, operation: Operation) -> Iterator[tuple[str, list[Edit]]]:

@@ -211,7 +211,7 @@ def update_itself(parameter: str | None, record, evidence, source) -> Finding:
     """
     finding = Finding("optimizer", "update", "", evidence, phase="update", source=source, parameter=parameter)
     if record is not None:
-        finding.op, finding.source = record.op, record.site.source or source
+        finding.op, finding.source = record.op or None, record.site.source or source
         finding.detail = detail_of(record)
         finding.evidence.append(first_result(record, finding.source))
     if parameter is None:
@@ -307,7 +307,7 @@ def outlier(case):
         size = tensor.abs().float().flatten()
         usual, largest = float(size.median()), float(size.max())
         few = size > max(1e4 * usual, 1e3)
-        if not usual > 0 or largest < 1e4 or not 0 < int(few.sum()) <= max(2, tensor.numel() // 100):
+        if not usual > 0 or not 1e4 <= largest < math.inf or not 0 < int(few.sum()) <= max(2, tensor.numel() // 100):
             continue
 
         if case.replay.run(edit=set_elements(name, few.view(tensor.shape), usual)).finite:

@@ -2,6 +2,8 @@
 
 import collections
 import copy
+import dis
+import functools
 import sys
 import types
 from typing import Any
@@ -14,6 +16,7 @@ from training import generators
 
 PLAIN = (bool, int, float, str, type(None), np.generic)
 CONTAINERS = (list, tuple, dict, set, collections.deque)
+CHANGEABLE = (list, dict, set, collections.deque, torch.Tensor, np.ndarray)
 MOST_ITEMS = 4096  # of a container that is kept, those inside it among them; a larger one is a constant, not a state
 MOST_ELEMENTS = 1 << 24  # of a tensor or an array that is kept: a queue of 65,536 embeddings of 256 numbers
 OF_FSDP = ("_fsdp", "_is_fsdp")  # what torch's fully_shard notes in modules
@@ -24,31 +27,33 @@ class ModuleState:
     """Copies the plain attributes of a network's modules, and puts them back after a step that is refused.
 
     Modules of torch itself keep all their state in parameters and buffers, so only those of plug-ins are looked at, and
-    the generators that their files keep as names of their own.
+    what their files keep as names of their own: generators, lists, dicts, tensors, and what a function calls global.
     """
 
     def __init__(self, network: nn.Module):
         self.modules = [(n, m) for n, m in network.named_modules() if not type(m).__module__.startswith("torch.")]
         files = {type(module).__module__ for _, module in self.modules}
         self.modules += [(f"file {name}", sys.modules[name]) for name in sorted(files & sys.modules.keys())]
+        self.at_first = {name: at_first(sys.modules[name]) for name in files & sys.modules.keys()}
         self.copies: dict[tuple[str, str], Any] = {}
+        self.originals: dict[tuple[str, str], Any] = {}  # what was copied, which other objects may hold too
 
     def take(self):
         """Copy every attribute that may be a state."""
-        self.copies = {}
-        for name, module in self.modules:
-            for key, value in states_of(module).items():
-                self.copies[name, key] = copied(value)
+        self.originals = {(name, key): v for name, module in self.modules for key, v in states_of(module).items()}
+        self.copies = {place: copied(value) for place, value in self.originals.items()}
 
     def restore(self):
-        """Put the copies back; an attribute that was not there is removed again."""
+        """Put every object back where it was, with the content that it had; an attribute that is new is removed."""
         for name, module in self.modules:
             for key in states_of(module):
                 if (name, key) not in self.copies:
                     del module.__dict__[key]
         modules = dict(self.modules)
         for (name, key), value in self.copies.items():
-            put_back(modules[name].__dict__, key, value)
+            own = modules[name].__dict__
+            own[key] = self.originals[name, key]
+            put_back(own, key, value)
 
     def generators(self) -> dict[tuple[str, str], Any]:
         """The states of the generators that modules keep, as they are now."""
@@ -62,12 +67,20 @@ class ModuleState:
             put_back(modules[name].__dict__, key, state)
 
     def state_dict(self) -> dict[str, dict]:
-        """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors."""
-        return storables((n, k, v) for n, module in self.modules for k, v in states_of(module).items())
+        """{module: {attribute: value}} as it is now, for a dump or a checkpoint: plain values and CPU tensors.
+
+        Without the names of files that no step has changed: a constant that is edited stays as it is written.
+        """
+        return self.saved((n, k, v) for n, module in self.modules for k, v in states_of(module).items())
 
     def kept(self) -> dict[str, dict]:
         """``state_dict`` as it was when the copies were taken."""
-        return storables((name, key, value) for (name, key), value in self.copies.items())
+        return self.saved((name, key, value) for (name, key), value in self.copies.items())
+
+    def saved(self, entries) -> dict[str, dict]:
+        """Of (module, attribute, value) what a dump or a checkpoint holds."""
+        firsts = {f"file {name}": values for name, values in self.at_first.items()}
+        return storables(e for e in entries if not (e[1] in firsts.get(e[0], {}) and alike(e[2], firsts[e[0]][e[1]])))
 
     def load_state_dict(self, state: dict[str, dict]):
         """Put saved attributes back into modules; names of methods are left alone."""
@@ -102,11 +115,49 @@ def cpu_copy(network: nn.Module) -> nn.Module:
 
 
 def states_of(module) -> dict[str, Any]:
-    """The attributes of a module that may be a state; of a file its generators."""
+    """The attributes of a module that may be a state; of a file the names that may be one."""
     if isinstance(module, types.ModuleType):
-        return {k: v for k, v in vars(module).items() if isinstance(v, generators.OBJECTS)}
+        names, kinds = global_names(module), (*generators.OBJECTS, *CHANGEABLE)
+        found = {k: v for k, v in vars(module).items() if isinstance(v, kinds) or k in names}
+        return {k: v for k, v in found.items() if not k.startswith("__") and is_state(v)}
     own = {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE and is_state(v)}
     return {k: v for k, v in own.items() if not k.startswith(OF_FSDP)}
+
+
+@functools.cache
+def global_names(module: types.ModuleType) -> frozenset[str]:
+    """The names of a file that one of its functions sets, as it may where it calls them global."""
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    own += [value for kind in own if isinstance(kind, type) for value in vars(kind).values()]
+    codes = [value.__code__ for value in own if isinstance(value, types.FunctionType)]
+    found = set()
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        found |= {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}
+    return frozenset(found)
+
+
+@functools.cache
+def at_first(module: types.ModuleType) -> dict[str, Any]:
+    """The names of a file that may be a state, as they were when a network of its modules was first looked at."""
+    states = states_of(module).items()
+    return {key: copied(value) for key, value in states if not isinstance(value, generators.OBJECTS)}
+
+
+def alike(a, b) -> bool:
+    """Whether two states are the same, NaN and NaN too."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (torch.Tensor, np.ndarray)):
+        a, b = torch.as_tensor(a), torch.as_tensor(b)
+        same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+        return same and bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple, collections.deque)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return a == b or (a != a and b != b)
 
 
 def is_state(value) -> bool:
@@ -165,10 +216,18 @@ def put_back(own: dict, key: str, value):
             now.copy_(value)
     elif isinstance(now, (np.ndarray, np.generic)) and isinstance(value, (torch.Tensor, bool, int, float)):  # of a file
         own[key] = np.asarray(value).astype(now.dtype)[()]
-    elif isinstance(now, collections.deque):
-        own[key] = collections.deque(map(copied, value), now.maxlen)
-    elif isinstance(now, set):
-        own[key] = set(value)
+    elif isinstance(now, dict) and isinstance(value, dict):
+        kept = copied(value)
+        now.clear()
+        now.update(kept)
+    elif isinstance(now, (list, collections.deque)) and isinstance(value, (list, tuple, collections.deque)):
+        kept = list(map(copied, value))
+        now.clear()
+        now.extend(kept)
+    elif isinstance(now, set) and isinstance(value, CONTAINERS):
+        kept = set(value)
+        now.clear()
+        now.update(kept)
     else:
         own[key] = copied(value)
 

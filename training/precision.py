@@ -10,6 +10,7 @@ import torch
 
 from config import Config
 from errors import UsageError
+from training.frozen_weights import FrozenWeights
 
 CPU_INFO = Path("/proc/cpuinfo")
 # What a processor calls its instructions for a type: x86 (AVX512, AMX), Arm.
@@ -140,6 +141,8 @@ class LossScaler:
 class BufferSnapshot:
     """A copy of a module's buffers to undo a step with: BatchNorm moves its statistics in the forward pass.
 
+    And of frozen parameters, if a forward pass moves them: a momentum encoder's.
+
     A forward pass may also put another tensor in the place of a buffer, as ``self.mean = 0.9 * self.mean + ..`` does.
     ``nonfinite_by_design``: names of buffers that are not checked; default those that are not finite now.
     """
@@ -150,6 +153,7 @@ class BufferSnapshot:
             floating = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
             nonfinite_by_design = {n for n, b in floating.items() if not bool(b.isfinite().all())}
         self.nonfinite_by_design = nonfinite_by_design
+        self.frozen = FrozenWeights(module)
         self.find()
 
     def find(self):
@@ -185,6 +189,7 @@ class BufferSnapshot:
     @torch.no_grad()
     def take(self):
         """Copy the buffers."""
+        self.frozen.take()
         if any(owner.get(key) is not buffer for owner, key, buffer in self.places):
             self.find()
             return
@@ -194,6 +199,7 @@ class BufferSnapshot:
     @torch.no_grad()
     def restore(self):
         """Put the copy back, and each buffer where it was."""
+        self.frozen.restore()
         for buffers, copies in self.groups:
             torch._foreach_copy_([buffer.detach() for buffer in buffers], copies)
         for owner, key, buffer in self.places:

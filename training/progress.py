@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from config import Config
 from settings import plugins
+from training.faults import refuses_numbers
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")
@@ -263,20 +264,23 @@ class Progress:
 def step_schedule(scheduler, optimizer, plugin: str = ""):
     """Move a schedule on. A rate that is no real number becomes NaN, with which no update is taken.
 
-    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step. After an
-    exception, which is a UsageError if the schedule's file ``plugin`` is given, it stands where it was.
+    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step, and an
+    exception for a division by 0. After an exception the schedule stands where it was; any that is not for its numbers
+    is raised, as a UsageError if the schedule's file ``plugin`` is given.
     """
     before = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
+    groups, refused = optimizer.param_groups, False
     try:
         with plugins.explained(plugin) if plugin else contextlib.nullcontext():
             scheduler.step()
-    except Exception:
+    except Exception as error:
         if before:
             scheduler.load_state_dict(before)
-        raise
-    groups = optimizer.param_groups
-    if any(isinstance(group["lr"], complex) for group in groups):
+        refused = refuses_numbers(error.__cause__ or error)
+        if not refused:
+            raise
+    if refused or any(isinstance(group["lr"], complex) for group in groups):
         for group in groups:
-            group["lr"] = math.nan if isinstance(group["lr"], complex) else group["lr"]
+            group["lr"] = math.nan if refused or isinstance(group["lr"], complex) else group["lr"]
         if hasattr(scheduler, "_last_lr"):  # of torch's schedules; a checkpoint has it
             scheduler._last_lr = [group["lr"] for group in groups]

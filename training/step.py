@@ -277,6 +277,7 @@ class Step:
             return {}
         groups = [*self.guard.copies, *self.buffers.groups]
         before = {id(now): copy for tensors, copies in groups for now, copy in zip(tensors, copies)}
+        before |= {id(parameter): copy for parameter, copy in self.buffers.frozen.kept}
         owned = [*self.network.named_parameters(remove_duplicate=False)]
         owned += self.network.named_buffers(remove_duplicate=False)
         kept = self.network.state_dict().keys()

@@ -12,9 +12,11 @@ from postmortem import code_fixes
 from postmortem.analysis import analyse
 from postmortem.case import Case
 from postmortem.code_fixes import CodeSearch, Sound, Trial, UpdateSearch, survives
-from postmortem.probe import Range
+from postmortem.finding import detail_of, result_of
+from postmortem.probe import Probe, Range
 from postmortem.replay import Outcome
-from postmortem.rewrites import BELOW_ONE, Line, rewrites, rewrites_of_file
+from postmortem.rewrites import BELOW_ONE, rewrites, rewrites_of_file
+from postmortem.rules import Line
 from postmortem.source_patch import SourcePatch
 from postmortem.source_tree import Source, literal
 from storage.dump import read_dump, read_state
@@ -73,6 +75,36 @@ CASES = [
         record("exp", [12.0], dtype="float16"),
         "x = x.float(); return torch.exp(x)",
     ),
+    (
+        "return torch.linalg.qr(x)[1]",
+        record("linalg_qr", [0.0], node="LinalgQrBackward0"),
+        "return torch.linalg.qr(x + ",
+    ),
+    (
+        "return torch.corrcoef(x)",
+        record("div", [0.0], [0.0]),
+        "torch.cov(x).diagonal().clamp(min=1e-12).sqrt())).clamp(-1, 1)",
+    ),
+    (
+        "return x.masked_fill(y, -1e9)",
+        record("masked_fill", [0.0], dtype="float16"),
+        "return x.masked_fill(y, torch.finfo(x.dtype).min)",
+    ),
+    (
+        "return (x + y) ** 0.5 - y**0.5",
+        record("pow", [0.0], node="PowBackward1"),
+        "return (x + y).clamp(min=1e-6) ** 0.5 - y.clamp(min=1e-6)**0.5",
+    ),
+    (
+        "x = x + torch.zeros(3).masked_fill(y, torch.finfo(x.dtype).min); return x + x",
+        record("add", [-3e38], [-3e38]),
+        "masked_fill(y, -1e4)",
+    ),
+    (
+        "g = torch.nn.GroupNorm(2, 4, eps=0.0); return g(x)",
+        record("native_group_norm", [0.0]),
+        "g = torch.nn.GroupNorm(2, 4, eps=1e-5)",
+    ),
     ("return x * y", record("mul", [1e30], [1e30]), "return (x * y).clamp(-1e4, 1e4)"),
     ("return math.sqrt(x)", record("sqrt"), "return math.sqrt(max(x, 1e-6))"),
     ("return 1 - math.log(x) / 5", record("log"), "return 1 - math.log(max(x, 1)) / 5"),
@@ -93,6 +125,32 @@ def test_a_line_is_rewritten_from_what_its_operation_read(body, found, wanted):
     candidates = rewrites(text, 7, found)
     assert any(wanted in after for _, after in candidates), [after.splitlines()[6] for _, after in candidates]
     assert all(words and after != text for words, after in candidates)
+
+
+def test_an_exception_of_pythons_own_is_laid_to_its_line():
+    probe = Probe(torch.nn.Linear(1, 1), torch.zeros(1))
+    found = probe.refused_by_python("loss/own.py:7: ZeroDivisionError: float division by zero")
+    assert (found.site.source, found.site.module, found.op) == ("loss/own.py:7", "__L__", "")
+    assert result_of(found) == "ZeroDivisionError: float division by zero" and detail_of(found) == "refused"
+    texts = [after for _, after in rewrites(function("return 1.0 / y + math.log(x) + torch.sqrt(x)"), 7, found)]
+    assert rewrites(function("n = int(y.sum())\nreturn 1.0 / n"), 8, found)[0][1].endswith("1.0 / max(n, 1)\n")
+    for wanted in ("1.0 / max(y, 1)", "math.log(max(x, 1e-6))", "torch.sqrt(x.clamp(min=1e-6))"):
+        assert any(wanted in text for text in texts), wanted
+    assert probe.refused_by_python("training/step.py:7: ZeroDivisionError: division by zero") is None
+    assert probe.refused_by_python("loss/own.py:7: ValueError: cannot convert float NaN to integer") is None
+
+
+def test_the_module_in_which_an_exception_arose_is_known():
+    class Refuses(torch.nn.Module):
+        def forward(self, x):
+            return 1.0 / len(x[x > math.inf])
+
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sequential(Refuses()))
+    probe = Probe(network, torch.zeros(1))
+    with pytest.raises(ZeroDivisionError), probe:
+        network(torch.ones(1))
+    found = probe.refused_by_python("models/own.py:7: ZeroDivisionError: division by zero")
+    assert found.site.module == "1.0" and found.site.learned
 
 
 def test_a_divisor_of_a_backward_pass_by_hand_is_raised_no_further_than_it_needs():

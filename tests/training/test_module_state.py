@@ -5,6 +5,8 @@ import enum
 import json
 import math
 import random
+import sys
+import types
 
 import numpy as np
 import programs
@@ -91,6 +93,75 @@ def test_a_saved_state_goes_on_in_another_process(tmp_path):
     other.by_speaker = collections.defaultdict(list, other.by_speaker)
     assert torch.equal(module.advance(), other.advance())
     assert (other.calls, list(other.seen), other.seen.maxlen) == (2, list(module.seen), 4)
+
+
+FILE = """
+from collections import deque
+from torch import nn
+import torch
+
+SIZES = [3, 4]
+RUNNING, RECENT, calls = {}, deque(maxlen=2), 0
+
+class Remembers(nn.Module):
+    def __init__(self, recent=RECENT):
+        super().__init__()
+        self.recent = recent
+
+    def forward(self, x):
+        global calls
+        calls += 1
+        RUNNING["mean"] = 0.9 * RUNNING.get("mean", 0.0) + 0.1 * x.mean()
+        self.recent.append(x)
+        return x
+"""
+
+
+def module_of(text: str, name: str) -> types.ModuleType:
+    """A file of a plug-in, imported."""
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(text, vars(module))
+    return module
+
+
+def test_names_of_a_file_are_put_back_in_the_same_objects():
+    file = module_of(FILE, "remembers_put_back")
+    network = file.Remembers()
+    state, before = ModuleState(network), (file.RUNNING, file.RECENT)
+    network(torch.ones(1))
+    state.take()
+    network(torch.full((1,), math.nan))
+    state.restore()
+    assert file.calls == 1 and file.RUNNING["mean"].item() == pytest.approx(0.1)
+    assert before == (file.RUNNING, file.RECENT) and file.RUNNING is before[0]
+    assert file.RECENT is before[1] is network.recent and [t.tolist() for t in file.RECENT] == [[1.0]]
+
+
+def test_a_checkpoint_has_the_names_of_a_file_that_a_step_has_changed(tmp_path):
+    first, second = (module_of(FILE, "remembers_saved") for _ in range(2))  # as of two processes
+    sys.modules["remembers_saved"] = first
+    network = first.Remembers()
+    state = ModuleState(network)
+    assert not any(name.startswith("file ") for name in state.state_dict())
+    network(torch.ones(1))
+    save_atomically(state.state_dict(), tmp_path / "state.pt")
+    saved = load_plain(tmp_path / "state.pt")
+    assert sorted(saved["file remembers_saved"]) == ["RECENT", "RUNNING", "calls"]  # SIZES is a constant
+    sys.modules["remembers_saved"] = second
+    ModuleState(second.Remembers()).load_state_dict(saved)
+    assert second.calls == 1 and second.RUNNING == first.RUNNING and list(second.RECENT) == list(first.RECENT)
+    assert second.RECENT.maxlen == 2
+
+
+def test_two_attributes_that_were_one_object_or_become_one_are_put_back():
+    module = Counter()
+    module.also, module.last = module.bank, [0]
+    state = ModuleState(module)
+    state.take()
+    module.last = module.bank
+    module.last.append(torch.zeros(1))
+    state.restore()
+    assert module.also is module.bank and len(module.bank) == 1 and module.last == [0]
 
 
 def test_a_dump_sets_no_method_and_nothing_of_torch():

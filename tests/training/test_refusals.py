@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import programs
 import pytest
+import scipy.linalg
 import torch
 from trainers import train
 
 from errors import UsageError
 from storage.dump import read_dump
+from training.faults import refuses_numbers
+from training.progress import step_schedule
 from training.ranks import SingleProcess
 from training.step import Step
 
@@ -21,12 +25,65 @@ def no_scale(data):
     torch.distributions.Normal(0.0, torch.zeros(1), validate_args=True)  # as is usual, unless torch 2.4 has compiled
 
 
+def no_divisor(data):
+    1.0 / int(data.sum() * 0.0)
+
+
+def no_such_number(data):
+    torch.zeros(2, dtype=torch.float16).masked_fill(torch.ones(2, dtype=torch.bool), -1e9)
+
+
+REFUSED = [(no_factors, "LinAlgError: linalg.cholesky"), (no_scale, "constraint")]
+REFUSED += [(no_divisor, "ZeroDivisionError"), (no_such_number, "without overflow")]
+OF_NUMBERS = {
+    "math.log(0.0)": lambda: math.log(0.0),
+    "math.sqrt(-1.0)": lambda: math.sqrt(-1.0),
+    "math.exp(1000.0)": lambda: math.exp(1000.0),
+    "0.0 ** -0.5": lambda: 0.0**-0.5,
+    "int(nan)": lambda: int(math.nan),
+    "int(inf)": lambda: int(math.inf),
+    "inverse of numpy": lambda: np.linalg.inv(np.zeros((2, 2))),
+    "division of numpy": lambda: np.errstate(all="raise")(lambda: np.zeros(1) / np.zeros(1))(),
+    "factors of scipy": lambda: scipy.linalg.svd(np.full((2, 2), math.nan)),
+    "largest of none": lambda: torch.zeros(0).max(),
+    "largest of no frames": lambda: torch.zeros(2, 0).max(dim=1),
+}
+OF_CODE = {
+    "a list": lambda: [][len("")],
+    "a key": lambda: {}["key"],
+    "shapes": lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
+    "a type": lambda: torch.zeros(2).masked_fill(torch.zeros(2), 0.0),
+    "a name": lambda: no_name,  # noqa: F821
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS | OF_CODE)
+def test_exceptions_for_numbers_are_told_from_those_of_code(name):
+    with pytest.raises(Exception) as caught:
+        (OF_NUMBERS | OF_CODE)[name]()
+    assert refuses_numbers(caught.value) == (name in OF_NUMBERS)
+
+
+def test_a_rate_that_python_cannot_compute_is_nan_and_the_schedule_stays_where_it_was():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (3 - step))
+    rates = []
+    for _ in range(4):
+        optimizer.step()
+        step_schedule(schedule, optimizer, "scheduler/own.py")
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:2] == pytest.approx([0.05, 0.1]) and all(map(math.isnan, [*rates[2:], *schedule.get_last_lr()]))
+    schedule.lr_lambdas = [lambda step: {}["key"]]
+    with pytest.raises(UsageError, match=r"scheduler/own\.py: KeyError"):
+        step_schedule(schedule, optimizer, "scheduler/own.py")
+
+
 def no_code(data):
     raise ValueError("a mistake in a plug-in")
 
 
 @pytest.mark.parametrize("check", ["now", "late"])
-@pytest.mark.parametrize("refuse, words", [(no_factors, "LinAlgError: linalg.cholesky"), (no_scale, "constraint")])
+@pytest.mark.parametrize("refuse, words", REFUSED)
 def test_an_operation_that_refuses_its_numbers_costs_one_step(settings, tools, refuse, words, check, capsys):
     """torch raises an exception where other libraries give NaN; code that is wrong still ends the run."""
     trainer, other = (tools.build(settings, nan_check=check, save_path=f"{settings['save_path']}_{n}") for n in "ab")

@@ -2,7 +2,8 @@
 
 ``known_*`` holds the faults that the analysis was built on (F), ``heldout_*`` those it was not tuned on (H), each by
 the part of a run in which they are, ``unseen_*`` those written by somebody who had not read it (N), ``plug_ins`` what
-plug-ins bring with them (P), and ``reported`` those of public trackers (R). ``controls`` (C) are runs of which nothing
+plug-ins bring with them (P), ``reported`` those of public trackers (R), and ``exam_*`` those
+of another examiner who had not read it either (X). ``controls`` (C) are runs of which nothing
 may be said, ``compounds`` (K) several faults at once.
 `python benchmarks/faults/contents.py > benchmarks/faults/README.md` lists them all.
 """
@@ -12,6 +13,10 @@ import re
 from catalog import (
     compounds,
     controls,
+    exam_controls,
+    exam_features,
+    exam_layers,
+    exam_losses,
     heldout_data,
     heldout_features,
     heldout_layers,
@@ -36,9 +41,9 @@ from catalog import (
 
 
 def order(fault):
-    """F before C before K before H before N before P before R, then by number and letter."""
-    kind, number, letter = re.fullmatch(r"([FCKHNPR])(\d+)([a-z]?)", fault.id).groups()
-    return "FCKHNPR".index(kind), int(number), letter
+    """F before C before K before H before N before P before R before X, then by number and letter."""
+    kind, number, letter = re.fullmatch(r"([FCKHNPRX])(\d+)([a-z]?)", fault.id).groups()
+    return "FCKHNPRX".index(kind), int(number), letter
 
 
 FILES = (
@@ -61,8 +66,12 @@ FILES = (
     unseen_training,
     plug_ins,
     reported,
+    exam_features,
+    exam_layers,
+    exam_losses,
     controls,
     unseen_controls,
+    exam_controls,
     compounds,
 )
 FAULTS = tuple(sorted((fault for file in FILES for fault in file.FAULTS), key=order))
