@@ -212,6 +212,7 @@ class FrontEnd(nn.Module):
 
     autocast = True  # computes in the precision of the run
     needs_weights = True  # random weights are worth nothing
+    training_keys = ("ssl_train", "ssl_dropout")  # a second run may have others
 
     def __init__(
         self,

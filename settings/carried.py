@@ -4,7 +4,6 @@ from config import KEYS, Config
 from settings import plugins
 from settings.reader import Setting, key_text
 
-DRAWN_IN_TRAINING_ONLY = ("spec_augment",)  # keys of a model that change nothing of it but what it learns
 LATER = ("sample_rate", "frontend")  # keys that a checkpoint may be older than: it has their default
 
 
@@ -15,14 +14,29 @@ def model_settings(state: dict, path) -> dict[str, Setting]:
         return {}
     model = plugins.declaration("models", carried["model"])
     names = {"model", "sample_rate"} | set(model.keys if model else ()) | set(keys_of_front_end(carried, model))
+    names -= keys_of_training(carried, model)
     carried = {name: KEYS[name].default for name in LATER} | carried
-    return {n: Setting(v, str(path)) for n, v in carried.items() if n in names - set(DRAWN_IN_TRAINING_ONLY)}
+    return {name: Setting(value, str(path)) for name, value in carried.items() if name in names}
 
 
 def keys_of_front_end(values: dict, model: plugins.Declaration | None) -> dict:
     """The keys {name: default} of the front end in use; {} without one, and of a model that takes none."""
+    found = _front_end(values, model)
+    return found.keys if found is not None else {}
+
+
+def keys_of_training(values: dict, model: plugins.Declaration | None) -> set[str]:
+    """The keys of a model and its front end that change nothing of an embedding but what the weights learn.
+
+    A plug-in's class lists its own as ``training_keys``.
+    """
+    declared = [found.constants.get("training_keys", ()) for found in (model, _front_end(values, model)) if found]
+    return {"spec_augment"}.union(*declared)
+
+
+def _front_end(values: dict, model: plugins.Declaration | None) -> plugins.Declaration | None:
     found = plugins.declaration("frontend", str(values.get("frontend") or ""))
-    return found.keys if found is not None and model is not None and "frontend" in model.keys else {}
+    return found if model is not None and "frontend" in model.keys else None
 
 
 def adopted(written: dict[str, Setting], theirs: dict[str, Setting]) -> dict[str, Setting]:

@@ -5,7 +5,7 @@ import json
 
 from config import KEYS, Config
 from settings import plugins
-from settings.carried import DRAWN_IN_TRAINING_ONLY, LATER, keys_of_front_end
+from settings.carried import LATER, keys_of_front_end, keys_of_training
 
 
 def identity_of(weights: dict, config: Config) -> str:
@@ -17,8 +17,8 @@ def identity_of(weights: dict, config: Config) -> str:
 
     digest = hashlib.sha256()
     model = plugins.known_declaration("models", config.model)
-    own = {**model.own, **keys_of_front_end(config.values(), model)}
-    keys = {name: getattr(config, name) for name in own if hasattr(config, name) and name not in DRAWN_IN_TRAINING_ONLY}
+    own = {*model.own, *keys_of_front_end(config.values(), model)} - keys_of_training(config.values(), model)
+    keys = {name: getattr(config, name) for name in own if hasattr(config, name)}
     keys = {name: value for name, value in keys.items() if name not in LATER or value != KEYS[name].default}
     digest.update(json.dumps({"model": config.model, **keys}, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):

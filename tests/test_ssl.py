@@ -9,6 +9,7 @@ import torch
 from errors import UsageError
 from frontend import ssl
 from frontend.ssl import Architecture, FrontEnd
+from speaker_model import load_model
 from storage import interop, upstreams
 from training.finetuning import build_optimizer, load_initial
 
@@ -243,6 +244,27 @@ def test_a_published_file_of_another_network_is_refused(settings, tools, tmp_pat
     assert "0 tensors of frontend/ssl.py are missing or of another shape, 7 of the file" in refused(ssl_model="hubert")
     assert "set the ssl_model that it is, or --allow_partial" in refused(ssl_model="wavlm_large")
     assert "set frontend: ssl and the ssl_model that it is" in refused(frontend=None, ssl_model=None)
+    with pytest.raises(UsageError, match="which embeds no speakers; train a model on it with frontend: ssl"):
+        load_model(tmp_path / "their.bin")
+
+
+def test_a_second_run_trains_what_the_first_left_as_it_was(settings, tools, tmp_path, capsys):
+    import trainSpeakerNet
+    from storage.files import save_atomically
+
+    path = tmp_path / "first.model"
+    save_atomically(tools.build(settings, **KEYS, ssl_train="none").state.capture(), path)
+
+    def status(**keys):
+        words = {**settings, **KEYS, "initial_model": path, "save_path": tmp_path / "second", **keys}
+        return trainSpeakerNet.main([f"--{key}={value}" for key, value in words.items()] + ["--print_config"])
+
+    assert status(ssl_train="all", ssl_dropout=0.2) == 0
+    assert status(ssl_output="last") == 2 and "was trained with weighted" in capsys.readouterr().err
+    again = tools.build(settings, **KEYS, initial_model=path, ssl_train="all", ssl_dropout=0.2)
+    load_initial(again.network, again.dataset, again.config, again.log)
+    save_atomically(again.state.capture(), tmp_path / "second.model")
+    assert load_model(path).identity == load_model(tmp_path / "second.model").identity
 
 
 def test_random_weights_are_told(settings, tools, capsys):

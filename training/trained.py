@@ -69,6 +69,8 @@ def advice(state: dict, path, toolkit, build, key: str) -> str:
     """What to do about a checkpoint of ``toolkit`` (None: unknown) that carries no configuration."""
     if toolkit is None:
         return f"carries no configuration; give {key}, the YAML file that it was trained with"
+    if toolkit.part:
+        return f"is a {toolkit.name}, which embeds no speakers; train a model on it with frontend: ssl (docs/models.md)"
     fitting = []
     for file in sorted((plugins.ROOT / "configs" / "interop").glob("*.yaml")):
         with contextlib.suppress(UsageError):  # does not fit
