@@ -160,6 +160,8 @@ class Case:
         if not changes and str(outcome) != str(self.base) and str(self.repeated) != str(self.base):
             self.call_nondeterministic(f"first {self.base}, then {self.repeated}")
         self.origin = self.probe.refused_by_python(self.base.refused) or self.probe.origin()
+        if self.origin is not None and not changes:
+            self.origin = self.made_from_the_start(self.origin) or self.origin
         self.activations = self.probe.activations
         if self.origin is None and not outcome.finite and math.isfinite(outcome.loss):
             probe, _ = self.probed(find_largest_gain=True, **changes)
@@ -178,6 +180,19 @@ class Case:
         outcome = self.replay.run(modes=[probe], scale=self.base.scale, **changes)
         probe.end_forward(network, math.isfinite(outcome.loss) and not outcome.error)
         return probe, outcome
+
+    def made_from_the_start(self, record: Record) -> Record | None:
+        """The operation that made a buffer infinite when the network was built, if ``record`` reads it first."""
+        name = next((n for n in record.nonfinite_inputs if n in self.replay.nonfinite_by_design), None)
+        if name is None:
+            return None
+        probe = Probe(self.replay.network(), self.replay.data)
+        with probe:
+            buffers = dict(self.replay.new_network().named_buffers())
+        found = probe.maker_of(name, buffers[name])
+        if found is not None:
+            self.evidence.append(f"read first by {record.node or record.op} at {record.site.source}")
+        return found
 
     def first_of_update(self) -> Record | None:
         """Run the step, and its update under a probe: the first operation of it with a non-finite result."""

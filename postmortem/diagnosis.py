@@ -5,6 +5,7 @@ Each hypothesis is a function of the case that returns a finding, or None if a t
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 from corpus.quality import HUGE, LOUD
 from errors import plural
+from postmortem.augmentation_fixes import line_at_fault
 from postmortem.finding import Finding, detail_of, first_result, result_of
-from postmortem.modes import Casts
+from postmortem.modes import Casts, WholeNumbers
 from postmortem.probe import is_front_end
 from postmortem.provenance import first_bad_sample, origin_of, same_as_files
 from postmortem.replay import OutOfTime
@@ -155,6 +157,12 @@ def trace_files(case, finding, flat, rows, limit):
         "augmentation": f"The augmentation file {first['path']}{more} {brings} {what}{at}; the speech file is fine.",
         "environment": f"The batch has {what}, but its files do not: {first['path']}{more} reads fine.",
     }[finding.cause]
+    if finding.cause == "augmentation":
+        guilty = next(row for row, origin in zip(rows, origins) if origin.cause == "augmentation")
+        finding.source, said = line_at_fault(case, guilty)
+        finding.source = finding.source or None
+        finding.evidence += [f"first NaN or Inf: {said} at {finding.source}"] if said else []
+        finding.summary += f" It is made at {finding.source}: {said}." if said else ""
     if all(o.cause == "unknown" for o in origins):
         not_attributed(case, finding, rows, f"{what}{at}")
 
@@ -334,6 +342,27 @@ def too_little_precision(case):
     return finding
 
 
+def whole_numbers_that_wrap(case):
+    """Check for whole numbers outside of their type, whose sign and size are then any; without them it is finite."""
+    record = case.origin
+    if case.replay is None or case.base.finite or record is None or record.backward or not case.probe.whole_numbers:
+        return None
+    mode = WholeNumbers()
+    exact = case.replay.run(modes=[mode])
+    if not exact.finite or not mode.found:
+        return None
+    op, source, dtype = mode.found[0]
+    module = record.site.module if record.site.source.partition(":")[0] == source.partition(":")[0] else ""
+    case.origin = replace(
+        record, op=op, site=replace(record.site, source=source, module=module), dtype=dtype, wraps=True
+    )
+    case.origin.operands, case.origin.rows, case.origin.parents = [], [], []
+    finding = failing_operation(case)
+    finding.evidence.append(f"it makes what fails later: {first_result(record, record.site.source)}")
+    finding.evidence.append(f"with whole numbers that do not wrap around: {exact}")
+    return finding
+
+
 def failing_operation(case):
     """Name the operation that makes it in fp32 too: in the features, the loss or the model."""
     if case.replay is None or case.base.finite:
@@ -397,7 +426,8 @@ def finding_at_origin(case) -> Finding:
     finding.op = record.node or record.op or None
     finding.phase = "backward" if record.backward else "forward"
     finding.source = record.site.source or None
-    finding.parameter = next((g for g in [*record.nonfinite_inputs, *record.finite_inputs[:1]] if g != "data"), None)
+    named = [*filter(None, [record.made]), *record.nonfinite_inputs, *record.finite_inputs[:1]]
+    finding.parameter = next((name for name in named if name != "data"), None)
     finding.detail = detail_of(record)
     finding.columns = case.guilty_columns()
     finding.rows = case.to_rows(finding.columns)
@@ -433,5 +463,6 @@ HYPOTHESES = (
     impossible_statistic,
     diverged,
     too_little_precision,
+    whole_numbers_that_wrap,
     failing_operation,
 )

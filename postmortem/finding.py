@@ -30,6 +30,10 @@ def detail_of(record) -> str:
     """Return the short id of what an operation did, from its name and the numbers that it read."""
     if record.refusal:
         return "refused"
+    if record.wraps:
+        return "integer_overflow"
+    if record.reduces_masks:
+        return "all_masked"
     if record.constant:
         return "nonfinite_constant"
     if not record.nan and not record.infinite:
@@ -120,6 +124,7 @@ TELLING = {
     "xlogy": (1, "smallest", "smallest input of the logarithm"),
 }
 REASONS = {
+    "all_masked": "the mask leaves no value of a row",
     "softmax_of_minus_inf": "every value of a row is -inf",
     "variance_of_one": "it takes the variance of a single value",
     "mean_of_nothing": "it takes the mean of no values",
@@ -144,6 +149,8 @@ def result_of(record) -> str:
     if record.refusal:
         said = record.refusal.rstrip(".")
         return f"{record.op_name} refuses what it reads: {said}" if record.op else said
+    if record.wraps:
+        return f"{record.op_name} leaves the range of {record.dtype}, and its result wraps around"
     if detail == "steep_gradient":
         return f"the gradient of {record.op_name} is so large that the gradient norm overflows"
     if record.backward:
@@ -151,7 +158,8 @@ def result_of(record) -> str:
         return f"the gradient of {record.op_name} is {kinds}{reason}; the forward pass is finite"
     reason = f": {REASONS[detail]}" if detail in REASONS else inputs_of(record)
     what = f"the cast to {record.dtype}" if record.op == "_to_copy" else record.op_name
-    return f"{what} gave {kinds}{reason}"
+    kept = f", which '{record.made}' holds from the start" if record.made else ""
+    return f"{what} gave {kinds}{reason}{kept}"
 
 
 # Operation -> the names of what it reads.
@@ -189,6 +197,7 @@ def ranges_of(record) -> str:
 def first_result(record, source: str | None) -> str:
     """Name the operation with the first non-finite result, its type, line and inputs: a line of evidence."""
     firsts = {"steep_gradient": "largest gain of the gradient", "refused": "first operation that fails"}
+    firsts["integer_overflow"] = "first whole number outside of its type"
     what = firsts.get(detail_of(record), "first NaN or Inf")
     operands = f", inputs {' and '.join(map(record.described, record.operands))}" if record.operands else ""
     if not record.op:

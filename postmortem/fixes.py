@@ -5,20 +5,19 @@ import os
 
 import torch
 
-from corpus.audio import AudioError
-from corpus.augmentation import source_of
-from corpus.crop import Crop
 from corpus.sources import entries_of
 from corpus.sources import shown as lists_shown
 from corpus.tars import ENDING
 from errors import plural
 from postmortem import from_numbers
+from postmortem.augmentation_fixes import for_augmentation
 from postmortem.code_fixes import FAILS_LATER, CodeSearch, RetrainingSearch, UpdateSearch, advice_for, survives
-from postmortem.replay import OutOfTime, ReplayError
+from postmortem.replay import OutOfTime
 from postmortem.retraining import NOT_TRIED, trained_with
 from postmortem.schedule_fixes import schedule_fix, zero_settings
 from postmortem.state_faults import positive_moments, repaired, sound_update_settings
 from postmortem.teacher_faults import NAME as TEACHER
+from postmortem.trials import attempt, recommendation
 from settings import plugins
 from storage.dump import rows_of
 from storage.dump_statistics import number
@@ -26,12 +25,6 @@ from storage.dump_statistics import number
 FIXED = ("nOut", "nClasses", "nPerSpeaker", "sample_rate")  # what they say is so, whatever comes of it
 VERDICTS = ("verified", "untested", "refuted")  # in the order in which they are listed
 REHEARSAL = "remove nan_inject: this was a rehearsal"
-
-
-def recommendation(text, action, change, verdict, outcome) -> dict:
-    """Return a recommendation as ``--json`` prints it; ``verdict`` is True, False or None."""
-    verdict = {True: "verified", False: "refuted", None: "untested"}[verdict]
-    return {"text": text, "action": action, "change": change, "verdict": verdict, "outcome": outcome}
 
 
 def recommendations(case, finding) -> list[dict]:
@@ -67,23 +60,6 @@ def _key(rec):
 def shown(value) -> str:
     """Return a setting as text, a number without superfluous digits."""
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
-
-
-def attempt(case, text, action, change, **how) -> dict:
-    """Replay the step with one change and report its outcome; of a large batch a few rows that fail are tried first."""
-    if case.replay is None:
-        return recommendation(text, action, change, None, case.refusal)
-    if case.base.finite:
-        return recommendation(text, action, change, None, "not needed: the replayed step is finite without it")
-    try:
-        whole = not case.small or {"columns", "data", "label"} & set(how)
-        outcome = case.replay.run(**how) if whole else case.replay.run(columns=case.small, **how)
-        if not whole and outcome.finite:
-            outcome = case.replay.run(**how)
-    except ReplayError as error:
-        return recommendation(text, action, change, None, str(error))
-    how_tried = "without it" if action == "exclude_file" else "with it"
-    return recommendation(text, action, change, outcome.finite, f"{how_tried}: {outcome}")
 
 
 # ------------------------------------------------------------------------------------------- the four quick fixes
@@ -209,30 +185,6 @@ def without_injection(case, finding) -> dict:
     if case.replay is None:
         return recommendation(text, "set", {"nan_inject": ""}, None, case.refusal)
     return attempt(case, text, "set", {"nan_inject": ""}, data=flat.view_as(case.replay.data))
-
-
-def for_augmentation(case, finding) -> list[dict]:
-    """Try the rows rebuilt without the impulse responses, noise files and plug-ins at fault."""
-    paths = list(dict.fromkeys(f["path"] for f in finding.files))
-    text = f"repair, or remove from its folder: {', '.join(paths)}"
-    action, change = "exclude_file", {"file": paths[0]} if len(paths) == 1 else {"files": paths}
-    if all(path.startswith("augmentation/") and path.endswith(".py") for path in paths):
-        text = f"repair, or take out of the policy (augmentation), or lower its keys: {', '.join(paths)}"
-        action, change = "none", None
-    if case.dump.get("reason") == "data_error":
-        outcome = "the run left it out of this batch, and the step was finite"
-        return [recommendation(text, action, change, True, outcome)]
-    if case.replay is None:
-        return [recommendation(text, action, change, None, case.refusal)]
-    flat = rows_of(case.dump["data"]).float().clone()
-    for row in finding.rows:
-        info = case.files[row]
-        kept = [d for d in info.get("augment", []) if source_of(d) not in paths]
-        try:
-            flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
-        except (AudioError, OSError) as error:
-            return [recommendation(text, action, change, None, f"row {row} cannot be rebuilt: {error}")]
-    return [attempt(case, text, action, change, data=flat.view_as(case.replay.data))]
 
 
 def for_label(case, finding) -> list[dict]:

@@ -2,6 +2,9 @@
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from postmortem.places import call_site
 
 # What CUDA's autocast computes in fp32 (PyTorch documentation, "CUDA Ops that can autocast to float32"); the CPU's
 # autocast leaves most of these in 16 bit.
@@ -12,6 +15,8 @@ CUDA_FP32 = frozenset(
     " normalize pdist poisson_nll_loss pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin"
     " softplus sum renorm tan triplet_margin_loss logsumexp vector_norm __pow__ __rpow__ arccos arcsin".split()
 )
+# Operations of whole numbers whose result may lie outside of its type, where it wraps around without a word.
+WRAPPING = frozenset("mul add sub pow neg abs mm bmm dot _to_copy".split())
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,3 +56,34 @@ class Casts(TorchFunctionMode):
 
 def _is_dtype(value) -> bool:
     return isinstance(value, torch.dtype) and value in FLOATING
+
+
+class WholeNumbers(TorchDispatchMode):
+    """Whole numbers that do not wrap around: what leaves the range of its type is computed in float64 instead.
+
+    ``found`` holds (operation, source line, type) of each.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[str, str, str]] = []
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        out, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
+        if not is_whole(name, out):
+            return out
+        if name == "_to_copy":
+            wide = args[0].double().trunc()
+        else:
+            wide = function(*(a.double() if isinstance(a, torch.Tensor) else a for a in args), **(kwargs or {}))
+        if bool((out.double() == wide).all()) or not bool(wide.isfinite().all()):
+            return out
+        self.found.append((name, call_site(2), str(out.dtype).removeprefix("torch.")))
+        return wide
+
+
+def is_whole(name: str, out) -> bool:
+    """Whether a result is of whole numbers that an operation may have wrapped around."""
+    if name not in WRAPPING or not isinstance(out, torch.Tensor) or out.dtype is torch.bool:
+        return False
+    return not (out.is_floating_point() or out.is_complex())

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from errors import first_line
 from postmortem.built import BuiltNetwork
+from postmortem.modes import is_whole
 from postmortem.places import call_site
 from settings.user_code import PLUG_INS
 from training.distillation import modules_of, tensors_of
@@ -94,7 +95,15 @@ class Record:
     operands: list = field(default_factory=list)  # a Range for each tensor that it read
     numbers: list = field(default_factory=list)  # plain ones among its arguments
     refusal: str = ""  # what it said when it refused its numbers
+    count: int = 0  # of all values of its result
+    made: str = ""  # the buffer that has held its result since the network was built
+    wraps: bool = False  # it left the range of its type, of whole numbers
     is_mask: bool = False  # its infinities are those that the code writes, as a mask does, or copies and sums of them
+
+    @property
+    def reduces_masks(self) -> bool:
+        """Whether a row of which only a mask's infinities are left has become one value, as the largest of none."""
+        return self.is_mask and not self.backward and 0 < self.count < max((r.count for r in self.operands), default=0)
 
     def described(self, operand: Range, text: str = "") -> str:
         """What it read, as ``text`` or as a range, with its type if that is not the type of the result."""
@@ -132,6 +141,7 @@ class Probe(TorchDispatchMode):
         self.stack, self.learned, self.spectral = [], False, False
         self.activations, self.hooks = [], []
         self.read = []  # records whose non-finite result the code read as a number
+        self.whole_numbers = False  # whether there are any that may wrap around
         self.raised_in: str | None = None  # the innermost module that an exception came through
 
     def __enter__(self):
@@ -194,6 +204,7 @@ class Probe(TorchDispatchMode):
             if now != self.sequence:
                 self.sequence = now
                 self.sites[now - 1] = self.current_site()
+        self.whole_numbers |= is_whole(name, out)
         if name.startswith(UNCOMPUTED):
             return out
         written = [t for t in _tensors([out]) if _numeric(t)]
@@ -234,6 +245,16 @@ class Probe(TorchDispatchMode):
         site = Site(module, place[1], self.learned, self.spectral)
         return Record("", "", site, False, True, False, [], 0, "", refusal=place[2])
 
+    def maker_of(self, name: str, tensor) -> Record | None:
+        """The operation that made a buffer infinite, if a network was built under this probe; None of a mask."""
+        record = self.producers.get(_pointer(tensor))
+        while record is not None and record.parents:
+            record = record.parents[0]
+        if record is None or record.constant or record.nonfinite_inputs or not record.site.source:
+            return None
+        record.made, record.site = name, Site(name.rpartition(".")[0], record.site.source, learned=True)
+        return record
+
     def measure_gain(self, name, node, written, inputs, arguments):
         """Keep the backward operation that multiplies the gradient most, if its result is still finite."""
         size = max(float(t.abs().max()) for t in written if t.numel()) if any(t.numel() for t in written) else 0.0
@@ -272,6 +293,7 @@ class Probe(TorchDispatchMode):
             "",
         )
         record.size, record.dtype = (first.shape[0] if first.ndim else 0), str(first.dtype).removeprefix("torch.")
+        record.count = first.numel()
         record.numbers = [v for v in _leaves(arguments) if type(v) in (int, float)]
         record.constant = not all(map(math.isfinite, record.numbers))
         if record.constant:
@@ -300,17 +322,22 @@ class Probe(TorchDispatchMode):
     def origin(self) -> Record | None:
         """Return the earliest origin of what is not finite at the end of the pass that failed first.
 
-        A mask's infinity counts only through the first operation that makes NaN of it. In the backward pass the records
-        of the forward pass do not count: it ended finite.
+        A mask's infinity counts only through the first operation that makes NaN of it, or, if the loss is infinite,
+        that is left with nothing else. In the backward pass the records of the forward pass do not count: it ended
+        finite.
         """
         forward = [r for r in self.records if not r.backward]
         backward = [r for r in self.records if r.backward]
-        for records in (self.ancestors_of_last(forward), self.ancestors_of_last(backward), self.records):
+        ended = self.ancestors_of_last(forward)
+        for records in (ended, self.ancestors_of_last(backward), self.records):
             for record in records:
                 parents = [p for p in record.parents if p.backward or not record.backward]
                 masked = any(p.is_mask for p in parents)
                 if not record.is_mask and all(p.is_mask for p in parents) and (record.nan or not masked):
                     return record
+            left_with_nothing = next((r for r in ended if r.reduces_masks), None)
+            if left_with_nothing is not None:
+                return left_with_nothing
         return None
 
     def first(self) -> Record | None:

@@ -156,10 +156,11 @@ class Replay:
         self.before_run: Callable[[int], None] | None = None
         self.steps: dict[str, Step] = {}
         self.attributes: dict[Step, dict] = {}  # what of the dump's plain attributes each step takes over
+        self.nonfinite_by_design: set[str] = set()  # buffers that hold infinities from the start
         self.as_built: dict | None = None  # the plain attributes of the unchanged network before any step
         if 0 < dump["threads"] <= MOST_THREADS:
             torch.set_num_threads(dump["threads"])
-        self.step()
+        self.nonfinite_by_design = set(self.step().buffers.nonfinite_by_design)
 
     def changed_sources(self) -> list[str]:
         """The source files that are not those of the run."""
@@ -273,11 +274,6 @@ class Replay:
         finally:
             self.steps, self.attributes = steps, attributes
 
-    @property
-    def nonfinite_by_design(self) -> set[str]:
-        """Buffers that hold infinities from the start, as a mask does."""
-        return self.steps[repr([])].buffers.nonfinite_by_design
-
     def fits(self, settings: dict) -> bool:
         """Whether the network with these configuration keys can be built and all of the dump's weights fit it."""
         try:
@@ -288,13 +284,17 @@ class Replay:
         return all(name in weights and weights[name].shape == tensor.shape for name, tensor in own.items())
 
     def load(self, network, weights: dict, strict: bool = True):
-        """Copy weights into the network; with ``strict`` all must fit, else those that fit are copied."""
+        """Copy weights into the network; with ``strict`` all must fit, else those that fit are copied.
+
+        A buffer that was infinite from the start, and no longer is with a changed line, is left as it is made.
+        """
         own = network.state_dict()
         misfits = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
         if misfits and strict:
             raise ReplayError(f"not replayed: the weights do not fit the network ({misfits[0]})")
         with torch.no_grad():
-            for name in own.keys() - set(misfits):
+            mended = {name for name in self.nonfinite_by_design & own.keys() if bool(own[name].isfinite().all())}
+            for name in own.keys() - set(misfits) - mended:
                 own[name].copy_(weights[name])
 
     def run(self, columns=None, data=None, label=None, settings=None, dtype=None, scale=None, **more) -> Outcome:

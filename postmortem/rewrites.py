@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from postmortem.matrix_rules import RULES
 from postmortem.probe import Record, Site
-from postmortem.rules import RULES, Change, Line, Rule, finite_constants, layers_with_small_eps
-from postmortem.source_tree import Operation, Source
+from postmortem.rules import Change, Line, Rule, finite_constants, layers_with_small_eps
+from postmortem.source_tree import Edit, Operation, Source
 from postmortem.stable_forms import boolean_masks, every_logarithm, without_casts
 
 BELOW_ONE = {"float16": ("1e-3",), "bfloat16": ("3e-3",)}  # distances from 1 that these types can tell from 1
@@ -33,7 +34,8 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
     positive = divisors[0].smallest >= 0 if divisors and not math.isnan(divisors[0].smallest) else None
     floors = ("1e-4", "1e-3") if half else ("1e-6", "1e-8", "1e-12")
     below_one = BELOW_ONE.get(record.dtype, Line.below_one)
-    line = Line(source, statement, floors, half, below_one, of_numbers, positive, divisors == [])
+    whole = divisors == [] or (bool(divisors) and is_count(divisors[0]))
+    line = Line(source, statement, floors, half, below_one, of_numbers, positive, whole)
     found: list[tuple[tuple[bool, bool, float], str, str]] = []
     operations = source.operations(statement)
     for operation in operations:
@@ -50,6 +52,8 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
     found += [((False, False, -2), words, source.edited(edits)) for words, edits in every_logarithm(source, operations)]
     masks = [change for operation in operations for change in boolean_masks(source, operation)]
     found += [((False, False, 0), words, source.edited(edits)) for words, edits in masks]
+    if record.wraps:
+        found += [((False, False, -2), words, source.edited(edits)) for words, edits in in_float(source, operations)]
     if record.dtype in BELOW_ONE:  # what the line reads was often cast lines before it
         edits = without_casts(source, statement) or without_casts(source, source.function(statement))
         found.append(((False, False, -1), "compute in float32, without the cast to 16 bit", source.edited(edits)))
@@ -72,6 +76,20 @@ def all_at_once(line: Line, operations: list[Operation], entry: Rule) -> Iterato
         edits = sorted({edit for _, edits in changes for edit in edits}, key=lambda edit: edit.start)
         if all(before.end <= after.start for before, after in itertools.pairwise(edits)):
             yield f"{changes[0][0]}, and likewise in the rest of the statement", edits
+
+
+def is_count(divisor) -> bool:
+    """Whether what is known of a divisor are whole numbers, as of a count."""
+    known = (divisor.smallest, divisor.largest, divisor.nearest_to_zero)
+    return divisor.largest >= 1 and all(math.isfinite(value) and value == int(value) for value in known)
+
+
+def in_float(source: Source, operations: list[Operation]) -> Iterator[Change]:
+    """Compute with floating-point numbers what whole numbers cannot hold."""
+    for operation in operations:
+        if operation.name in ("mul", "pow", "square", "add", "sub", "mm", "matmul", "abs") and operation.operands:
+            start, end, text = source.operand(operation.operands[0])
+            yield f"compute {operation.name} with floating-point numbers", [Edit(start, end, f"{text}.float()")]
 
 
 def reads_extremes(record) -> bool:

@@ -31,7 +31,7 @@ class Line:
     below_one: tuple = ("1e-6", "1e-7", "6e-8", "1e-4")  # distances from 1 to try; 1 - 6e-8 is the next below 1
     of_numbers: bool = False  # what is not known to be a tensor is taken for a plain number
     divisor_positive: bool | None = None  # None if the divisor is not known to be a tensor of floating-point numbers
-    divisor_whole: bool = False  # it is none: a plain number or a tensor of whole numbers
+    divisor_whole: bool = False  # it is of whole numbers, or a plain number
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def divisor(line, operation):
         numbers = numbers[::-1]
     # One of which nothing is known, as in a backward pass by hand, may be far below 1 where it is sound.
     tensors = [*counts, *small] if counted or line.divisor_whole else [*small, *counts]
-    choices = {True: [*small, *counts, *numbers], False: [*signed, *small, *numbers]}
+    positive = [*counts, *small] if line.divisor_whole else [*small, *counts]
+    choices = {True: [*positive, *numbers], False: [*signed, *small, *numbers]}
     choices[None] = [*numbers[:1], *tensors, *numbers[1:], *signed]
     raised = at_least(line, operation, node, line.floors[0])
     if raised and (raised[0].start, raised[0].end) != (start, end) and line.divisor_positive is not False:
@@ -195,8 +196,10 @@ def power(line, operation):
     """Keep the base of a broken or negative power above zero."""
     exponent = exponent_of(operation)
     if exponent is None or exponent < 1 or exponent != int(exponent):
-        plain = line.of_numbers and exponent is not None and exponent > 0
-        for floor in ("0.0", *line.floors) if plain else line.floors:
+        first: tuple[str, ...] = ()
+        if line.of_numbers and exponent is not None:  # a negative power of a plain number is mostly that of a count
+            first = ("0.0",) if exponent > 0 else ("1",)
+        for floor in (*first, *line.floors):
             yield (
                 f"keep the base of the power at {floor} or above",
                 at_least(line, operation, operation.operands[0], floor),
@@ -421,30 +424,6 @@ def bounded_logit(line, operation):
     yield "give logit an eps of 1e-6", [Edit(end, end, ", eps=1e-6" if not operation.method else "1e-6")]
 
 
-@rule("qr svd", "linalg_qr linalg_svd div")
-def dependent_columns(line, operation):
-    """Add a small diagonal whose entries differ, for dependent columns and equal singular values have no slope."""
-    start, end, text = line.source.operand(operation.operands[0])
-    for size in ("1e-6", "1e-4", "1e-2"):
-        like = f"dtype={text}.dtype, device={text}.device"
-        eye = f"torch.eye({text}.shape[-2], {text}.shape[-1], {like})"
-        ramp = f"torch.linspace({size}, 2 * {size}, {text}.shape[-1], {like})"
-        yield f"add a diagonal of {size}", [Edit(start, end, f"{text} + {eye} * {ramp}")]
-
-
-@rule("corrcoef", "div true_divide")
-def correlation_of_a_constant(line, operation):
-    """Divide the covariance by a root of variances that has a floor: what never changes correlates with nothing."""
-    text = line.source.code(operation.operands[0])
-    for floor in ("1e-12", "1e-8"):
-        spread = f"torch.cov({text}).diagonal().clamp(min={floor}).sqrt()"
-        change = f"(torch.cov({text}) / torch.outer({spread}, {spread})).clamp(-1, 1)"
-        yield (
-            f"divide by deviations of which the squares are {floor} or above",
-            [line.source.replaced(operation.node, change)],
-        )
-
-
 @rule("masked_fill where full full_like new_full fill", "scalar_tensor masked_fill copy")
 def number_of_the_type(line, operation):
     """Write the lowest number of the tensor's own type in the place of one that its type does not hold."""
@@ -455,38 +434,6 @@ def number_of_the_type(line, operation):
             text = f"torch.finfo({line.source.operand(operation.operands[0])[2]}.dtype).{end}"
             yield "write the lowest number of its own type", [line.source.replaced(node, text)]
             yield "write a number that 16 bit hold", [line.source.replaced(node, "-1e4" if value < 0 else "1e4")]
-
-
-@rule("eigh eigvalsh", "linalg_eigh div")
-def equal_eigenvalues(line, operation):
-    """Split equal eigenvalues, whose vectors have no slope, with a small diagonal."""
-    start, end, text = line.source.operand(operation.operands[0])
-    for width in ("1e-6", "1e-5", "1e-4"):
-        ramp = f"torch.linspace(0, {width}, {text}.shape[-1], dtype={text}.dtype, device={text}.device)"
-        yield (
-            f"split equal eigenvalues with a diagonal of 0 to {width}",
-            [Edit(start, end, f"{text} + torch.diag({ramp})")],
-        )
-
-
-@rule(
-    "inv inv_ex inverse cholesky cholesky_ex solve solve_ex pinv",
-    "linalg_inv_ex linalg_inv linalg_cholesky_ex linalg_cholesky linalg_solve_ex linalg_solve div",
-)
-def singular_matrix(line, operation):
-    """Add a small diagonal to a matrix that has no inverse."""
-    start, end, text = line.source.operand(operation.operands[0])
-    for size in ("1e-6", "1e-4", "1e-2"):
-        eye = f"torch.eye({text}.shape[-1], dtype={text}.dtype, device={text}.device)"
-        yield f"add a diagonal of {size}", [Edit(start, end, f"({text} + {size} * {eye})")]
-
-
-@rule("logdet", "scalar_tensor where log")
-def negative_determinant(line, operation):
-    """Take the logarithm of the determinant's size, whatever its sign."""
-    text = line.source.code(operation.operands[0])
-    change = f"torch.linalg.slogdet({text}).logabsdet"
-    yield "use slogdet, which takes the sign apart", [line.source.replaced(operation.node, change)]
 
 
 @rule("ctc_loss", "ctc_loss")

@@ -56,8 +56,19 @@ def zero_settings(case) -> dict[str, str]:
     return found
 
 
-def rates_of(case, settings: dict | None = None) -> list[float]:
-    """Return the learning rates that the schedule gives, one for each of its steps; NaN where it raises an error."""
+def refusal_of(case) -> str:
+    """Why the schedule cannot compute one of its rates, with the line; '' if it raises no exception for its numbers."""
+    refusals: list[str] = []
+    if case.replay is not None:
+        rates_of(case, refusals=refusals)
+    return next(filter(None, refusals), "")
+
+
+def rates_of(case, settings: dict | None = None, refusals: list | None = None) -> list[float]:
+    """Return the learning rates that the schedule gives, one for each of its steps; NaN where it raises an error.
+
+    ``refusals`` gets what ``step_schedule`` says of each.
+    """
     config, dump = {**case.config, **(settings or {})}, case.dump
     epochs = max(1, int(config.get("max_epoch") or 1))
     done = max(1, int(dump["epoch"]))
@@ -71,7 +82,9 @@ def rates_of(case, settings: dict | None = None) -> list[float]:
         for _ in range(steps):
             rates.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.step()
-            step_schedule(schedule, optimizer)
+            said = step_schedule(schedule, optimizer)
+            if refusals is not None:
+                refusals.append(said)
     except Exception:  # a plug-in may raise anything; a rate that it does not give is not finite
         rates.append(math.nan)
     return rates

@@ -1,12 +1,14 @@
 """Faults that do not depend on the batch: bad weights, buffers, moments or scaler, and updates that diverge."""
 
 import math
+import re
 
 import torch
 
 from errors import plural
 from postmortem.finding import Finding, detail_of, first_result, result_of
 from postmortem.retraining import DIVERGED_GROWTH, DIVERGENT_GROWTH
+from postmortem.schedule_fixes import refusal_of
 from storage.dump_statistics import SETTINGS, number
 
 
@@ -71,8 +73,13 @@ def update_at_fault(case, names) -> Finding | None:
     wrong = next((r for r in rates if not math.isfinite(r)), None)
     if wrong is not None:
         schedule = case.source_of("scheduler")
+        said = refusal_of(case)
+        place = re.match(r"scheduler/[^:]+\.py:\d+(?=: )", said)
+        schedule = place[0] if place else schedule
         text = f"{schedule} gave a learning rate of {wrong}{at_step(case, wrong)}."
-        return Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
+        found = Finding("optimizer", "lr", text, phase="update", source=schedule, parameter="lr", setting="schedule")
+        found.evidence += [f"computed again, it says {said}"] if said else []
+        return found
     for key in SETTINGS:
         if not all(math.isfinite(number(g, key)) for g in groups):
             text = f"The optimizer's {key} is NaN or Inf: every update makes the weights NaN or Inf."

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from config import Config
+from errors import with_place
 from settings import plugins
 from training.faults import refuses_numbers
 
@@ -261,26 +262,28 @@ class Progress:
             step_schedule(scheduler, optimizer)
 
 
-def step_schedule(scheduler, optimizer, plugin: str = ""):
-    """Move a schedule on. A rate that is no real number becomes NaN, with which no update is taken.
+def step_schedule(scheduler, optimizer, plugin: str = "") -> str:
+    """Move a schedule on; returns why it could not compute a rate, with the line, '' if it could.
 
-    Python gives a complex number for a negative one to a power, as 1 - step / steps is beyond the last step, and an
-    exception for a division by 0. After an exception the schedule stands where it was; any that is not for its numbers
-    is raised, as a UsageError if the schedule's file ``plugin`` is given.
+    A rate that is no real number becomes NaN, with which no update is taken. Python gives a complex number for a
+    negative one to a power, as 1 - step / steps is beyond the last step, and an exception for a division by 0. After an
+    exception the schedule stands where it was; any that is not for its numbers is raised, as a UsageError if the
+    schedule's file ``plugin`` is given.
     """
     before = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
-    groups, refused = optimizer.param_groups, False
+    groups, refused = optimizer.param_groups, ""
     try:
         with plugins.explained(plugin) if plugin else contextlib.nullcontext():
             scheduler.step()
     except Exception as error:
         if before:
             scheduler.load_state_dict(before)
-        refused = refuses_numbers(error.__cause__ or error)
-        if not refused:
+        if not refuses_numbers(error.__cause__ or error):
             raise
+        refused = with_place(error.__cause__ or error)
     if refused or any(isinstance(group["lr"], complex) for group in groups):
         for group in groups:
             group["lr"] = math.nan if refused or isinstance(group["lr"], complex) else group["lr"]
         if hasattr(scheduler, "_last_lr"):  # of torch's schedules; a checkpoint has it
             scheduler._last_lr = [group["lr"] for group in groups]
+    return refused

@@ -18,7 +18,7 @@ from corpus.loader import make_loader
 from corpus.sound_pack import UNCACHED
 from DatasetLoader import SpeakerBatchSampler, TrainDataset, collate
 from errors import UsageError
-from postmortem.fixes import for_augmentation
+from postmortem.augmentation_fixes import for_augmentation
 from postmortem.provenance import origin_of, rows_with_known_code, same_as_files
 from settings import plugins
 from settings.checks import check_paths
@@ -481,7 +481,7 @@ def test_the_analysis_names_the_plugin_that_brings_nan_and_not_the_speech_file(t
     case = SimpleNamespace(dump={"data": data}, files=[info], replay=SimpleNamespace(data=data), label=lambda: label)
     case.base, case.small, tried = SimpleNamespace(finite=False), None, []
     case.replay.run = lambda data: tried.append(data) or SimpleNamespace(finite=True)
-    finding = SimpleNamespace(rows=[0], files=[{"path": found.path}], columns=[0])
+    finding = SimpleNamespace(rows=[0], files=[{"path": found.path}], columns=[0], source=None)
     (fix,) = for_augmentation(case, finding)
     assert fix["verdict"] == "verified" and fix["action"] == "none" and "augmentation/gain.py" in fix["text"]
     expected = apply_draws(x[:8000], [phone])
