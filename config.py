@@ -180,7 +180,7 @@ class Optimisation:
     nan_dump_spikes: bool = key(False, "dump steps that are finite and far above those before them, 3 a run, for analyze_nan_debug.py")
     nan_inject: str = key("", "rehearsal: spoil these steps of the run, counted from 1, refused ones too: 1:data,2:loss,3:grad,4:buffer,5:label,6:update")
     nan_check: str = key("auto", "when a step is known to be good: now, before the next begins, or late, while the next computes, so that the device is not waited for; auto is late on a GPU", choices=("auto", "now", "late"))
-    nan_recheck: str = key("same", "compute a step that is not finite once more, to tell a fault of the moment from a lasting one; cpu: and then on the CPU, to tell a broken GPU; true is same, false is none", choices=("none", "same", "cpu"), switch=("none", "same"))
+    nan_recheck: str = key("same", "compute a step that is not finite once more, to tell a transient fault from a lasting one; cpu: and then on the CPU, to tell a broken GPU; true is same, false is none", choices=("none", "same", "cpu"), switch=("none", "same"))
     nan_patience: int = key(50, "non-finite steps in a row that end the run (exit status 3)", low=1)
 
 

@@ -248,7 +248,7 @@ def of_the_moment(case) -> tuple[str, str]:
     recheck = case.dump.get("recheck") or {}
     if recheck.get("finite"):
         return "transient", (
-            "The run computed this step once more at once, and it was finite: a fault of the moment. Check the device"
+            "The run computed this step once more at once, and it was finite: a transient fault. Check the device"
             " (memory errors, temperature) and threads that write to shared tensors."
         )
     compiled = case.dump.get("config", {}).get("compile_model", "off")

@@ -83,7 +83,7 @@ def _softmax(read, record):
 def _variance(read, record):
     if not record.nan or (read and max(abs(read[0].smallest), abs(read[0].largest)) > LARGE):
         return "overflow"
-    return "variance_of_one" if not record.backward else "variance_of_a_constant"
+    return "variance_of_single_value" if not record.backward else "variance_of_a_constant"
 
 
 def _power(read, record):
@@ -95,7 +95,7 @@ def _power(read, record):
 
 
 def _mean(read, record):
-    return "mean_of_nothing" if not read or read[0].count == 0 else None
+    return "mean_of_empty" if not read or read[0].count == 0 else None
 
 
 # Operation -> what it did, from the ranges that it read.
@@ -126,8 +126,8 @@ TELLING = {
 REASONS = {
     "all_masked": "the mask leaves no value of a row",
     "softmax_of_minus_inf": "every value of a row is -inf",
-    "variance_of_one": "it takes the variance of a single value",
-    "mean_of_nothing": "it takes the mean of no values",
+    "variance_of_single_value": "it takes the variance of a single value",
+    "mean_of_empty": "it takes the mean of no values",
     "nonfinite_constant": "a number that enters here is NaN or Inf",
 }
 SLOPES = {

@@ -347,7 +347,7 @@ def layers_with_small_eps(source: Source, record) -> Iterator[Change]:
 
 
 @rule("mean nanmean", "div")
-def mean_of_nothing(line, operation):
+def mean_of_empty(line, operation):
     """Divide a sum by a count of at least one."""
     source, node = line.source, operation.node
     if operation.number or not operation.operands:

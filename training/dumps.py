@@ -127,7 +127,7 @@ def outcome_of(fault: Fault) -> str:
     if not fault.undone:
         return "The update could not be taken back: the weights are spoilt, and the run ends."
     if fault.transient:
-        return "Computed once more it is finite: a fault of the moment (device, race). The step is taken."
+        return "Computed once more it is finite: a transient fault (device, race). The step is taken."
     again = ""
     if fault.recheck:
         again = f"Computed once more it gives {'the same' if fault.recheck['same'] else 'other'} values. "

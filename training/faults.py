@@ -32,7 +32,7 @@ class Fault:
 
     @property
     def transient(self) -> bool:
-        """Whether the same step was finite when it was computed once more: a fault of the moment."""
+        """Whether the same step was finite when it was computed once more: a transient fault."""
         return bool(self.recheck.get("finite"))
 
 

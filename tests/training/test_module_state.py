@@ -173,7 +173,7 @@ def test_a_dump_sets_no_method_and_nothing_of_torch():
 
 
 def test_what_changes_the_loss_is_drawn_again_whatever_the_generator(settings, tools, capsys):
-    """A plug-in that draws with numpy or Python's random is no fault of the moment, and its dump can be replayed."""
+    """A plug-in that draws with numpy or Python's random is no transient fault, and its dump can be replayed."""
     trainer, quiet = (tools.build(settings) for _ in range(2))
     first, second = tools.batches(trainer)[:2]
     draws = []
