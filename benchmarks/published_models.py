@@ -195,6 +195,7 @@ SETTINGS = (
     Setting("ECAPA-TDNN 1024, no context", "ECAPA_TDNN", {"channels": 1024, "global_context": False}, 14_263_872),
     Setting("ECAPA-TDNN 512, SpeechBrain", "ECAPA_TDNN", {"channels": 512, "layout": "speechbrain"}, 6_194_048),
     Setting("ECAPA-TDNN 512, sums", "ECAPA_TDNN", {"channels": 512, "layout": "taoruijie"}, 6_978_176),
+    Setting("MHFA", "MHFA", {"n_mels": 80}, 1_073_664),
     Setting("ResNet34 by its own name", "ResNet34", {}, 6_634_336),
     Setting("ResNet34, two layers", "ResNet", {"depth": 34, "two_emb_layer": True}, 6_700_128),
     Setting("ResNet34, 3D-Speaker", "ResNet", {"depth": 34, "nOut": 192, "two_emb_layer": True}, 6_343_648, "6.34M"),

@@ -15,7 +15,7 @@ from torch import nn
 KERNELS, STRIDES, CONVOLVED = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), 512
 POSITION_KERNEL, POSITION_GROUPS = 128, 16
 BUCKETS, FARTHEST = 320, 800  # of relative positions, WavLM
-OUTPUTS, TRAINED = ("weighted", "last"), ("all", "transformer", "none")
+OUTPUTS, TRAINED = ("weighted", "last", "all"), ("all", "transformer", "none")
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,12 @@ class FrontEnd(nn.Module):
 
     ``ssl_model``: one of ARCHITECTURES. Its weights are random until `initial_model` brings the published ones.
     ``ssl_blocks``: only the first so many blocks of the Transformer; 0 for all.
-    ``ssl_output``: 'weighted' is the sum of all states by learned weights (SUPERB, Yang et al. 2021), 'last' the last.
+    ``ssl_output``: 'weighted' is the sum of all states by learned weights (SUPERB, Yang et al. 2021), 'last' the last,
+    'all' are all of them, one behind another, for a model that weighs them itself; ``states`` is their number.
     ``ssl_train``: which of the network trains: 'all', 'transformer' (the convolutions stay), or 'none'.
     ``ssl_dropout``: probability, while the Transformer trains.
-    ``n_mels``: the model's width, 768, 1,024 and so on; a linear layer is learned for another number.
+    ``n_mels``: the model's width, 768, 1,024 and so on; a linear layer is learned for another number. Of 'all' it is
+    the width times the states.
     """
 
     autocast = True  # computes in the precision of the run
@@ -240,7 +242,12 @@ class FrontEnd(nn.Module):
         self.output, self.trained = ssl_output, ssl_train
         if ssl_output == "weighted":
             self.weights = nn.Parameter(torch.zeros(len(self.upstream.blocks) + 1))  # before a softmax: all alike
-        self.project = nn.Identity() if n_mels == sizes.width else nn.Linear(sizes.width, n_mels)
+        self.states = len(self.upstream.blocks) + 1 if ssl_output == "all" else 1
+        if ssl_output == "all" and n_mels != self.states * sizes.width:
+            raise ValueError(
+                f"n_mels: {self.states} states of {sizes.width} values are {self.states * sizes.width}, got {n_mels}"
+            )
+        self.project = nn.Identity() if n_mels == self.states * sizes.width else nn.Linear(sizes.width, n_mels)
         fixed = {"all": [], "transformer": [self.upstream.convolutions], "none": [self.upstream]}[ssl_train]
         for module in fixed:
             module.requires_grad_(False)
@@ -264,6 +271,8 @@ class FrontEnd(nn.Module):
                 features = self.upstream.last_state(frames)
             else:
                 states = self.upstream.states(frames)
-        if self.output == "weighted":
+        if self.output == "all":
+            features = torch.cat(states, dim=2)
+        elif self.output == "weighted":
             features = sum(weight * state for weight, state in zip(self.weights.softmax(dim=0), states))
         return self.project(features).transpose(1, 2)

@@ -13,6 +13,7 @@ from programs import ROOT
 from settings.reader import load_config, table_defaults
 
 SHORTER = {"wespeaker_wavlm_ecapa512.yaml": {"ssl_blocks": 1}}  # of 316 million parameters
+SHORTER["WavLM_MHFA.yaml"] = {"ssl_blocks": 1, "n_mels": 2 * 768}
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
 
 

@@ -9,6 +9,7 @@ import torch
 from errors import UsageError
 from frontend import ssl
 from frontend.ssl import Architecture, FrontEnd
+from models import MHFA
 from speaker_model import load_model
 from storage import interop, upstreams
 from training.finetuning import build_optimizer, load_initial
@@ -156,11 +157,12 @@ def test_norms_of_every_convolution_have_a_name_more_in_fairseq():
 def test_a_row_alone_gives_the_same_and_all_that_trains_has_a_gradient(name, output):
     """Of several processes each must have a gradient for each parameter."""
     torch.manual_seed(0)
-    module, x = FrontEnd(20, name, ssl_output=output), 0.1 * torch.randn(3, 4000)
+    module = FrontEnd(3 * WIDTH if output == "all" else 20, name, ssl_output=output)
+    x = 0.1 * torch.randn(3, 4000)
     module.train()(x).square().mean().backward()
     assert not [key for key, p in module.named_parameters() if p.grad is None]
     features = module.eval()(x)
-    assert features.shape == (3, 20, 12)
+    assert features.shape == (3, 3 * WIDTH if output == "all" else 20, 12)
     assert torch.allclose(features, torch.cat([module(row[None]) for row in x]), atol=1e-5)
     assert module(0 * x).isfinite().all()
 
@@ -172,6 +174,27 @@ def test_weighted_states_begin_with_their_mean_and_fewer_blocks_are_the_first():
     fewer = FrontEnd(WIDTH, "hubert_large", ssl_blocks=1, ssl_output="last").eval()
     fewer.load_state_dict(module.state_dict(), strict=False)
     assert torch.equal(fewer(wave()), states[1].transpose(1, 2))
+
+
+def test_mhfa_weighs_frames_by_one_mixture_of_states_and_averages_another():
+    module = MHFA.MainModel(
+        8, 3 * WIDTH, heads=2, compression=5, frontend=FrontEnd(3 * WIDTH, "wavlm", ssl_output="all")
+    )
+    module.weights_k.data = torch.tensor([0.3, -1.0, 2.0])
+    module.weights_v.data = torch.tensor([1.0, 0.0, -0.5])
+    upstream, x = module.eval().frontend.plugin.upstream, 0.1 * torch.randn(2, 4000)
+    with torch.no_grad():
+        states = upstream.states(upstream.convolved(x))
+        for row, embedding in enumerate(module(x)):
+            keys, values = (
+                sum(w * state[row] for w, state in zip(torch.softmax(weights, 0), states))
+                for weights in (module.weights_k, module.weights_v)
+            )
+            keys, values = module.cmp_linear_k(keys), module.cmp_linear_v(values)
+            heads = [torch.softmax(keys @ head, dim=0) @ values for head in module.att_head.weight]
+            assert torch.allclose(embedding, module.pooling_fc(torch.cat(heads)), atol=1e-5)
+    with pytest.raises(ValueError, match="n_mels: 3 states of 32 values are 96, got 80"):
+        FrontEnd(80, "wavlm", ssl_output="all")
 
 
 @pytest.mark.parametrize(("trained", "still"), [("none", "upstream."), ("transformer", "upstream.convolutions.")])
@@ -189,7 +212,7 @@ def test_what_is_not_to_train_has_no_gradient_and_no_dropout(trained, still):
     ("keys", "line"),
     [
         ({"ssl_model": "wavlm_huge"}, "ssl_model: must be one of wavlm, .*; got 'wavlm_huge'"),
-        ({"ssl_output": "mean"}, "ssl_output: must be one of weighted, last; got 'mean'"),
+        ({"ssl_output": "mean"}, "ssl_output: must be one of weighted, last, all; got 'mean'"),
         ({"ssl_train": "some"}, "ssl_train: must be one of all, transformer, none; got 'some'"),
         ({"ssl_blocks": 3}, r"ssl_blocks: wavlm has 2 blocks, got 3 \(0: all\)"),
         ({"ssl_dropout": 1.0}, "ssl_dropout: must be at least 0 and below 1, got 1.0"),
