@@ -142,6 +142,22 @@ def is_installed(path: Path) -> bool:
     return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
+# What is said when numbers are refused: by sampling and the distributions of torch, a cast, a reduction or an element
+# of nothing, Python's math and int, and the checks of numpy, scipy and scikit-learn.
+REFUSALS = (
+    *("probability tensor contains", "invalid multinomial distribution", "to satisfy the constraint"),
+    *("without overflow", "Expected reduction dim", "with size 0", "zero-size array", "empty sequence"),
+    *("math domain error", "expected a positive input", "expected a nonnegative input", "expected a number in"),
+    *("cannot convert float NaN", "infs or NaNs", "contains NaN", "contains infinity"),
+)
+
+
+def refuses_numbers(error: BaseException) -> bool:
+    """Whether an exception tells of numbers that an operation refused, as a matrix that has no factors; not of code."""
+    factorises = type(error).__name__ in ("LinAlgError", "_LinAlgError")  # of numpy and torch
+    return factorises or isinstance(error, ArithmeticError) or any(words in str(error) for words in REFUSALS)
+
+
 def with_place(error: BaseException, without: str = "") -> str:
     """An exception in one line: the innermost line of this checkout that it came through, its type, its message.
 

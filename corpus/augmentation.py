@@ -19,7 +19,7 @@ from corpus.folders import find_recordings
 from corpus.plain import plain
 from corpus.sound_pack import UNCACHED, packed
 from corpus.sounds import Files, Surroundings
-from errors import ROOT, UsageError, first_line, with_place
+from errors import ROOT, UsageError, first_line, refuses_numbers, with_place
 
 CATEGORIES = ("noise", "speech", "music")  # folders of musan_path
 ONE_OF = "one_of"
@@ -169,6 +169,18 @@ class Augmented:
             plugin.measure(self.x, draws, self.sounds)
         self.waiting.append((plugin, draws))
 
+    def act_if_possible(self, name: str, plugin, rng: np.random.Generator):
+        """``act``; a plug-in that refuses the numbers of this crop leaves it as it is, and a ``reason`` in its draw."""
+        before, count = self.x, len(self.draws)
+        try:
+            self.act(name, plugin, rng)
+        except Exception as error:  # of a plug-in
+            if self.waits or not refuses_numbers(error):
+                raise
+            path, reason = f"augmentation/{name}.py", with_place(error)
+            self.x, self.draws[count:] = before, [{"kind": name, "path": path, "reason": reason}]
+            self.sounds.unusable.append(("augmentation", path, reason))
+
     def apply(self, plugin, draws: list[dict]):
         """Apply draws."""
         for draw in draws:
@@ -255,7 +267,7 @@ class Augment:
     def augment(self, crop: Augmented, rng):
         """Draw and apply on the share of the crops."""
         if self.p >= 1 or rng.random() < self.p:
-            crop.act(self.name, self.plugin, rng)
+            crop.act_if_possible(self.name, self.plugin, rng)
 
 
 class OneOf:

@@ -88,7 +88,10 @@ def unusable_file(case):
             instead = "another file took its place" if cause == "input" else "the row was used without it"
             evidence = [f"row {row}: {entry['path']}: {entry['reason']}; {instead}" for row, entry in entries[:10]]
             rows = sorted({row for row, _ in entries})
-            return Finding(cause, detail, text, evidence, phase="data", rows=rows, files=files)
+            # Of a plug-in that refused its numbers, the line.
+            line = re.match(r"augmentation/[^:]+\.py:\d+(?=: )", first["reason"])
+            source, detail = (line[0], "refused") if line else (None, detail)
+            return Finding(cause, detail, text, evidence, phase="data", rows=rows, files=files, source=source)
     return None
 
 

@@ -10,13 +10,12 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from errors import first_line
+from errors import first_line, refuses_numbers
 from postmortem.built import BuiltNetwork
 from postmortem.modes import is_whole
 from postmortem.places import call_site
 from settings.user_code import PLUG_INS
 from training.distillation import modules_of, tensors_of
-from training.faults import refuses_numbers
 
 RECOMPUTED = "CheckpointFunctionBackward"
 NONFINITE = re.compile(r"\b(nan|inf|infinity)", re.I)

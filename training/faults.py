@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from errors import plural
@@ -34,22 +33,6 @@ class Fault:
     def transient(self) -> bool:
         """Whether the same step was finite when it was computed once more: a transient fault."""
         return bool(self.recheck.get("finite"))
-
-
-# What is said when numbers are refused: by sampling and the distributions of torch, a cast, a reduction of nothing,
-# Python's math and int, and the checks of numpy, scipy and scikit-learn.
-REFUSALS = (
-    *("probability tensor contains", "invalid multinomial distribution", "to satisfy the constraint"),
-    *("without overflow", "Expected reduction dim"),
-    *("math domain error", "expected a positive input", "expected a nonnegative input", "expected a number in"),
-    *("cannot convert float NaN", "infs or NaNs", "contains NaN", "contains infinity"),
-)
-
-
-def refuses_numbers(error: BaseException) -> bool:
-    """Whether an exception tells of numbers that an operation refused, as a matrix that has no factors; not of code."""
-    kinds = (torch.linalg.LinAlgError, np.linalg.LinAlgError, ArithmeticError)
-    return isinstance(error, kinds) or any(words in str(error) for words in REFUSALS)
 
 
 def check_batch(batch: dict, classes: int) -> Fault | None:

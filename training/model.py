@@ -7,9 +7,9 @@ from torch import nn
 
 from config import Config
 from corpus.audio import samples_of
-from errors import UsageError
+from errors import UsageError, refuses_numbers
 from settings import plugins
-from training.faults import nan_from_the_start, refuses_numbers
+from training.faults import nan_from_the_start
 from training.front_end import empty_bands, with_front_end
 from training.generators import generator_state, restore_generators
 from training.module_state import CONTAINERS, ModuleState

@@ -8,8 +8,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from config import Config
-from errors import SharedError, plural
-from training.faults import refuses_numbers
+from errors import SharedError, plural, refuses_numbers
 from training.recompute import blocks_of, recompute_blocks
 from training.sharded import Sharded, is_sharded, shard
 from training.slices import slices_of

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 from config import Config
-from errors import with_place
+from errors import refuses_numbers, with_place
 from settings import plugins
-from training.faults import refuses_numbers
 
 # What the rows of a batch depend on; a position counts batches, so it means the same rows only if all agree.
 DEALT_BY = ("batch_size", "gradient_accumulation_steps", "max_seg_per_spk", "nPerSpeaker", "sampling", "seed")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from config import Config
-from errors import with_place
+from errors import refuses_numbers, with_place
 from training import class_parallel, precision
 from training.attempt import Attempt, Figures, as_scalar, attempt_of, gradients_of
 from training.batches import on_device
 from training.distillation import distillation_of, fault_of_teacher
-from training.faults import Fault, bad_setting, classify, nonfinite_before, refuses_numbers, update_fault
+from training.faults import Fault, bad_setting, classify, nonfinite_before, update_fault
 from training.generators import generator_state, restore_generators
 from training.module_state import ModuleState, cpu_copy
 from training.ranks import SingleProcess

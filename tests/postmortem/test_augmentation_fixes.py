@@ -8,7 +8,10 @@ import soundfile
 import torch
 from programs import ROOT
 
+from corpus.augmentation import Augment, Augmented
 from corpus.crop import Crop
+from corpus.sounds import Surroundings
+from errors import UsageError
 from postmortem import source_patch
 from postmortem.augmentation_fixes import change_of_line, keys_of, line_at_fault, remade
 from postmortem.source_patch import SourcePatch
@@ -80,6 +83,29 @@ def test_a_draw_that_is_not_finite_is_drawn_anew(case, monkeypatch):
     assert level == pytest.approx(-9.0, abs=0.01)
     found = change_of_line(case, SimpleNamespace(source=place, rows=[0]))
     assert "np.log10(max(" in found.patch.after and "1 sound row" in found.outcome
+
+
+def test_a_plug_in_that_refuses_the_numbers_of_a_crop_leaves_it_as_it_is():
+    """As one that looks for the first loud sample of silence; a mistake in it still ends the run."""
+    path, sounds = "augmentation/gain.py", Surroundings({}, [], None, None)
+    text, first = (ROOT / path).read_text(encoding="utf-8"), "int(np.flatnonzero(x)[0])"
+    draws = f'        return {{"peak": {first}}}\n\n'
+    trims = GAIN[: GAIN.index("        level")] + draws + GAIN[GAIN.index("    @static") :]
+    silence, loud = np.zeros(100, np.float32), np.ones(100, np.float32)
+    with SourcePatch(path, text, trims).applied():
+        plugin = Augment("gain", {}, 16000)
+        plugin.try_out(loud, sounds)
+        for x in (silence, loud):
+            crop = Augmented(x, sounds)
+            plugin.augment(crop, np.random.default_rng(0))
+            assert crop.x is x or x is loud
+            assert ["reason" in draw for draw in crop.draws] == [x is silence]
+        with pytest.raises(UsageError, match="it was tried, and fails: augmentation/gain"):
+            plugin.try_out(silence, sounds)
+    assert [event[:2] for event in sounds.unusable] == [("augmentation", path)]
+    assert "augmentation/gain.py:10: IndexError: index 0 is out of bounds" in sounds.unusable[0][2]
+    with SourcePatch(path, text, trims.replace(first, "{}[0]")).applied(), pytest.raises(KeyError):
+        Augment("gain", {}, 16000).augment(Augmented(loud, sounds), np.random.default_rng(0))
 
 
 def test_the_keys_of_a_plug_in_are_found_at_any_depth():

@@ -9,9 +9,8 @@ import scipy.linalg
 import torch
 from trainers import train
 
-from errors import UsageError
+from errors import UsageError, refuses_numbers
 from storage.dump import read_dump
-from training.faults import refuses_numbers
 from training.progress import step_schedule
 from training.ranks import SingleProcess
 from training.step import Step
@@ -47,6 +46,10 @@ OF_NUMBERS = {
     "factors of scipy": lambda: scipy.linalg.svd(np.full((2, 2), math.nan)),
     "largest of none": lambda: torch.zeros(0).max(),
     "largest of no frames": lambda: torch.zeros(2, 0).max(dim=1),
+    "largest of none in numpy": lambda: np.zeros(0).max(),
+    "place of the largest of none": lambda: np.zeros(0).argmax(),
+    "first of none": lambda: np.flatnonzero(np.zeros(3))[0],
+    "first of none in torch": lambda: torch.zeros(3).nonzero()[0],
 }
 OF_CODE = {
     "a list": lambda: [][len("")],
