@@ -12,6 +12,7 @@ import torch
 
 from config import SAMPLE_RATE
 from corpus.audio import least_samples
+from errors import refuses_numbers, with_place
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")  # CUDA's, Linux's, Windows'
 MOST_AT_ONCE = 8  # batches that are embedded at the same time on a CPU: each needs memory of its own
@@ -111,20 +112,22 @@ def embed_windows(forward, x, window: int):
 def embed_rows(forward, x, window: int, dimension: int, alone: bool = True, sample_rate: int = SAMPLE_RATE):
     """Embed waveforms (B, samples) as ``embed_windows`` does, with what memory there is.
 
-    Returns ((B, dimension), {row: reason}): rows of NaN for which memory is too small even alone. Unless the batch is
-    ``alone``, others have part of the memory, and a lack of it is raised.
+    Returns ((B, dimension), {row: reason}): rows of NaN for which memory is too small even alone, or whose numbers an
+    operation refuses. Unless the batch is ``alone``, others have part of the memory, and a lack of it is raised.
     """
     try:
         return embed_windows(forward, x, window), {}
-    except (MemoryError, RuntimeError) as error:
-        if not (alone and is_out_of_memory(error)):
+    except Exception as error:  # of memory, or of a plug-in
+        refused = with_place(error) if refuses_numbers(error) else ""
+        if not refused and not (alone and is_out_of_memory(error)):
             raise
     # Outside of the except clause: the error would keep the tensors of the failed attempt alive.
     seconds = f"{x.shape[1] / sample_rate:.0f} s"
     if len(x) == 1:
-        reason = f"needs more memory than there is ({seconds}); a smaller embed_window_seconds needs less"
-        return torch.full((1, dimension), math.nan), {0: reason}
-    print(f"not enough memory to embed {len(x)} waveforms of {seconds} at once: one by one", file=sys.stderr)
+        memory = f"needs more memory than there is ({seconds}); a smaller embed_window_seconds needs less"
+        return torch.full((1, dimension), math.nan), {0: refused or memory}
+    if not refused:
+        print(f"not enough memory to embed {len(x)} waveforms of {seconds} at once: one by one", file=sys.stderr)
     parts = [embed_rows(forward, row[None], window, dimension, sample_rate=sample_rate) for row in x]
     problems = {row: part[1][0] for row, part in enumerate(parts) if part[1]}
     return torch.cat([part[0] for part in parts]), problems

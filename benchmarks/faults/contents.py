@@ -12,6 +12,7 @@ The analysis was built on the faults F. It was not tuned on the faults H, whose 
 The faults N, and the controls from C30, were written by somebody who had not read the analysis.
 The faults P are what plug-ins bring with them: draws, memories, exceptions; the analysis was mended on them.
 The faults R are reports from public trackers, made small; the address of each stands above its entry.
+The faults X, and the controls from C42, were written by another who had not read it, as users' plug-ins have them.
 Of the controls C nothing may be said. The compounds K are several faults at once.
 
 To add one, write an entry `Fault(...)` in the file of its kind: the fields in the order of `fault.py`, first how it is

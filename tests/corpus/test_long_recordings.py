@@ -14,7 +14,7 @@ import torch
 import embed
 import verify
 from corpus.audio import decibels, wrap_pad
-from corpus.windows import Replicas, batches_at_once, embed_windows, in_order
+from corpus.windows import Replicas, batches_at_once, embed_rows, embed_windows, in_order
 from DatasetLoader import TestDataset
 from errors import UsageError
 from settings.command_line import run
@@ -143,6 +143,22 @@ def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(model, monke
     small_memory(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 4)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         load_model(model[0]).embed_files([model[1] / "long.wav"])
+
+
+def test_a_recording_whose_numbers_a_model_refuses_is_a_row_of_nan(capsys):
+    """As silence, of whose level one takes the logarithm: the others of its batch are embedded as alone."""
+
+    def forward(x):
+        return torch.stack([x.mean(dim=1), torch.full((len(x),), math.log10(x.abs().amax(dim=1).min()))], dim=1)
+
+    x = torch.tensor([[0.5, 1.0], [0.0, 0.0], [2.0, 10.0]])
+    for alone in (True, False):
+        rows, reasons = embed_rows(forward, x, 0, 2, alone)
+        assert rows[::2].tolist() == [[0.75, 0.0], [6.0, 1.0]] and bool(rows[1].isnan().all())
+        assert list(reasons) == [1] and "ValueError: " in reasons[1] and "test_long_recordings.py:" in reasons[1]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyError):
+        embed_rows(lambda x: {}["a mistake"], x, 0, 2)
 
 
 def test_verify_names_the_recording_that_is_too_long(model, monkeypatch, capsys):

@@ -345,6 +345,14 @@ FAULTS = (
         said=(f"test file {TRIAL}", "spoils [0-9]+ trials", r"waveform .* 0 to 0"),
     ),
     Fault(
+        id="X47",
+        title="math.log10 of the peak of a silent test file: the evaluation alone",
+        settings={"model": "own", "max_nan_score_pct": 60.0, "max_test_pairs": 0},
+        plugins={"models/own.py": LEVELS},
+        prepare=silent_trial,
+        said=(f"test file {TRIAL}: models/own.py:[0-9]+: ValueError", "spoils [0-9]+ trials", r"waveform .* 0 to 0"),
+    ),
+    Fault(
         id="X12",
         title="an augmentation divides by the power of a silent noise",
         settings={**ECAPA, **NOISE, "augmentation": [{"own": {}}]},
