@@ -57,7 +57,9 @@ def state_of(generator) -> Any:
 def set_state(generator, state):
     """Put a generator back to what ``state_of`` gave of it."""
     if isinstance(generator, torch.Generator):
-        generator.set_state(state)
+        of_another = isinstance(state, torch.Tensor) and state.shape != generator.get_state().shape
+        if not of_another:  # that of another kind of device says nothing to this one
+            generator.set_state(state)
     elif isinstance(generator, random.Random):
         version, internal, gauss_next = state
         generator.setstate((version, tuple(internal), gauss_next))

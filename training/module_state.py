@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from training import generators
+from training.placement import GENERATOR, PLACES, device_of, place_of, placed
 
 PLAIN = (bool, int, float, str, type(None), np.generic)
 CONTAINERS = (list, tuple, dict, set, collections.deque)
@@ -31,6 +32,7 @@ class ModuleState:
     """
 
     def __init__(self, network: nn.Module):
+        self.network = network
         self.modules = [(n, m) for n, m in network.named_modules() if not type(m).__module__.startswith("torch.")]
         files = {type(module).__module__ for _, module in self.modules}
         self.modules += [(f"file {name}", sys.modules[name]) for name in sorted(files & sys.modules.keys())]
@@ -80,16 +82,37 @@ class ModuleState:
     def saved(self, entries) -> dict[str, dict]:
         """Of (module, attribute, value) what a dump or a checkpoint holds."""
         firsts = {f"file {name}": values for name, values in self.at_first.items()}
-        return storables(e for e in entries if not (e[1] in firsts.get(e[0], {}) and alike(e[2], firsts[e[0]][e[1]])))
+        kept = [e for e in entries if not (e[1] in firsts.get(e[0], {}) and alike(e[2], firsts[e[0]][e[1]]))]
+        found, places = storables(kept), self.places(kept)
+        return {**found, PLACES: places} if places else found
+
+    def places(self, entries: list[tuple]) -> dict[str, dict[str, str]]:
+        """{module: {attribute: place}} of (module, attribute, value) that have one; of a generator it is as it is now."""
+        modules, device, found = dict(self.modules), device_of(self.network), {}
+        for name, key, value in entries:
+            now = vars(modules[name]).get(key)
+            place = place_of(now if isinstance(now, torch.Generator) else value, device)
+            if place:
+                found.setdefault(name, {})[key] = place
+        return found
 
     def load_state_dict(self, state: dict[str, dict]):
         """Put saved attributes back into modules; names of methods are left alone."""
+        device, places = device_of(self.network), state.get(PLACES, {})
         for name, module in self.modules:
             for key, value in state.get(name, {}).items():
                 if isinstance(module, types.ModuleType) and key not in states_of(module):
                     continue
-                if key not in OF_EVERY_MODULE and not hasattr(type(module), key) and is_state(vars(module).get(key)):
-                    put_back(module.__dict__, key, value)
+                own, place = vars(module), places.get(name, {}).get(key, "")
+                if key in OF_EVERY_MODULE or hasattr(type(module), key) or not is_state(own.get(key)):
+                    continue
+                if place == GENERATOR and own.get(key) is None:
+                    own[key] = torch.Generator(device)
+                now = own.get(key)
+                given = value if place == GENERATOR else placed(value, now, place, device)
+                if isinstance(now, torch.Tensor) and isinstance(given, torch.Tensor) and now.device != given.device:
+                    own[key] = None  # which a copy into it would leave where it is
+                put_back(own, key, given)
 
 
 def cpu_copy(network: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from training.module_state import CONTAINERS, Unstorable, put_back, storable
+from training.placement import placed
 
 OF_TORCH = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)))
 NUMBERED = "parameter "  # what stands for a parameter that is a key
@@ -30,7 +31,7 @@ def restore_attributes(optimizer, saved: dict):
     """Put back what ``attributes_of`` gave; names that the optimizer does not have are left alone."""
     parameters, own = parameters_of(optimizer), vars(optimizer)
     for name in saved.keys() & own.keys() - OF_TORCH:
-        put_back(own, name, _read(saved[name], parameters))
+        put_back(own, name, placed(_read(saved[name], parameters), own[name], "", parameters[0].device))
 
 
 def parameters_of(optimizer) -> list:
