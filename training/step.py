@@ -77,8 +77,9 @@ class Step:
         if attempt.finite:
             fault = self.update(window, scale, attempt, poison)
         else:
+            counts = self.count_nonfinite()  # before fault_of, which may leave the gradients of this process's own rows
             fault = self.fault_of(attempt, window, scale, poison)
-            fault.recheck = self.recheck(attempt, window, scale, poison) if self.rechecks != "none" else {}
+            fault.recheck = self.recheck(attempt, counts, window, scale, poison) if self.rechecks != "none" else {}
             if self.rechecks == "cpu" and fault.recheck and fault.at_fault and not fault.transient:
                 fault.recheck |= self.recheck_on_cpu(window, scale, poison)
         if fault is None:
@@ -352,14 +353,15 @@ class Step:
             finally:
                 self.parameters, self.slices, self.sliced = shared
 
-    def recheck(self, attempt: Attempt, window, scale: float, poison: str) -> dict:
+    def recheck(self, attempt: Attempt, counts: list[int], window, scale: float, poison: str) -> dict:
         """Compute a failed attempt once more in place: is it ``finite`` now, does it give the ``same`` values?
 
-        A transient fault, as of a broken device, is told from a lasting one. {} if there is no memory for it.
+        ``counts``: what ``count_nonfinite`` gave of it. A transient fault, as of a broken device, is told from a lasting
+        one. {} if there is no memory for it.
         """
         kept = self.ranks.world == 1  # the next backward pass of several processes writes into the same memory
         gradients = [(p, p.grad if kept or p.grad is None else p.grad.clone()) for p in self.parameters]
-        first = [attempt.loss, attempt.accuracy, attempt.norm, *self.count_nonfinite()]
+        first = [attempt.loss, attempt.accuracy, attempt.norm, *counts]
         self.rewind()
         try:
             again = self.attempt(window, scale, poison)

@@ -62,6 +62,13 @@ def spoil_gradient(trainer, batch):
     return batch
 
 
+def spoil_loss(trainer, batch):
+    """A loss that is not finite on all ranks, whatever the statistics of norms are taken of."""
+    head = trainer.network.loss
+    head.forward = lambda x, label: tuple(value * torch.nan for value in type(head).forward(head, x, label))
+    return batch
+
+
 def spoil_weight(trainer, batch):
     """A weight in rank 1's share that is not finite before the step."""
     if trainer.ranks.rank == 1:
@@ -104,7 +111,8 @@ def check_faults(settings, ranks, faults, **keys):
         for kind in ("grad_stats", "param_stats"):
             assert {name: stats["numel"] for name, stats in dump[kind].items()} == sizes, kind
         if spoil is not spoil_weight:
-            vars(trainer.network.__S__).pop("forward", None)
+            for part in (trainer.network.__S__, trainer.network.loss):
+                vars(part).pop("forward", None)
             assert isinstance(trainer.step.take([second]), Attempt)
 
 
@@ -192,7 +200,7 @@ def main(path):
     check_equal(settings, ranks, mixedprec=True, amp_dtype="bfloat16")
     settings["optimizer"] = "adam"
     check_faults(settings, ranks, FAULTS)
-    one = {spoil_row: FAULTS[spoil_row]}
+    one = {spoil_row: FAULTS[spoil_row], spoil_loss: ([0, 1], "loss_nonfinite", "")}
     check_faults(settings, ranks, one, fsdp=False, sync_batchnorm=True)
     check_updates(settings, ranks)
     ranks.close()
