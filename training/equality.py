@@ -46,6 +46,7 @@ def describe(
     left_out: int,
     anew: bool,
     worlds: tuple,
+    elsewhere: bool,
     exact: bool,
     arithmetic: list[str],
     others: list[str],
@@ -54,16 +55,19 @@ def describe(
 
     ``kind`` of ``Progress.load_state_dict``; ``changes``: what decides over batches and was changed; ``left_out``: rows
     of the epoch that wait for another one; ``anew``: the schedule counts other steps than before; ``worlds``: processes
-    before and now; ``exact``: whether this device gives the same bits in every run; ``arithmetic``: what of
-    ``changes_of_arithmetic`` speaks against it; ``others``: keys and files that later steps depend on and that have
-    changed.
+    before and now; ``elsewhere``: of ``drawn_elsewhere``; ``exact``: whether this device gives the same bits in every
+    run; ``arithmetic``: what of ``changes_of_arithmetic`` speaks against it; ``others``: keys and files that later
+    steps depend on and that have changed.
     """
     if kind == "equal":
-        same = "weights, optimizer, schedule, random generators and batches are those of the state"
+        kept = "schedule" if elsewhere else "schedule, random generators"
+        same = f"weights, optimizer, {kept} and batches are those of the state"
         if others:
             return f"bit-equal: {same}; what follows is not, for {' and '.join(others)} changed"
-        if arithmetic:
-            return f"bit-equal: {same}; equivalent: what is added up in another way ({'; '.join(arithmetic)})"
+        if arithmetic or elsewhere:
+            ways = ["random numbers, of another kind of device"] * elsewhere
+            ways += [f"what is added up in another way ({'; '.join(arithmetic)})"] * bool(arithmetic)
+            return f"bit-equal: {same}; equivalent: {', and '.join(ways)}"
         if exact:
             return f"bit-equal to an uninterrupted run: {same}"
         return f"bit-equal: {same}; equivalent: what the device sums up in another order (deterministic: true keeps it)"

@@ -43,6 +43,11 @@ def restore_generators(state: dict, device: torch.device):
         random.setstate((version, tuple(internal), gauss_next))
 
 
+def drawn_elsewhere(state: dict, device: torch.device) -> bool:
+    """Whether the run of a state drew dropout and the like from the generator of another kind of device."""
+    return ("cuda" in state) is not (device.type == "cuda")
+
+
 def state_of(generator) -> Any:
     """The state of one of ``OBJECTS`` as plain types; numbers beyond 64 bits as text."""
     if isinstance(generator, torch.Generator):

@@ -87,7 +87,7 @@ class ModuleState:
         return {**found, PLACES: places} if places else found
 
     def places(self, entries: list[tuple]) -> dict[str, dict[str, str]]:
-        """{module: {attribute: place}} of (module, attribute, value) that have one; of a generator it is as it is now."""
+        """{module: {attribute: place}} of those (module, attribute, value) that have one."""
         modules, device, found = dict(self.modules), device_of(self.network), {}
         for name, key, value in entries:
             now = vars(modules[name]).get(key)

@@ -1,4 +1,4 @@
-"""On which device the tensors are that modules and optimizers keep in plain attributes: a file holds them on the CPU."""
+"""On which device tensors in plain attributes of modules and optimizers are: a file holds them on the CPU."""
 
 import collections
 

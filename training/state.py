@@ -14,7 +14,7 @@ from storage import checkpoint
 from training import equality
 from training.distillation import facts_of_teacher
 from training.drift import refuse_drift
-from training.generators import generator_state, restore_generators, seed_everything
+from training.generators import drawn_elsewhere, generator_state, restore_generators, seed_everything
 from training.optimizer_state import attributes_of, restore_attributes
 from training.progress import new_best
 from training.protocol import differences, list_before
@@ -162,6 +162,7 @@ class RunState:
                 left_out=self.sampler.plan(progress.epoch, progress.dealt).left_out if progress.dealt else 0,
                 anew=anew,
                 worlds=worlds,
+                elsewhere=drawn_elsewhere(state["rng_state"][0], self.step.device),
                 exact=self.step.device.type == "cpu" or self.config.deterministic,
                 arithmetic=equality.changes_of_arithmetic(
                     state.get("arithmetic", {}), equality.arithmetic_of(self.step.device), changed

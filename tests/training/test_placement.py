@@ -40,7 +40,7 @@ def test_what_was_on_a_gpu_is_there_again_and_what_was_on_the_host_too():
             module = Remembers(device)
             ModuleState(module).load_state_dict(state)
             there, host = {device}, {CPU}
-            expected = {name: there for name in ("mean", "recent", "by_class", "first")}
+            expected = dict.fromkeys(("mean", "recent", "by_class", "first"), there)
             assert devices(module) == {**expected, "counts": host, "table": host}
 
 

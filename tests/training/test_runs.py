@@ -18,6 +18,7 @@ import yaml
 
 from errors import UsageError
 from storage import checkpoint
+from storage.seal import save_sealed
 
 
 def load(path):
@@ -279,6 +280,20 @@ def test_a_run_that_is_computed_in_another_way_is_not_called_bit_equal(settings,
     assert tools.build(settings, optimizer="adamw", fused=False).resume()
     ways = f"threads {now} before, {now + 7} now; fused changed"
     assert f"equivalent: what is added up in another way ({ways})" in capsys.readouterr().out
+
+
+def test_a_run_from_a_gpu_does_not_go_on_with_its_random_numbers_on_a_cpu(settings, tools, capsys):
+    trainer = tools.build(settings, optimizer="adamw", lr=0.01)
+    trainer.saver.last()
+    trainer.close()
+    path = trainer.files.model / "last.model"
+    state = checkpoint.load(path)
+    of_a_gpu = [{**state["rng_state"][0], "cuda": torch.zeros(16, dtype=torch.uint8)}]
+    save_sealed({**state, "rng_state": of_a_gpu, "arithmetic": {"device": "NVIDIA A100"}}, path)
+    assert tools.build(settings, optimizer="adamw", lr=0.01).resume()
+    said = capsys.readouterr().out
+    assert "bit-equal: weights, optimizer, schedule and batches are those of the state; equivalent: random" in said
+    assert "of another kind of device, and what is added up in another way (device NVIDIA A100 before, cpu now)" in said
 
 
 def test_other_speakers_are_no_continuation(settings, tools, data, tmp_path, capsys):
