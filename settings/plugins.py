@@ -99,7 +99,7 @@ def explained(plugin: str = ""):
             f"{place(error) or plugin}: ends the program ({error.code or 0}); raise an exception"
         ) from error
     except Exception as error:  # a plug-in may raise anything
-        if not (place(error) or plugin):
+        if not (place(error) or plugin or of_device(error)):
             raise
         if plugin and isinstance(error, ValueError):
             raise UsageError(f"{plugin}: {error} ({place(error) or plugin}; --traceback shows all of it)") from error
@@ -117,8 +117,19 @@ def place(error: BaseException) -> str:
 
 def in_one_line(error: BaseException, plugin: str = "") -> str:
     """An exception with its place in a plug-in, or else the ``plugin``, its type and the first line of its message."""
-    parts = [place(error) or plugin, type(error).__name__, *str(error).strip().splitlines()[:1]]
+    said = str(error).strip().splitlines()[:1]
+    said = [text.partition(". GPU ")[0] for text in said]  # what torch tells of a GPU's memory fills four lines
+    parts = [place(error) or plugin, type(error).__name__, *said]
     return ": ".join(part for part in parts if part).rstrip(".") + advice(error)
+
+
+NO_MEMORY = r"out of memory|can't allocate memory|not enough memory"  # of a GPU, of Linux, of Windows
+DEVICE_ERROR = r"CUDA error: |device-side assert"
+
+
+def of_device(error: BaseException) -> bool:
+    """Whether an exception is of a device or its memory: torch raises it wherever that is noticed."""
+    return isinstance(error, RuntimeError) and bool(re.search(f"{NO_MEMORY}|{DEVICE_ERROR}", str(error)))
 
 
 # What to do about the usual mistakes, by what is said of them.
@@ -128,6 +139,10 @@ ADVICE = {
     r"before Module\.__init__\(\) call": "call super().__init__() first",
     r"a leaf Variable that requires grad": "change weights under torch.no_grad() only",
     r"same dtype|scalar type (Float|Double)": "make float32 of what numpy or a list gave: .float()",
+    NO_MEMORY: "a smaller batch_size with gradient_accumulation_steps needs less, and so do mixedprec: true, "
+    "gradient_checkpointing: true and fewer max_frames",
+    DEVICE_ERROR: "an earlier operation may be the cause, as an index beyond a table: with CUDA_LAUNCH_BLOCKING=1 "
+    "before the command this names its line",
 }
 
 

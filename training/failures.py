@@ -3,8 +3,6 @@
 import re
 import traceback
 
-import torch
-
 from config import Config
 from errors import UsageError, first_line
 from settings import plugins
@@ -28,7 +26,7 @@ def raise_explained(error: Exception, config: Config):
 
 def explained(error: Exception, config: Config) -> UsageError | None:
     """One line on an exception of a step that came through no plug-in; None if it is another's to explain."""
-    if isinstance(error, (UsageError, torch.cuda.OutOfMemoryError)) or plugins.place(error):
+    if isinstance(error, UsageError) or plugins.of_device(error) or plugins.place(error):
         return None
     frames = [
         (frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name)

@@ -356,8 +356,8 @@ class Step:
     def recheck(self, attempt: Attempt, counts: list[int], window, scale: float, poison: str) -> dict:
         """Compute a failed attempt once more in place: is it ``finite`` now, does it give the ``same`` values?
 
-        ``counts``: what ``count_nonfinite`` gave of it. A transient fault, as of a broken device, is told from a lasting
-        one. {} if there is no memory for it.
+        ``counts``: what ``count_nonfinite`` gave of it. A transient fault, as of a broken device, is told from a
+        lasting one. {} if there is no memory for it.
         """
         kept = self.ranks.world == 1  # the next backward pass of several processes writes into the same memory
         gradients = [(p, p.grad if kept or p.grad is None else p.grad.clone()) for p in self.parameters]

@@ -179,6 +179,34 @@ def test_traceback_prints_all_of_it_and_then_the_line(model, arguments, capsys):
     assert "self.size = sizes['b']" in said and said.splitlines()[-1].startswith("models/Wrong.py:8: KeyError: 'b'")
 
 
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.38 GiB of which 1 GiB is free."
+ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported at some other API call."
+OF_DEVICE = {
+    "memory": (
+        torch.cuda.OutOfMemoryError(FULL),
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB - a smaller batch_size with grad",
+    ),
+    "index": (
+        RuntimeError(ASSERT),
+        "RuntimeError: CUDA error: device-side assert triggered - an earlier operation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_DEVICE)
+def test_an_error_of_a_gpu_is_one_line_wherever_it_is_noticed(model, arguments, capsys, monkeypatch, case):
+    error, line = OF_DEVICE[case]
+    model(HEAD + BODY.replace("FAIL", "pass"))
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.Tensor, "backward", fails)
+    assert trainSpeakerNet.main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(line) and said[0].endswith("; --traceback shows all of it")
+
+
 def test_an_exception_in_the_middle_of_a_run_saves_the_state_before_its_step(model, arguments, settings, capsys):
     model(LATER)
     arguments.append("--max_epoch=1")
