@@ -29,7 +29,7 @@ from training.faults import Fault, bad_setting, check_batch, inject_batch
 from training.file_events import FileEvents
 from training.generators import seed_everything
 from training.incidents import Incidents
-from training.late import LateStep, Launched, checks_late, fault_of_the_moment
+from training.late import LateStep, Launched, checks_late, transient_fault
 from training.memory_format import lay_out
 from training.mixup import Mix
 from training.model import build_model, cautions, make_lazy_weights, try_model
@@ -249,7 +249,7 @@ class ModelTrainer:
             result = self.step.take(window, epoch, poison)
             if first is not None and isinstance(result, Attempt):
                 self.late.undo()
-                result = fault_of_the_moment(first)
+                result = transient_fault(first)
             if isinstance(result, Fault) and result.transient:
                 self.incidents.handle(self.record(), window, result)
                 result = self.step.take(window, epoch, poison)

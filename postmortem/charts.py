@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from config import SAMPLE_RATE, frame_samples
 from web.charts import Scale, bars, escape, grid, percent, stretched, svg, text, tick_text
 
-FP16_LIMIT = 65504.0
 COLUMNS = 600  # of a waveform or a spectrogram: what a screen resolves
 
 

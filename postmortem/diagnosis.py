@@ -228,7 +228,7 @@ def vanished(case):
     same = same_as_files(case.dump["data"], case.files, range(len(case.files)), rounded)
     if same is not None:
         evidence.append("the batch equals its files" if same else "the batch differs from what its files give")
-    return Finding("environment", *of_the_moment(case), evidence + rechecks_of(recheck))
+    return Finding("environment", *transient(case), evidence + rechecks_of(recheck))
 
 
 def rechecks_of(recheck: dict) -> list[str]:
@@ -246,7 +246,7 @@ def rechecks_of(recheck: dict) -> list[str]:
     return lines
 
 
-def of_the_moment(case) -> tuple[str, str]:
+def transient(case) -> tuple[str, str]:
     """(detail, summary) of a step whose replay is finite."""
     recheck = case.dump.get("recheck") or {}
     if recheck.get("finite"):

@@ -8,7 +8,6 @@ import torch
 
 from corpus.audio import SAMPLE_RATE
 from postmortem.charts import (
-    FP16_LIMIT,
     Dot,
     bad_runs,
     crop_chart,
@@ -24,6 +23,7 @@ from web.charts import escape
 from web.report import section, terms
 
 PICTURES = 4  # rows of a batch that are drawn
+FP16_MAX = torch.finfo(torch.float16).max
 MODULES, PARAMETERS = 40, 20  # shown; the rest is folded
 MAX_NUMBERS = 1 << 28  # of a batch; a view without storage may claim any size
 FOLDED = 400  # rows of a folded table
@@ -229,7 +229,7 @@ def activations(entries) -> str:
     keep = set([*dict.fromkeys(near + large)][:MODULES])
     caption = "Largest finite |output| of each module in the order of execution. A cross: it holds NaN or Inf."
     heads = ("Module", "largest", "not finite")
-    return section("Activations through the network", _fold(dots, keep, caption, heads, FP16_LIMIT))
+    return section("Activations through the network", _fold(dots, keep, caption, heads, FP16_MAX))
 
 
 def gradients(dump) -> str:

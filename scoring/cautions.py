@@ -9,7 +9,7 @@ from scoring.error_rates import ErrorRates
 from scoring.intervals import speaker_of
 
 FEW_BEYOND = 0.05  # share of trials beyond what was learnt on that is not worth a word
-FEW_ERRORS = 30  # Doddington et al. 2000: what a rate needs to be worth its name
+FEW_ERRORS = 30  # that a rate needs to be worth its name (Doddington et al. 2000)
 
 
 def few_errors(scores, labels, speakers=None) -> str:

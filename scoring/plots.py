@@ -8,14 +8,14 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from scoring.calibration import calibrated_llrs
+from scoring.cautions import FEW_ERRORS
 from scoring.error_rates import ErrorRates
 from storage.files import write_atomically
 
 TARGET, NONTARGET, MARK, GUIDE = "#1b6ca8", "#d1495b", "#222222", "#999999"
 DET_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99])
 MOST_TICKS = 11  # whose labels do not touch
-PRIORS = (0.01, 0.05)
-RULE = 30  # errors that a rate needs to be worth its name (Doddington et al. 2000)
+PRIORS = (0.01, 0.05)  # of which costs are told and drawn
 # Okabe and Ito's colours that colour-blind people tell apart, but for yellow, which is pale on white.
 SPEAKERS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 OTHER, MOST_ROWS, LONGEST_LABEL = "#444444", 15, 30
@@ -142,9 +142,9 @@ def _det(title, rates, result, costs):
         axes.text(0.5, 0.6, "no threshold makes both kinds of error", transform=axes.transAxes, ha="center")
     style = {"color": GUIDE, "linewidth": 0.8, "linestyle": ":"}
     for count, line in ((nontargets, axes.axvline), (targets, axes.axhline)):
-        if low < ndtri(min(RULE / count, 1)) < high:
-            line(ndtri(RULE / count), **style)
-    axes.plot([], [], **style, label=f"{RULE} errors: rates left of it or below are unreliable")
+        if low < ndtri(min(FEW_ERRORS / count, 1)) < high:
+            line(ndtri(FEW_ERRORS / count), **style)
+    axes.plot([], [], **style, label=f"{FEW_ERRORS} errors: rates left of it or below are unreliable")
     if 0 < result["eer"] < 100:
         eer = ndtri(result["eer"] / 100)
         axes.plot([eer], [eer], "o", color=MARK, label=f"EER {result['eer']:.2f} %", zorder=4)
@@ -253,7 +253,7 @@ def _reliability(axes, rates, raw):
     if mixed.any():
         x = np.stack([begin[mixed], last[mixed]], axis=1).ravel()
         axes.plot(x, np.repeat(llrs[mixed], 2), color=TARGET, linewidth=1.8, label="blocks of trials")
-        large = mixed & (targets + nontargets >= 2 * RULE) & (np.minimum(targets, nontargets) >= 5)
+        large = mixed & (targets + nontargets >= 2 * FEW_ERRORS) & (np.minimum(targets, nontargets) >= 5)
         large &= large.sum() <= 40
         axes.plot((begin + last)[large] / 2, llrs[large], "o", color=TARGET, markersize=4)
     else:

@@ -17,7 +17,6 @@ from scoring.files import write_scores
 from scoring.intervals import bootstrap_interval, speaker_of, trial_speakers
 from storage.files import write_atomically
 
-PRIORS = (0.01, 0.05)  # and --p_target
 OVER_SPEAKERS = "95 % intervals by bootstrap over speakers"
 LISTS = ("trials", "embeddings", "durations", "enroll", "backend", "cohort", "cohort_speakers", "plda", "calibrate")
 
@@ -108,7 +107,7 @@ def figures(trials, values, finite, a, models):
     labels = trials.labels[finite]
     first, second = ([side[i] for i in np.flatnonzero(finite)] for side in (trials.first, trials.second))
     rates = ErrorRates.of(values[finite], labels)
-    priors = sorted({*PRIORS, a.p_target})
+    priors = sorted({*plots.PRIORS, a.p_target})
     speakers, reason = trial_speakers(labels, first, second, speakers_of(models, second))
     basis = f"95 % intervals over trials as if independent, too narrow: {reason}" if reason else OVER_SPEAKERS
     try:

@@ -154,7 +154,7 @@ def checks_late(config: Config, step: Step, log) -> bool:
     return not searches and (chosen == "late" or (chosen == "auto" and step.device.type == "cuda"))
 
 
-def fault_of_the_moment(first: Attempt) -> Fault:
+def transient_fault(first: Attempt) -> Fault:
     """The fault of a step that was bad when it was read late, and good when it was taken again."""
     if not first.loss_finite:
         reason, what = "loss_nonfinite", f"loss is {first.loss}"

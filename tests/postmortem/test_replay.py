@@ -165,7 +165,7 @@ def test_what_only_a_compiled_model_computes_is_laid_to_the_compiler(dump_of, ch
     assert said in " ".join(found.summary.split())
 
 
-def test_a_fault_of_the_moment_is_none_of_the_compiler(dump_of):
+def test_a_transient_fault_is_none_of_the_compiler(dump_of):
     path = dump_of(nan_inject="2:loss", compile_model="off")
     dump = torch.load(path, weights_only=True)
     config = {**dump["config"], "compile_model": "on"}

@@ -164,7 +164,7 @@ def fails_once(trainer):
     trainer.step.forward_backward = flipped
 
 
-def test_a_fault_of_the_moment_is_told_and_the_step_taken(settings, tools):
+def test_a_transient_fault_is_told_and_the_step_taken(settings, tools):
     (late, _), (now, _) = (fed(tools, settings, c, before=fails_once) for c in ("late", "now"))
     tools.assert_same(tools.snapshot(late), tools.snapshot(now))
     for trainer in (late, now):

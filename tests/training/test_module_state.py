@@ -274,7 +274,7 @@ def test_weights_that_a_forward_pass_writes_are_put_back(settings, tools):
     tools.assert_same(before, tools.snapshot(trainer))
 
 
-def test_a_fault_of_the_moment_is_told_from_a_lasting_one(settings, tools, capsys):
+def test_a_transient_fault_is_told_from_a_lasting_one(settings, tools, capsys):
     trainer, quiet = (tools.build(settings, nan_patience=1000) for _ in range(2))
     batches = tools.batches(trainer)[:3]
     broken = [False, True]  # the second call of all is NaN, and that one only
