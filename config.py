@@ -73,7 +73,7 @@ class Run:
     initial_model: str = key("", "checkpoint to start from, or to evaluate with --eval")
     allow_partial: bool = key(False, "start from an initial_model that fits only in part, or whose features are changed on purpose")
     eval: bool = key(False, "evaluate initial_model on the trials and stop")
-    preflight: bool = key(False, "look at the data, the keys, the plug-ins and one step of training, and stop")
+    preflight: bool = key(False, "check data, keys and plug-ins, try one step of training, and stop")
     seed: int = key(10, "seed of every random draw", low=0, high=2**62)
     device: str = key("auto", "where to compute; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     gpu_id: int = key(0, "index of the GPU for a single process", low=0)

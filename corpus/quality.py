@@ -4,7 +4,7 @@ import numpy as np
 
 from corpus.audio import SILENT_DB, decibels
 
-HUGE, LOUD = 1e6, 10.0  # largest |sample|: no audio, and audio scaled as integers
+HUGE, LOUD = 1e6, 10.0  # largest |sample|: above HUGE it is no audio, above LOUD probably integers
 FULL_SCALE, CLIPPED_SHARE = 0.999, 1e-3  # neighbours that are equal at full scale, of all samples
 
 

@@ -9,7 +9,7 @@ from settings import plugins
 from settings.reader import Setting, key_text
 
 FP16_MAX, FP16_MIN, FP32_MAX = 65504.0, 2.0**-24, 3.4028e38
-ABSURD_LR = {"adam": 0.05, "adamw": 0.05, "sgd": 2.0}  # a good engineer would ask; beyond 1,000 times that nobody would
+ABSURD_LR = {"adam": 0.05, "adamw": 0.05, "sgd": 2.0}  # above it a warning, above 1,000 times it an error
 
 # ------------------------------------------------------------------------------------------------- configuration
 

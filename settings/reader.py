@@ -406,9 +406,8 @@ def _take_foreign_keys(values, written, declared: dict, any_missing: bool, notes
         elif any_missing and name in known:
             continue  # perhaps of the plug-in that is not found
         elif name in replaced and not setting.from_command_line:
-            notes.append(
-                f"{_unknown_place(setting, name)} is not used: --{replaced[name]} puts another in place of its owner"
-            )
+            owner = f"the plug-in that --{replaced[name]} replaces"
+            notes.append(f"{_unknown_place(setting, name)} is ignored: it belongs to {owner}")
         elif values["allow_unknown"]:
             notes.append(f"{_unknown_place(setting, name)} is unknown and ignored (allow_unknown)")
         else:

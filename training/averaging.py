@@ -25,7 +25,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self):
-        """Take in the parameters after a step that was taken."""
+        """Update the average after an optimizer step."""
         if not self.decay:
             return
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0

@@ -48,7 +48,7 @@ def check_batch(batch: dict, classes: int) -> Fault | None:
 
 
 def bad_setting(optimizer) -> str:
-    """A setting of the optimizer that would spoil every weight, as a schedule may give one; '' if float32 holds all."""
+    """Which setting of the optimizer, after its schedule, float32 does not hold: every weight would be NaN; else ''."""
     for group in optimizer.param_groups:
         for key in SETTINGS:
             if not abs(number(group, key)) <= torch.finfo(torch.float32).max:

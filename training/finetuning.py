@@ -54,7 +54,7 @@ class FrozenBackbone:
 
 
 def learning_rate_scale(config: Config, processes: int) -> float:
-    """What ``lr_reference_batch`` multiplies learning rates by: rows of a step over the reference; 1 if it is off.
+    """Factor of learning rates: rows of a step of all processes over ``lr_reference_batch``, 1 if that is 0.
 
     The linear rule (Goyal et al. 2017, section 2.1), with accumulated batches counted. wespeaker's reference is 64; it
     multiplies the whole schedule, so ``lr_min`` too.

@@ -22,7 +22,7 @@ from training.restart import is_full, newest_whole, sound_or_offered
 from training.slices import cut, put_together, taken_apart
 from utils import plain_names
 
-# Options that load_state_dict would bring back from the old run: configuration key -> attribute.
+# Options that are the configuration's, although load_state_dict restores the old run's: configuration key -> attribute.
 OPTIONS = {key: key for key in ("weight_decay", "momentum", "nesterov", "eps")}
 OPTIONS |= {"beta1": "betas", "beta2": "betas", "lr_decay": "gamma", "lr_step": "step_size"}
 TEACHER = {"teacher_checkpoint", "teacher_config"}  # keys that choose its files

@@ -281,7 +281,7 @@ def test_another_model_on_the_command_line_passes_over_the_keys_of_the_one_it_re
     path.write_text("model: ECAPA_TDNN\nchannels: 8\ntrainfunc: aamsoftmax\neasy_margin: true\n")
     config, _, notes, _ = load_config(["--config", str(path), "--model", "ResNetSE34L"])
     assert config.model == "ResNetSE34L" and not hasattr(config, "channels") and config.easy_margin is True
-    assert f"{path}:2: 'channels' is not used: --model puts another" in "\n".join(notes)
+    assert f"{path}:2: 'channels' is ignored: it belongs to the plug-in that --model replaces" in "\n".join(notes)
     with pytest.raises(UsageError, match="unknown key '--channels'"):
         load_config(["--config", str(path), "--model", "ResNetSE34L", "--channels", "8"])
     path.write_text("model: ECAPA_TDNN\nchanels: 8\ntrainfunc: aamsoftmax\n")
