@@ -37,7 +37,7 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     """
     begin, threads = time.perf_counter(), torch.get_num_threads()
     dump = read_dump(path)
-    follow_moved_files(dump, roots)
+    follow_moved_files(dump, roots, run_folder(path, dump))
     state, missing = None, ""
     if dump.get("state"):
         try:
@@ -80,8 +80,18 @@ def analyse(path, replay: bool = True, trust: bool = False, seconds: float = 60.
     )
 
 
-def follow_moved_files(dump: dict, roots):
-    """Write the new folders into the paths of a dump's rows, and of what was mixed into them."""
+def run_folder(path, dump: dict) -> Path | None:
+    """The folder in which a run was started, by where its dump lies; None if that is not below its ``save_path``."""
+    saved, folder = Path(str(dump.get("config", {}).get("save_path", ""))), Path(path).absolute().parent.parent
+    inside = saved.parts and not saved.is_absolute() and folder.parts[-len(saved.parts) :] == saved.parts
+    return Path(*folder.parts[: -len(saved.parts)]) if inside else None
+
+
+def follow_moved_files(dump: dict, roots, started_in: Path | None = None):
+    """Write the new folders into the paths of a dump's rows, and of what was mixed into them.
+
+    A relative path that is not there is one of the folder that the run was ``started_in``.
+    """
     entries = [
         entry for row in dump.get("files", []) for entry in (row, *row.get("augment", []), *row.get("replaced", []))
     ]
@@ -91,6 +101,9 @@ def follow_moved_files(dump: dict, roots):
             if isinstance(path, str) and Path(path).is_relative_to(old):
                 entry["path"] = str(Path(new) / Path(path).relative_to(old))
                 break
+        else:
+            if isinstance(path, str) and started_in and not Path(path).exists() and (started_in / path).exists():
+                entry["path"] = str(started_in / path)
 
 
 def unproven(fix: dict) -> dict:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from config import Config
-from postmortem.analysis import analyse
+from postmortem.analysis import analyse, follow_moved_files, run_folder
 from postmortem.case import Case
 from postmortem.diagnosis import absurd_amplitude
 from postmortem.fixes import recommendation
@@ -78,6 +78,24 @@ def test_a_step_that_differs_from_run_to_run_blames_no_rows(failing, cause, dump
 def spoil(module, inputs, output):
     """What a hook does that makes the loss NaN."""
     return output[0] * math.nan, output[1]
+
+
+def test_relative_paths_are_those_of_the_folder_in_which_the_run_was_started(tmp_path, monkeypatch):
+    dump = {"config": {"save_path": "exps/run"}, "files": [{"path": "wav/a.wav", "augment": [{"path": "n/1.wav"}]}]}
+    base, path = tmp_path / "work", tmp_path / "work" / "exps" / "run" / "debug_nan" / "nan_batch_1_epoch_1.pt"
+    for name in ("wav/a.wav", "n/1.wav"):
+        (base / name).parent.mkdir(parents=True)
+        (base / name).touch()
+    monkeypatch.chdir(tmp_path)
+    follow_moved_files(dump, (), run_folder(path, dump))
+    row = dump["files"][0]
+    assert (row["path"], row["augment"][0]["path"]) == (str(base / "wav/a.wav"), str(base / "n/1.wav"))
+    monkeypatch.chdir(base)
+    here = {"config": dump["config"], "files": [{"path": "wav/a.wav"}]}
+    follow_moved_files(here, (), run_folder(path, here))
+    assert here["files"][0]["path"] == "wav/a.wav"  # what is there as it is written stays so
+    for saved in ("exps/other", "/exps/run", ""):
+        assert run_folder(path, {"config": {"save_path": saved}}) is None
 
 
 def test_a_set_of_integers_stored_as_float_is_laid_to_its_files():
