@@ -32,6 +32,7 @@ MINOR = (
 WHOLE = 1e-3  # that of a whole batch's loss: of its rows at fault the change may move the value, to bound the slope
 EXACT = 1e-2  # that of the loss with a change from the loss in float64 without it
 LONGEST_STRIDE = 10.0  # norm of an update over that of the weights: beyond it nothing is left of what was learned
+FAR = 20.0  # a loss so many times the usual one is worth a word
 STEEP = 1e4  # a gradient norm so many times the usual one is worth a word
 FOLLOWING_STEPS = 5  # more steps on the same batch that must stay finite with a change
 FAILS_LATER = f"this step is finite with it, one of the next {FOLLOWING_STEPS} on the same batch is not"
@@ -216,6 +217,9 @@ class CodeSearch:
         usual = statistics.median(norms) if norms else math.inf
         if outcome.norm > STEEP * usual:
             parts.append(f"the gradient is {outcome.norm / usual:.0e} times the usual one: clip it (grad_clip)")
+        losses = [abs(h["loss"]) for h in self.case.dump["history"] if math.isfinite(h.get("loss", math.nan))]
+        if losses and abs(outcome.loss) > FAR * statistics.median(losses):
+            parts.append(f"the usual loss is {statistics.median(losses):.3g}: look at what the change writes there")
         parts.append(f"the next {FOLLOWING_STEPS} steps on this batch are finite")
         return "", "".join(f"; {part}" for part in parts)
 

@@ -52,6 +52,8 @@ def rewrites(text: str, number: int, record, of_numbers: bool = False) -> list[t
     found += [((False, False, -2), words, source.edited(edits)) for words, edits in every_logarithm(source, operations)]
     masks = [change for operation in operations for change in boolean_masks(source, operation)]
     found += [((False, False, 0), words, source.edited(edits)) for words, edits in masks]
+    if record.reduces_masks:
+        found += [((False, False, -2), words, source.edited(edits)) for words, edits in nothing_as_zero(line, record)]
     if record.wraps:
         found += [((False, False, -2), words, source.edited(edits)) for words, edits in in_float(source, operations)]
     if record.dtype in BELOW_ONE:  # what the line reads was often cast lines before it
@@ -82,6 +84,14 @@ def is_count(divisor) -> bool:
     """Whether what is known of a divisor are whole numbers, as of a count."""
     known = (divisor.smallest, divisor.largest, divisor.nearest_to_zero)
     return divisor.largest >= 1 and all(math.isfinite(value) and value == int(value) for value in known)
+
+
+def nothing_as_zero(line: Line, record) -> Iterator[Change]:
+    """Take what a mask leaves nothing of as 0."""
+    for operation in line.source.operations(line.statement):
+        if operation.name == record.op_name:
+            change = f"torch.nan_to_num({line.source.code(operation.node)}, neginf=0.0)"
+            yield f"take the {operation.name} of nothing as 0", [line.source.replaced(operation.node, change)]
 
 
 def in_float(source: Source, operations: list[Operation]) -> Iterator[Change]:

@@ -25,7 +25,8 @@ from storage.dump import read_dump, read_state
 def record(op: str, *operands, node: str = "", dtype: str = "float32", constant: bool = False):
     """What the probe says of an operation at fault."""
     ranges = [Range.of(torch.tensor(o, dtype=torch.float32)) for o in operands]
-    found = SimpleNamespace(op=op, node=node, dtype=dtype, constant=constant, operands=ranges, parents=[], wraps=False)
+    found = SimpleNamespace(op=op, node=node, dtype=dtype, constant=constant, operands=ranges, parents=[])
+    found.wraps = found.reduces_masks = False
     found.op_name = node.lower().removesuffix("backward0") or op.strip("_")
     return found
 

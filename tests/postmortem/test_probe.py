@@ -34,9 +34,19 @@ class Masked(nn.Module):
 
 
 def test_a_reduction_of_which_the_mask_leaves_nothing_makes_the_loss_infinite():
-    found = probed(Masked([[True, True], [True, False]]), torch.ones(2, 2)).origin()
+    network = Masked([[True, True], [True, False]])
+    found = probed(network, torch.ones(2, 2)).origin()
     assert found.op == "logsumexp" and not found.backward and detail_of(found) == "all_masked"
     assert result_of(found) == "logsumexp gave Inf: the mask leaves no value of a row"
+    line = "torch.logsumexp(x.masked_fill(mask, -math.inf), dim=1)"
+    text = f"import math\nimport torch\n\ndef f(x, mask):\n    return {line}.mean()\n"
+    changed = rewrites(text, 5, found)[0][1]
+    assert changed == text.replace(line, f"torch.nan_to_num({line}, neginf=0.0)")
+    names: dict = {}
+    exec(changed, names)
+    x = torch.ones(2, 2, requires_grad=True)
+    names["f"](x, network.mask).backward()
+    assert x.grad.tolist() == [[0.0, 0.0], [0.0, 0.5]]
 
 
 def test_a_mask_that_leaves_something_is_not_blamed_for_another_infinity():
