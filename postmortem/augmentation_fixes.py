@@ -31,7 +31,7 @@ def for_augmentation(case, finding) -> list[dict]:
         action, change = "none", None
     if case.dump.get("reason") == "data_error":
         outcome = "the run left it out of this batch, and the step was finite"
-        return [recommendation(text, action, change, True, outcome)]
+        return [recommendation(text, action, change, True, outcome), *changes_of_line(case, finding)]
     if case.replay is None:
         return [recommendation(text, action, change, None, case.refusal)]
     flat = rows_of(case.dump["data"]).float().clone()
@@ -42,14 +42,20 @@ def for_augmentation(case, finding) -> list[dict]:
             flat[row] = torch.from_numpy(Crop.from_dict({**info, "augment": kept}).load(flat.shape[1])[1])
         except (AudioError, OSError) as error:
             return [recommendation(text, action, change, None, f"row {row} cannot be rebuilt: {error}")]
-    fixes = [attempt(case, text, action, change, data=flat.view_as(case.replay.data))]
-    if finding.source:
-        found = change_of_line(case, finding)
-        words = "; ".join(found.words) if found else "keep what this line reads inside its bounds"
-        diff, outcome = (None, "no change is known") if found is None else ({"diff": found.patch.diff()}, found.outcome)
-        verdict = None if found is None else True
-        fixes.append(recommendation(f"{finding.source}: {words}", "fix_code", diff, verdict, outcome))
-    return fixes
+    left_out = attempt(case, text, action, change, data=flat.view_as(case.replay.data))
+    return [left_out, *changes_of_line(case, finding)]
+
+
+def changes_of_line(case, finding) -> list[dict]:
+    """Look for a change of the line at fault; without one say what a person can do there. [] if no line is known."""
+    if not finding.source:
+        return []
+    found = change_of_line(case, finding)
+    if found is None:
+        text = f"{finding.source}: keep what this line reads inside its bounds"
+        return [recommendation(text, "fix_code", None, None, "no change is known")]
+    text = f"{finding.source}: {'; '.join(found.words)}"
+    return [recommendation(text, "fix_code", {"diff": found.patch.diff()}, True, found.outcome)]
 
 
 def keys_of(policy, kind: str) -> dict:
@@ -72,14 +78,17 @@ def is_bad(draw: dict) -> bool:
 def remade(case, row: int, anew: bool = False) -> np.ndarray:
     """A row (samples,) made again from its files.
 
-    A draw that is not finite is drawn ``anew``, or if so all are, always from the same numbers. AudioError if that is
-    not possible; as its cause, what numpy says if it is told to raise exceptions.
+    A draw that is not finite, or is missing, is drawn ``anew``, or if so all are, always from the same numbers.
+    AudioError if that is not possible; as its cause, what numpy says if it is told to raise exceptions.
     """
     crop = Crop.from_dict(case.files[row])
     x = Crop.from_dict({**case.files[row], "augment": []}).load(case.dump["data"].shape[-1])[0]
-    for draw in crop.draws:
+    for draw in crop.augment:
+        refused = str(draw.get("path")).endswith(".py")  # by the plug-in, which has no draw then
+        if "reason" in draw and not refused:
+            continue
         drawn = [draw]
-        if anew or is_bad(draw):
+        if anew or refused or is_bad(draw):
             with values_of_dumps(f"the draw of '{draw['kind']}'"):
                 made = plugin_of(draw["kind"])
                 keys = keys_of(case.config.get("augmentation"), KINDS.get(draw["kind"], draw["kind"]))
@@ -115,7 +124,7 @@ def change_of_line(case, finding) -> CodeFix | None:
     """Return the first change of the line with which the rows at fault are sound and the others what they were."""
     path, _, number = finding.source.rpartition(":")
     text, guilty = path_of(path).read_text(encoding="utf-8"), finding.rows
-    anew = any(is_bad(draw) for row in guilty for draw in Crop.from_dict(case.files[row]).draws)
+    anew = case.replay is None or any(is_bad(d) for row in guilty for d in Crop.from_dict(case.files[row]).draws)
     others = [row for row, info in enumerate(case.files) if row not in guilty and uses(info, path)][:MOST_SOUND]
     refused = Record("", "", Site("", finding.source), False, True, False, [], 0, "float32", refusal="of numpy")
     with np.errstate(all="ignore"):
@@ -136,10 +145,12 @@ def change_of_line(case, finding) -> CodeFix | None:
             sound = all(np.isfinite(x).all() and np.abs(x).max() <= LOUDEST for x in rows)
             if not sound or any(np.abs(x - y).max() > TOLERANCE * np.abs(x).max() for x, y in zip(before, now)):
                 continue
+            kept = f"; {plural(len(others), 'sound row')} with this augmentation as before" if others else ""
+            if case.replay is None:  # the step was taken without the augmentation
+                return CodeFix(patch, [words], f"{plural(len(rows), 'row')} made again with it{kept}")
             flat = rows_of(case.dump["data"]).float().clone()
             flat[guilty] = torch.from_numpy(np.stack(rows))
             outcome = case.replay.run(data=flat.view(case.replay.data.shape))
             if outcome.finite:
-                kept = f"; {plural(len(others), 'sound row')} with this augmentation as before" if others else ""
                 return CodeFix(patch, [words], f"rows made again with it: {outcome}{kept}")
     return None

@@ -13,7 +13,7 @@ from corpus.crop import Crop
 from corpus.sounds import Surroundings
 from errors import UsageError
 from postmortem import source_patch
-from postmortem.augmentation_fixes import change_of_line, keys_of, line_at_fault, remade
+from postmortem.augmentation_fixes import change_of_line, changes_of_line, keys_of, line_at_fault, remade
 from postmortem.source_patch import SourcePatch
 
 GAIN = """
@@ -83,6 +83,18 @@ def test_a_draw_that_is_not_finite_is_drawn_anew(case, monkeypatch):
     assert level == pytest.approx(-9.0, abs=0.01)
     found = change_of_line(case, SimpleNamespace(source=place, rows=[0]))
     assert "np.log10(max(" in found.patch.after and "1 sound row" in found.outcome
+
+
+def test_a_draw_that_was_refused_is_made_with_another_line(case, monkeypatch):
+    patched_twice(monkeypatch)
+    case.replay = None  # the step was taken without it
+    reason = f"augmentation/gain.py:{TAKES_A_LOGARITHM}: ValueError: math domain error"
+    case.files[0]["augment"] = [{"kind": "gain", "path": "augmentation/gain.py", "reason": reason}]
+    case.files[1]["augment"] = [{"kind": "gain", "gain_db": 3.0}]
+    place = f"augmentation/gain.py:{TAKES_A_LOGARITHM}"
+    (fix,) = changes_of_line(case, SimpleNamespace(source=place, rows=[0]))
+    assert fix["verdict"] == "verified" and "np.log10(max(" in fix["change"]["diff"]
+    assert fix["outcome"] == "1 row made again with it; 1 sound row with this augmentation as before"
 
 
 def test_a_plug_in_that_refuses_the_numbers_of_a_crop_leaves_it_as_it_is():

@@ -243,6 +243,8 @@ class Augmentation:
     def apply(x, draw, sounds):
         return x * np.float32(10 ** (draw["gain_db"] / 20))  # FAULT
 '''
+OF_PYTHON = LEVELLING.replace("10 * np.log10(np.mean(x.astype(np.float64) ** 2))", "20 * math.log10(np.abs(x).max())")
+OF_PYTHON = OF_PYTHON.replace("import numpy", "import math\n\nimport numpy").replace("/ 20))  # FAULT", "/ 20))")
 POLICY = put("augmentation", lambda v: "own" not in str(v))
 SPEECH = Truth(
     ("batch_nonfinite", "data_error"),
@@ -388,6 +390,14 @@ FAULTS = (
         title="a gain that is drawn from the level of a silent file",
         settings={**ECAPA, "augment": True, "augment_prob": 1.0, "augmentation": [{"own": {}}]},
         plugins={"augmentation/own.py": LEVELLING},
+        prepare=spoil(FIRST, silence),
+        truths=(SPEECH,),
+    ),
+    Fault(
+        id="X48",
+        title="math.log10 of the peak of a silent file, in an augmentation",
+        settings={**ECAPA, "augment": True, "augment_prob": 1.0, "augmentation": [{"own": {}}]},
+        plugins={"augmentation/own.py": OF_PYTHON},
         prepare=spoil(FIRST, silence),
         truths=(SPEECH,),
     ),
