@@ -6,6 +6,7 @@ import dis
 import functools
 import sys
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,20 @@ def states_of(module) -> dict[str, Any]:
     return {k: v for k, v in own.items() if not k.startswith(OF_FSDP)}
 
 
-@functools.cache
+def once_a_file(function):
+    """Remember what a function says of a file while its module lives: the analysis imports changed ones many times."""
+    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    @functools.wraps(function)
+    def remembered(module):
+        if module not in known:
+            known[module] = function(module)
+        return known[module]
+
+    return remembered
+
+
+@once_a_file
 def global_names(module: types.ModuleType) -> frozenset[str]:
     """The names of a file that one of its functions sets, as it may where it calls them global."""
     own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
@@ -161,7 +175,7 @@ def global_names(module: types.ModuleType) -> frozenset[str]:
     return frozenset(found)
 
 
-@functools.cache
+@once_a_file
 def at_first(module: types.ModuleType) -> dict[str, Any]:
     """The names of a file that may be a state, as they were when a network of its modules was first looked at."""
     states = states_of(module).items()

@@ -2,11 +2,13 @@
 
 import collections
 import enum
+import gc
 import json
 import math
 import random
 import sys
 import types
+import weakref
 
 import numpy as np
 import programs
@@ -151,6 +153,15 @@ def test_a_checkpoint_has_the_names_of_a_file_that_a_step_has_changed(tmp_path):
     ModuleState(second.Remembers()).load_state_dict(saved)
     assert second.calls == 1 and second.RUNNING == first.RUNNING and list(second.RECENT) == list(first.RECENT)
     assert second.RECENT.maxlen == 2
+
+
+def test_a_file_that_is_imported_no_more_is_forgotten():
+    file = module_of(FILE, "remembers_forgotten")
+    state, gone = ModuleState(file.Remembers()), weakref.ref(file)
+    state.take()
+    del sys.modules["remembers_forgotten"], file, state
+    gc.collect()
+    assert gone() is None
 
 
 def test_two_attributes_that_were_one_object_or_become_one_are_put_back():
