@@ -31,8 +31,11 @@ class Ranks:
         failure = ""
         if config.device == "cuda" and not use_gpu:
             failure = "device: cuda is not available on this machine"
-        if use_gpu and index >= torch.cuda.device_count():
-            failure = f"gpu_id: there is no GPU {index} here, only {torch.cuda.device_count()}"
+        count = torch.cuda.device_count() if use_gpu else 0
+        if use_gpu and index >= count:
+            failure = f"gpu_id: there is no GPU {index} here, only {count}"
+            if self.world > 1:
+                failure = f"--nproc_per_node: there is no GPU for local process {index}, only {count} here"
         timeout = datetime.timedelta(minutes=config.process_timeout)
         if self.world > 1:
             meeting = {"store": meet(timeout, failure), "rank": self.rank, "world_size": self.world}

@@ -26,6 +26,8 @@ class UpdateGuard:
         self.parameters = [(names.get(id(p), f"parameter {i}"), p) for i, p in enumerate(parameters)]
         self.containers, self.tensors, self.copies = {}, [], []
         self.held: dict[torch.device, int] = {}  # bytes of the newest copy, while the steps before were taken
+        self.highest: dict[torch.device, int] = {}  # bytes of a GPU that steps have taken, as far as they are over
+        self.released = False
 
     def sizes(self) -> dict[torch.device, int]:
         """Bytes of what is copied, by the device that it is on."""
@@ -71,6 +73,9 @@ class UpdateGuard:
         for tensor in map(local, self.tensors):
             by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         sizes, fits = self.sizes(), self.fits()
+        for device in self.on_gpus() if self.released else ():
+            torch.cuda.reset_peak_memory_stats(device)
+        self.released = False
         try:
             if fits:
                 self.copies = [(same, [torch.empty_like(t) for t in same]) for same in by_kind.values()]
@@ -92,14 +97,23 @@ class UpdateGuard:
             if device.type != "cuda":
                 continue
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-            others = torch.cuda.max_memory_allocated(device) - self.held.get(device, 0)
+            highest = 0 if self.released else torch.cuda.max_memory_allocated(device)
+            others = max(highest, self.highest.get(device, 0)) - self.held.get(device, 0)
             if others + size > HEADROOM * free:
                 return False
         return True
 
     def release(self):
-        """Give the memory of the copy back until the next step."""
+        """Give the memory of the copy back until the next step; what an evaluation takes until then is no step's."""
         self.containers, self.tensors, self.copies = {}, [], []
+        if not self.released:
+            for device in self.on_gpus():
+                self.highest[device] = max(self.highest.get(device, 0), torch.cuda.max_memory_allocated(device))
+        self.released = True
+
+    def on_gpus(self) -> list[torch.device]:
+        """The GPUs on which a copy has been."""
+        return [device for device in self.held if device.type == "cuda"]
 
     @torch.no_grad()
     def undo(self) -> bool:

@@ -12,6 +12,7 @@ import programs
 import pytest
 import torch
 
+from config import Config
 from errors import Finished, SharedError, UsageError
 from storage import checkpoint
 from storage.files import save_atomically
@@ -91,6 +92,21 @@ def test_processes_that_do_not_meet_say_where_in_a_line(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(UsageError, match="MASTER_ADDR expected, but not set"):
         meet(soon)
+
+
+@pytest.mark.parametrize("world, said", [("1", "gpu_id: there is no GPU 2"), ("4", "--nproc_per_node: there is")])
+def test_a_process_without_a_gpu_of_its_own_is_told_by_what_chose_it(monkeypatch, world, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+
+    def meet(timeout, failure):
+        raise SharedError(failure)
+
+    monkeypatch.setattr(ranks, "meet", meet)
+    with pytest.raises(UsageError, match=f"^{said}"):
+        ranks.Ranks(Config(gpu_id=2))
 
 
 class Two:

@@ -237,6 +237,7 @@ def guard_of_a_gpu(monkeypatch, ranks, peak):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 40))
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(torch.empty(10, device="cuda"))  # torch 2.4 fills no layer without a GPU
     return UpdateGuard(torch.optim.SGD(layer.parameters(), lr=0.1), layer, print, ranks)
@@ -253,6 +254,18 @@ def test_a_copy_that_was_there_at_the_highest_point_has_room_again_after_an_eval
         guard.release()
         guard.take()
         assert guard.keeps is keeps
+
+
+def test_what_an_evaluation_takes_of_a_gpu_is_not_what_steps_need(monkeypatch):
+    taken = [40]
+    with FakeTensorMode():
+        guard = guard_of_a_gpu(monkeypatch, SingleProcess(torch.device("cpu")), taken)
+        for peak in (90, 94, 99):
+            guard.take()
+            assert guard.keeps
+            taken[0] = min(peak, 90)  # of the steps
+            guard.release()
+            taken[0] = peak + 5  # of an evaluation after them
 
 
 def test_no_process_keeps_copies_if_one_has_no_memory_for_them(monkeypatch):
