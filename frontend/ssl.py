@@ -150,10 +150,11 @@ class Block(nn.Module):
 class Upstream(nn.Module):
     """The published network, in two steps: waveform (B, T) -> frames -> states (B, frames, width).
 
-    ``last``: only the last state is wanted.
+    ``raw``: the last state of a network with ``norm_first`` is left as its block gives it. Otherwise it is normalised
+    as in fairseq's output, and so in s3prl's states, which SUPERB weighs.
     """
 
-    def __init__(self, sizes: Architecture, blocks, dropout, last):
+    def __init__(self, sizes: Architecture, blocks, dropout, raw):
         super().__init__()
         self.norm_first, self.dropout = sizes.norm_first, dropout
         norms = ["frame"] * len(KERNELS) if sizes.norm_first else ["channel"] + [""] * (len(KERNELS) - 1)
@@ -165,7 +166,7 @@ class Upstream(nn.Module):
         self.relative = RelativePosition(sizes.heads) if sizes.relative else None
         self.blocks = nn.ModuleList(Block(sizes, dropout) for _ in range(blocks))
         # Before the blocks, or behind the last of those that do not normalise what they give.
-        used = not sizes.norm_first or (last and blocks == sizes.blocks)
+        used = not sizes.norm_first or (not raw and blocks == sizes.blocks)
         self.norm_blocks = nn.LayerNorm(sizes.width) if used else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -174,7 +175,10 @@ class Upstream(nn.Module):
 
     def convolved(self, x):
         """Frames of 20 ms of a waveform: (B, T) -> (B, frames, 512)."""
-        x = (F.layer_norm(x, x.shape[1:]) if self.norm_first else x)[:, None]
+        if self.norm_first:
+            x = x - x.mean(dim=1, keepdim=True)
+            x = x * (x.square().mean(dim=1, keepdim=True) + 1e-5).rsqrt()  # not layer_norm: ONNX wants its size known
+        x = x[:, None]
         for layer in self.convolutions:
             x = layer(x)
         return x.transpose(1, 2)
@@ -188,12 +192,9 @@ class Upstream(nn.Module):
         found = [x]
         for block in self.blocks:
             found.append(block(found[-1], positions))
+        if self.norm_first:
+            found[-1] = self.norm_blocks(found[-1])
         return found
-
-    def last_state(self, x):
-        """The last of the states, normalised."""
-        x = self.states(x)[-1]
-        return self.norm_blocks(x) if self.norm_first else x
 
     def _dropped(self, x):
         return F.dropout(x, self.dropout, self.training)
@@ -238,7 +239,7 @@ class FrontEnd(nn.Module):
             raise ValueError(f"ssl_blocks: {ssl_model} has {sizes.blocks} blocks, got {ssl_blocks} (0: all)")
         if not 0.0 <= ssl_dropout < 1.0:
             raise ValueError(f"ssl_dropout: must be at least 0 and below 1, got {ssl_dropout}")
-        self.upstream = Upstream(sizes, ssl_blocks or sizes.blocks, ssl_dropout, ssl_output == "last")
+        self.upstream = Upstream(sizes, ssl_blocks or sizes.blocks, ssl_dropout, ssl_output == "all")
         self.output, self.trained = ssl_output, ssl_train
         if ssl_output == "weighted":
             self.weights = nn.Parameter(torch.zeros(len(self.upstream.blocks) + 1))  # before a softmax: all alike
@@ -267,12 +268,11 @@ class FrontEnd(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained == "all"):
             frames = self.upstream.convolved(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained != "none"):
-            if self.output == "last":
-                features = self.upstream.last_state(frames)
-            else:
-                states = self.upstream.states(frames)
+            states = self.upstream.states(frames)
         if self.output == "all":
             features = torch.cat(states, dim=2)
         elif self.output == "weighted":
             features = sum(weight * state for weight, state in zip(self.weights.softmax(dim=0), states))
+        else:
+            features = states[-1]
         return self.project(features).transpose(1, 2)

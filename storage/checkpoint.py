@@ -66,11 +66,11 @@ def _refusal(error) -> str:
 def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
     """Return {name: tensor} with `__S__.` and `__L__.` prefixes from any of the known layouts.
 
-    Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, a bare state_dict; with or without
-    ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's. Names in ``own``, those of the
-    network, are kept as they are. The names of other toolkits are translated (interop.py), but if the model's are
-    just those of ``own``: its file may be one of that toolkit's, dropped in. Without ``own`` a checkpoint of ours is
-    left as it is.
+    Known: ``model_state_dict``, ``{"model": ..}``, ``{"state_dict": ..}``, s3prl's ``{"model_weight": ..}``, a bare
+    state_dict; with or without ``module.`` and ``_orig_mod.`` in the names. Names without prefix are the model's.
+    Names in ``own``, those of the network, are kept as they are. The names of other toolkits are translated
+    (interop.py), but if the model's are just those of ``own``: its file may be one of that toolkit's, dropped in.
+    Without ``own`` a checkpoint of ours is left as it is.
     """
     tensors = _tensors(state, own)
     ours = _of_model(own) == _of_model(_prefixed(tensors)) if own else "format_version" in state
@@ -109,7 +109,7 @@ def embedding_size(state: dict, path, network, size: int) -> int:
 
 def _tensors(state: dict, own=()) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, without wrappers."""
-    for key in ("model_state_dict", "model", "state_dict"):
+    for key in ("model_state_dict", "model", "state_dict", "model_weight"):
         if isinstance(state.get(key), dict):
             state = state[key]
             break

@@ -28,6 +28,7 @@ RENAMES = (
     # What pre-training or a task needed beside the network.
     (r"masked_spec_embed|mask_emb|label_embs_concat|layer_norm_for_extract\..*", None),
     (r"(?:lm_head|classifier|projector|quantizer|project_q|project_hid|final_proj|proj|layer_weights)(?:\..*)?", None),
+    (r"tdnn\..*|feature_extractor\.(?:weight|bias)|objective\..*", None),  # transformers' x-vector behind it
     (_CONVOLUTION + r"(?:conv|0)\.(.*)", PART + r"convolutions.\1.conv.\2"),
     (_CONVOLUTION + r"(?:layer_norm|2|2\.1)\.(weight|bias)", PART + r"convolutions.\1.norm.\2"),
     (r"(?:feature_projection\.)?layer_norm\.(.*)", PART + r"norm.\1"),

@@ -125,7 +125,7 @@ def test_the_states_are_those_of_transformers(name):
     module = filled(name)
     with torch.no_grad():
         frames = module.upstream.convolved(wave())
-        found = module.upstream.states(frames)[1], module.upstream.last_state(frames)
+        found = module.upstream.states(frames)[1:]
         assert torch.equal(module(wave()), found[1].transpose(1, 2))
     for state, figures in zip(found, FIGURES[name]):
         assert state.shape == (1, 24, WIDTH)
@@ -171,6 +171,7 @@ def test_weighted_states_begin_with_their_mean_and_fewer_blocks_are_the_first():
     module = FrontEnd(WIDTH, "hubert_large", ssl_dropout=0.0).eval()
     states = module.upstream.states(module.upstream.convolved(wave()))
     assert torch.allclose(module(wave()), torch.stack(states).mean(dim=0).transpose(1, 2), atol=1e-5)
+    assert torch.allclose(states[-1].mean(dim=2), torch.tensor(0.0), atol=1e-5)  # as s3prl has the last, normalised
     fewer = FrontEnd(WIDTH, "hubert_large", ssl_blocks=1, ssl_output="last").eval()
     fewer.load_state_dict(module.state_dict(), strict=False)
     assert torch.equal(fewer(wave()), states[1].transpose(1, 2))
@@ -241,7 +242,12 @@ def test_training_starts_from_a_published_file(settings, tools, tmp_path, capsys
     trainer = tools.build(settings, **keys)
     load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
     said = capsys.readouterr().out
-    assert "(WavLM, HuBERT or wav2vec 2.0): " in said and "starts fresh" not in said and "features are" not in said
+    count = len(interop.translate(file))
+    assert (
+        f"(WavLM, HuBERT or wav2vec 2.0): {count} of {count} tensors loaded" in said
+        and "starts fresh" not in said
+        and "features are" not in said
+    )
     assert "it is the front end; the rest of the model and the loss start fresh" in said
     own = trainer.network.state_dict()
     for key, tensor in interop.translate(file).items():
@@ -250,7 +256,10 @@ def test_training_starts_from_a_published_file(settings, tools, tmp_path, capsys
         assert not own["__S__.frontend.plugin.upstream.convolutions.3.conv.bias"].any()
     fewer = tools.build(settings, **{**keys, "ssl_blocks": 1})
     load_initial(fewer.network, fewer.dataset, fewer.config, fewer.log)
-    assert "  not used: model.frontend.plugin.upstream.blocks.1." in capsys.readouterr().out
+    assert "  not used: " in (said := capsys.readouterr().out) and "blocks.1." not in said
+    spare = ("blocks.1.", "norm_blocks.") if name == "wavlm_large" else ("blocks.1.",)
+    count = sum(key.removeprefix(upstreams.PART).startswith(spare) for key in interop.translate(file))
+    assert f"  not used: {count} tensors of layers that the model has not\n" in said
 
 
 def test_a_published_file_of_another_network_is_refused(settings, tools, tmp_path):
@@ -288,6 +297,46 @@ def test_a_second_run_trains_what_the_first_left_as_it_was(settings, tools, tmp_
     load_initial(again.network, again.dataset, again.config, again.log)
     save_atomically(again.state.capture(), tmp_path / "second.model")
     assert load_model(path).identity == load_model(tmp_path / "second.model").identity
+
+
+def test_what_allow_partial_starts_fresh_in_the_front_end_is_listed(settings, tools, tmp_path, capsys):
+    torch.save(published("hubert"), tmp_path / "their.bin")
+    trainer = tools.build(settings, **KEYS, initial_model=tmp_path / "their.bin", allow_partial=True)
+    load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
+    said = capsys.readouterr().out
+    assert "  starts fresh: model.frontend.plugin.upstream.relative.values.weight: not in the file\n" in said
+    assert said.count("starts fresh") == 7 and "layer1" not in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["tdnn.0.kernel.weight", "feature_extractor.bias", "objective.weight", "projector.bias"],  # an x-vector
+        ["quantizer.codevectors", "project_q.weight", "lm_head.bias", "layer_weights"],
+    ],
+)
+def test_what_a_task_has_behind_the_network_is_left_out(more):
+    file = published("wavlm")
+    tensors = {f"wavlm.{name}": tensor for name, tensor in file.items()}
+    assert interop.translate({**tensors, **dict.fromkeys(more, torch.ones(2))}).keys() == interop.translate(file).keys()
+
+
+def test_files_that_s3prl_converted_are_read(tmp_path):
+    from storage import checkpoint
+
+    file = in_fairseq(published("hubert"))
+    torch.save({"task_cfg": {"normalize": False}, "model_cfg": {}, "model_weight": file}, tmp_path / "theirs.pt")
+    found = checkpoint.weights_of(checkpoint.load(tmp_path / "theirs.pt"), "x")
+    assert found.keys() == checkpoint.weights_of(file, "x").keys()
+
+
+def test_a_run_with_other_weights_to_train_begins_from_its_model(settings, tools):
+    trainer = tools.build(settings, **KEYS, ssl_train="none")
+    trainer.saver.last()
+    with pytest.raises(
+        UsageError, match=r"tensors were trained, with this configuration .* start from it with initial"
+    ):
+        tools.build(settings, **KEYS).resume()
 
 
 def test_random_weights_are_told(settings, tools, capsys):
@@ -331,3 +380,16 @@ def test_a_front_end_computes_in_the_precision_of_the_run():
     with torch.autocast("cpu", torch.bfloat16):
         features = Features("", WIDTH, "mean", plugin=module)(wave())
     assert seen == [torch.bfloat16] and features.dtype is torch.float32 and features.requires_grad
+
+
+def test_onnx_takes_every_length(tmp_path):
+    from exporting.formats import OPSET, answered_by_the_check, without_stdout
+    from storage.exported import open_session
+
+    module, path = FrontEnd(WIDTH, "wavlm_large", ssl_blocks=1).eval(), tmp_path / "its.onnx"
+    names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch", 1: "samples"}}}
+    with without_stdout(), answered_by_the_check():
+        torch.onnx.export(module, (wave(),), str(path), opset_version=OPSET, dynamo=False, **names)
+    x = torch.cat([wave(5000), 0.01 * wave(5000)])
+    (found,) = open_session(path).run(None, {"x": x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), module(x), atol=1e-4)

@@ -148,6 +148,9 @@ def load_initial(network, dataset, config: Config, log):
     total, misses = len(own), faults["model"] + faults["loss"]
     refuse_misfit(faults, toolkit, own, config)
     origin = f" ({toolkit.name})" if toolkit else ""
+    if toolkit and toolkit.part:
+        misses = [line for line in misses if toolkit.needs(line.partition(": ")[0])]
+        total = sum(toolkit.needs(name) for name in own)
     log(f"initial_model {path}{origin}: {total - len(misses)} of {total} tensors loaded")
     features = getattr(config, "features", None)
     if toolkit and toolkit.features and features and features not in toolkit.features:
@@ -156,10 +159,13 @@ def load_initial(network, dataset, config: Config, log):
         log(f"  {line}")
     if note and not any(name.startswith(checkpoint.LOSS) for name in weights):
         misses = faults["model"]  # the note tells of the loss
+    unused = faults["unused"]
     if toolkit and toolkit.part:
         log("  it is the front end; the rest of the model and the loss start fresh")
-        misses = []
-    for what, lines in (("starts fresh", misses), ("not used", faults["unused"])):
+        unused = [name for name in unused if not toolkit.spares(name, own)]
+        if len(unused) < len(faults["unused"]):
+            log(f"  not used: {len(faults['unused']) - len(unused)} tensors of layers that the model has not")
+    for what, lines in (("starts fresh", misses), ("not used", unused)):
         for line in lines[:MOST_LISTED]:
             log(f"  {what}: {line}")
         if len(lines) > MOST_LISTED:

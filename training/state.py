@@ -117,6 +117,7 @@ class RunState:
             raise UsageError(f"{path}: is of format {state.get('format_version')}; choose another save_path")
         self.refuse_another_run(state, path)
         self.load_weights(state, path)
+        self.refuse_other_weights(state, path)
         self.load(state, path, listed)
         return path
 
@@ -267,6 +268,16 @@ class RunState:
                 f"{path}: was trained with other groups of learning rates; keep backbone_lr_factor, "
                 "frontend_lr_factor and head_lr_factor at 1 or away from 1 as they were, or choose another save_path "
                 "and start from it with initial_model"
+            )
+
+    def refuse_other_weights(self, state: dict, path):
+        """Raise UsageError if the weights that a full state trains are more or fewer than those of this run."""
+        both = state["optimizer_state_dict"]["param_groups"], self.step.optimizer.param_groups
+        before, now = ([len(group["params"]) for group in groups] for groups in both)
+        if before != now:
+            raise UsageError(
+                f"{path}: {sum(before)} tensors were trained, with this configuration {sum(now)} are; choose another "
+                "save_path and start from it with initial_model"
             )
 
     def continue_older(self, state: dict, path: Path):
