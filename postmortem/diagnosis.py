@@ -91,6 +91,7 @@ def unusable_file(case):
             # Of a plug-in that refused its numbers, the line.
             line = re.match(r"augmentation/[^:]+\.py:\d+(?=: )", first["reason"])
             source, detail = (line[0], "refused") if line else (None, detail)
+            evidence += [f"row {row} is of {case.files[row]['path']}" for row in rows[:10]] if line else []
             return Finding(cause, detail, text, evidence, phase="data", rows=rows, files=files, source=source)
     return None
 
