@@ -1,6 +1,7 @@
 """What a plug-in says of itself in its source, followed through classes, other names and imports; nothing is run."""
 
 import ast
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,19 @@ class Declaration:
 
 
 def parse(path: Path) -> ast.Module:
-    """Parse a plug-in's source; UsageError names the line of a mistake."""
+    """Parse a plug-in's source; UsageError names the line of a mistake. The tree is shared: it is to be read only."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        return _parsed(path.read_text(encoding="utf-8"), str(path))
     except SyntaxError as error:
         raise UsageError(f"{path.parent.name}/{path.name}:{error.lineno}: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
         hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise UsageError(f"{path.parent.name}/{path.name}: cannot be read: {error}{hint}") from error
+
+
+@functools.lru_cache(maxsize=256)  # a configuration asks for each plug-in several times
+def _parsed(text: str, path: str) -> ast.Module:
+    return ast.parse(text, filename=path)
 
 
 class Source:

@@ -12,8 +12,8 @@ from programs import ROOT
 
 BENCH = ROOT / "benchmarks" / "faults"
 needs_analyser = pytest.mark.skipif(not (ROOT / "analyze_nan_debug.py").is_file(), reason="no analyze_nan_debug.py")
-# File, label, loss, layer, state, controls. The whole bench takes an hour.
-SAMPLE = ("F01", "F13b", "F26", "F34", "F52", "C1", "C9")
+# File, loss, state, control. The whole bench takes an hour.
+SAMPLE = ("F01", "F26", "F52", "C9")
 
 
 def bench(*words) -> subprocess.CompletedProcess:
@@ -31,7 +31,7 @@ def test_faults_of_each_kind_are_detected_and_explained_and_no_control_is_blamed
     assert tuple(score["id"] for score in scores) == SAMPLE and all(score["detected"] for score in scores)
     judged = [[score[name] for name in ("cause", "place", "fix")] for score in scores]
     assert not any(False in marks for marks in judged), done.stdout
-    assert judged[0] == judged[4] == [True, True, True] and judged[-1] == [None, None, None]
+    assert judged[0] == judged[2] == [True, True, True] and judged[-1] == [None, None, None]
 
 
 def test_every_fault_of_the_taxonomy_is_there_with_a_truth(monkeypatch):
