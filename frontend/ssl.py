@@ -83,7 +83,7 @@ class PositionalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x):
-        weight = self.direction * (self.length / self.direction.norm(dim=(0, 1), keepdim=True))
+        weight = self.length * F.normalize(self.direction, dim=(0, 1))
         moved = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=POSITION_KERNEL // 2, groups=POSITION_GROUPS)
         return F.gelu(moved[:, :, :-1]).transpose(1, 2)  # an even kernel gives one frame too many
 

@@ -56,8 +56,6 @@ def contradictions(resolved: Config, written: dict[str, Setting], theirs: dict[s
         own = written.get(name, setting)
         value, trained = getattr(resolved, name, setting.value), setting.value
         if own is not setting and value != (list(trained) if isinstance(trained, tuple) else trained):
-            place = key_text(own, name)
-            lines[name] = (
-                f"{place}: {value}, but {setting.where} was trained with {trained or 'none'}; leave {name} out"
-            )
+            place, before = key_text(own, name), "none" if trained in ("", None, [], ()) else trained
+            lines[name] = f"{place}: {value}, but {setting.where} was trained with {before}; leave {name} out"
     return {"model": lines["model"]} if "model" in lines else lines

@@ -154,6 +154,9 @@ def load_model_exactly(network, state: dict, path, name: str):
     Buffers that are not finite before loading, as a mask of -inf, are so by design and are not checked.
     """
     nonfinite_by_design = nonfinite_tensors(dict(network.named_buffers()))
+    theirs = toolkit_of(state)
+    if theirs and theirs.part:
+        raise UsageError(f"{path}: is a {theirs.name}, a front end alone; train a model on it first (docs/models.md)")
     faults = load_weights(network, state, path)
     unknown = [weight for weight in faults["unused"] if weight.startswith(MODEL)]
     if faults["model"] or unknown:

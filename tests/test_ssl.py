@@ -1,6 +1,7 @@
 """Self-supervised front ends: figures of transformers' networks, files of its names and of fairseq's, what trains."""
 
 import re
+import types
 import zlib
 
 import pytest
@@ -337,6 +338,25 @@ def test_a_run_with_other_weights_to_train_begins_from_its_model(settings, tools
         UsageError, match=r"tensors were trained, with this configuration .* start from it with initial"
     ):
         tools.build(settings, **KEYS).resume()
+
+
+def test_a_front_end_alone_embeds_nothing(settings, tools, tmp_path):
+    from storage import checkpoint
+
+    file, network = published("wavlm"), tools.build(settings, **KEYS).network
+    with pytest.raises(UsageError, match=r"is a WavLM, HuBERT or wav2vec 2\.0, a front end alone; train a model on it"):
+        checkpoint.load_model_exactly(network, file, "their.bin", "ECAPA_TDNN")
+
+
+def test_other_blocks_than_those_of_a_checkpoint_are_told_by_their_number():
+    from settings.carried import contradictions
+    from settings.reader import Setting
+
+    written, theirs = {"ssl_blocks": Setting(1, "command line")}, {"ssl_blocks": Setting(0, "last.model")}
+    lines = contradictions(types.SimpleNamespace(ssl_blocks=1), written, theirs)
+    assert (
+        lines["ssl_blocks"] == "command line: --ssl_blocks: 1, but last.model was trained with 0; leave ssl_blocks out"
+    )
 
 
 def test_random_weights_are_told(settings, tools, capsys):
