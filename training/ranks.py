@@ -26,12 +26,12 @@ class Ranks:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         use_gpu = config.device != "cpu" and torch.cuda.is_available()
-        index = int(os.environ.get("LOCAL_RANK", "0")) if self.world > 1 else config.gpu_id
+        count = torch.cuda.device_count() if use_gpu else 0
+        index = place_of_gpu(count) if self.world > 1 else config.gpu_id
         self.device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
         failure = ""
         if config.device == "cuda" and not use_gpu:
             failure = "device: cuda is not available on this machine"
-        count = torch.cuda.device_count() if use_gpu else 0
         if use_gpu and index >= count:
             failure = f"gpu_id: there is no GPU {index} here, only {count}"
             if self.world > 1:
@@ -137,6 +137,16 @@ class Ranks:
         if self.world > 1:
             _left.extend((dist.group.WORLD, self.host))
             dist.destroy_process_group()
+
+
+def place_of_gpu(count: int) -> int:
+    """The number, among the ``count`` GPUs that this process sees, of the one it is to use.
+
+    The processes that torchrun starts on a machine see the same ones. A scheduler, as `srun --gpus-per-task 1`, may
+    give each process its own, which is then number 0 for each of them.
+    """
+    alone = count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    return 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
 
 
 class SingleProcess(Ranks):

@@ -109,6 +109,27 @@ def test_a_process_without_a_gpu_of_its_own_is_told_by_what_chose_it(monkeypatch
         ranks.Ranks(Config(gpu_id=2))
 
 
+@pytest.mark.parametrize("under_torchrun", [False, True])
+def test_the_only_gpu_that_a_scheduler_gives_a_process_is_its_own(monkeypatch, under_torchrun):
+    """As by `srun --gpus-per-task 1`; torchrun's processes all see the same ones."""
+    met = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", met.append)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *given, **named: met.append(named["device_id"]))
+    monkeypatch.setattr(ranks, "host_group", lambda timeout: None)
+    monkeypatch.setattr(ranks, "meet", lambda timeout, failure: met.append(failure))
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "2"), ("LOCAL_RANK", "2"), ("CUDA_VISIBLE_DEVICES", "2")):
+        monkeypatch.setenv(name, value)
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    ranks.Ranks(Config())
+    if under_torchrun:
+        assert met[0] == "--nproc_per_node: there is no GPU for local process 2, only 1 here"
+    else:
+        assert met == ["", torch.device("cuda:0"), torch.device("cuda:0")]
+
+
 class Two:
     """Rank 0 of two processes; ``other`` is what rank 1 gives to a collective."""
 
