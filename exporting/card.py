@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from config import KEYS
 from errors import UsageError
 from exporting.formats import NAMES
 from exporting.forms import FORMS, speech_like
+from settings import plugins
+from settings.carried import keys_of_front_end, keys_of_training
 from settings.reader import read_yaml
 from storage.files import write_atomically
 
@@ -189,21 +192,29 @@ def facts(model, export: Export) -> list[tuple[str, str]]:
     given = FORMS[export.kind]
     takes = f"`{given.name}`: {given.takes}, float32"
     takes += f"; one channel at {model.sample_rate:,} Hz in [-1, 1]" if export.kind == "waveform" else ""
-    front = config.frontend and f"`frontend: {config.frontend}`"
-    front = front or f"`features: {getattr(config, 'features', '')}`" * hasattr(config, "features")
-    bands = f", {config.n_mels} bands" if front else ""
+    front = front_end(config)
     norm = f", `input_norm: {config.input_norm}`" if hasattr(config, "input_norm") else ""
     return [
         ("Files", files),
         ("Model", f"{code(f'models/{config.model}.py')}, {count:,} parameters"),
         ("Multiply-adds", f"{work:.2f} GMACs for {CROP:g} s of speech, without the Fourier transform of the features"),
         ("Input", takes),
-        ("Features", f"{front}{bands}{norm}" if front else "the model's own, learned or in its file"),
+        ("Features", f"{front}{norm}" if front else "the model's own, learned or in its file"),
         ("Output", f"`embedding` (batch, {model.dimension}) float32, not length-normalised"),
         ("Sample rate", f"{model.sample_rate:,} Hz"),
         ("Difference from PyTorch", f"at most {export.difference:.1e} in a value of the length-normalised embedding"),
         ("Identity", f"`{model.identity}`"),
     ]
+
+
+def front_end(config) -> str:
+    """What a model's features are: the front end with its keys, or the feature chain; '' if neither is told."""
+    if not config.frontend:
+        return f"`features: {config.features}`, {config.n_mels} bands" if hasattr(config, "features") else ""
+    model, values = plugins.known_declaration("models", config.model), config.values()
+    told = {*KEYS, *keys_of_training(values, model)}
+    keys = "".join(f", `{name}: {values[name]}`" for name in keys_of_front_end(values, model) if name not in told)
+    return f"`frontend: {config.frontend}`{keys}, {config.n_mels} values a frame"
 
 
 def flops(network, x) -> float:

@@ -359,6 +359,16 @@ def test_other_blocks_than_those_of_a_checkpoint_are_told_by_their_number():
     )
 
 
+def test_a_model_card_tells_of_which_network_the_features_are(settings, tools):
+    from exporting.card import front_end
+
+    config = tools.build(settings, **KEYS, ssl_train="none", ssl_blocks=1).config
+    told = "`frontend: ssl`, `ssl_model: wavlm`, `ssl_blocks: 1`, `ssl_output: weighted`, 32 values a frame"
+    assert front_end(config) == told
+    keys = {"model": "ECAPA_TDNN", "channels": 16, "features": "wespeaker", "n_mels": 24}
+    assert front_end(tools.build(settings, **keys).config) == "`features: wespeaker`, 24 bands"
+
+
 def test_random_weights_are_told(settings, tools, capsys):
     trainer = tools.build(settings, **KEYS)
     load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
