@@ -64,7 +64,7 @@ def checked_loss(result, plugin: str) -> tuple[torch.Tensor, float | torch.Tenso
     if fault:
         raise UsageError(f"{plugin}: forward must return (loss, accuracy in %), the loss a single number; {fault}")
     loss, accuracy = result
-    return loss.reshape(()), _one_number(accuracy)
+    return loss.reshape(()) if loss.dim() else loss, _one_number(accuracy)
 
 
 def _fault_of(result) -> str:
