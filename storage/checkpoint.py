@@ -73,7 +73,7 @@ def weights_of(state: dict, path, own=()) -> dict[str, torch.Tensor]:
     Without ``own`` a checkpoint of ours is left as it is.
     """
     tensors = _tensors(state, own)
-    ours = _of_model(own) == _of_model(_prefixed(tensors)) if own else "format_version" in state
+    ours = _is_of(tensors, own) if own else "format_version" in state
     weights = _prefixed(tensors if ours else interop.translate(tensors))
     if not weights:
         raise UsageError(f"{path}: holds no tensors")
@@ -89,9 +89,18 @@ def _of_model(names) -> set[str]:
     return {name for name in names if name.startswith(MODEL) and not name.endswith("num_batches_tracked")}
 
 
-def toolkit_of(state: dict) -> interop.Toolkit | None:
-    """The other toolkit that a checkpoint is of, None for our own and for an unknown one."""
-    return interop.recognise(_tensors(state))
+def _is_of(tensors: dict, own) -> bool:
+    """Whether tensors have the names of those of a model, ``own``, as they are."""
+    return _of_model(own) == _of_model(_prefixed(tensors))
+
+
+def toolkit_of(state: dict, own=()) -> interop.Toolkit | None:
+    """The other toolkit that a checkpoint is of, None for our own and for an unknown one.
+
+    ``own``: the names of a network. A file that has just these is its own, as that of a plug-in which was dropped in.
+    """
+    tensors = _tensors(state, own)
+    return None if own and _is_of(tensors, own) else interop.recognise(tensors)
 
 
 def embedding_size(state: dict, path, network, size: int) -> int:
@@ -154,7 +163,7 @@ def load_model_exactly(network, state: dict, path, name: str):
     Buffers that are not finite before loading, as a mask of -inf, are so by design and are not checked.
     """
     nonfinite_by_design = nonfinite_tensors(dict(network.named_buffers()))
-    theirs = toolkit_of(state)
+    theirs = toolkit_of(state, network.state_dict())
     if theirs and theirs.part:
         raise UsageError(f"{path}: is a {theirs.name}, a front end alone; train a model on it first (docs/models.md)")
     faults = load_weights(network, state, path)

@@ -12,7 +12,7 @@ from frontend import ssl
 from frontend.ssl import Architecture, FrontEnd
 from models import MHFA
 from speaker_model import load_model
-from storage import interop, upstreams
+from storage import checkpoint, interop, upstreams
 from training.finetuning import build_optimizer, load_initial
 
 WIDTH, HEADS = 32, 4
@@ -367,6 +367,23 @@ def test_a_model_card_tells_of_which_network_the_features_are(settings, tools):
     assert front_end(config) == told
     keys = {"model": "ECAPA_TDNN", "channels": 16, "features": "wespeaker", "n_mels": 24}
     assert front_end(tools.build(settings, **keys).config) == "`features: wespeaker`, 24 bands"
+
+
+@pytest.mark.parametrize("names", upstreams.MARKS)
+def test_a_users_own_model_that_has_their_names_is_loaded_as_it_is(names):
+    """Plug-ins of voxceleb_trainer copy such networks into models/."""
+    network = torch.nn.Module()
+    for name in names:
+        *parts, last = ("__S__", *name.split("."))
+        module = network
+        for part in parts:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, torch.nn.Parameter(torch.zeros(2)))
+    checkpoint.load_model_exactly(network, {name: torch.ones(2) for name in names}, "x.model", "Mine")
+    assert all(bool(p.all()) for p in network.parameters())
+    assert checkpoint.toolkit_of(dict.fromkeys(names, torch.ones(2))).part  # of itself such a file is a front end
 
 
 def test_random_weights_are_told(settings, tools, capsys):

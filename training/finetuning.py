@@ -144,7 +144,7 @@ def load_initial(network, dataset, config: Config, log):
     checkpoint.refuse_nonfinite(weights, path, BufferSnapshot(network).nonfinite_by_design)
     weights, note = fit_head(weights, state, own, dataset, config)
     faults = checkpoint.load_weights(network, cut(weights, network), path)
-    toolkit = checkpoint.toolkit_of(state)
+    toolkit = checkpoint.toolkit_of(state, own)
     total, misses = len(own), faults["model"] + faults["loss"]
     refuse_misfit(faults, toolkit, own, config)
     origin = f" ({toolkit.name})" if toolkit else ""
