@@ -85,8 +85,8 @@ def behind_sherpa(front, config):
 
 
 def key_of_sherpa(config) -> str:
-    """The key that gives a model the features of sherpa-onnx."""
-    return "features: sherpa-onnx" if hasattr(config, "features") else "frontend: sherpa_onnx"
+    """The key that gives a model the features of sherpa-onnx: the one that it has its own by."""
+    return "features: sherpa-onnx" if hasattr(config, "features") and not config.frontend else "frontend: sherpa_onnx"
 
 
 def foreign_features(model) -> str:

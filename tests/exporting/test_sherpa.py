@@ -79,7 +79,7 @@ def test_sherpa_onnx_itself_gives_the_same_embeddings(exported, recordings):
 def test_other_features_are_refused_with_the_key_to_train_with(exported):
     _, out, status, _, error = exported(frontend="fbank", n_mels=80)
     assert (status, error.count("\n")) == (1, 1) and not out.exists()
-    assert error.endswith(": sherpa-onnx does not compute its frontend: fbank; train with features: sherpa-onnx\n")
+    assert error.endswith(": sherpa-onnx does not compute its frontend: fbank; train with frontend: sherpa_onnx\n")
     _, _, status, _, error = exported(features="sherpa-onnx", n_mels=24)
     assert (status, error.count("\n")) == (2, 1)
     assert error.endswith("train with n_mels: 80 and features: sherpa-onnx\n") and "n_mels is 24" in error
