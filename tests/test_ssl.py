@@ -386,10 +386,17 @@ def test_a_users_own_model_that_has_their_names_is_loaded_as_it_is(names):
     assert checkpoint.toolkit_of(dict.fromkeys(names, torch.ones(2))).part  # of itself such a file is a front end
 
 
-def test_random_weights_are_told(settings, tools, capsys):
-    trainer = tools.build(settings, **KEYS)
-    load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
-    assert "frontend/ssl.py begins with random weights" in capsys.readouterr().out
+def test_random_weights_and_a_rate_of_nothing_are_told(settings, tools, capsys):
+    def told(**keys):
+        trainer = tools.build(settings, **keys, frontend_lr_factor=0.1)
+        load_initial(trainer.network, trainer.dataset, trainer.config, trainer.log)
+        return capsys.readouterr().out
+
+    nothing, random = "frontend_lr_factor: does nothing", "frontend/ssl.py begins with random weights"
+    assert random in told(**KEYS) and nothing not in told(**KEYS)
+    assert nothing in told(**KEYS, ssl_train="none", ssl_output="last")
+    said = told(model="ECAPA_TDNN")
+    assert nothing in said and random not in said
 
 
 @pytest.mark.parametrize(

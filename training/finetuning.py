@@ -130,8 +130,11 @@ def load_initial(network, dataset, config: Config, log):
     ``dataset`` knows the speakers. ``log(text)`` prints a line. A file of another toolkit may be a part of the model
     only, a front end: then the rest starts fresh.
     """
+    front = learned_front_end(network)
+    if config.frontend_lr_factor != 1.0 and not (front and any(p.requires_grad for p in front.parameters())):
+        log("frontend_lr_factor: does nothing, for no weights of a front end train")
     if not config.initial_model:
-        if getattr(learned_front_end(network), "needs_weights", False):
+        if getattr(front, "needs_weights", False):
             log(
                 f"frontend/{config.frontend}.py begins with random weights: give its published ones as initial_model "
                 "(docs/models.md)"
