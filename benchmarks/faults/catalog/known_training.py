@@ -318,7 +318,7 @@ FAULTS = (
     ),
     Fault(
         id="F55b",
-        title="finite losses, NaN gradient on rank 1",
+        title="finite losses, NaN gradient on one rank, first on rank 0",
         settings={**RANKS, "model": "bad"},
         plugins={"models/bad.py": FLAT},
         prepare=spoil(FIRST, voices.silence),
@@ -327,7 +327,7 @@ FAULTS = (
             Truth(
                 ("grad_nonfinite",),
                 ("model_backward", "distributed"),
-                (Place(code=True, ops=("sqrt",), rank=1),),
+                (Place(code=True, ops=("sqrt",), rank=0),),
                 (CODE, exclude(WAV)),
             ),
         ),
