@@ -111,7 +111,7 @@ class Block(nn.Module):
     def __init__(self, sizes: Architecture, dropout):
         super().__init__()
         width = sizes.width
-        self.heads, self.norm_first, self.dropout = sizes.heads, sizes.norm_first, dropout
+        self.heads, self.norm_first, self.dropout = sizes.heads, sizes.norm_first, nn.Dropout(dropout)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -122,10 +122,10 @@ class Block(nn.Module):
     def forward(self, x, positions=None):
         """Frames (B, T, width), and the bias of their relative positions (heads, T, T) if the model has one."""
         if self.norm_first:
-            x = x + self._dropped(self._attend(self.norm1(x), positions))
-            return x + self._dropped(self._feed(self.norm2(x)))
-        x = self.norm1(x + self._dropped(self._attend(x, positions)))
-        return self.norm2(x + self._dropped(self._feed(x)))
+            x = x + self.dropout(self._attend(self.norm1(x), positions))
+            return x + self.dropout(self._feed(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self._attend(x, positions)))
+        return self.norm2(x + self.dropout(self._feed(x)))
 
     def _attend(self, x, positions):
         query, key, value = (self._split(part(x)) for part in (self.query, self.key, self.value))
@@ -141,10 +141,7 @@ class Block(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, width of a head)
 
     def _feed(self, x):
-        return self.down(self._dropped(F.gelu(self.up(x))))
-
-    def _dropped(self, x):
-        return F.dropout(x, self.dropout, self.training)
+        return self.down(self.dropout(F.gelu(self.up(x))))
 
 
 class Upstream(nn.Module):
@@ -156,7 +153,7 @@ class Upstream(nn.Module):
 
     def __init__(self, sizes: Architecture, blocks, dropout, raw):
         super().__init__()
-        self.norm_first, self.dropout = sizes.norm_first, dropout
+        self.norm_first, self.dropout = sizes.norm_first, nn.Dropout(dropout)
         norms = ["frame"] * len(KERNELS) if sizes.norm_first else ["channel"] + [""] * (len(KERNELS) - 1)
         channels = [1] + [CONVOLVED] * (len(KERNELS) - 1)
         self.convolutions = nn.ModuleList(map(ConvLayer, channels, KERNELS, STRIDES, norms))
@@ -185,9 +182,9 @@ class Upstream(nn.Module):
 
     def states(self, x):
         """What the first block takes and what each one gives, of frames (B, frames, 512): a list."""
-        x = self._dropped(self.project(self.norm(x)))
+        x = self.dropout(self.project(self.norm(x)))
         x = x + self.position(x)
-        x = self._dropped(x if self.norm_first else self.norm_blocks(x))
+        x = self.dropout(x if self.norm_first else self.norm_blocks(x))
         positions = None if self.relative is None else self.relative(x.shape[1], x.device)
         found = [x]
         for block in self.blocks:
@@ -195,9 +192,6 @@ class Upstream(nn.Module):
         if self.norm_first:
             found[-1] = self.norm_blocks(found[-1])
         return found
-
-    def _dropped(self, x):
-        return F.dropout(x, self.dropout, self.training)
 
 
 class FrontEnd(nn.Module):

@@ -57,12 +57,13 @@ class FrontEnd(Chain):
     def forward(self, x):
         learns = self.learns and torch.is_grad_enabled()
         with contextlib.nullcontext() if learns else torch.no_grad():
-            mixed = self.plugin(x.float()) if getattr(self.plugin, "autocast", False) else None
+            x = x.float()
+            mixed = self.plugin(x) if getattr(self.plugin, "autocast", False) else None
             with torch.autocast(x.device.type, enabled=False):
                 if mixed is not None:
                     features = mixed.float()
                 else:
-                    features = self.compute(x.float()) if self.plugin is None else self.plugin(x.float())
+                    features = self.compute(x) if self.plugin is None else self.plugin(x)
                 features = self.normalize(features)
                 if self.training and any(self.spec_augment):
                     features = self._mask(features)

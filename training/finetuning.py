@@ -7,6 +7,7 @@ from corpus.audio import class_count
 from errors import UsageError
 from settings import plugins
 from storage import checkpoint
+from training.front_end import plugin_of
 from training.precision import BufferSnapshot
 from training.schedules import check_optimizer, checked_schedule
 from training.slices import cut, whole_shapes
@@ -101,7 +102,7 @@ def group_factors(values: dict) -> dict[str, float]:
 
 def learned_front_end(network) -> torch.nn.Module | None:
     """The module of frontend/ that a network has if it has weights of its own."""
-    plugin = getattr(getattr(network.__S__, "frontend", None), "plugin", None)
+    plugin = plugin_of(network.__S__)
     return plugin if isinstance(plugin, torch.nn.Module) and any(True for _ in plugin.parameters()) else None
 
 

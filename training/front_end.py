@@ -35,6 +35,11 @@ def with_front_end(values: dict) -> dict:
     return {**values, "frontend": module}
 
 
+def plugin_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The module of frontend/ that a model computes its features with; None if they are its own."""
+    return getattr(getattr(model, "frontend", None), "plugin", None)
+
+
 def empty_bands(network: torch.nn.Module) -> str:
     """What to say of mel filters so narrow that no frequency of the spectrum lies in them; '' if there are none."""
     for chain in network.modules():

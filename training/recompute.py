@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from errors import UsageError
+from training.front_end import plugin_of
 from training.module_state import ModuleState
 
 
@@ -20,8 +21,7 @@ def blocks_of(model: nn.Module, name: str, key: str) -> list[nn.Module]:
     tell = getattr(model, "blocks", None)
     if not callable(tell):
         raise UsageError(f"{key}: models/{name}.py does not tell its blocks (docs/extending.md); remove the key")
-    plugin = getattr(getattr(model, "frontend", None), "plugin", None)  # a front end may tell its own too
-    return [*getattr(plugin, "blocks", list)(), *tell()]
+    return [*getattr(plugin_of(model), "blocks", list)(), *tell()]  # a front end may tell its own too
 
 
 def recompute_blocks(blocks: list[nn.Module]):
